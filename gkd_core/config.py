@@ -1,0 +1,418 @@
+"""`params.yaml`, the one configuration: what each field means, its limits, and what contradicts what.
+
+The text under each field is its documentation: the docs' table is made from it (`make docs`). Config objects stop at
+the step; losses, models and loops take plain arguments.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gkd_core import methods
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import json_digest
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+class Data(Section):
+    """Where the images come from and how they are prepared."""
+
+    source: str = "digits"
+    """`digits`, `cifar10`, `cifar100`, `folder`, or `torchvision:NAME` (any torchvision classification set)."""
+    root: str | None = None
+    """Folder the data is in (`folder`), or is downloaded to and read from (the others). Enters no digest."""
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side of the prepared square images in pixels; null keeps the source's own (`folder`: 64)."""
+    channels: Literal[1, 3] | None = None
+    """1 for greyscale, 3 for colour; null keeps the source's own (`folder`: 3)."""
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """Part of the training images set aside for validation, stratified by class."""
+    test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
+    """Part set aside for the test where the source has no test split of its own (digits, a plain folder)."""
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the splits."""
+
+
+class Augment(Section):
+    """Random changes to training images; null takes the default of the data's source."""
+
+    crop_padding: Annotated[int, Field(ge=0)] | None = None
+    """Pixels of zero padding for a random crop back to size, i.e. the largest shift (CIFAR 4, digits 1)."""
+    flip: bool | None = None
+    """Mirror left-right with probability one half (CIFAR yes, digits no)."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Side in pixels of a random square set to the mean; 0 is off."""
+    mixup: Annotated[float, Field(ge=0.0)] = 0.0
+    """α of mixup's Beta(α, α); 0 is off."""
+
+
+class Training(Section):
+    """One training: optimiser, learning rate over time, regularisation, hardware."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    """Passes over the training split."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW."""
+    learning_rate: Positive = 0.05
+    """Peak learning rate."""
+    momentum: Fraction = 0.9
+    """SGD's momentum."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
+    """Weight decay (decoupled with AdamW)."""
+    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "cosine"
+    """Learning rate over time."""
+    milestones: list[Annotated[int, Field(ge=1)]] = []
+    """Epochs after which `multistep` multiplies the learning rate by `decay_factor`."""
+    decay_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """`multistep`'s factor."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    """Epochs of linear rise from 0 to the learning rate."""
+    label_smoothing: Fraction = 0.0
+    """ε of label smoothing in the cross-entropy."""
+    clip_norm: Positive | None = None
+    """Largest gradient norm; null does not clip."""
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and kept; null is off."""
+    select: Literal["last", "best"] = "last"
+    """Which epoch's weights are kept: the last, or the best on the validation split."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """`bf16` autocast, full `float32`, or bf16 exactly where the device has it (`auto`; CPU: float32)."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the initial weights, of the order of images and of augmentation."""
+    augment: Augment = Augment()
+    """Random changes to the images."""
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if value.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(unknown("device", value, ["auto", "cpu", "cuda", "cuda:N", "mps"]))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Training":
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("schedule is multistep but milestones is empty: name the epochs, or take cosine")
+        if self.schedule != "multistep" and self.milestones:
+            raise ValueError(f"milestones is set but schedule is {self.schedule}: only multistep reads milestones")
+        if any(m >= self.epochs for m in self.milestones):
+            raise ValueError(f"milestones {self.milestones} reach past epochs ({self.epochs})")
+        if sorted(set(self.milestones)) != self.milestones:
+            raise ValueError(f"milestones {self.milestones} must rise")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})")
+        if self.schedule == "onecycle" and self.warmup_epochs:
+            raise ValueError("warmup_epochs is set but schedule is onecycle, which warms up by itself")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0.0):
+            raise ValueError("nesterov needs optimizer sgd and momentum above 0")
+        return self
+
+
+class Network(Section):
+    """Which network to build."""
+
+    name: str = "resnet8"
+    """A CIFAR family (resnet8…110, resnet8x4, resnet32x4, wrn_D_W, vgg8…19, MobileNetV2, ShuffleNetV2) or any
+    torchvision classification model by name."""
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    """First layers of a torchvision model: strided for large images, or not for small ones (`auto`: by image size,
+    cifar up to 64 pixels)."""
+
+
+class Teacher(Network):
+    """The large network: trained here, or imported."""
+
+    name: str = "resnet20"
+    """Network to train; for a state-dict file, the network it belongs to."""
+    source: str | None = None
+    """null trains one; else a folder of ours, `models:/NAME@ALIAS`, a state-dict file (.pt, .pth, .safetensors), or
+    `torchvision:WEIGHTS` such as `torchvision:ResNet18_Weights.IMAGENET1K_V1`."""
+    classes: list[str] | None = None
+    """Class names, in the order of its outputs, of a state-dict file that does not carry them."""
+    mean: list[float] | None = None
+    """Per-channel mean a state-dict file was trained with, for images in [0, 1]; null takes the data's."""
+    std: list[float] | None = None
+    """Per-channel standard deviation, likewise."""
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Image side a state-dict file was trained with; null takes the data's."""
+    train: Training = Training()
+    """How to train it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Teacher":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if self.source is None and (self.classes or self.mean or self.image_size):
+            raise ValueError("classes, mean, std and image_size describe an imported state-dict, but source is null")
+        return self
+
+
+class Student(Network):
+    """The small network."""
+
+
+class Curve(Section):
+    """Shape of the distillation weight β(t) over training; see METHODS, Schedule."""
+
+    beta_min: Annotated[float, Field(ge=0.0)] = 0.1
+    """β before the rise."""
+    beta_max: Annotated[float, Field(ge=0.0)] = 1.0
+    """β after the rise; also the value of `constant`."""
+    b: float | None = None
+    """Displacement of the Gompertz curve; null is 2."""
+    c: Positive | None = None
+    """Rate of the Gompertz curve per epoch; null is 7 / epochs."""
+    inflection: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Instead of b and c: fraction of training at which the curve stands at 1/e of its rise."""
+    saturation: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """With `inflection`: fraction of training at which 99 % of the rise is done."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Curve":
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min ({self.beta_min:g}) must not be above beta_max ({self.beta_max:g})")
+        if (self.inflection is None) != (self.saturation is None):
+            raise ValueError("inflection and saturation go together: give both or neither")
+        if self.inflection is not None and self.saturation is not None:
+            if self.b is not None or self.c is not None:
+                raise ValueError("inflection and saturation replace b and c: give one pair, not both")
+            if self.inflection >= self.saturation:
+                raise ValueError(f"inflection ({self.inflection:g}) must lie before saturation ({self.saturation:g})")
+        return self
+
+
+class Distill(Section):
+    """How the student learns from the teacher."""
+
+    method: str = "gompertz"
+    """One of `gkd methods`."""
+    schedule: str | None = None
+    """Weight β(t) on everything but cross-entropy: gompertz, reversed-gompertz, linear, cosine, constant; null takes
+    the method's own."""
+    curve: Curve = Curve()
+    """Shape of β(t)."""
+    temperature: Positive | None = None
+    """τ of the soft labels; null takes the method's own."""
+    options: dict[str, dict[str, Any]] = {}
+    """Hyperparameters by method, e.g. `options.gompertz.solver: sliced`; only the chosen method's are read."""
+
+    @field_validator("method")
+    @classmethod
+    def _method(cls, value: str) -> str:
+        if value not in methods.METHODS:
+            raise ValueError(unknown("method", value, methods.METHODS))
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: str | None) -> str | None:
+        if value is not None and value not in methods.SCHEDULES:
+            raise ValueError(unknown("schedule", value, methods.SCHEDULES))
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for method in value:
+            if method not in methods.METHODS:
+                raise ValueError(unknown("options: method", method, methods.METHODS))
+        return value
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The chosen method's arguments: its options, with `temperature` put in."""
+        chosen = dict(self.options.get(self.method, {}))
+        if self.temperature is not None:
+            if "temperature" in chosen and chosen["temperature"] != self.temperature:
+                raise GkdError(
+                    f"distill.temperature ({self.temperature:g}) and distill.options.{self.method}.temperature "
+                    f"({chosen['temperature']:g}) contradict each other: give one"
+                )
+            chosen["temperature"] = self.temperature
+        return chosen
+
+
+class References(Section):
+    """What the student is compared with: the same network on the same budget, trained without the method."""
+
+    baseline: bool = True
+    """Train the student alone (method `ce`)."""
+    kd: bool = True
+    """Train the student by plain soft-label distillation (method `kd`)."""
+    kd_alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Weight α of the soft labels in plain KD; cross-entropy has 1 − α."""
+    kd_temperature: Positive = 4.0
+    """τ of plain KD."""
+
+
+class Evaluate(Section):
+    """What is measured, and how carefully."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Level of the confidence intervals."""
+    calibration_bins: Annotated[int, Field(ge=2, le=100)] = 15
+    """Bins of the expected calibration error."""
+    latency_runs: Annotated[int, Field(ge=10)] = 200
+    """Timed single-image inferences a network."""
+    latency_threads: Annotated[int, Field(ge=1)] = 1
+    """onnxruntime threads while timing."""
+
+
+class Export(Section):
+    """How the student is packaged."""
+
+    input: Literal["uint8_nhwc", "float_nchw"] = "uint8_nhwc"
+    """Raw pixels as an image library gives them, or floats in [0, 1] with channels first; normalisation is inside
+    the graph either way."""
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    """ONNX operator set; asserted on the finished file."""
+    parity_tolerance: Positive = 1e-4
+    """Largest |onnxruntime − torch| allowed on the logits of validation images."""
+
+
+class Gate(Section):
+    """What a challenger must show before it becomes champion."""
+
+    min_gain_over_baseline: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    """Top-1 the student must gain over the student alone, in [0, 1]; the paired standard error gives the slack."""
+    max_drop_to_champion: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Top-1 it may lose to the current champion on the same data, beyond what chance explains."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """One-sided level: a shortfall counts only when the test set is large enough to show it at this level."""
+    max_parity: Positive = 1e-3
+    """Largest difference between ONNX and torch logits."""
+    max_size_mb: Positive | None = None
+    """Largest ONNX file in megabytes (10⁶ bytes); null does not limit."""
+    max_latency_ms: Positive | None = None
+    """Largest median latency of one image in milliseconds; null does not limit."""
+    new_data: Literal["refuse", "promote"] = "refuse"
+    """What to do when the champion was measured on other data, so that no comparison is possible."""
+    on_refusal: Literal["report", "fail"] = "report"
+    """A refusal is a result (`report`, exit 0) or an error (`fail`, exit 1)."""
+
+
+class Tracking(Section):
+    """Where runs and models are kept. Enters no digest."""
+
+    uri: str | None = None
+    """MLflow tracking server; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
+    experiment: str = "gkd"
+    """MLflow experiment."""
+    model_name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] = "gkd-student"
+    """Registered model."""
+    attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    """Tries to reach the server before giving up, with growing pauses."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: Data = Data()
+    teacher: Teacher = Teacher()
+    student: Student = Student()
+    distill: Distill = Distill()
+    train: Training = Training()
+    references: References = References()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    gate: Gate = Gate()
+    tracking: Tracking = Tracking()
+
+    def digest(self, *sections: str) -> str:
+        """sha256 of the named sections as they came out of validation, defaults included; `data.root` left out."""
+        content = self.model_dump(mode="json", include=set(sections))
+        content.get("data", {}).pop("root", None)
+        return json_digest(content)
+
+
+def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[str, ...] = ()) -> Params:
+    """Read params.yaml and apply `section.key=value` overrides (values are YAML).
+
+    Raises:
+        GkdError: the file is missing or not YAML, an override has no `=`, or the content is not valid.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GkdError(f"{path} does not exist: run from the project's folder, or pass --params FILE") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        place = f", line {where.line + 1}, column {where.column + 1}" if where else ""
+        raise GkdError(f"{path}{place} is not YAML: {getattr(error, 'problem', None) or error}") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise GkdError(f"{path} must hold sections (data, teacher, …), not a {type(content).__name__}")
+    for override in overrides:
+        _apply(content, override)
+    return parse_params(content, str(path))
+
+
+def parse_params(content: dict[str, Any], where: str = "params") -> Params:
+    """Validate a dict as `Params`.
+
+    Raises:
+        GkdError: the first thing that is wrong, in one sentence.
+    """
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        raise GkdError(f"{where}: {_sentence(error)}") from None
+    return params
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise GkdError(f"--set {override!r} is not of the form section.key=value")
+    *parents, last = path.split(".")
+    for parent in parents:
+        child = content.get(parent)
+        if child is None:
+            child = content[parent] = {}
+        if not isinstance(child, dict):
+            raise GkdError(f"--set {override!r}: {parent} is a value, not a section")
+        content = child
+    try:
+        content[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise GkdError(f"--set {override!r}: the value is not YAML") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first error as one sentence: dotted name, what is wrong, what is known."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal")))]
+    name = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        model: Any = Params
+        for part in location[:-1]:
+            model = model.model_fields[part].annotation
+        prefix = "".join(f"{part}." for part in location[:-1])
+        return unknown("parameter", name, [prefix + field for field in model.model_fields])
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        parent = ".".join(str(part) for part in location[:-1])
+        # A field's own validator starts its sentence with the field's name; put the section before it.
+        if parent and message.startswith(str(location[-1])):
+            return f"{parent}.{message}"
+        return message if not name else f"{name}: {message}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{name} is {first['input']!r}: {message}"

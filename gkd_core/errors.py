@@ -1,0 +1,24 @@
+"""The one exception a user is meant to read."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GkdError(Exception):
+    """Something the user gave us is wrong, or something they can mend.
+
+    The message is one sentence that says what, where and how to mend it. The command line prints it without a
+    traceback and exits with code 2; nothing half-written stays behind.
+    """
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One sentence for an unknown name: the nearest known one first, then all of them.
+
+    >>> unknown("distill.method", "gomperz", ["ce", "kd", "gompertz"])
+    "distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce, kd, gompertz"
+    """
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    guess = f" did you mean {near[0]!r}?" if near else ""
+    return f"{what} {name!r} is unknown;{guess} Known: {', '.join(choices)}"

@@ -1,0 +1,119 @@
+"""Folders that appear whole or not at all, and the digests that name what is in them.
+
+Every file is written under a temporary name, flushed to disk, then renamed; every folder likewise. A reader never
+sees half of either, whatever kills the writer.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gkd_core.errors import GkdError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically: temporary name, flush, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with sorted keys and a final newline, atomically; the same content gives the same bytes.
+
+    Raises:
+        ValueError: content holds NaN or infinity, which JSON cannot.
+    """
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON in `path`.
+
+    Args:
+        what: the thing in the user's words, for the error ("the teacher folder").
+    Raises:
+        GkdError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise GkdError(f"{what} {path.parent} has no {path.name}: run the step that makes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise GkdError(f"{path} is not readable JSON ({error}): delete the folder and run its step again") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
+
+    An existing `out` stays as it was until the new one is complete.
+
+    >>> with whole_folder(Path("student")) as folder:  # doctest: +SKIP
+    ...     (folder / "model.json").write_text("{}")
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    building = out.with_name(f".{out.name}.{os.getpid()}.building")
+    replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        for file in building.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        if out.exists():
+            out.rename(replaced)
+        building.rename(out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def json_digest(content: Any) -> str:
+    """sha256 of JSON content, in hex; independent of key order and spacing."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# What varies from one run to the next by nature: times, hosts, pictures with dates in them.
+VARIES = frozenset({"run.json", "timings.json", "report.html"})
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a folder's files, leaving out what varies by run (`VARIES`).
+
+    Raises:
+        GkdError: the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise GkdError(f"{folder} does not exist: run the step that makes it")
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in VARIES)
+    return json_digest({p.relative_to(folder).as_posix(): file_digest(p) for p in files})

@@ -1,0 +1,1 @@
+"""One idea a file: each loss is a function, or an nn.Module when it owns parameters."""

@@ -1,0 +1,81 @@
+"""What a method's loss is given, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gkd_core.models.classifier import Output
+from gkd_core.models.network import Network
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss may know when it is built, before the first step.
+
+    Attributes:
+        student: the network that learns.
+        teacher: the frozen network, or None for methods without one.
+        train_labels: [N] int64, labels of the training split by sample index.
+        epochs: length of the training.
+        seed: for anything random in the loss.
+    """
+
+    student: Network
+    teacher: Network | None
+    train_labels: Tensor
+    epochs: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a loss sees at one step. Nothing in it makes the device wait.
+
+    Attributes:
+        student: the student's output; gradients flow into it.
+        teacher: the teacher's output without gradient, or None.
+        images: [B, C, H, W] in [0, 1], augmented, as both networks saw them.
+        labels: [B] int64. With mixup, the labels of the first of each pair; `targets` has the mixture.
+        targets: [B, C] class probabilities (label smoothing left out), or None when labels are plain.
+        indices: [B] int64, each sample's position in the training split.
+        epoch: time t in epochs, a float: epoch + step / steps_per_epoch.
+        cross_entropy: logits [B, C] → the mean cross-entropy with the labels, label smoothing and mixup applied.
+    """
+
+    student: Output
+    teacher: Output | None
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    indices: Tensor
+    epoch: float
+    cross_entropy: Callable[[Tensor], Tensor]
+
+
+class Loss(nn.Module):
+    """Base of every method's loss.
+
+    Its trained parameters (adapters, auxiliary heads, a temperature) join the student's optimiser and its buffers the
+    checkpoint; none of them ends up in the student. Hyperparameters are keyword-only arguments of `__init__` with a
+    type, limits (`Annotated[float, Field(gt=0)]`) and a default: `gkd methods` and the configuration read them there.
+
+    Class attributes:
+        hard_labels: the method needs integer labels, so mixup is refused.
+        feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
+    """
+
+    hard_labels = False
+    feature_maps = False
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Named scalar terms, each already weighted by the method.
+
+        "ce" is the cross-entropy term; the schedule β(t) multiplies the sum of all others.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        return [{"params": parameters}] if parameters else []

@@ -1,0 +1,93 @@
+"""METHODS: the distillation methods by name. Adding one = one file in `losses/` and one entry here.
+
+Importing this module imports no torch: an entry names its loss module, which is imported when it is built.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from gkd_core.errors import GkdError, unknown
+
+SCHEDULES = ("gompertz", "reversed-gompertz", "linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of the registry.
+
+    Attributes:
+        summary: one line.
+        source: where it was published.
+        published: the formula was read in the paper or its authors' code; else it is a reconstruction.
+        loss: "module:Class" of the nn.Module that computes it (see `gkd_core.losses.base.Loss`).
+        schedule: weight over time when the user names none.
+        teacher: it learns from a teacher.
+    """
+
+    summary: str
+    source: str
+    published: bool
+    loss: str
+    schedule: str = "constant"
+    teacher: bool = True
+
+    def load(self) -> Any:
+        """The loss's class."""
+        module, _, name = self.loss.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+METHODS: dict[str, Method] = {
+    "ce": Method(
+        summary="Cross-entropy alone: the student without a teacher.",
+        source="the baseline of every comparison",
+        published=True,
+        loss="gkd_core.losses.cross_entropy:CrossEntropy",
+        teacher=False,
+    ),
+    "kd": Method(
+        summary="Soft labels of the teacher at a temperature.",
+        source="Hinton et al. 2015, arXiv:1503.02531",
+        published=True,
+        loss="gkd_core.losses.kd:KnowledgeDistillation",
+    ),
+    "gompertz": Method(
+        summary="Wasserstein feature loss, gradient matching and soft labels, weighted by a Gompertz curve.",
+        source="Yang & Qin 2025, arXiv:2510.21649",
+        published=True,
+        loss="gkd_core.losses.gompertz:Gompertz",
+        schedule="gompertz",
+    ),
+}
+
+
+def hyperparameters(method: str) -> dict[str, inspect.Parameter]:
+    """A method's hyperparameters: the keyword-only arguments of its loss, `context` left out."""
+    signature = inspect.signature(METHODS[method].load(), eval_str=True)
+    return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def check_hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, checked against the types and limits in the signature of the method's loss.
+
+    Raises:
+        GkdError: an unknown name, a wrong type, a value out of range.
+    """
+    known = hyperparameters(method)
+    for name in given:
+        if name not in known:
+            raise GkdError(unknown(f"distill.options.{method}: option", name, known or ["(it has none)"]))
+    fields: dict[str, Any] = {n: (p.annotation, p.default if p.default is not p.empty else Field()) for n, p in known.items()}
+    model = create_model(f"{method} options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    try:
+        checked = model.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise GkdError(f"distill.options.{method}.{name} is {first['input']!r}: {message}") from None
+    return {name: getattr(checked, name) for name in given}

@@ -1,0 +1,1 @@
+"""Networks: architectures by name, one output form, and the folder they are kept in."""

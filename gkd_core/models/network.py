@@ -1,0 +1,165 @@
+"""A network as it is kept and used: an architecture, its weights, its classes, and the preprocessing it expects.
+
+The currency between all parts is an image batch in [0, 1]; each network resizes, converts and normalises for itself,
+so a teacher with its own resolution and statistics stands beside a student with others.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core.errors import GkdError
+from gkd_core.files import read_json, write_bytes, write_json
+from gkd_core.models.classifier import Output
+from gkd_core.models.registry import create_model
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" mode uses
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """All that `model.json` holds.
+
+    Attributes:
+        name: architecture, as `create_model` knows it.
+        stem: "auto", "cifar" or "imagenet".
+        classes: class names in the order of the logits.
+        in_channels: 1 or 3.
+        image_size: side of the square input in pixels.
+        mean, std: per channel, for images in [0, 1].
+    """
+
+    name: str
+    stem: str
+    classes: tuple[str, ...]
+    in_channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Network(nn.Module):
+    """Images in [0, 1] in, `Output` out; preprocessing inside.
+
+    Args:
+        spec: what to build.
+        classes: class names whose logits are wanted, in order; null takes all of the network's own.
+    Raises:
+        GkdError: a wanted class is not among the network's.
+    """
+
+    mean: Tensor
+    std: Tensor
+    luma: Tensor
+    columns: Tensor | None
+
+    def __init__(self, spec: NetworkSpec, classes: tuple[str, ...] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.classifier = create_model(
+            spec.name, len(spec.classes), in_channels=spec.in_channels, image_size=spec.image_size, stem=spec.stem
+        )
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+        self.select_classes(classes)
+
+    def select_classes(self, classes: tuple[str, ...] | None) -> None:
+        """Give logits for these classes only, in this order (null: all, in the network's own).
+
+        Raises:
+            GkdError: the network does not know one of them.
+        """
+        self.classes = self.spec.classes if classes is None else classes
+        columns = None
+        if self.classes != self.spec.classes:
+            position = {name: i for i, name in enumerate(self.spec.classes)}
+            missing = [name for name in self.classes if name not in position]
+            if missing:
+                raise GkdError(
+                    f"the network {self.spec.name} has {len(self.spec.classes)} classes, and of the data's "
+                    f"{len(self.classes)} it does not know {', '.join(map(repr, missing[:5]))}"
+                    f"{' and others' if len(missing) > 5 else ''}: train a teacher for this data, or rename its classes"
+                )
+            columns = torch.tensor([position[name] for name in self.classes], device=self.mean.device)
+        self.register_buffer("columns", columns, persistent=False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] in [0, 1], any size, grey or colour → normalised [B, in_channels, size, size]."""
+        if images.shape[1] == 1 and self.spec.in_channels == 3:
+            images = images.expand(-1, 3, -1, -1)
+        elif images.shape[1] == 3 and self.spec.in_channels == 1:
+            images = (images * self.luma).sum(1, keepdim=True)
+        size = (self.spec.image_size, self.spec.image_size)
+        if images.shape[2:] != size:
+            images = functional.interpolate(images, size, mode="bilinear", antialias=True)
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Output:
+        """[B, C, H, W] in [0, 1] → `Output`, logits in the order of `classes`."""
+        output: Output = self.classifier(self.preprocess(images))
+        return output._replace(logits=self._select(output.logits))
+
+    def head(self, last_stage: Tensor) -> Tensor:
+        """Logits [B, C] from the last stage alone, in the order of `classes`."""
+        return self._select(self.classifier.head(last_stage))
+
+    def pooled_linear_weight(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight [C, D] and bias [C] of a global-average-pool + linear head, in the order of `classes`, else None."""
+        layer = self.classifier.pooled_linear
+        if layer is None:
+            return None
+        if self.columns is None:
+            return layer.weight, layer.bias
+        return layer.weight[self.columns], None if layer.bias is None else layer.bias[self.columns]
+
+    def _select(self, logits: Tensor) -> Tensor:
+        return logits if self.columns is None else logits[:, self.columns]
+
+    @torch.no_grad()
+    def stage_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C_i, H_i, W_i) of every stage, found by one forward pass in eval mode; the mode is left as it was."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        size = self.spec.image_size
+        output = self(torch.zeros(1, self.spec.in_channels, size, size, device=self.mean.device))
+        for module, mode in modes.items():
+            module.training = mode
+        return tuple((s.shape[1], s.shape[2], s.shape[3]) for s in output.stages)
+
+
+def save_network(network: Network, folder: Path) -> None:
+    """Write model.safetensors and model.json into an existing folder; the same weights give the same bytes."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.classifier.state_dict().items()}
+    write_bytes(folder / "model.safetensors", save(weights))
+    write_json(folder / "model.json", json.loads(json.dumps(asdict(network.spec))))
+
+
+def load_network(folder: Path, classes: tuple[str, ...] | None = None) -> Network:
+    """Read back what `save_network` wrote.
+
+    Args:
+        classes: class names whose logits are wanted, as in `Network`.
+    Raises:
+        GkdError: files missing or damaged, weights that do not fit, classes that do not match.
+    """
+    content = read_json(folder / "model.json", "the network folder")
+    try:
+        spec = NetworkSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+    except TypeError as error:
+        raise GkdError(f"{folder / 'model.json'} does not describe a network ({error}): make it again") from None
+    network = Network(spec, classes)
+    path = folder / "model.safetensors"
+    try:
+        network.classifier.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise GkdError(f"the network folder {folder} has no model.safetensors: run the step that makes it") from None
+    except Exception as error:  # safetensors has no common base for its errors; torch raises RuntimeError
+        reason = str(error).strip().splitlines()[0]
+        raise GkdError(f"{path} is damaged or does not fit {spec.name} ({reason}): make it again") from None
+    return network
