@@ -8,8 +8,10 @@ class GkdError(Exception):
     """Something the user gave us is wrong, or something they can mend.
 
     The message is one sentence that says what, where and how to mend it. The command line prints it without a
-    traceback and exits with code 2; nothing half-written stays behind.
+    traceback and exits with `exit_code`; nothing half-written stays behind.
     """
+
+    exit_code = 2
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

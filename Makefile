@@ -1,0 +1,55 @@
+# `make help` lists the targets. Everything runs in .venv, made once from requirements.lock.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test e2e lint format lock docs bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+install: $(READY)  ## make .venv from requirements.lock (the other targets do it by themselves)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gkd needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 …")'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing requirements.lock into $(VENV) (some minutes, several GB)"
+	@$(VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	@$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## run the whole pipeline on params.yaml (default data: handwritten digits) and show the outcome
+	@dvc repro
+	@gkd summary
+
+test: $(READY)  ## the default test suite
+	@pytest -m "not e2e and not docker and not gpu"
+
+e2e: $(READY)  ## look at what `make demo` left
+	@pytest tests/e2e -m e2e
+
+lint: $(READY)  ## ruff and mypy
+	@ruff check . && ruff format --check . && mypy
+
+format: $(READY)  ## let ruff mend what it can
+	@ruff check --fix . && ruff format .
+
+lock: $(READY)  ## make requirements.lock and requirements-serve.lock anew from pyproject.toml
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--extra all --extra dev --extra bench pyproject.toml --output-file requirements.lock $(LOCK)
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--extra serve pyproject.toml --output-file requirements-serve.lock $(LOCK)
+
+docs: $(READY)  ## make docs/parameters.md and docs/methods.md from the code
+	@gkd params --markdown > docs/parameters.md
+	@gkd methods --markdown > docs/methods.md
+
+bench: $(READY)  ## speed, as ratios measured side by side
+	@python -m benchmarks
+
+clean:  ## remove what a run leaves (not .venv, not the tracking store)
+	@rm -rf data teacher baseline kd student deploy report registration work

@@ -1,0 +1,29 @@
+"""The teacher as the loop sees it: frozen, in eval mode, never differentiated into."""
+
+import torch
+from torch import Tensor
+
+from gkd_core.models.classifier import Output
+from gkd_core.models.network import Network
+
+
+class OnlineTeacher:
+    """Answers for the very images the student sees, augmentation included.
+
+    Not an nn.Module on purpose: nothing that walks over modules can put it in train mode or find its parameters.
+
+    Args:
+        network: frozen here.
+        autocast: run it in bf16.
+    """
+
+    def __init__(self, network: Network, *, device: torch.device, autocast: bool) -> None:
+        self.network = network.to(device).eval().requires_grad_(False)
+        self._device = device
+        self._autocast = autocast
+
+    def __call__(self, images: Tensor, indices: Tensor) -> Output:
+        """The output for images [B, C, H, W] in [0, 1]; `indices` [B] are their positions in the training split."""
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            output: Output = self.network(images)
+        return output

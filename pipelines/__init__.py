@@ -1,0 +1,1 @@
+"""How steps are chained and where they run."""

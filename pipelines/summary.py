@@ -1,0 +1,87 @@
+"""What a person wants to see at the end of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gkd_core.files import read_json
+
+ROWS = {
+    "teacher": "teacher",
+    "baseline": "student alone",
+    "kd": "student, plain KD",
+    "student": "student",
+}
+
+
+def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str, Any]:
+    """Print the comparison, the gate's decision, the registered version and the report's path.
+
+    Returns:
+        The same as nested values, for the last line of output.
+    Raises:
+        GkdError: a step has not run yet.
+    """
+    metrics = read_json(report / "metrics.json", "the report folder")
+    timings = read_json(report / "timings.json", "the report folder")
+    manifest = read_json(deploy / "manifest.json", "the deploy folder")
+    gate = read_json(registration / "gate.json", "the registration folder")
+    version = read_json(registration / "version.json", "the registration folder")
+
+    console = Console()
+    table = Table(title=f"{metrics['data']['source']}, {metrics['data']['test_images']} test images", title_justify="left")
+    for heading, side in (("network", "left"), ("top-1", "right"), ("95 % interval", "right"), ("parameters", "right"),
+                          ("ONNX size", "right"), ("latency p50", "right")):  # fmt: skip
+        table.add_column(heading, justify="left" if side == "left" else "right")
+    for key, label in ROWS.items():
+        if key not in metrics:
+            continue
+        row = metrics[key]
+        table.add_row(
+            f"{label}, {manifest['method']}" if key == "student" else label,
+            f"{100 * row['top1']:.2f} %",
+            f"{100 * row['top1_low']:.2f} – {100 * row['top1_high']:.2f}",
+            f"{row['parameters']:,}",
+            f"{row['onnx_bytes'] / 1e6:.2f} MB",
+            f"{timings[key]['latency_ms_p50']:.3f} ms",
+        )
+    console.print(table)
+    verdict = "[green]passed[/]" if gate["passed"] else "[yellow]refused[/]"
+    console.print(f"gate      {verdict}")
+    for check in gate["reasons"]:
+        console.print(f"          {'✓' if check['passed'] else '✗'} {check['sentence']}", highlight=False)
+    console.print(f"registry  {version['name']} version {version['version']}, alias {version['alias']}", highlight=False)
+    console.print(f"ONNX      {deploy / manifest['model']['file']}", highlight=False)
+    console.print(f"report    {report / 'report.html'}", highlight=False)
+    return {
+        **{key: {"top1": metrics[key]["top1"]} for key in ROWS if key in metrics},
+        "onnx": {
+            "path": str(deploy / manifest["model"]["file"]),
+            "bytes": manifest["model"]["size_bytes"],
+            "parity_max_abs": manifest["parity"]["max_abs"],
+        },
+        "gate": {"passed": gate["passed"]},
+        "registry": {"name": version["name"], "version": version["version"], "alias": version["alias"]},
+        "report": {"path": str(report / "report.html")},
+    }
+
+
+def show_versions(versions: list[dict[str, Any]]) -> None:
+    """Print registered versions, newest first."""
+    table = Table()
+    for heading in ("version", "aliases", "top-1", "gate", "created", "method", "manifest"):
+        table.add_column(heading)
+    for row in versions:
+        top1 = row.get("top1")
+        table.add_row(
+            str(row["version"]),
+            ", ".join(row["aliases"]),
+            "" if top1 is None else f"{100 * float(top1):.2f} %",
+            str(row.get("gate", "")),
+            str(row.get("created", "")),
+            str(row.get("method", "")),
+            str(row.get("manifest", ""))[:12],
+        )
+    Console().print(table)
