@@ -23,19 +23,54 @@ class Output(NamedTuple):
 class Classifier(nn.Module):
     """Base of all architectures: normalised images [B, C, H, W] in, `Output` out.
 
-    A subclass sets `pooled_linear` to its last layer when its head is global average pooling followed by exactly that
-    layer (gradients with respect to the last stage then have a closed form), and leaves it None otherwise.
+    A subclass gives `features`, `embed` and `classify`; the forward pass and the head are the same three in a row, so
+    the head on the last stage gives the logits bit for bit (in eval mode, where dropout is off).
     """
 
-    def forward(self, images: Tensor) -> Output:
-        """Raises: NotImplementedError in this base."""
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps [B, C_i, H_i, W_i] from shallow to deep, the last one as the head sees it."""
         raise NotImplementedError
+
+    def embed(self, last_stage: Tensor) -> Tensor:
+        """[B, C_n, H_n, W_n] → [B, D], the vector before the last linear layer."""
+        raise NotImplementedError
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """[B, D] → logits [B, C]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Output:
+        """Normalised images [B, C, H, W] → `Output`."""
+        stages = self.features(images)
+        embedding = self.embed(stages[-1])
+        return Output(self.classify(embedding), stages, embedding)
 
     def head(self, last_stage: Tensor) -> Tensor:
         """Logits [B, C] from the last stage [B, C_n, H_n, W_n] alone."""
-        raise NotImplementedError
+        return self.classify(self.embed(last_stage))
 
     @property
     def pooled_linear(self) -> nn.Linear | None:
-        """The linear layer of a global-average-pool + linear head, else None."""
+        """The linear layer of a head that is global average pooling followed by exactly that layer, else None.
+
+        Gradients with respect to the last stage have a closed form where it is given.
+        """
         return None
+
+
+class PooledClassifier(Classifier):
+    """A classifier whose head is global average pooling and one linear layer, which a subclass names."""
+
+    @property
+    def pooled_linear(self) -> nn.Linear:
+        """The linear layer [C, D]."""
+        raise NotImplementedError
+
+    def embed(self, last_stage: Tensor) -> Tensor:
+        """Mean over the pixels."""
+        return last_stage.mean((2, 3))
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """The linear layer."""
+        logits: Tensor = self.pooled_linear(embedding)
+        return logits

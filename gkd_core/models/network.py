@@ -7,6 +7,7 @@ so a teacher with its own resolution and statistics stands beside a student with
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
@@ -150,7 +151,8 @@ def load_network(folder: Path, classes: tuple[str, ...] | None = None) -> Networ
     """
     content = read_json(folder / "model.json", "the network folder")
     try:
-        spec = NetworkSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        spec = NetworkSpec(**fields)
     except TypeError as error:
         raise GkdError(f"{folder / 'model.json'} does not describe a network ({error}): make it again") from None
     network = Network(spec, classes)

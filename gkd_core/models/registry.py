@@ -1,0 +1,84 @@
+"""Architectures by name. Adding a family = one file here with a `build` function and one entry in `FAMILIES`.
+
+The CIFAR families are those of the CIFAR-100 distillation benchmark (RepDistiller), under the same layer names, so that
+checkpoints trained with it, or with mdistiller, load as they are. Every other name is torchvision's. Where both know a
+name (vgg11, vgg13, vgg16, vgg19) the plain name means the CIFAR family and `torchvision:vgg13` torchvision's.
+"""
+
+import difflib
+import importlib
+from typing import Any, cast
+
+from gkd_core.errors import GkdError, unknown
+from gkd_core.models.classifier import Classifier
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "resnet": (
+        *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
+        "resnet8x4",
+        "resnet32x4",
+    ),
+    "wide_resnet": ("wrn_16_1", "wrn_16_2", "wrn_40_1", "wrn_40_2"),
+    "vgg": ("vgg8", "vgg11", "vgg13", "vgg16", "vgg19"),
+    "mobilenet": ("MobileNetV2",),
+    "shufflenet": ("ShuffleNetV2",),
+}
+"""Module in `gkd_core.models` → the names it builds."""
+
+TORCHVISION = "torchvision:"
+STEMS = ("auto", "cifar", "imagenet")
+
+
+def model_names() -> tuple[str, ...]:
+    """Every name `create_model` takes: the CIFAR families, then torchvision's (imports torchvision)."""
+    cifar = _cifar_names()
+    return (*cifar, *(TORCHVISION + name if name in cifar else name for name in _torchvision_names()))
+
+
+def create_model(
+    name: str, num_classes: int, *, in_channels: int = 3, image_size: int = 32, stem: str = "auto"
+) -> Classifier:
+    """A freshly initialised network, from torch's global random state.
+
+    Args:
+        name: one of `model_names()`; `torchvision:NAME` always means torchvision's.
+        num_classes: C ≥ 1.
+        in_channels: 1 or 3.
+        image_size: side of the square input in pixels.
+        stem: first layers of a torchvision network: "imagenet", "cifar", or "auto" (cifar up to 64 pixels). The CIFAR
+            families have their own stem at every size and refuse "imagenet".
+    Raises:
+        GkdError: unknown name or stem, or images too small for the network.
+    """
+    if stem not in STEMS:
+        raise GkdError(unknown("stem", stem, STEMS))
+    for module, names in FAMILIES.items():
+        if name not in names:
+            continue
+        if stem == "imagenet":
+            raise GkdError(
+                f"network {name} is a CIFAR network and has no ImageNet stem: set stem to auto, or take a torchvision "
+                f"network{f' ({TORCHVISION}{name})' if name in _torchvision_names() else ''}"
+            )
+        family: Any = importlib.import_module(f"gkd_core.models.{module}")
+        return cast(Classifier, family.build(name, num_classes, in_channels=in_channels, image_size=image_size))
+    plain = name.removeprefix(TORCHVISION)
+    if plain not in _torchvision_names():
+        near = difflib.get_close_matches(name, _torchvision_names(), n=3)
+        raise GkdError(
+            unknown("network", name, [*_cifar_names(), *near, "every torchvision classification model by its name"])
+        )
+    from gkd_core.models import torchvision_models
+
+    return torchvision_models.build(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+
+
+def _cifar_names() -> tuple[str, ...]:
+    return tuple(name for names in FAMILIES.values() for name in names)
+
+
+def _torchvision_names() -> list[str]:
+    from torchvision import models
+
+    names: list[str] = models.list_models(module=models)
+    return names
