@@ -4,6 +4,7 @@ The text under each field is its documentation: the docs' table is made from it 
 the step; losses, models and loops take plain arguments.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ Positive = Annotated[float, Field(gt=0.0)]
 class Section(BaseModel):
     """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
 
 
 class Data(Section):
@@ -342,6 +343,19 @@ class Params(Section):
         return json_digest(content)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats: PyYAML alone reads `1e-4` as text, DVC and everybody else as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+0123456789.")
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # a SafeLoader: builds no objects
+
+
 def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[str, ...] = ()) -> Params:
     """Read params.yaml and apply `section.key=value` overrides (values are YAML).
 
@@ -349,7 +363,7 @@ def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[s
         GkdError: the file is missing or not YAML, an override has no `=`, or the content is not valid.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GkdError(f"{path} does not exist: run from the project's folder, or pass --params FILE") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -391,7 +405,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
             raise GkdError(f"--set {override!r}: {parent} is a value, not a section")
         content = child
     try:
-        content[last] = yaml.safe_load(text)
+        content[last] = _yaml(text)
     except yaml.YAMLError:
         raise GkdError(f"--set {override!r}: the value is not YAML") from None
 
