@@ -1,0 +1,1 @@
+"""One step each: folders in, a folder out, a small summary back."""

@@ -1,0 +1,36 @@
+"""prepare: the images of `data.source`, split and brought to size, as a folder every later step reads."""
+
+from pathlib import Path
+from typing import Any
+
+from gkd_core.config import Params
+
+
+def run(*, out: Path, params: Params) -> dict[str, Any]:
+    """Write the prepared data to `out`, whole or not at all.
+
+    Reads the section `data` of the parameters.
+
+    Returns:
+        source, classes, image_size, channels, counts, sha256, dropped.
+    Raises:
+        GkdError: the data is missing, damaged, or cannot be split as asked.
+    """
+    from gkd_core.data.prepare import write_prepared
+    from gkd_core.data.sources import open_source
+    from gkd_core.files import whole_folder
+
+    data = params.data
+    root = Path(data.root).expanduser() if data.root is not None else None
+    source = open_source(data.source, root, data.image_size, data.channels)
+    with whole_folder(out) as folder:
+        info = write_prepared(
+            source,
+            folder,
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+            seed=data.seed,
+            unreadable=data.unreadable,
+        )
+    summary = info.model_dump(mode="json")
+    return {k: summary[k] for k in ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped")}

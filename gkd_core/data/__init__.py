@@ -1,0 +1,1 @@
+"""Images and labels: where they come from, the prepared format on disk, batches on the device."""

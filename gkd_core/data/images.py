@@ -1,0 +1,77 @@
+"""One picture, whatever its mode, as a square uint8 array: what every image goes through, also when served.
+
+The rules, kept in `dataset.json` too: the first frame counts; the EXIF orientation is applied; transparency is laid
+over white; 16-bit grey is scaled by 255/65535; the centre square is scaled to size (the shorter side is resized, then
+the centre cropped), bilinear with antialiasing; colour becomes grey by ITU-R BT.601, grey becomes colour by repetition.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+PREPARATION = (
+    "first frame; EXIF orientation applied; transparency over white; 16-bit grey by 255/65535; "
+    "shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R BT.601"
+)
+
+
+class Unreadable(Exception):
+    """A picture that cannot be decoded; the message says why, without the file's name."""
+
+
+def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
+    """Decode a file and `fit` it.
+
+    Returns:
+        uint8 [size, size, channels].
+    Raises:
+        Unreadable: not an image, truncated, damaged, or of a depth without an agreed range (32 bit).
+    """
+    try:
+        with Image.open(path) as image:
+            # A JPEG decodes faster at half, a quarter, an eighth; twice the final size keeps the resampling honest.
+            image.draft(None, (2 * size, 2 * size))
+            return fit(ImageOps.exif_transpose(image), size, channels)
+    except Unreadable:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
+        raise Unreadable(" ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__) from None
+
+
+def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
+    """Bring one picture to size and number of channels by the rules above.
+
+    Args:
+        image: a Pillow image, or uint8 [H, W] or [H, W, 1 or 3].
+        size: side of the result in pixels.
+        channels: 1 or 3.
+    Returns:
+        uint8 [size, size, channels]; the same values where nothing had to change.
+    Raises:
+        Unreadable: 32-bit integer or floating-point pixels, which have no agreed range.
+    """
+    if isinstance(image, np.ndarray):
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.shape == (size, size, channels):
+            return image
+        image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    image = _plain(image).convert("RGB" if channels == 3 else "L")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture without transparency and with 8 bits a channel."""
+    if image.mode.startswith("I;16"):
+        sixteen = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((sixteen * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise Unreadable("its pixels are 32 bits deep, which has no agreed range: convert it to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image

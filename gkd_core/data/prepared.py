@@ -1,0 +1,245 @@
+"""The prepared format: one folder of memory-mapped arrays, so that a set larger than memory trains all the same.
+
+dataset.json                                   `DatasetInfo`
+train/images.npy, validation/…, test/…         uint8 [N, S, S, C]
+train/labels.npy, …                            int64 [N]
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+from gkd_core.data.sources.base import SPLITS, SplitName
+from gkd_core.errors import GkdError
+from gkd_core.files import json_digest, read_json, write_json
+
+CHUNK_BYTES = 1 << 24
+
+
+class AugmentDefaults(TypedDict):
+    """The source's own augmentation: largest shift in pixels, and whether to mirror."""
+
+    crop_padding: int
+    flip: bool
+
+
+class DatasetInfo(BaseModel):
+    """All that `dataset.json` holds. Nothing in it depends on where the data came from on this machine.
+
+    Attributes:
+        format: version of this layout.
+        source: as in `data.source`.
+        classes: class names; a label is a position in it.
+        image_size: side of the square images in pixels.
+        channels: 1 or 3.
+        mean, std: per channel over the train split, for pixels in [0, 1]; the std of a constant channel is given as 1.
+        counts: images by split.
+        sha256: of classes, shapes and the arrays of the three splits.
+        augment: default augmentation of the source.
+        dropped: files left out because they could not be read, relative to the data's root.
+        preparation: how images were brought to size.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    source: str
+    classes: tuple[str, ...]
+    image_size: int
+    channels: Literal[1, 3]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    counts: dict[SplitName, int]
+    sha256: str
+    augment: AugmentDefaults
+    dropped: tuple[str, ...] = ()
+    preparation: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one split.
+
+    Attributes:
+        images: uint8 [N, H, W, C], memory-mapped when it comes from a prepared folder.
+        labels: int64 [N].
+        mean: per channel of the train split, for pixels in [0, 1]; what cutout fills with.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    mean: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class PreparedData:
+    """A prepared folder, opened for reading. A split is opened when it is first asked for, not before.
+
+    >>> data = PreparedData.open(Path("data"))  # doctest: +SKIP
+    >>> data.info.classes, data.train.images.shape  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path, info: DatasetInfo) -> None:
+        self.folder = folder
+        self.info = info
+
+    @classmethod
+    def open(cls, folder: Path) -> "PreparedData":
+        """Read dataset.json and see that the arrays are there and as long as it says; they are not opened yet.
+
+        Raises:
+            GkdError: there is no prepared data here, or it is damaged.
+        """
+        content = read_json(folder / "dataset.json", "the data folder")
+        try:
+            info = DatasetInfo.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the whole"
+            raise _damaged(folder / "dataset.json", f"{place}: {first['msg']}") from None
+        if set(info.counts) != set(SPLITS) or len(info.mean) != info.channels or len(info.std) != info.channels:
+            raise _damaged(folder / "dataset.json", "counts or statistics are incomplete")
+        for split, count in info.counts.items():
+            image_bytes = info.image_size * info.image_size * info.channels
+            for file, payload in (("images.npy", count * image_bytes), ("labels.npy", count * 8)):
+                path = folder / split / file
+                if not path.is_file():
+                    raise _damaged(path, "it is missing")
+                header = path.stat().st_size - payload
+                if not 0 < header < 4096:
+                    raise _damaged(path, f"its size does not fit the {count} images dataset.json speaks of")
+        return cls(folder, info)
+
+    @cached_property
+    def train(self) -> Split:
+        """The images trained on."""
+        return self.split("train")
+
+    @cached_property
+    def validation(self) -> Split:
+        """The images decisions are made on."""
+        return self.split("validation")
+
+    @cached_property
+    def test(self) -> Split:
+        """The images looked at once, at the end."""
+        return self.split("test")
+
+    def split(self, name: SplitName) -> Split:
+        """Open one split.
+
+        Raises:
+            GkdError: an array is not of the shape or type dataset.json says, or a label is none of the classes.
+        """
+        size, count = self.info.image_size, self.info.counts[name]
+        images = _open_array(self.folder / name / "images.npy", np.uint8, (count, size, size, self.info.channels))
+        labels = np.array(_open_array(self.folder / name / "labels.npy", np.int64, (count,)))
+        if count and not 0 <= labels.min() <= labels.max() < len(self.info.classes):
+            raise _damaged(self.folder / name / "labels.npy", "it has labels beyond the classes")
+        return Split(images, labels, self.info.mean)
+
+    def digest(self) -> str:
+        """sha256 of what is on disk now; equal to `info.sha256` unless a byte changed. Reads everything."""
+        hashes: dict[SplitName, dict[str, str]] = {}
+        for name in SPLITS:
+            split = self.split(name)
+            images = hashlib.sha256()
+            rows = max(1, CHUNK_BYTES // max(1, split.images[:1].nbytes))
+            for start in range(0, len(split), rows):
+                images.update(np.ascontiguousarray(split.images[start : start + rows]).data)
+            hashes[name] = {"images": images.hexdigest(), "labels": _labels_hash(split.labels)}
+        return content_digest(self.info.classes, self.info.image_size, self.info.channels, hashes)
+
+
+class SplitWriter:
+    """Writes a split row by row into a memory map, counting statistics and the digest on the way.
+
+    Args:
+        folder: an existing folder; `images.npy` and `labels.npy` are made in it.
+        labels: [N] int64.
+        image_size, channels: of the images to come.
+    """
+
+    def __init__(self, folder: Path, labels: NDArray[np.int64], image_size: int, channels: int) -> None:
+        self._labels = labels
+        np.save(folder / "labels.npy", labels)
+        self._images = np.lib.format.open_memmap(
+            folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(labels), image_size, image_size, channels)
+        )
+        self._hash = hashlib.sha256()
+        self._row = 0
+        # Whole numbers: exact, so the statistics do not depend on how the rows were grouped.
+        self._sum = np.zeros(channels, dtype=np.int64)
+        self._squares = np.zeros(channels, dtype=np.int64)
+
+    def append(self, images: Iterable[NDArray[np.uint8]]) -> None:
+        """Write the next rows, each uint8 [S, S, C]."""
+        rows = np.stack(list(images))
+        self._images[self._row : self._row + len(rows)] = rows
+        self._row += len(rows)
+        self._hash.update(rows.data)
+        self._sum += rows.sum((0, 1, 2), dtype=np.int64)
+        self._squares += np.square(rows, dtype=np.int64).sum((0, 1, 2))
+
+    def close(self) -> dict[str, str]:
+        """Flush; the hashes of images and labels.
+
+        Raises:
+            ValueError: rows are missing.
+        """
+        if self._row != len(self._labels):
+            raise ValueError(f"{self._row} of {len(self._labels)} rows were written")
+        self._images.flush()
+        return {"images": self._hash.hexdigest(), "labels": _labels_hash(self._labels)}
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of what was written, for pixels in [0, 1], float64."""
+        pixels = self._row * self._images.shape[1] * self._images.shape[2]
+        mean = self._sum / pixels
+        # n·Σx² − (Σx)² in Python's integers: no rounding, so a constant channel has exactly zero variance.
+        variance = [(pixels * int(q) - int(s) ** 2) / pixels**2 for s, q in zip(self._sum, self._squares, strict=True)]
+        std = [float(np.sqrt(v)) / 255 if v > 0 else 1.0 for v in variance]
+        return tuple(float(m) / 255 for m in mean), tuple(std)
+
+
+def content_digest(
+    classes: tuple[str, ...], image_size: int, channels: int, hashes: Mapping[SplitName, Mapping[str, str]]
+) -> str:
+    """The data's digest from its classes, its shape and the hashes of its arrays."""
+    return json_digest({"classes": list(classes), "shape": [image_size, image_size, channels], "splits": hashes})
+
+
+def write_info(folder: Path, info: DatasetInfo) -> None:
+    """Write dataset.json."""
+    write_json(folder / "dataset.json", json.loads(info.model_dump_json()))
+
+
+def _labels_hash(labels: NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(labels, dtype="<i8").data).hexdigest()
+
+
+def _open_array(path: Path, dtype: type, shape: tuple[int, ...]) -> Any:
+    try:
+        array = np.load(path, mmap_mode="r" if 0 not in shape else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(path, str(error)) from None
+    if array.dtype != dtype or array.shape != shape:
+        raise _damaged(
+            path, f"it is {array.dtype} {list(array.shape)}, dataset.json says {np.dtype(dtype)} {list(shape)}"
+        )
+    return array
+
+
+def _damaged(path: Path, reason: str) -> GkdError:
+    return GkdError(f"{path} is damaged ({reason}): run `gkd prepare` again")

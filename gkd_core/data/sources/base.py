@@ -1,0 +1,50 @@
+"""What a source gives: labelled pictures, to be decoded one by one, in one to three splits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split as the source has it; nothing is decoded before `read` is called.
+
+    Attributes:
+        labels: [N] int64.
+        read: position → uint8 [S, S, C] as the source's `image_size` and `channels` say. May raise
+            `gkd_core.data.images.Unreadable` where `names` is given.
+        names: file names for messages, or () where pictures cannot be unreadable.
+        parallel: `read` may be called from several threads.
+    """
+
+    labels: NDArray[np.int64]
+    read: Callable[[int], NDArray[np.uint8]]
+    names: tuple[str, ...] = ()
+    parallel: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before it is split and written.
+
+    Attributes:
+        name: as in `data.source`.
+        classes: class names; a label is a position in it.
+        image_size: side of the pictures `read` gives.
+        channels: 1 or 3.
+        splits: "train" always; "validation" and "test" where the source has its own.
+        flip: a mirrored picture is still of its class, so flipping is the default augmentation.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    image_size: int
+    channels: int
+    splits: Mapping[SplitName, Examples]
+    flip: bool
