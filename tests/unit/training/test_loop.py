@@ -1,0 +1,302 @@
+"""The loop does what its formula says, leaves modes and gradients as they must be, and resumes to the bit."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core.data.augment import Augmentation
+from gkd_core.data.loader import Loader
+from gkd_core.errors import GkdError
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.cross_entropy import CrossEntropy
+from gkd_core.losses.kd import KnowledgeDistillation
+from gkd_core.models.network import Network, NetworkSpec
+from gkd_core.training import loop
+from gkd_core.training.learning_rate import learning_rate_factor
+from gkd_core.training.optimizer import create_optimizer
+from gkd_core.training.teacher import OnlineTeacher
+
+CPU = torch.device("cpu")
+CLASSES = ("a", "b", "c")
+
+
+class Split:
+    """A tiny prepared split: three kinds of noisy stripes that a small network can learn."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(0, 3, count)
+        images = rng.integers(0, 80, (count, 8, 8, 1))
+        for i, label in enumerate(self.labels):
+            images[i, label * 3 : label * 3 + 2] += 150
+        self.images = images.astype(np.uint8)
+        self.mean = (0.2,)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(NetworkSpec("resnet8", "auto", CLASSES, 1, 8, (0.2,), (0.3,)))
+
+
+class Run:
+    """One training with its parts at hand."""
+
+    def __init__(self, tmp_path, loss_class=CrossEntropy, *, teacher=None, epochs=3, count=50, lr=0.05, **arguments):
+        self.network = network()
+        self.teacher = None if teacher is None else OnlineTeacher(teacher, device=CPU, autocast=False)
+        context = Context(self.network, teacher, torch.zeros(count, dtype=torch.int64), epochs, 0)
+        self.loss = loss_class(context)
+        self.optimizer = create_optimizer(
+            self.network, self.loss, name="sgd", learning_rate=lr, weight_decay=5e-4, momentum=0.9
+        )
+        augmentation = Augmentation(crop_padding=1, flip=False, cutout=0, mixup=arguments.pop("mixup", 0.0))
+        self.arguments = {
+            "name": "student resnet8",
+            "loader": Loader(Split(count, 1), batch_size=16, device=CPU, seed=0, augmentation=augmentation, shuffle=True, num_classes=3),
+            "validation": Loader(Split(30, 2), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=3),
+            "teacher": self.teacher,
+            "learning_rate": learning_rate_factor("cosine", epochs=epochs),
+            "weight": lambda t: 0.5,
+            "epochs": epochs,
+            "checkpoint": tmp_path / "checkpoint.pt",
+            "fingerprint": "f",
+            **arguments,
+        }  # fmt: skip
+
+    def go(self, **changes) -> loop.Trained:
+        return loop.train(self.network, self.loss, optimizer=self.optimizer, **(self.arguments | changes))
+
+
+def weights(net: Network) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns_and_logs_every_step_and_epoch(tmp_path):
+    trained = Run(tmp_path, epochs=4).go()
+    assert len(trained.history) == 4
+    assert trained.steps.shape == (16, 2)  # 50 images in batches of 16: four steps, the last of 2
+    assert trained.history[-1]["validation_top1"] > 0.8
+    assert trained.steps[0].tolist() == [0.05, 0.5]
+    assert trained.steps[8, 0] == pytest.approx(0.025)
+    assert trained.selected_epoch == 4
+
+
+def test_the_total_is_cross_entropy_plus_beta_times_the_rest():
+    terms = {"ce": torch.tensor(2.0), "a": torch.tensor(3.0), "b": torch.tensor(5.0)}
+    assert loop._total(terms, 0.25).item() == 2.0 + 0.25 * 8.0
+    assert loop._total({"ce": torch.tensor(2.0)}, 0.25).item() == 2.0
+
+
+def test_one_step_is_the_step_written_out_by_hand(tmp_path):
+    """One batch, one epoch, no augmentation: compare with plain torch."""
+    run = Run(tmp_path, epochs=1, count=16, weight=lambda t: 0.0)
+    run.arguments["loader"] = plain = Loader(
+        Split(16, 1), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=3
+    )
+    reference = copy.deepcopy(run.network).train()
+    batch = next(iter(plain.epoch(0)))
+    functional.cross_entropy(reference(batch.images).logits, batch.labels).backward()
+    expected = [p.detach() - 0.05 * (p.grad + 5e-4 * p.detach()) for p in reference.parameters()]
+    run.go()
+    for got, wanted in zip(run.network.parameters(), expected, strict=True):
+        torch.testing.assert_close(got.detach(), wanted)
+
+
+class _Spy(Loss):
+    """Notes modes at every step."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        object.__setattr__(self, "context", context)
+        self.seen: list[tuple[bool, bool, bool]] = []
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        student = self.context.student
+        teacher = self.context.teacher
+        self.seen.append((student.classifier.training, teacher.classifier.training, step.teacher.logits.requires_grad))
+        return {"ce": step.cross_entropy(step.student.logits), "kd": step.student.logits.square().mean()}
+
+
+def test_student_trains_and_teacher_never_does(tmp_path):
+    """The student goes back to train mode after each validation; the teacher stays in eval mode, without gradient."""
+    teacher = network(7)
+    before = weights(teacher)
+    run = Run(tmp_path, _Spy, teacher=teacher, epochs=3)
+    run.go()
+    assert run.loss.seen == [(True, False, False)] * 12
+    assert same(before, weights(teacher)), "batch-norm statistics or weights of the teacher moved"
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+class _Keeper(Loss):
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.teacher = context.teacher
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        return {"ce": step.cross_entropy(step.student.logits)}
+
+
+def test_a_loss_that_swallows_the_teacher_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="_Keeper holds a network"):
+        Run(tmp_path, _Keeper, teacher=network(7)).go()
+
+
+def test_means_count_a_short_last_batch_by_its_size():
+    meter = loop._Meter("x", 0, 2, CPU)
+    meter.add(16, {"ce": torch.tensor(1.0)}, torch.tensor(8))
+    meter.add(4, {"ce": torch.tensor(6.0)}, torch.tensor(2))
+    assert meter.means() == {"train_ce": 2.0, "train_top1": 0.5}
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+@pytest.mark.parametrize("extras", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, {"select": "best", "mixup": 0.4}])
+def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, interrupted_after, extras):
+    teacher = network(7)
+    whole = Run(tmp_path / "whole", KnowledgeDistillation, teacher=teacher, **extras)
+    expected = whole.go()
+
+    class Stop(Exception):
+        pass
+
+    saves = []
+
+    def save_then_stop(path, content):
+        real_save(path, content)
+        saves.append(path)
+        if len(saves) == interrupted_after:
+            raise Stop
+
+    real_save = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
+    with pytest.raises(Stop):
+        Run(tmp_path / "cut", KnowledgeDistillation, teacher=teacher, **extras).go()
+    torch.manual_seed(99)  # whatever the new process starts with
+    resumed = Run(tmp_path / "cut", KnowledgeDistillation, teacher=teacher, **extras)
+    got = resumed.go()
+    assert len(saves) == 3
+    assert same(weights(resumed.network), weights(whole.network))
+    assert got.history == expected.history
+    assert torch.equal(got.steps, expected.steps)
+    assert got.selected_epoch == expected.selected_epoch
+
+
+def test_the_moving_average_is_what_is_returned(tmp_path):
+    run = Run(tmp_path, epochs=1, ema_decay=0.5)
+    raw = Run(tmp_path / "raw", epochs=1)
+    start = weights(run.network)
+    kept: list[dict[str, Tensor]] = []
+    raw_step = raw.optimizer.step
+    raw.optimizer.step = lambda: (raw_step(), kept.append(weights(raw.network)))
+    raw.go()
+    run.go()
+    name = "classifier.fc.weight" if "classifier.fc.weight" in start else next(k for k in start if k.endswith("weight"))
+    expected = kept[0][name]  # torch's AveragedModel starts from the weights after the first step
+    for later in kept[1:]:
+        expected = 0.5 * expected + 0.5 * later[name]
+    torch.testing.assert_close(run.network.state_dict()[name], expected)
+
+
+def test_best_keeps_the_epoch_that_validation_likes_best(tmp_path, monkeypatch):
+    scores = iter([(0.5, 1.0), (0.9, 1.0), (0.7, 1.0)])
+    monkeypatch.setattr(loop, "validate", lambda *a, **k: next(scores))
+    run = Run(tmp_path, select="best")
+    at_epoch: list[dict[str, Tensor]] = []
+    save = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", lambda p, c: (save(p, c), at_epoch.append(weights(run.network))))
+    trained = run.go()
+    assert trained.selected_epoch == 2
+    assert same(weights(run.network), at_epoch[1])
+
+
+class _Poisoned(Loss):
+    """Its term is not a number from the sixth step on."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        self.calls += 1
+        ce = step.cross_entropy(step.student.logits)
+        return {"ce": ce, "kd": ce * (math.nan if self.calls >= 6 else 1.0)}
+
+
+@pytest.mark.parametrize("reads", [1, 50])
+def test_a_loss_that_is_not_finite_stops_with_step_and_term_named(tmp_path, monkeypatch, reads):
+    """Also where the device is read only now and then: the first bad step is the one that is named."""
+    monkeypatch.setitem(loop.STEPS_BETWEEN_READS, "cpu", reads)
+    run = Run(tmp_path, _Poisoned)
+    with pytest.raises(GkdError, match=r"student resnet8: at epoch 2, step 2 of 4, kd, gradient_norm are not finite"):
+        run.go()
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 1
+    assert all(torch.isfinite(v).all() for v in saved["network"].values())
+
+
+def test_nothing_is_read_from_the_device_between_reads(tmp_path, monkeypatch):
+    """A hidden wait for the device each step is the classic slow loop: only validation may read within an epoch."""
+    monkeypatch.setitem(loop.STEPS_BETWEEN_READS, "cpu", 50)
+    reads: list[str] = []
+    in_step = False
+    item, boolean = Tensor.item, Tensor.__bool__
+    run = Run(tmp_path, KnowledgeDistillation, teacher=network(7), epochs=1)
+    forward = run.loss.forward
+
+    def watched(step: Step) -> dict[str, Tensor]:
+        nonlocal in_step
+        in_step = True
+        terms = forward(step)
+        in_step = False
+        return terms
+
+    run.loss.forward = watched
+    monkeypatch.setattr(Tensor, "item", lambda s: (reads.append("item") if in_step else None, item(s))[1])
+    monkeypatch.setattr(Tensor, "__bool__", lambda s: (reads.append("bool") if in_step else None, boolean(s))[1])
+    run.go()
+    assert reads == []
+
+
+def test_bf16_autocast_comes_near_float32(tmp_path):
+    full = Run(tmp_path / "a", epochs=2).go().history[-1]["train_loss"]
+    half = Run(tmp_path / "b", epochs=2, autocast=True).go().history[-1]["train_loss"]
+    assert half == pytest.approx(full, rel=0.1)
+
+
+def test_clipping_limits_the_step(tmp_path):
+    run = Run(tmp_path, epochs=1, clip_norm=1e-9, lr=1.0)
+    run.optimizer.param_groups[0]["weight_decay"] = 0.0
+    before = weights(run.network)
+    run.go()
+    moved = [(run.network.state_dict()[k] - before[k]).abs().max() for k, _ in run.network.named_parameters()]
+    assert max(moved) < 1e-7
+
+
+def test_validation_by_hand():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, images):
+            logits = torch.tensor([[0.0, math.log(3.0), 0.0]]).repeat(len(images), 1)
+            return type("O", (), {"logits": logits})
+
+    split = Split(4, 0)
+    split.labels = np.array([1, 1, 0, 1])
+    loader = Loader(split, batch_size=3, device=CPU, augmentation=None, shuffle=False, num_classes=3)
+    top1, nll = loop.validate(Fixed(), loader)
+    assert top1 == 0.75
+    assert nll == pytest.approx((3 * math.log(5 / 3) + math.log(5)) / 4)
