@@ -1,0 +1,47 @@
+"""Learning from the teacher's probabilities, softened by a temperature."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from gkd_core.losses.precision import at_least_float32
+
+
+def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """KL(σ(teacher / τ) ‖ σ(student / τ)), in nats, summed over classes, mean over the batch; no factor τ².
+
+    Args:
+        student_logits: [B, C]; any float dtype, computed in at least float32.
+        teacher_logits: [B, C]; no gradient flows into it.
+        temperature: τ > 0; larger is softer.
+    Raises:
+        ValueError: shapes differ, or temperature is not positive.
+    Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
+            "differ in shape"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    student = functional.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher = functional.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
+    # reduction="mean" would also divide by the number of classes, which is C times too weak.
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """Soft-label distillation: KL(teacher ‖ student) · τ², in nats, mean over the batch.
+
+    τ² keeps the gradient's size when τ changes: for τ → ∞ the loss tends to Σ(z_S − z_T)² / (2·C), logits centred per
+    sample. This is the only place where τ² is applied.
+
+    Args:
+        student_logits: [B, C]; any float dtype, computed in at least float32.
+        teacher_logits: [B, C]; no gradient flows into it.
+        temperature: τ > 0; larger is softer.
+    Raises:
+        ValueError: shapes differ, or temperature is not positive.
+    Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
+    """
+    return temperature**2 * soft_label_kl(student_logits, teacher_logits, temperature)

@@ -1,0 +1,224 @@
+"""The weight β(t) of distillation over training: pure functions of time, plottable, the same for every method.
+
+Time `t` is in epochs and continuous (epoch + step / steps_per_epoch). Every schedule takes a number, a numpy array or
+a torch tensor and gives back the same kind.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import numpy as np
+
+from gkd_core.errors import GkdError, unknown
+
+# "Saturated" means this part of the rise is done.
+SATURATED = 0.99
+
+
+class Schedule(Protocol):
+    """β as a function of the time in epochs."""
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Gompertz:
+    """β(t) = β_min + (β_max − β_min)·exp(−exp(b − c·t)).
+
+    The inflection lies at t* = b / c, where the curve stands at 1/e of its rise. Note that β(0) is above β_min: by
+    exp(−exp(b)) of the rise.
+
+    Attributes:
+        beta_min, beta_max: the limits for t → −∞ and t → ∞.
+        b: displacement.
+        c: rate per epoch, above 0 (the paper calls b the growth rate; it is not).
+    Source: Yang & Qin 2025, eq. 6 (arXiv:2510.21649).
+    """
+
+    beta_min: float
+    beta_max: float
+    b: float
+    c: float
+
+    def __post_init__(self) -> None:
+        """Raises: GkdError: c is not positive, so the curve would not rise."""
+        if not self.c > 0:
+            raise GkdError(f"distill.curve.c is {self.c:g}: the Gompertz curve rises only for c above 0")
+
+    @classmethod
+    def from_fractions(
+        cls, beta_min: float, beta_max: float, *, inflection: float, saturation: float, epochs: float
+    ) -> "Gompertz":
+        """The curve with its inflection at one fraction of training and 99 % of its rise at a later one.
+
+        From b = c·p·T and b − c·q·T = ln(−ln 0.99): c = −ln(−ln 0.99) / ((q − p)·T). An early inflection with a late
+        saturation starts well above `beta_min`.
+
+        Args:
+            inflection: p, fraction of training.
+            saturation: q, fraction of training, p < q.
+            epochs: T, length of the training.
+        Raises:
+            GkdError: p is not before q.
+        """
+        if not inflection < saturation:
+            raise GkdError(
+                f"distill.curve.inflection ({inflection:g}) must lie before distill.curve.saturation ({saturation:g})"
+            )
+        c = -math.log(-math.log(SATURATED)) / ((saturation - inflection) * epochs)
+        return cls(beta_min, beta_max, b=c * inflection * epochs, c=c)
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+    def __call__(self, time: Any) -> Any:
+        """β at `time`, in epochs."""
+        return self.beta_min + (self.beta_max - self.beta_min) * _exp(-_exp(self.b - self.c * time))
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """Another schedule run backwards: β(T − t).
+
+    Source: §2 of the Gompertz paper argues for guidance that fades, its eq. 6 for one that grows; this is the former.
+    """
+
+    schedule: Schedule
+    epochs: float
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+    def __call__(self, time: Any) -> Any:
+        """β at `time`, in epochs."""
+        return self.schedule(self.epochs - time)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line from β_min at 0 to β_max at `epochs`; constant outside."""
+
+    beta_min: float
+    beta_max: float
+    epochs: float
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+    def __call__(self, time: Any) -> Any:
+        """β at `time`, in epochs."""
+        return self.beta_min + (self.beta_max - self.beta_min) * _fraction(time, self.epochs)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from β_min at 0 to β_max at `epochs`; constant outside."""
+
+    beta_min: float
+    beta_max: float
+    epochs: float
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+    def __call__(self, time: Any) -> Any:
+        """β at `time`, in epochs."""
+        return self.beta_min + (self.beta_max - self.beta_min) * (1 - _cos(math.pi * _fraction(time, self.epochs))) / 2
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same weight throughout."""
+
+    beta: float = 1.0
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+    def __call__(self, time: Any) -> Any:
+        """β, in the shape of `time`."""
+        return self.beta + 0.0 * time
+
+
+def create_schedule(
+    name: str,
+    *,
+    epochs: float,
+    beta_min: float = 0.1,
+    beta_max: float = 1.0,
+    b: float | None = None,
+    c: float | None = None,
+    inflection: float | None = None,
+    saturation: float | None = None,
+) -> Schedule:
+    """A schedule by name.
+
+    Args:
+        name: gompertz, reversed-gompertz, linear, cosine or constant (which is `beta_max`).
+        epochs: length of the training.
+        beta_min, beta_max: β before and after the rise.
+        b, c: shape of the Gompertz curve; the paper gives neither. None is b = 2, c = 7 / epochs, which puts β at
+            .101, .123, .349, .820, .966, .994 after 0, 10, 25, 50, 75, 100 % of training.
+        inflection, saturation: instead of b and c, see `Gompertz.from_fractions`.
+    Raises:
+        GkdError: the name is unknown, or the shape is not a curve that rises.
+    """
+    make: dict[str, Callable[[], Schedule]] = {
+        "gompertz": lambda: _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation),
+        "reversed-gompertz": lambda: Reversed(
+            _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation), epochs
+        ),
+        "linear": lambda: Linear(beta_min, beta_max, epochs),
+        "cosine": lambda: Cosine(beta_min, beta_max, epochs),
+        "constant": lambda: Constant(beta_max),
+    }
+    if name not in make:
+        raise GkdError(unknown("distill.schedule", name, make))
+    return make[name]()
+
+
+def _gompertz(
+    epochs: float,
+    beta_min: float,
+    beta_max: float,
+    b: float | None,
+    c: float | None,
+    inflection: float | None,
+    saturation: float | None,
+) -> Gompertz:
+    if inflection is None and saturation is None:
+        return Gompertz(beta_min, beta_max, 2.0 if b is None else b, 7.0 / epochs if c is None else c)
+    if inflection is None or saturation is None:
+        raise GkdError("distill.curve.inflection and distill.curve.saturation go together: give both or neither")
+    if b is not None or c is not None:
+        raise GkdError("distill.curve.inflection and saturation replace b and c: give one pair, not both")
+    return Gompertz.from_fractions(beta_min, beta_max, inflection=inflection, saturation=saturation, epochs=epochs)
+
+
+def _exp(value: Any) -> Any:
+    if hasattr(value, "exp"):  # a torch tensor
+        return value.exp()
+    with np.errstate(over="ignore"):  # exp(−inf) = 0 is the right limit far before the rise
+        result = np.exp(value)
+    return float(result) if np.ndim(value) == 0 else result
+
+
+def _cos(value: Any) -> Any:
+    if hasattr(value, "cos"):  # a torch tensor
+        return value.cos()
+    return float(np.cos(value)) if np.ndim(value) == 0 else np.cos(value)
+
+
+def _fraction(time: Any, epochs: float) -> Any:
+    fraction = time / epochs
+    return fraction.clip(0.0, 1.0) if hasattr(fraction, "clip") else min(max(fraction, 0.0), 1.0)
