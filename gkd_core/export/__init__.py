@@ -1,0 +1,1 @@
+"""From a trained network to one file that needs no torch: the graph, its check against torch, its manifest."""

@@ -1,0 +1,118 @@
+"""The manifest beside an exported model: what it is, and what it was made from. Imports no torch.
+
+The lineage it holds: `data_sha256` (the prepared images) → `teacher_digest` → `student_digest` → `model.sha256`, with
+`config_digest` (how the student was trained and exported) and `code_sha256` (by which sources). The same inputs give
+the same bytes; what varies by run is in run.json beside it.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from gkd_core import __version__
+from gkd_core.errors import GkdError
+from gkd_core.files import file_digest, json_digest, read_json, write_json
+
+FORMAT = 1
+PACKAGES = ("gkd_core", "components", "pipelines")
+SOURCES = (".py", ".j2")
+MODEL_FILE = "model.onnx"
+
+
+def code_sha256() -> str:
+    """sha256 over the installed packages' sources, by relative path; the same in a checkout and in a wheel.
+
+    A package that is not installed (pipelines, where only training runs) is left out.
+    """
+    found: dict[str, str] = {}
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for location in (spec.submodule_search_locations or ()) if spec else ():
+            root = Path(location)
+            for file in root.rglob("*"):
+                if file.suffix in SOURCES and file.is_file():
+                    found[f"{package}/{file.relative_to(root).as_posix()}"] = file_digest(file)
+    return json_digest(found)
+
+
+def lineage(training: dict[str, Any], *, student_digest: str, export_digest: str) -> dict[str, str]:
+    """The digests that travel with a student.
+
+    Args:
+        training: the student's training.json.
+        student_digest: `folder_digest` of the student's folder.
+        export_digest: digest of the `export` section.
+    """
+    return {
+        "data_sha256": training["data_sha256"],
+        "teacher_digest": training["teacher_digest"],
+        "student_digest": student_digest,
+        "config_digest": json_digest({"training": training["config_digest"], "export": export_digest}),
+    }
+
+
+def build_manifest(
+    model: Path,
+    *,
+    input: str,
+    input_shape: tuple[int, ...],
+    opset: int,
+    classes: tuple[str, ...],
+    lineage: dict[str, str],
+    method: str,
+    network: str,
+    preprocessing: dict[str, Any],
+    parity: dict[str, Any],
+) -> dict[str, Any]:
+    """The content of manifest.json for an exported file.
+
+    Args:
+        model: the ONNX file.
+        input_shape: of one image, without the batch axis.
+        lineage: what `lineage` gives.
+        preprocessing: what the graph does to its input, for people; clients need to do none of it.
+        parity: what `gkd_core.export.onnx.parity` gave.
+    """
+    return {
+        "format": FORMAT,
+        "gkd_version": __version__,
+        "model": {
+            "file": model.name,
+            "sha256": file_digest(model),
+            "size_bytes": model.stat().st_size,
+            "opset": opset,
+            "input": input,
+            "input_name": "image",
+            "input_shape": list(input_shape),
+            "output": "logits",
+        },
+        "classes": list(classes),
+        **lineage,
+        "code_sha256": code_sha256(),
+        "method": method,
+        "network": network,
+        "preprocessing": preprocessing,
+        "parity": parity,
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write manifest.json into an existing folder."""
+    write_json(folder / "manifest.json", manifest)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in a deploy folder, checked against the model file beside it.
+
+    Raises:
+        GkdError: manifest or model missing, of another format, or the model is not the one it describes.
+    """
+    manifest: dict[str, Any] = read_json(folder / "manifest.json", "the deploy folder")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise GkdError(f"{folder / 'manifest.json'} is not a manifest of format {FORMAT}: run `gkd export` again")
+    model = folder / Path(manifest["model"]["file"]).name
+    if not model.is_file():
+        raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")
+    if file_digest(model) != manifest["model"]["sha256"]:
+        raise GkdError(f"{model} is not the file its manifest describes (sha256 differs): run `gkd export` again")
+    return manifest

@@ -1,0 +1,181 @@
+"""A network as one ONNX file: preprocessing, class names and lineage inside, the same bytes every time."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gkd_core.errors import GkdError
+from gkd_core.export.session import run_session, session
+from gkd_core.files import write_bytes
+
+InputForm = Literal["uint8_nhwc", "float_nchw"]
+
+
+class _Deployed(nn.Module):
+    """Images as a client sends them in, logits [B, C] out."""
+
+    def __init__(self, network: nn.Module, input_form: InputForm) -> None:
+        super().__init__()
+        self.network = network
+        self.pixels = input_form == "uint8_nhwc"
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.pixels:
+            image = image.permute(0, 3, 1, 2).to(torch.float32) / 255
+        logits: Tensor = self.network(image).logits
+        return logits
+
+
+def input_shape(input_form: InputForm, channels: int, image_size: int) -> tuple[int, int, int]:
+    """Shape of one image in an input form, without the batch axis."""
+    side = image_size
+    return (side, side, channels) if input_form == "uint8_nhwc" else (channels, side, side)
+
+
+def export_onnx(
+    network: nn.Module,
+    path: Path,
+    *,
+    classes: tuple[str, ...],
+    channels: int,
+    image_size: int,
+    input: InputForm = "uint8_nhwc",
+    opset: int = 18,
+    metadata: dict[str, str] | None = None,
+    name: str = "the network",
+) -> None:
+    """Write `network` to `path`: input `image`, any batch size; output `logits` float32 [B, C].
+
+    The same weights and arguments give the same bytes, in any process and folder. The network is left as it was.
+
+    Args:
+        network: images float32 [B, C, H, W] in [0, 1] → `Output`; brings its own preprocessing along.
+        classes: names in the order of the logits, kept in the file's metadata as JSON.
+        channels, image_size: of the images that will be sent, in pixels; what the network wants is its own affair.
+        input: `uint8_nhwc` takes pixels uint8 [B, H, W, C], `float_nchw` float32 [B, C, H, W] in [0, 1].
+        opset: ONNX operator set; asserted on the finished graph.
+        metadata: further entries for the file, lineage digests for one.
+        name: of the network, for errors.
+    Raises:
+        GkdError: the network has an operation that cannot be exported in this operator set.
+    """
+    deployed = _Deployed(copy.deepcopy(network).cpu(), input).eval()
+    # Two images: torch.export takes a batch of one for a constant.
+    shape = (2, *input_shape(input, channels, image_size))
+    example = torch.zeros(shape, dtype=torch.uint8 if input == "uint8_nhwc" else torch.float32)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["logits"],
+                dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises torch's, onnxscript's and plain Python errors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise GkdError(
+            f"{name} cannot be exported to ONNX operator set {opset} ({reason}): choose another network or export.opset"
+        ) from None
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    entries = {**(metadata or {}), "classes": json.dumps(classes, ensure_ascii=False), "input": input}
+    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
+
+    imported = {entry.domain: entry.version for entry in model.opset_import}
+    if imported != {"": opset}:
+        # The exporter keeps what it can do, silently, when the conversion to another operator set fails.
+        found = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(imported.items()))
+        raise GkdError(
+            f"{name} exports to {found}, not to operator set {opset}: set export.opset to 18, or another network"
+        )
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def parity(
+    network: nn.Module,
+    path: Path,
+    images: NDArray[np.uint8],
+    *,
+    tolerance: float,
+    batch_sizes: tuple[int, ...] = (1, 2, 7, 32),
+) -> dict[str, Any]:
+    """Compare the file with torch, on the CPU, at several batch sizes.
+
+    Args:
+        network: what was exported.
+        images: [N, H, W, C] uint8; the batches go through them in order, and around again if they are few.
+        tolerance: largest |onnxruntime − torch| allowed on a logit.
+    Returns:
+        max_abs (two significant digits), batch_sizes, images (how many were compared).
+    Raises:
+        GkdError: a difference above the tolerance, or a logit that is not finite.
+    """
+    reference = copy.deepcopy(network).cpu().eval()
+    model = session(path)
+    largest, start = 0.0, 0
+    for size in batch_sizes:
+        batch = np.take(images, np.arange(start, start + size), axis=0, mode="wrap")
+        start += size
+        with torch.no_grad():
+            expected = reference(torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255).logits.numpy()
+        difference = float(np.abs(run_session(model, batch, size) - expected).max())
+        if not difference <= tolerance:
+            raise GkdError(
+                f"{path.name} differs from torch by {difference:.2g} on the logits of a batch of {size}, and "
+                f"export.parity_tolerance allows {tolerance:g}: raise it if that is acceptable, or change export.opset"
+            )
+        largest = max(largest, difference)
+    return {"max_abs": float(f"{largest:.1e}"), "batch_sizes": list(batch_sizes), "images": min(start, len(images))}
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Take out what tells of the machine and not of the model: source lines, stack traces, tool versions."""
+    model.producer_name, model.producer_version = "gkd", ""
+    model.doc_string = ""
+    model.domain = ""
+    model.model_version = 0
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.name = "gkd"
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for part in [*graph.node, *graph.initializer, *graph.input, *graph.output]:
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its steps and warns about its own internals; neither is news to the user."""
+    level = logging.root.manager.disable
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

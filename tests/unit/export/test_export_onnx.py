@@ -1,0 +1,208 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from gkd_core.errors import GkdError
+from gkd_core.export import onnx as export_module
+from gkd_core.export.onnx import export_onnx, parity
+from gkd_core.export.session import run_session, session
+from gkd_core.models.network import Network, NetworkSpec
+
+DIGITS = tuple(f"digit {i}" for i in range(10))
+EXPORT_TWICE = """
+import sys
+from pathlib import Path
+import torch
+from gkd_core.export.onnx import export_onnx
+from gkd_core.models.network import Network, NetworkSpec
+torch.manual_seed(0)
+classes = tuple(f"digit {i}" for i in range(10))
+network = Network(NetworkSpec("resnet8", "auto", classes, 1, 8, (0.3,), (0.2,)))
+export_onnx(network, Path(sys.argv[1]), classes=classes, channels=1, image_size=8, metadata={"b": "2", "a": "1"})
+"""
+
+
+def digits_network(**changes: object) -> Network:
+    torch.manual_seed(0)
+    spec = {"name": "resnet8", "stem": "auto", "classes": DIGITS, "in_channels": 1, "image_size": 8}
+    return Network(NetworkSpec(**{**spec, "mean": (0.3,), "std": (0.2,), **changes}))
+
+
+def random_images(count: int, size: int, channels: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    network = digits_network()
+    export_onnx(network, path, classes=DIGITS, channels=1, image_size=8, metadata={"b": "2", "a": "1"})
+    return path
+
+
+def test_the_graph_takes_pixels_and_gives_logits_for_any_batch(exported: Path) -> None:
+    graph = onnx.load(exported).graph
+    (image,), (logits,) = graph.input, graph.output
+    assert (image.name, logits.name) == ("image", "logits")
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert logits.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == ["batch", 8, 8, 1]
+    assert [d.dim_param or d.dim_value for d in logits.type.tensor_type.shape.dim] == ["batch", 10]
+
+
+def test_the_file_is_self_contained_and_tells_nothing_of_the_machine(exported: Path) -> None:
+    model = onnx.load(exported, load_external_data=False)
+    assert [(e.domain, e.version) for e in model.opset_import] == [("", 18)]
+    assert [entry.key for entry in model.metadata_props] == ["a", "b", "classes", "input"]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["classes"]) == list(DIGITS)
+    assert metadata["input"] == "uint8_nhwc"
+    assert (model.producer_name, model.producer_version, model.doc_string) == ("gkd", "", "")
+    assert not any(part.doc_string or part.metadata_props for part in (*model.graph.node, *model.graph.initializer))
+    assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+    content = exported.read_bytes()
+    assert b"site-packages" not in content
+    assert str(Path.cwd()).encode() not in content
+
+
+def test_another_process_in_another_folder_writes_the_same_bytes(exported: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "other name.onnx"
+    other.parent.mkdir()
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path.cwd())}
+    subprocess.run(
+        [sys.executable, "-c", EXPORT_TWICE, str(other)], check=True, cwd=other.parent, env=environment, timeout=240
+    )
+    assert other.read_bytes() == exported.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("input_form", "changes", "channels", "size", "classes"),
+    [
+        ("uint8_nhwc", {"in_channels": 3, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}, 3, 8, DIGITS),
+        ("float_nchw", {}, 1, 8, DIGITS),
+        # An imported teacher: colour and twice the data's resolution, and more classes than the data has.
+        (
+            "uint8_nhwc",
+            {"in_channels": 3, "image_size": 16, "mean": (0.5,) * 3, "std": (0.2,) * 3},
+            1,
+            8,
+            DIGITS[3:1:-1],
+        ),
+        # Grey from colour, made smaller with antialiasing.
+        ("float_nchw", {}, 3, 20, DIGITS),
+    ],
+)
+def test_onnxruntime_agrees_with_torch(
+    tmp_path: Path,
+    input_form: export_module.InputForm,
+    changes: dict[str, object],
+    channels: int,
+    size: int,
+    classes: tuple[str, ...],
+) -> None:
+    network = digits_network(**changes)
+    network.select_classes(classes)
+    # Running statistics that are not the initial zeros and ones, so that batch norm is not the identity.
+    network.train()(torch.rand(8, channels, size, size))
+    path = tmp_path / "model.onnx"
+    export_onnx(network, path, classes=classes, channels=channels, image_size=size, input=input_form)
+    images = random_images(50, size, channels)
+    found = parity(network, path, images, tolerance=1e-4)
+    assert found["batch_sizes"] == [1, 2, 7, 32]
+    assert found["images"] == 42
+    assert 0 <= found["max_abs"] < 1e-4
+    assert run_session(session(path, threads=1), images, batch_size=16).shape == (50, len(classes))
+
+
+def test_export_leaves_the_network_as_it_was(tmp_path: Path) -> None:
+    network = digits_network().train()
+    before = copy.deepcopy(network.state_dict())
+    export_onnx(network, tmp_path / "model.onnx", classes=DIGITS, channels=1, image_size=8)
+    assert network.training
+    assert network.classifier.training
+    after = network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_another_operator_set_is_the_one_in_the_file_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = digits_network()
+    export_onnx(network, tmp_path / "model.onnx", classes=DIGITS, channels=1, image_size=8, opset=21)
+    assert [(e.domain, e.version) for e in onnx.load(tmp_path / "model.onnx").opset_import] == [("", 21)]
+    assert parity(network, tmp_path / "model.onnx", random_images(4, 8, 1), tolerance=1e-4)["images"] == 4
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_an_operator_set_the_exporter_did_not_reach_is_refused(
+    tmp_path: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays = SimpleNamespace(model_proto=onnx.load(exported))
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: stays)
+    with pytest.raises(GkdError, match=r"^resnet8 exports to ai\.onnx 18, not to operator set 19: set export\.opset"):
+        export_onnx(
+            digits_network(),
+            tmp_path / "model.onnx",
+            classes=DIGITS,
+            channels=1,
+            image_size=8,
+            opset=19,
+            name="resnet8",
+        )
+    assert not (tmp_path / "model.onnx").exists()
+
+
+class Undecided(nn.Module):
+    """The shape of its answer depends on the pixels: no graph can hold that."""
+
+    def forward(self, images: torch.Tensor) -> SimpleNamespace:
+        if images.sum() > 1:
+            images = -images
+        return SimpleNamespace(logits=images.mean((2, 3)))
+
+
+def test_a_network_that_cannot_be_exported_ends_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(GkdError) as caught:
+        export_onnx(Undecided(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="the student odd")
+    sentence = str(caught.value)
+    assert sentence.startswith("the student odd cannot be exported to ONNX operator set 18 (")
+    assert sentence.endswith("): choose another network or export.opset")
+    assert "\n" not in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_disagrees_with_torch_is_refused_with_value_and_limit(exported: Path) -> None:
+    network = digits_network()
+    with torch.no_grad():
+        network.classifier.fc.bias[3] += 0.25
+    with pytest.raises(
+        GkdError, match=r"differs from torch by 0\.25 on .* batch of 1, .*parity_tolerance allows 0\.001"
+    ):
+        parity(network, exported, random_images(3, 8, 1), tolerance=1e-3)
+
+
+def test_logits_that_are_not_numbers_are_no_agreement(exported: Path) -> None:
+    network = digits_network()
+    with torch.no_grad():
+        network.classifier.fc.bias[3] = float("nan")
+    with pytest.raises(GkdError, match="differs from torch by nan"):
+        parity(network, exported, random_images(3, 8, 1), tolerance=1e-3)
+
+
+def test_a_broken_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(GkdError, match="is not an ONNX model that onnxruntime can open"):
+        session(tmp_path / "model.onnx")
+    with pytest.raises(GkdError, match="does not exist: run `gkd export`"):
+        session(tmp_path / "none.onnx")
