@@ -84,6 +84,7 @@ def mix(images: Tensor, labels: Tensor, partners: Tensor, share: float, num_clas
     Returns:
         images [B, C, H, W]; targets [B, num_classes], rows sum to 1.
     """
-    one_hot = functional.one_hot(labels, num_classes).to(images.dtype)
+    # Not functional.one_hot, which reads the labels back to check their range.
+    one_hot = (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(images.dtype)
     mixed = share * images + (1 - share) * images[partners]
     return mixed, share * one_hot + (1 - share) * one_hot[partners]

@@ -1,0 +1,152 @@
+"""One picture in any mode becomes the same square uint8 array."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gkd_core.data.images import Unreadable, fit, read_image
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def halves(left: tuple[int, ...] | int, right: tuple[int, ...] | int, mode: str = "RGB") -> Image.Image:
+    image = Image.new(mode, (8, 8), left)
+    image.paste(right, (4, 0, 8, 8))
+    return image
+
+
+def test_an_array_of_the_right_shape_is_kept_as_it_is() -> None:
+    array = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    assert fit(array, 4, 3) is array
+
+
+def test_grey_becomes_colour_by_repetition_and_colour_grey_by_bt601() -> None:
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert np.array_equal(fit(grey, 4, 3), np.repeat(grey[:, :, None], 3, 2))
+    pure = np.zeros((1, 1, 3), np.uint8)
+    pure[0, 0] = RED
+    assert fit(pure, 1, 1).item() == 76  # 0.299 · 255 = 76.2
+    assert fit(grey, 4, 1).shape == (4, 4, 1)
+
+
+def test_the_centre_square_is_what_remains() -> None:
+    # 4×8: the columns 0–1 and 6–7 are cut, the square 2–5 stays as it is.
+    wide = np.tile(np.arange(8, dtype=np.uint8) * 10, (4, 1))
+    assert np.array_equal(fit(wide, 4, 1)[:, :, 0], wide[:, 2:6])
+    assert np.array_equal(fit(wide.T.copy(), 4, 1)[:, :, 0], wide[:, 2:6].T)
+
+
+def test_halving_averages_neighbours_with_antialiasing() -> None:
+    checks = (np.indices((16, 16)).sum(0) % 2 * 255).astype(np.uint8)
+    inner = fit(checks, 4, 1)[1:3, 1:3]
+    assert np.abs(inner.astype(int) - 127).max() <= 2  # without antialiasing it would be 0 or 255
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (300, 1), (1, 1), (7, 5)])
+def test_extreme_shapes_come_out_square(shape: tuple[int, int]) -> None:
+    assert fit(np.full(shape, 9, np.uint8), 16, 3).tolist() == np.full((16, 16, 3), 9).tolist()
+
+
+@pytest.mark.parametrize(
+    ("image", "ending"),
+    [
+        (halves(RED, BLUE), "png"),
+        (halves(RED, BLUE).quantize(4), "png"),
+        (halves((*RED, 255), (*BLUE, 255), "RGBA"), "png"),
+        (halves(RED, BLUE), "bmp"),
+        (halves(RED, BLUE), "tiff"),
+        (halves(RED, BLUE), "webp"),
+        (halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK"), "tif"),
+        (halves(RED, BLUE).quantize(4), "gif"),
+        (halves(RED, BLUE), "jpg"),
+        (halves((0, 255, 255, 0), (255, 255, 0, 0), "CMYK"), "jpg"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.mode,
+)
+def test_every_mode_and_format_gives_the_same_colours(image: Image.Image, ending: str, tmp_path: Path) -> None:
+    options = {"quality": 95, "subsampling": 0} if ending == "jpg" else {"lossless": True} if ending == "webp" else {}
+    image.save(tmp_path / f"a.{ending}", **options)
+    array = read_image(tmp_path / f"a.{ending}", 8, 3)
+    tolerance = 5 if ending == "jpg" else 0
+    assert np.abs(array[:, :4].astype(int) - RED).max() <= tolerance
+    assert np.abs(array[:, 4:].astype(int) - BLUE).max() <= tolerance
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    image = halves((*RED, 255), (0, 0, 0, 0), "RGBA")
+    image.save(tmp_path / "alpha.png")
+    grey = Image.new("LA", (8, 8), (0, 0))
+    grey.save(tmp_path / "grey.png")
+    palette = halves(RED, BLUE).quantize(4)
+    transparent = palette.getpixel((7, 0))
+    palette.save(tmp_path / "palette.png", transparency=transparent)
+    for name in ("alpha.png", "palette.png"):
+        array = read_image(tmp_path / name, 8, 3)
+        assert (array[:, :4] == RED).all(), name
+        assert (array[:, 4:] == 255).all(), name
+    assert (read_image(tmp_path / "grey.png", 8, 1) == 255).all()
+    half = fit(Image.new("RGBA", (1, 1), (0, 0, 0, 128)), 1, 1)
+    assert half.item() == 127
+
+
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
+    values = np.array([[0, 257, 32896, 65535]] * 4, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    Image.fromarray(values).save(tmp_path / "deep.tiff")
+    for name in ("deep.png", "deep.tiff"):
+        assert read_image(tmp_path / name, 4, 1)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_bilevel_is_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / "bits.png")
+    assert np.array_equal(read_image(tmp_path / "bits.png", 4, 1)[:, :, 0], np.eye(4, dtype=np.uint8) * 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
+    upright = np.array([[0, 50], [100, 200]], dtype=np.uint8)
+    # How a camera held this way stores the upright scene (the inverse of what a viewer does).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png", 2, 1)[:, :, 0], upright)
+
+
+def test_a_large_jpeg_comes_out_as_when_decoded_in_full(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:600, 0:800]
+    scene = np.stack([x * 255 / 800, y * 255 / 600, (x + y) * 255 / 1400], 2).astype(np.uint8)
+    Image.fromarray(scene).save(tmp_path / "a.jpg", quality=95)
+    quick = read_image(tmp_path / "a.jpg", 32, 3)
+    full = fit(Image.open(tmp_path / "a.jpg").convert("RGB"), 32, 3)
+    assert np.abs(quick.astype(int) - full).max() <= 3
+
+
+def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for ending in ("jpg", "png", "gif", "bmp", "tiff", "webp"):
+        Image.fromarray(noise).save(tmp_path / f"whole.{ending}")
+        content = (tmp_path / f"whole.{ending}").read_bytes()
+        (tmp_path / f"cut.{ending}").write_bytes(content[: len(content) // 2])
+        with pytest.raises(Unreadable):
+            read_image(tmp_path / f"cut.{ending}", 8, 3)
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    with pytest.raises(Unreadable, match="cannot identify"):
+        read_image(tmp_path / "text.png", 8, 3)
+    with pytest.raises(Unreadable, match="cannot identify"):
+        read_image(tmp_path / "empty.png", 8, 3)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(Unreadable, match="32 bits deep"):
+        read_image(tmp_path / "float.tiff", 8, 3)

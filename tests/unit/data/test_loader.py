@@ -1,0 +1,206 @@
+"""Batches: complete, in a seeded order, the same resident or streamed, augmented as the statistics demand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gkd_core.data.augment import Augmentation
+from gkd_core.data.loader import Batch, Loader, fits
+from gkd_core.data.prepared import Split
+from gkd_core.errors import GkdError
+
+EVERYTHING = Augmentation(crop_padding=2, flip=True, cutout=3, mixup=0.4)
+
+
+def split(count: int, size: int = 6, channels: int = 3) -> Split:
+    images = np.random.default_rng(count).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    return Split(images, np.arange(count, dtype=np.int64) % 5, (0.5,) * channels)
+
+
+def loader(data: Split, **more: Any) -> Loader:
+    return Loader(data, **{"batch_size": 8, "device": "cpu", "shuffle": True, "num_classes": 5, **more})
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return all((a is b is None) or torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_batch_holds_the_images_and_labels_its_indices_name() -> None:
+    data = split(21)
+    batches = list(loader(data, shuffle=False).epoch(0))
+    assert [len(b.labels) for b in batches] == [8, 8, 5]
+    assert torch.cat([b.indices for b in batches]).tolist() == list(range(21))
+    for batch in [*batches, *loader(data).epoch(3)]:
+        positions = batch.indices.numpy()
+        assert (batch.images.dtype, batch.labels.dtype, batch.indices.dtype) == (
+            torch.float32,
+            torch.int64,
+            torch.int64,
+        )
+        assert batch.images.is_contiguous()
+        assert np.array_equal(batch.images.numpy(), data.images[positions].transpose(0, 3, 1, 2) / np.float32(255))
+        assert np.array_equal(batch.labels.numpy(), data.labels[positions])
+        assert batch.targets is None
+
+
+def test_an_epoch_sees_every_image_once() -> None:
+    shuffled = loader(split(21))
+    order = torch.cat([b.indices for b in shuffled.epoch(0)]).tolist()
+    assert sorted(order) == list(range(21))
+    assert order != sorted(order)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_an_epoch_is_a_function_of_seed_and_number_alone(resident: bool) -> None:
+    data = split(21)
+    used = loader(data, seed=4, augmentation=EVERYTHING, resident=resident)
+    for n in range(2):
+        list(used.epoch(n))
+    torch.manual_seed(99)  # nothing may come from the global generator
+    fresh = loader(data, seed=4, augmentation=EVERYTHING, resident=resident)
+    assert all(same(a, b) for a, b in zip(used.epoch(2), fresh.epoch(2), strict=True))
+    for other in (loader(data, seed=5, augmentation=EVERYTHING).epoch(2), fresh.epoch(3)):
+        assert not any(same(a, b) for a, b in zip(fresh.epoch(2), other, strict=True))
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(crop_padding=1), EVERYTHING])
+@pytest.mark.parametrize("count", [21, 25, 3])
+def test_resident_and_streamed_are_the_same(augmentation: Augmentation | None, count: int, tmp_path: Path) -> None:
+    data = split(count)
+    np.save(tmp_path / "images.npy", data.images)
+    mapped = Split(np.load(tmp_path / "images.npy", mmap_mode="r"), data.labels, data.mean)
+    resident = loader(data, augmentation=augmentation, resident=True)
+    streamed = loader(mapped, augmentation=augmentation, resident=False)
+    for n in range(2):
+        assert all(same(a, b) for a, b in zip(resident.epoch(n), streamed.epoch(n), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("count", "shuffle", "drop_last", "sizes"),
+    [
+        (24, True, False, [8, 8, 8]),
+        (23, True, False, [8, 8, 7]),
+        (23, True, True, [8, 8]),
+        (25, True, False, [8, 8, 9]),
+        (25, True, True, [8, 8, 8]),
+        (25, False, False, [8, 8, 8, 1]),
+        (5, True, False, [5]),
+        (1, False, False, [1]),
+    ],
+)
+def test_the_last_batch(count: int, shuffle: bool, drop_last: bool, sizes: list[int]) -> None:
+    batches = loader(split(count), shuffle=shuffle, drop_last=drop_last)
+    assert batches.steps_per_epoch == len(sizes)
+    assert [len(b.images) for b in batches.epoch(0)] == sizes
+    assert [
+        len(b.images) for b in loader(split(count), shuffle=shuffle, drop_last=drop_last, resident=False).epoch(0)
+    ] == sizes
+
+
+def test_too_few_images_are_refused() -> None:
+    for count, drop_last in ((0, False), (1, False), (7, True)):
+        with pytest.raises(GkdError, match=f"{count} images are too few for batches of 8"):
+            loader(split(count), drop_last=drop_last)
+
+
+def test_an_epoch_left_early_lets_go_of_its_reader() -> None:
+    streamed = loader(split(100), resident=False)
+    for _ in range(3):
+        batches = streamed.epoch(0)
+        next(batches)
+        batches.close()
+    assert len(list(streamed.epoch(0))) == 13
+
+
+def test_cutout_needs_the_mean() -> None:
+    data = split(10)
+    with pytest.raises(ValueError, match="cutout fills with the data's mean"):
+        loader(Split(data.images, data.labels), augmentation=Augmentation(cutout=2))
+
+
+def point(count: int) -> Split:
+    """One white pixel left of the centre of a black 8×8 image: where it ends up tells shift and flip apart."""
+    images = np.zeros((count, 8, 8, 1), np.uint8)
+    images[:, 4, 2] = 255
+    return Split(images, np.zeros(count, np.int64), (0.5,))
+
+
+def test_shifts_are_uniform_and_half_the_images_are_mirrored() -> None:
+    count, padding = 20_000, 1
+    batches = loader(point(count), batch_size=5000, augmentation=Augmentation(crop_padding=padding, flip=True)).epoch(0)
+    rows, columns = torch.cat([b.images[:, 0] for b in batches]).nonzero(as_tuple=True)[1:]
+    mirrored = columns >= 4  # column 2 ± 1 becomes 5 ± 1
+    across = torch.where(mirrored, 7 - columns, columns) - 2
+    assert abs(mirrored.double().mean() - 0.5) < 4 * 0.5 / count**0.5
+    cells = torch.bincount((rows - 3) * 6 + (across + 1) * 2 + mirrored, minlength=18).double()
+    assert len(cells) == 18
+    expected = count / 18
+    chi_square = ((cells - expected) ** 2 / expected).sum()
+    assert chi_square < 40.8  # 99.9 % of χ² with 17 degrees of freedom
+
+
+def test_each_image_is_changed_on_its_own_and_anew_each_epoch() -> None:
+    shifting = loader(point(64), batch_size=64, augmentation=Augmentation(crop_padding=2), shuffle=False)
+    first, second = (next(iter(shifting.epoch(n))).images for n in (0, 1))
+    places = {tuple(place) for place in first.nonzero()[:, 2:].tolist()}
+    assert len(places) > 12
+    assert places <= {(y, x) for y in range(2, 7) for x in range(5)}
+    assert not torch.equal(first, second)
+
+
+def test_cutout_centres_are_uniform() -> None:
+    data = Split(np.zeros((20_000, 4, 5, 1), np.uint8), np.zeros(20_000, np.int64), (0.5,))
+    batches = loader(data, batch_size=5000, augmentation=Augmentation(cutout=1)).epoch(0)
+    holes = torch.cat([b.images[:, 0] for b in batches])
+    assert (holes.flatten(1).sum(1) == 0.5).all()
+    cells = (holes > 0).sum(0).flatten().double()
+    assert ((cells - 1000) ** 2 / 1000).sum() < 43.8  # 99.9 % of χ² with 19 degrees of freedom
+
+
+def test_mixup_shares_one_beta_drawn_share_a_batch() -> None:
+    count = 4000
+    data = Split(np.zeros((count, 2, 2, 1), np.uint8), np.arange(count, dtype=np.int64) % 2, (0.5,))
+    data.images[1::2] = 255
+    mixing = loader(data, batch_size=4, augmentation=Augmentation(mixup=0.5), num_classes=2)
+    shares = []
+    for batch in mixing.epoch(0):
+        assert batch.targets is not None
+        assert torch.allclose(batch.targets.sum(1), torch.ones(len(batch.labels)))
+        assert torch.allclose(batch.images[:, 0, 0, 0], batch.targets[:, 1])  # white is class 1
+        own = batch.targets[torch.arange(4), batch.labels]
+        assert len({round(v, 5) for v in own[own < 0.9999].tolist()}) <= 1
+        shares += [float(v) for v in own[own < 0.9999][:1]]
+    # Beta(½, ½): mean ½, variance ⅛.
+    assert np.mean(shares) == pytest.approx(0.5, abs=4 * (0.125 / len(shares)) ** 0.5)
+    assert np.var(shares) == pytest.approx(0.125, abs=0.015)
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Fails where a value, or a shape that depends on one, would be asked of the device."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in self.WAITS, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_nothing_waits_for_the_device(resident: bool) -> None:
+    batches = loader(split(40), augmentation=EVERYTHING, resident=resident)
+    with NothingReadBack():
+        assert sum(len(b.labels) for b in batches.epoch(0)) == 40
+        with pytest.raises(AssertionError, match="waits for the device"):
+            torch.ones(1).item()
+
+
+def test_what_does_not_fit_is_streamed() -> None:
+    cpu = torch.device("cpu")
+    assert fits(1 << 10, cpu)
+    assert not fits(1 << 60, cpu)
+    assert loader(split(10)).resident
