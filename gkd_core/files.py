@@ -72,9 +72,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
     ...     (folder / "model.json").write_text("{}")
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
     building = out.with_name(f".{out.name}.{os.getpid()}.building")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
-    shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
         yield building
@@ -89,6 +89,29 @@ def whole_folder(out: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed processes left beside `out`; an `out` they were about to replace is put back."""
+    for leftover in out.parent.glob(f".{out.name}.*"):
+        _, _, rest = leftover.name.partition(f".{out.name}.")
+        pid, _, kind = rest.partition(".")
+        if kind not in ("building", "replaced") or not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):
+            continue
+        if kind == "replaced" and not out.exists():
+            leftover.rename(out)
+        else:
+            shutil.rmtree(leftover)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def file_digest(path: Path) -> str:

@@ -1,0 +1,130 @@
+"""Real processes, really killed: a training started again ends with the same bits as one that was never killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gkd_core.files import folder_digest
+
+EPOCHS = 10
+PARAMS = {
+    "student": {"name": "resnet8"},
+    "distill": {"method": "gompertz"},
+    "train": {"epochs": EPOCHS, "device": "cpu", "ema_decay": 0.9},
+}
+
+# Runs `gkd`, and kills itself with SIGKILL in the middle of writing the n-th checkpoint.
+KILLS_ITSELF = textwrap.dedent(
+    """
+    import os, signal, sys
+    from gkd_core.training import checkpoint
+    moment, nth = sys.argv[1], int(sys.argv[2])
+    del sys.argv[1:3]
+    write, written = checkpoint.write_bytes, 0
+
+    def write_or_die(path, content):
+        global written
+        written += 1
+        if written == nth and moment == "half":
+            path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        if written == nth and moment == "unflushed":
+            os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+        if written == nth and moment == "written":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint.write_bytes = write_or_die
+    from pipelines.cli import main
+    main()
+    """
+)
+
+
+@pytest.fixture(scope="module")
+def params_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("params") / "params.yaml"
+    file.write_text(yaml.safe_dump(PARAMS))
+    return file
+
+
+def command(digits: Path, teacher: Path, params_file: Path, folder: Path) -> list[str]:
+    return ["distill", "--data", str(digits), "--teacher", str(teacher), "--params", str(params_file),
+            "--out", str(folder / "student"), "--work", str(folder / "work")]  # fmt: skip
+
+
+def start(arguments: list[str], *, kill: tuple[str, int] | None = None) -> subprocess.Popen:
+    program = ["-c", KILLS_ITSELF, kill[0], str(kill[1])] if kill else ["-m", "pipelines.cli"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *program, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True, env=environment)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, digits, teacher, params_file) -> str:
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(command(digits, teacher, params_file, folder))
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    assert not list((folder / "work").rglob("*.pt")), "the checkpoint of a finished training stays behind"
+    return folder_digest(folder / "student")
+
+
+def test_killed_at_random_moments(tmp_path, digits, teacher, params_file, uninterrupted):
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"moments drawn with seed {seed}")
+    moments = random.Random(seed)
+    arguments = command(digits, teacher, params_file, tmp_path)
+    killed = 0
+    while killed < 3:
+        process = start(arguments)
+        for line in process.stderr:
+            if "epoch" in line:  # it trains now
+                break
+        time.sleep(moments.uniform(0.0, 0.5))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        assert not (tmp_path / "student").exists(), "half a folder was left under the final name"
+    assert killed >= 1
+    process = start(arguments)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    assert f"epoch 1/{EPOCHS}" not in errors, "it began anew instead of going on"
+    assert folder_digest(tmp_path / "student") == uninterrupted
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "work"], "a kill left something beside"
+
+
+@pytest.mark.parametrize("moment", ["half", "unflushed", "written"])
+def test_killed_while_a_checkpoint_is_being_written(moment, tmp_path, digits, teacher, params_file, uninterrupted):
+    arguments = command(digits, teacher, params_file, tmp_path)
+    process = start(arguments, kill=(moment, 4))
+    process.communicate(timeout=250)
+    assert process.returncode == -signal.SIGKILL
+    process = start(arguments)
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    resumed_at = 5 if moment == "written" else 4
+    assert f"epoch {resumed_at}/{EPOCHS}" in errors
+    assert f"epoch {resumed_at - 1}/{EPOCHS}" not in errors
+    assert folder_digest(tmp_path / "student") == uninterrupted
+
+
+def test_another_configuration_never_resumes_an_old_run(tmp_path, digits, teacher, params_file):
+    arguments = command(digits, teacher, params_file, tmp_path)
+    process = start(arguments, kill=("written", 2))
+    process.communicate(timeout=250)
+    process = start([*arguments, "--set", "train.seed=1", "--set", "train.epochs=1"])
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors
+    assert "epoch 1/1" in errors

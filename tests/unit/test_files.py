@@ -1,0 +1,107 @@
+"""Folders and files appear whole or not at all; digests follow content."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import file_digest, folder_digest, json_digest, read_json, whole_folder, write_bytes, write_json
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "out").exists()
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "1"
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("old")
+
+    def fail():
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / "a").write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_new_folder_replaces_the_old_one_wholly(tmp_path):
+    for name in ("a", "b"):
+        with whole_folder(tmp_path / "out") as folder:
+            (folder / name).write_text("x")
+    assert names(tmp_path / "out") == ["b"]
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_killed_processes_are_swept_and_those_of_live_ones_left(tmp_path):
+    dead = tmp_path / f".out.{dead_pid()}.building"
+    dead.mkdir()
+    alive = tmp_path / ".out.1.building"
+    alive.mkdir()
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.1.building", "out"]
+
+
+def test_a_folder_whose_replacement_was_killed_midway_comes_back(tmp_path):
+    replaced = tmp_path / f".out.{dead_pid()}.replaced"
+    replaced.mkdir()
+    (replaced / "a").write_text("old")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out"):
+        raise RuntimeError
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_json_is_sorted_ends_in_a_newline_and_refuses_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"b": 1, "a": "ä"})
+    assert (tmp_path / "x.json").read_text() == '{\n  "a": "ä",\n  "b": 1\n}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text())["b"] == 1
+    assert names(tmp_path) == ["x.json"]
+
+
+def test_missing_and_broken_json_are_named(tmp_path):
+    with pytest.raises(GkdError, match=r"the teacher folder .* has no teacher.json: run the step"):
+        read_json(tmp_path / "teacher.json", "the teacher folder")
+    (tmp_path / "teacher.json").write_text("{")
+    with pytest.raises(GkdError, match="is not readable JSON"):
+        read_json(tmp_path / "teacher.json", "the teacher folder")
+
+
+def test_digests(tmp_path):
+    write_bytes(tmp_path / "f", b"abc")
+    assert file_digest(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
+    assert json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1})
+    before = folder_digest(tmp_path)
+    write_json(tmp_path / "run.json", {"time": 1})  # varies by run: not digested
+    assert folder_digest(tmp_path) == before
+    write_bytes(tmp_path / "g", b"")
+    assert folder_digest(tmp_path) != before
+    with pytest.raises(GkdError, match="does not exist"):
+        folder_digest(tmp_path / "none")
+
+
+def test_an_unknown_name_suggests_the_nearest():
+    assert unknown("distill.method", "gomperz", ["ce", "kd", "gompertz"]) == (
+        "distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce, kd, gompertz"
+    )
+    assert "did you mean" not in unknown("x", "zzz", ["ce"])
