@@ -1,0 +1,107 @@
+"""The command line as a user meets it: real processes, exit codes, one sentence on stderr, JSON last on stdout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=250,
+        env=__import__("os").environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"train": {"epochs": 1, "device": "cpu"}}))
+    return tmp_path
+
+
+def refused(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("gkd: ")
+    return lines[0]
+
+
+def test_help_lists_the_steps(tmp_path):
+    result = gkd("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    for step in ("prepare", "teacher", "distill", "export", "evaluate", "register", "registry", "methods"):
+        assert step in result.stdout
+
+
+def test_prepare_ends_in_json_and_writes_its_folder(folder):
+    result = gkd("prepare", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["source"] == "digits"
+    assert (folder / "data" / "dataset.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["prepare", "--set", "data.sorce=digits"], ["'data.sorce' is unknown", "did you mean 'data.source'?"]),
+        (["prepare", "--set", "data.source=cifar11"], ["cifar11", "did you mean 'cifar10'?"]),
+        (["prepare", "--set", "data.source=folder"], ["data.root"]),
+        (["prepare", "--set", "data.source=folder", "--set", "data.root=nowhere"], ["nowhere"]),
+        (["prepare", "--params", "none.yaml"], ["none.yaml does not exist"]),
+        (["teacher", "--data", "nowhere"], ["the data folder nowhere has no dataset.json", "run the step"]),
+        (["distill", "--reference", "basline"], ["--reference 'basline' is unknown; did you mean 'baseline'?"]),
+        (["distill", "--set", "distill.method=gomperz"], ["distill.method 'gomperz' is unknown; did you mean 'gompertz'?"]),
+        (["export"], ["has no"]),
+        (["evaluate"], ["has no"]),
+        (["summary"], ["the report folder report has no metrics.json"]),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_sentence_and_exit_code_2(folder, arguments, parts):
+    before = sorted(p.name for p in folder.iterdir())
+    message = refused(gkd(*arguments, cwd=folder))
+    for part in parts:
+        assert part in message
+    assert sorted(p.name for p in folder.iterdir()) == before, "something half-written was left"
+
+
+def test_wrong_option_values_and_networks_are_named(folder, digits, teacher):
+    distill = ["distill", "--data", str(digits), "--teacher", str(teacher)]
+    cases = {
+        "student.name=resnet9": "did you mean 'resnet8'?",
+        "distill.options.gompertz.sover=sliced": "did you mean 'solver'?",
+        "distill.options.gompertz.r=2": "distill.options.gompertz.r is 2",
+        "distill.options.gompertz.solver=sinkhorm": "distill.options.gompertz.solver is 'sinkhorm'",
+        "train.device=cuda:7": "no such device",
+    }
+    for setting, part in cases.items():
+        assert part in refused(gkd(*distill, "--set", setting, cwd=folder))
+    assert "pass --teacher" in refused(gkd("distill", "--data", str(digits), cwd=folder))
+
+
+def test_a_damaged_teacher_is_named(folder, digits, teacher):
+    import shutil
+
+    broken = folder / "teacher"
+    shutil.copytree(teacher, broken)
+    weights = next(broken.rglob("model.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    message = refused(gkd("distill", "--data", str(digits), "--teacher", str(broken), cwd=folder))
+    assert "model.safetensors is damaged" in message
+
+
+def test_lists(tmp_path):
+    rows = json.loads(gkd("methods", "--json", cwd=tmp_path).stdout.splitlines()[-1])
+    names = [row["name"] for row in rows]
+    assert {"ce", "kd", "gompertz"} <= set(names)
+    gompertz = rows[names.index("gompertz")]
+    assert gompertz["kind"] == "method"
+    assert gompertz["schedule"] == "gompertz"
+    assert "solver" in gompertz["hyperparameters"]
+    assert "train.learning_rate" in gkd("params", cwd=tmp_path).stdout

@@ -1,0 +1,119 @@
+"""Entropic transport against POT, against the exact value, and its gradient against the regularised value's."""
+
+import math
+
+import numpy as np
+import ot
+import pytest
+import torch
+from torch.nn import functional
+
+from gkd_core.losses.wasserstein import wasserstein_loss
+from gkd_core.losses.wasserstein.sinkhorn import sinkhorn_distance, sinkhorn_plan
+
+
+def points(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def uniform(count):
+    return np.full(count, 1 / count)
+
+
+def pot_plan(cost, epsilon, iterations):
+    n, m = cost.shape
+    return ot.bregman.sinkhorn_log(
+        uniform(n), uniform(m), cost.numpy(), reg=epsilon, numItermax=iterations, stopThr=0, warn=False
+    )
+
+
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (20, 12), (1, 9), (64, 49)])
+@pytest.mark.parametrize("epsilon", [0.02, 0.3])
+@pytest.mark.parametrize("iterations", [1, 2, 11, 12, 100])
+def test_the_plan_is_that_of_plain_log_domain_iterations(n, m, epsilon, iterations):
+    cost = torch.cdist(points(2, n, 5), points(2, m, 5, seed=1))
+    plan = sinkhorn_plan(cost, epsilon, iterations)
+    for b in range(2):
+        expected = pot_plan(cost[b], epsilon * cost[b].mean().item(), iterations)
+        assert np.abs(plan[b].numpy() - expected).max() < 1e-14
+
+
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (9, 16)])
+def test_value_and_gradient_against_pot(n, m):
+    # POT's own envelope gradient: ot.sinkhorn2 on torch tensors gives ⟨P, C⟩ and differentiates with P unrolled, so the
+    # plan is taken from POT and the gradient formed here: Σ_j P_ij (x_i − y_j) / ‖x_i − y_j‖.
+    x, y = points(n, 6), points(m, 6, seed=1)
+    cost = torch.cdist(x, y)
+    plan = torch.from_numpy(pot_plan(cost, 0.05 * cost.mean().item(), 2000))
+    leaf = x[None].clone().requires_grad_()
+    value = sinkhorn_distance(torch.cdist(leaf, y[None]), epsilon=0.05, iterations=2000)
+    value.sum().backward()
+    gradient = ((plan / cost)[:, :, None] * (x[:, None] - y[None])).sum(1)
+    assert value.item() == pytest.approx((plan * cost).sum().item(), rel=1e-12)
+    assert torch.allclose(leaf.grad[0], gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "m"), [(6, 6), (5, 8)])
+def test_gradient_is_that_of_the_regularised_value(n, m):
+    """Central differences of min ⟨P, C⟩ + ε·KL(P ‖ a⊗b), run to convergence at fixed ε: agreement 1e-9."""
+    x, y = points(1, n, 3), points(1, m, 3, seed=1)
+    cost = torch.cdist(x, y)
+    epsilon = 0.2 * cost.mean().item()
+
+    def regularised(moved):
+        # The dual value, by plain log-domain iterations written out here, independently of the solver.
+        scaled = torch.cdist(moved, y) / epsilon
+        f, g = torch.zeros_like(scaled[:, :, :1]), torch.zeros_like(scaled[:, :1])
+        for _ in range(2000):
+            f = -torch.logsumexp(g - scaled - math.log(m), 2, keepdim=True)
+            g = -torch.logsumexp(f - scaled - math.log(n), 1, keepdim=True)
+        return epsilon * (f.mean((1, 2)) + g.mean((1, 2)))
+
+    leaf = x.clone().requires_grad_()
+    sinkhorn_distance(torch.cdist(leaf, y), epsilon=0.2, iterations=2000).sum().backward()
+    # Fourth order, all coordinates at once, so that the differences themselves are good to 1e-11.
+    step = 1e-4
+    changes = step * torch.eye(3 * n, dtype=torch.float64).view(3 * n, n, 3)
+    near = regularised(x + changes) - regularised(x - changes)
+    far = regularised(x + 2 * changes) - regularised(x - 2 * changes)
+    differences = (8 * near - far).view(n, 3) / (12 * step)
+    assert (differences - leaf.grad[0]).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(("grid", "tolerance", "least_cosine"), [(8, 0.03, 0.8), (2, 0.03, 0.93)])
+def test_default_settings_against_the_exact_distance(grid, tolerance, least_cosine):
+    student = functional.relu(points(8, 16, grid, grid))
+    teacher = functional.relu(points(8, 16, grid, grid, seed=1))
+    values, gradients = [], []
+    for solver in ("sinkhorn", "exact"):
+        leaf = student.clone().requires_grad_()
+        value = wasserstein_loss(leaf, teacher, solver=solver)
+        value.backward()
+        values.append(value.item())
+        gradients.append(leaf.grad.flatten(1))
+    assert values[0] >= values[1] - 1e-9
+    assert values[0] == pytest.approx(values[1], rel=tolerance)
+    assert functional.cosine_similarity(*gradients).mean() > least_cosine
+
+
+def test_float32_is_near_float64_and_underflow_does_no_harm():
+    cost = torch.cdist(points(4, 64, 8), points(4, 64, 8, seed=1))
+    for epsilon, tolerance in ((0.02, 1e-4), (0.002, 1e-3)):  # the latter: C/ε reaches far below what float32 can hold
+        low = sinkhorn_distance(cost.float(), epsilon=epsilon, iterations=200)
+        assert low.dtype == torch.float32
+        assert torch.allclose(low.double(), sinkhorn_distance(cost, epsilon=epsilon, iterations=200), rtol=tolerance)
+
+
+def test_rows_carry_their_mass_exactly_and_columns_when_converged():
+    plan = sinkhorn_plan(torch.cdist(points(2, 10, 3), points(2, 15, 3, seed=1)), 0.1, 500)
+    assert torch.allclose(plan.sum(2), torch.full((2, 10), 0.1, dtype=torch.float64), atol=1e-14)
+    assert torch.allclose(plan.sum(1), torch.full((2, 15), 1 / 15, dtype=torch.float64), atol=1e-9)
+
+
+def test_each_sample_has_its_own_epsilon():
+    near, far = (
+        torch.cdist(points(1, 6, 3), points(1, 6, 3, seed=1)),
+        100 * torch.cdist(points(1, 6, 3), points(1, 6, 3)),
+    )
+    both = sinkhorn_distance(torch.cat([near, far]))
+    assert torch.allclose(both[0], sinkhorn_distance(near)[0], atol=1e-14)
