@@ -68,9 +68,9 @@ def create_model(
         raise GkdError(
             unknown("network", name, [*_cifar_names(), *near, "every torchvision classification model by its name"])
         )
-    from gkd_core.models import torchvision_models
+    from gkd_core.models.torchvision_models import build
 
-    return torchvision_models.build(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+    return build(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
 
 
 def _cifar_names() -> tuple[str, ...]:
