@@ -105,5 +105,5 @@ def test_an_interrupt_leaves_nothing(server: Server, tmp_path: Path, monkeypatch
 
 def test_a_place_that_cannot_be_written_is_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(GkdError, match="cannot be written .*set data.root to another folder"):
+    with pytest.raises(GkdError, match=r"cannot be written .*set data\.root to another folder"):
         download(server.address, tmp_path / "taken" / "file.bin", MD5)

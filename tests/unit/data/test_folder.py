@@ -60,13 +60,12 @@ def test_ready_splits(validation: str | None, test: bool, tmp_path: Path) -> Non
     if test:
         classes(root / "test", count=4)
     info = write_prepared(open_source("folder", root, image_size=8), make(tmp_path / "out"))
-    expected_test = 8 if test else 8  # 2 × 4 of its own, or a fifth of 40
+    # Of 40 images in train/: a fifth (8) goes to the test where there is none, then a tenth (4) to validation.
     left = 40 if test else 32
-    expected_validation = 6 if validation else 4
     assert info.counts == {
-        "train": left - (0 if validation else 4),
-        "validation": expected_validation,
-        "test": expected_test,
+        "train": left if validation else left - 4,
+        "validation": 6 if validation else 4,
+        "test": 8,
     }
 
 

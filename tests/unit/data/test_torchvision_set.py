@@ -78,7 +78,7 @@ def fake(splits: dict[str, list[int | None]], classes: list[Any] | None = None, 
             return len(self.found)
 
         def __getitem__(self, index: int) -> tuple[Any, Any]:
-            return Image.new("L", (9 + self.found[index] % 2 if self.found[index] else 9, 9), index), self.found[index]
+            return Image.new("L", (9 + index % 2, 9), index), self.found[index]
 
     return Fake
 
@@ -142,7 +142,7 @@ def test_what_is_not_a_classification_set_is_refused(tmp_path: Path, monkeypatch
         "torchvision:Fake", tmp_path
     )
     use(monkeypatch, fake({"train": LABELS}, targets=LABELS[::-1]))
-    assert refused("torchvision:Fake", tmp_path) == ("torchvision:Fake gives class 0 for image 0 and keeps 2 for it")
+    assert refused("torchvision:Fake", tmp_path) == ("torchvision:Fake gives class 0 for image 3 and keeps 2 for it")
 
 
 def test_a_name_or_an_argument_that_is_wrong(tmp_path: Path) -> None:
