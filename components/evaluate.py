@@ -1,0 +1,322 @@
+"""The evaluate step: all networks and the exported student on the test images, which only this step opens."""
+
+import csv
+import io
+import math
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from components.export import trained_facts
+from gkd_core.config import Params
+from gkd_core.data.loader import Loader
+from gkd_core.data.prepared import DatasetInfo, PreparedData
+from gkd_core.errors import GkdError
+from gkd_core.evaluation.calibration import Reliability, reliability
+from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
+from gkd_core.evaluation.latency import hardware, measure_latency
+from gkd_core.evaluation.predictions import Ensemble, predict
+from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
+from gkd_core.evaluation.statistics import paired_difference, wilson_interval
+from gkd_core.export.manifest import read_manifest
+from gkd_core.export.onnx import export_onnx
+from gkd_core.export.session import run_session, session
+from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.models.network import load_network
+from gkd_core.report import Findings, render_report
+from gkd_core.report.findings import Row
+from gkd_core.run_facts import run_facts
+from gkd_core.training.device import choose_device
+
+BATCH_SIZE = 250
+DIGITS = 6  # decimals in metrics.json: more than any test set resolves, fewer than the order of additions disturbs
+SCHEDULE_POINTS = 1000
+REPORTED = ("data", "teacher", "student", "distill", "train", "references", "export", "evaluate")
+REFERENCES = ("baseline", "kd")
+
+
+def run(
+    *,
+    data: Path,
+    teacher: Path,
+    baseline: Path,
+    kd: Path,
+    student: Path,
+    deploy: Path,
+    out: Path,
+    params: Params,
+) -> dict[str, Any]:
+    """Write metrics.json, timings.json, predictions.npy, plots/ and report.html to `out`.
+
+    Args:
+        data: folder of the prepare step.
+        teacher: folder of the teacher step.
+        baseline, kd: folders of the distill step's references; one that was not trained is left out of everything.
+        student: folder of the distill step.
+        deploy: folder of the export step.
+        out: appears whole or not at all.
+        params: reads `evaluate`; the other sections are shown in the report.
+    Returns:
+        {"teacher": {"top1"}, …, "onnx": {"top1", "parity_max_abs"}, "differences", "report": {"path"}}.
+    Raises:
+        GkdError: the folders do not belong together, or a network gives logits that are not finite.
+    """
+    start = time.monotonic()
+    settings = params.evaluate
+    prepared = PreparedData.open(data)
+    info = prepared.info
+    folders = {"baseline": baseline, "kd": kd, "student": student}
+    facts = {
+        role: trained_facts(folder, data_sha256=info.sha256, data=data, teacher=teacher)
+        for role, folder in folders.items()
+        if role == "student" or read_json(folder / "training.json", f"the {role} folder").get("trained")
+    }
+    manifest = _own_manifest(deploy, student, data, info)
+    networks, names = _open_teacher(teacher, info.classes)
+    networks |= {role: load_network(folders[role], info.classes) for role in facts}
+    names |= {role: networks[role].spec.name for role in facts}  # type: ignore[union-attr]
+
+    test = prepared.test
+    loader = Loader(
+        test,
+        batch_size=BATCH_SIZE,
+        device=choose_device("auto"),
+        shuffle=False,
+        num_classes=len(info.classes),
+    )
+    logits = {role: predict(network, loader, f"the {role} {names[role]}") for role, network in networks.items()}
+    exported = run_session(session(deploy / manifest["model"]["file"]), test.images, BATCH_SIZE)
+    correct = {role: top_k_correct(values, test.labels, 1) for role, values in logits.items()}
+    diagrams = {role: reliability(values, test.labels, settings.calibration_bins) for role, values in logits.items()}
+
+    metrics: dict[str, Any] = {
+        "data": {"sha256": info.sha256, "source": info.source, "test_images": len(test)},
+        "digests": {
+            "manifest": file_digest(deploy / "manifest.json"),
+            "student": manifest["student_digest"],
+            "teacher": folder_digest(teacher),
+        },
+    }
+    for role, values in logits.items():
+        metrics[role] = {
+            "network": names[role],
+            **_quality(values, test.labels, settings.confidence),
+            "ece": diagrams[role].expected_calibration_error,
+            "parameters": parameter_count(networks[role]),
+            "macs": multiply_accumulates(networks[role], info.channels, info.image_size),
+        }
+        if role != "teacher":
+            metrics[role]["agreement_with_teacher"] = agreement(values, logits["teacher"])
+            metrics[role]["kl_to_teacher"] = kl_divergence(logits["teacher"], values)
+    metrics["onnx"] = {
+        "top1": float(top_k_correct(exported, test.labels, 1).mean()),
+        "agreement_with_student": agreement(exported, logits["student"]),
+        "onnx_bytes": manifest["model"]["size_bytes"],
+    }
+    metrics["differences"] = {
+        f"student_minus_{role}": asdict(paired_difference(correct["student"], correct[role], settings.confidence))
+        for role in REFERENCES
+        if role in correct
+    }
+    timings, sizes = _cost_as_onnx(networks, deploy, manifest, test.images[:1], info, params)
+    for role, size in sizes.items():
+        metrics[role]["onnx_bytes"] = size
+    metrics = _rounded(metrics)
+    # Two significant digits: this one is all rounding error, and six decimals would leave nothing of it.
+    metrics["onnx"]["parity_max_abs"] = float(f"{np.abs(exported - logits['student']).max():.1e}")
+
+    findings = Findings(
+        metrics=metrics,
+        timings=timings | {"run": run_facts(seconds=time.monotonic() - start)},
+        classes=info.classes,
+        confidence=settings.confidence,
+        histories=_histories(teacher, folders, facts),
+        schedule=_thinned(_read_csv(student / "steps.csv")),
+        confusion=_confusion(logits["student"], test.labels, len(info.classes)),
+        reliability=diagrams,
+        per_class=_classes(logits, test.labels, info.classes),
+        training=facts["student"],
+        manifest=manifest,
+        configuration=_configuration(params),
+    )
+    with whole_folder(out) as folder:
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "timings.json", findings.timings)
+        np.save(folder / "predictions.npy", exported.argmax(1).astype(np.int32))
+        _write_plots(folder / "plots", findings, logits["student"], test.labels)
+        write_bytes(folder / "report.html", render_report(findings).encode())
+    return {
+        **{role: {"top1": metrics[role]["top1"]} for role in logits},
+        "onnx": {key: metrics["onnx"][key] for key in ("top1", "parity_max_abs")},
+        "differences": metrics["differences"],
+        "report": {"path": str(out / "report.html")},
+    }
+
+
+def _own_manifest(deploy: Path, student: Path, data: Path, info: DatasetInfo) -> dict[str, Any]:
+    manifest = read_manifest(deploy)
+    if manifest["student_digest"] != folder_digest(student):
+        raise GkdError(
+            f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
+        )
+    if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
+        raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
+    return manifest
+
+
+def _open_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The teacher under its role, several networks as one ensemble; and its name."""
+    names = read_json(folder / "teacher.json", "the teacher folder")["networks"]
+    networks = [load_network(folder / name, classes) for name in names]
+    together = networks[0] if len(networks) == 1 else Ensemble(networks)
+    return {"teacher": together}, {"teacher": " + ".join(network.spec.name for network in networks)}
+
+
+def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence: float) -> dict[str, float]:
+    """top1, and top5 where there are more than five classes, with intervals; nll."""
+    found: dict[str, float] = {}
+    for k in (1, 5) if logits.shape[1] > 5 else (1,):
+        correct = top_k_correct(logits, labels, k)
+        low, high = wilson_interval(int(correct.sum()), len(labels), confidence)
+        found |= {f"top{k}": float(correct.mean()), f"top{k}_low": low, f"top{k}_high": high}
+    return found | {"nll": negative_log_likelihood(logits, labels)}
+
+
+def _cost_as_onnx(
+    networks: dict[str, nn.Module],
+    deploy: Path,
+    manifest: dict[str, Any],
+    image: NDArray[np.uint8],
+    info: DatasetInfo,
+    params: Params,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Content of timings.json, and the size in bytes of every network exported the way the student was."""
+    with tempfile.TemporaryDirectory(prefix="gkd-") as name:
+        models = {role: Path(name) / f"{role}.onnx" for role in networks}
+        for role, network in networks.items():
+            export_onnx(
+                network,
+                models[role],
+                classes=info.classes,
+                channels=info.channels,
+                image_size=info.image_size,
+                input=manifest["model"]["input"],
+                opset=manifest["model"]["opset"],
+                name=f"the {role}",
+            )
+        sizes = {role: path.stat().st_size for role, path in models.items()}
+        runs, threads = params.evaluate.latency_runs, params.evaluate.latency_threads
+        models["onnx"] = deploy / manifest["model"]["file"]
+        latencies = measure_latency(models, np.array(image), runs=runs, threads=threads)
+    return {"hardware": {**hardware(), "threads": threads, "runs": runs}, **latencies}, sizes
+
+
+def _classes(
+    logits: dict[str, NDArray[np.float32]], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    found = {role: per_class(values.argmax(1), labels, len(classes)) for role, values in logits.items()}
+    student = found.pop("student")
+    return [
+        {
+            "name": name,
+            "support": int(student.support[position]),
+            **{key: _known(getattr(student, key)[position]) for key in ("recall", "precision", "f1")},
+            **{f"{role}_recall": _known(other.recall[position]) for role, other in found.items()},
+        }
+        for position, name in enumerate(classes)
+    ]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), DIGITS)
+
+
+def _confusion(logits: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    counts = np.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, DIGITS) if isinstance(value, float) else value
+
+
+def _configuration(params: Params) -> dict[str, Any]:
+    """What the results depend on; where the data lies and who keeps the runs is nobody's business."""
+    content = params.model_dump(mode="json", include=set(REPORTED))
+    content["data"].pop("root")
+    return {section: content[section] for section in REPORTED}
+
+
+def _histories(teacher: Path, folders: dict[str, Path], facts: dict[str, Any]) -> dict[str, list[Row]]:
+    names = read_json(teacher / "teacher.json", "the teacher folder")["networks"]
+    found = {"teacher": teacher / names[-1] / "history.csv"}
+    found |= {role: folders[role] / "history.csv" for role in facts}
+    return {role: _read_csv(path) for role, path in found.items() if path.exists()}
+
+
+def _read_csv(path: Path) -> list[Row]:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(stream)]
+    except (OSError, ValueError) as error:
+        raise GkdError(f"{path} cannot be read ({error}): run the step that makes it again") from None
+
+
+def _thinned(rows: list[Row]) -> list[Row]:
+    """At most so many rows, evenly spaced, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SCHEDULE_POINTS)).round().astype(int))
+    return [rows[place] for place in places]
+
+
+def _write_plots(folder: Path, findings: Findings, logits: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    """The tables behind the figures, in the forms `dvc plots` reads."""
+    folder.mkdir()
+    classes = findings.classes
+    _write_csv(
+        folder / "confusion.csv",
+        [
+            {"actual": classes[actual], "predicted": classes[predicted]}
+            for actual, predicted in zip(labels, logits.argmax(1), strict=True)
+        ],
+    )
+    _write_csv(
+        folder / "history.csv",
+        [{"network": role, **row} for role, rows in findings.histories.items() for row in rows],
+    )
+    _write_csv(folder / "schedule.csv", findings.schedule)
+    _write_csv(folder / "per_class.csv", findings.per_class)
+    _write_csv(
+        folder / "calibration.csv", [row for role, bins in findings.reliability.items() for row in _bins(role, bins)]
+    )
+
+
+def _bins(role: str, bins: Reliability) -> list[dict[str, Any]]:
+    return [
+        {
+            "network": role,
+            "low": round(float(bins.edges[i]), DIGITS),
+            "high": round(float(bins.edges[i + 1]), DIGITS),
+            "confidence": _known(bins.confidence[i]),
+            "accuracy": _known(bins.accuracy[i]),
+            "count": int(bins.count[i]),
+        }
+        for i in range(len(bins.count))
+    ]
+
+
+def _write_csv(path: Path, rows: list[Any]) -> None:
+    """Rows with differing columns are put under the union of them, in order of appearance; None is an empty cell."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())

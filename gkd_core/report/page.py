@@ -1,0 +1,119 @@
+"""From findings to the page: the sentences, the tables, the template."""
+
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gkd_core import __version__
+from gkd_core.report import figures
+from gkd_core.report.findings import Findings
+
+
+def render_report(findings: Findings) -> str:
+    """The whole report as one HTML document: no script, no address, nothing to fetch. All names are escaped."""
+    environment = Environment(
+        loader=PackageLoader("gkd_core.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "short": _short, "count": _count, "bytes": _bytes}
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        version=__version__,
+        metrics=findings.metrics,
+        timings=findings.timings,
+        level=f"{100 * findings.confidence:g} %",
+        roles=findings.roles,
+        verdicts=verdicts(findings),
+        tiles=_tiles(findings),
+        rows=_rows(findings),
+        figures={
+            "comparison": figures.comparison(findings),
+            "learning": figures.learning_curves(findings),
+            "schedule": figures.schedule_and_terms(findings),
+            "confusion": figures.confusion(findings),
+            "calibration": figures.calibration(findings),
+        },
+        worst_first=sorted(findings.per_class, key=lambda row: (row["recall"] is None, row["recall"], row["name"])),
+        configuration=yaml.safe_dump(findings.configuration, sort_keys=False, allow_unicode=True),
+    )
+
+
+def verdicts(findings: Findings) -> list[dict[str, str]]:
+    """What the student's differences to its references say, one sentence each, the comparison that counts first.
+
+    Each has `tone`: "good" or "bad" where the interval leaves zero out, else "open".
+    """
+    found, method = findings.metrics["differences"], findings.training["method"]
+    level = f"{100 * findings.confidence:g} %"
+    sentences = []
+    for role, other in (("baseline", "the same student trained alone"), ("kd", "the same student taught by plain KD")):
+        difference = found.get(f"student_minus_{role}")
+        if difference is None:
+            continue
+        points, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
+        if low > 0:
+            tone, conclusion = "good", "more than chance explains"
+        elif high < 0:
+            tone, conclusion = "bad", "worse than chance explains"
+        else:
+            tone, conclusion = "open", "this test set cannot tell the two apart"
+        sentences.append(
+            {
+                "tone": tone,
+                "points": f"{points:+.2f}",
+                "headline": f"points over {other}",
+                "detail": f"{method}: {level} interval {low:+.2f} to {high:+.2f}, {conclusion}.",
+            }
+        )
+    return sentences
+
+
+def _tiles(findings: Findings) -> list[tuple[str, str, str]]:
+    """Number, what it is, and what it stands beside."""
+    student, teacher = findings.metrics["student"], findings.metrics["teacher"]
+    onnx, timing = findings.metrics["onnx"], findings.timings["onnx"]
+    ratio = teacher["parameters"] / student["parameters"]
+    return [
+        (_percent(student["top1"]), "top-1 of the student", f"teacher {_percent(teacher['top1'])}"),
+        (f"{ratio:.1f} ×", "fewer parameters", f"{_count(student['parameters'])} of {_count(teacher['parameters'])}"),
+        (f"{timing['latency_ms_p50']:.3g} ms", "an image", f"95th percentile {timing['latency_ms_p95']:.3g} ms"),
+        (_bytes(onnx["onnx_bytes"]), "as ONNX", f"largest difference to torch {onnx['parity_max_abs']:.1e}"),
+    ]
+
+
+def _rows(findings: Findings) -> list[dict[str, Any]]:
+    best = max(measured["top1"] for role, measured in findings.metrics.items() if role in findings.roles)
+    return [
+        {
+            "role": role,
+            "label": label,
+            "best": findings.metrics[role]["top1"] == best,
+            **findings.metrics[role],
+            **findings.timings[role],
+        }
+        for role, label in findings.roles.items()
+    ]
+
+
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _short(digest: str) -> str:
+    return digest[:12] or "–"
+
+
+def _count(number: int) -> str:
+    """1,234 · 78.3 k · 1.25 M · 4.12 G"""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            return f"{number / (1e3 if unit == 'k' else size):.3g} {unit}"
+    return f"{number:,}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
