@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "sinkhorn",  # assumed: eq. 1 names the distance, no way to compute it
         "epsilon": 0.02,  # assumed, with the solver
         "iterations": 100,  # assumed, with the solver
-        "projections": 128,  # assumed; read by solver sliced only
+        "projections": 64,  # assumed; read by solver sliced only
         "position_weight": 0.0,  # assumed: §3.2 wants spatial patterns to count, eq. 1 has no positions
         "normalise": "none",  # eq. 1 literally
         "r": 0.5,  # assumed: "a weight coefficient r", §3.3

@@ -5,6 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
+from gkd_core.losses.precision import full_precision
+
 
 def resample_total(maps: Tensor, height: int, width: int) -> Tensor:
     """[B, C, H, W] → [B, C, height, width] with the same total.
@@ -15,9 +17,10 @@ def resample_total(maps: Tensor, height: int, width: int) -> Tensor:
     """
     if maps.shape[2:] == (height, width):
         return maps
-    rows = _shares(maps.shape[2], height).to(maps)
-    columns = _shares(maps.shape[3], width).to(maps)
-    return rows @ maps @ columns.T
+    with full_precision(maps):
+        rows = _shares(maps.shape[2], height).to(maps)
+        columns = _shares(maps.shape[3], width).to(maps)
+        return rows @ maps @ columns.T
 
 
 @functools.lru_cache(maxsize=32)

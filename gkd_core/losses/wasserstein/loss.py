@@ -24,7 +24,7 @@ def wasserstein_loss(
     solver: Solver = "sinkhorn",
     epsilon: float = 0.02,
     iterations: int = 100,
-    projections: int = 128,
+    projections: int = 64,
     seed: int = 0,
     position_weight: float = 0.0,
     normalise: Normalisation = "none",
