@@ -62,6 +62,48 @@ METHODS: dict[str, Method] = {
         loss="gkd_core.losses.gompertz:Gompertz",
         schedule="gompertz",
     ),
+    "dynamickd": Method(
+        summary="Soft labels against the student's logits times a learned factor, which corrects its entropy.",
+        source="reconstruction of the idea of Zhu et al. 2024, arXiv:2305.05233",
+        published=False,
+        loss="gkd_core.losses.dynamickd:DynamicKD",
+    ),
+    "cmkd": Method(
+        summary="Pearson and Spearman correlation with the teacher's logits, weighted by each sample's difficulty.",
+        source="reconstruction of the idea of Niu et al. 2024, arXiv:2410.06561",
+        published=False,
+        loss="gkd_core.losses.cmkd:CorrelationMatching",
+    ),
+    "crd": Method(
+        summary="Contrast of the embeddings with a memory of the other network's, over all training images.",
+        source="Tian et al. 2020, arXiv:1910.10699",
+        published=True,
+        loss="gkd_core.losses.crd:ContrastiveRepresentation",
+    ),
+    "dkd": Method(
+        summary="Soft labels decoupled into the target's part and the other classes' part.",
+        source="Zhao et al. 2022, arXiv:2203.08679",
+        published=True,
+        loss="gkd_core.losses.dkd:DecoupledKD",
+    ),
+    "dist": Method(
+        summary="Pearson correlation of the predictions between classes and within them.",
+        source="Huang et al. 2022, arXiv:2205.10536",
+        published=True,
+        loss="gkd_core.losses.dist:Dist",
+    ),
+    "logit-standardisation": Method(
+        summary="Soft labels of z-scored logits, free of the teacher's scale.",
+        source="Sun et al. 2024, arXiv:2403.01427",
+        published=True,
+        loss="gkd_core.losses.logit_standardisation:LogitStandardisation",
+    ),
+    "ctkd": Method(
+        summary="Soft labels at a temperature that learns against the student, step by step.",
+        source="Li et al. 2023, arXiv:2211.16231",
+        published=True,
+        loss="gkd_core.losses.ctkd:CurriculumTemperature",
+    ),
 }
 
 

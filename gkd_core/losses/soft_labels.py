@@ -6,13 +6,14 @@ from torch.nn import functional
 from gkd_core.losses.precision import at_least_float32
 
 
-def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """KL(σ(teacher / τ) ‖ σ(student / τ)), in nats, summed over classes, mean over the batch; no factor τ².
 
     Args:
         student_logits: [B, C]; any float dtype, computed in at least float32.
         teacher_logits: [B, C]; no gradient flows into it.
-        temperature: τ > 0; larger is softer.
+        temperature: τ > 0; larger is softer. A tensor [] is not checked, which would make the device wait, and is
+            differentiated: through both distributions, and in `kd_loss` through τ².
     Raises:
         ValueError: shapes differ, or temperature is not positive.
     Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
@@ -22,7 +23,7 @@ def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: f
             f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
             "differ in shape"
         )
-    if not temperature > 0:
+    if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
     student = functional.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
     teacher = functional.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
@@ -30,7 +31,7 @@ def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
     """Soft-label distillation: KL(teacher ‖ student) · τ², in nats, mean over the batch.
 
     τ² keeps the gradient's size when τ changes: for τ → ∞ the loss tends to Σ(z_S − z_T)² / (2·C), logits centred per
@@ -39,7 +40,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
     Args:
         student_logits: [B, C]; any float dtype, computed in at least float32.
         teacher_logits: [B, C]; no gradient flows into it.
-        temperature: τ > 0; larger is softer.
+        temperature: as in `soft_label_kl`.
     Raises:
         ValueError: shapes differ, or temperature is not positive.
     Source: Hinton et al. 2015, §2 (arXiv:1503.02531).

@@ -122,16 +122,23 @@ class Network(nn.Module):
     def _select(self, logits: Tensor) -> Tensor:
         return logits if self.columns is None else logits[:, self.columns]
 
-    @torch.no_grad()
     def stage_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(C_i, H_i, W_i) of every stage, found by one forward pass in eval mode; the mode is left as it was."""
+        return tuple((s.shape[1], s.shape[2], s.shape[3]) for s in self._probe().stages)
+
+    def embedding_size(self) -> int:
+        """D of the embedding, found in the same way."""
+        return self._probe().embedding.shape[1]
+
+    @torch.no_grad()
+    def _probe(self) -> Output:
         modes = {module: module.training for module in self.modules()}
         self.eval()
         size = self.spec.image_size
-        output = self(torch.zeros(1, self.spec.in_channels, size, size, device=self.mean.device))
+        output: Output = self(torch.zeros(1, self.spec.in_channels, size, size, device=self.mean.device))
         for module, mode in modes.items():
             module.training = mode
-        return tuple((s.shape[1], s.shape[2], s.shape[3]) for s in output.stages)
+        return output
 
 
 def save_network(network: Network, folder: Path) -> None:

@@ -1,0 +1,159 @@
+"""CRD: contrastive representation distillation, a memory of all training images supplying the negatives."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core.errors import GkdError
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.class_sampler import ClassSampler
+from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.taught import teacher_of, teacher_output
+
+
+def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int) -> Tensor:
+    """Noise-contrastive loss of telling one positive from m negatives, in nats, mean over the batch.
+
+    With the critic h = P / (P + m/N), P = exp(score) / Z: −log h(positive) − Σ log(1 − h(negative)).
+
+    Args:
+        scores: [B, 1 + K], ⟨anchor, other⟩ / temperature, the positive first; −inf marks a place that is no negative,
+            and m counts the others, row by row.
+        log_normaliser: log Z, [].
+        images: N, number of images that negatives are drawn from.
+    Source: Tian et al. 2020, eq. 18 (arXiv:1910.10699); crd/criterion.py of HobbitLong/RepDistiller, less its ε of
+        1e-7: in log space nothing needs it.
+    """
+    count = scores[:, 1:].isfinite().sum(1, keepdim=True).clamp_min(1)
+    log_odds = scores - log_normaliser - (count / images).log().to(scores.dtype)
+    return (functional.softplus(-log_odds[:, 0]) + functional.softplus(log_odds[:, 1:]).sum(1)).mean()
+
+
+class EmbeddingHead(nn.Linear):
+    """A linear map to the sphere: [B, D] → [B, dimensions], each row of length 1, in at least float32."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Also in full precision under autocast."""
+        with full_precision(embedding):
+            x = at_least_float32(embedding)
+            return functional.normalize(functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype)))
+
+
+class ContrastiveRepresentation(Loss):
+    """L = CE(z_S, y) + λ·(L_s + L_t): each network's embedding against the other's memory.
+
+    Both embeddings go through a trained linear head onto the sphere; a memory holds a moving average of them for every
+    training image. L_s tells apart, for the student's embedding, the teacher's memory of the same image and that of K
+    images of other classes; L_t the other way round. The first batch fixes the normalising constants Z.
+
+    Differences to the authors' code: negatives are drawn on the device, all at once and with replacement (theirs,
+    image by image without, takes the CPU about a minute an epoch), from torch's global generator, whose state is in
+    the checkpoint, as are memories and constants; and K is at most the number of training images.
+
+    Args:
+        weight: λ.
+        negatives: K.
+        mode: which memory is the positive: of the image itself (`exact`), or of a random image of its class, which may
+            be itself (`relaxed`). Negatives are of other classes in both, as in the authors' code.
+        shared_negatives: one draw of K images serves the whole batch, each sample leaving out those of its own class:
+            a much smaller product for large data sets, but negatives that vary together.
+        dimensions: of the embeddings compared.
+        temperature: of the critic.
+        momentum: share of the old memory in the new.
+    Raises:
+        GkdError: there is no teacher, or only one class.
+    Source: Tian et al. 2020 (arXiv:1910.10699); crd/ and dataset/cifar100.py of HobbitLong/RepDistiller.
+    """
+
+    hard_labels = True
+    memory_student: Tensor
+    memory_teacher: Tensor
+    log_normaliser_student: Tensor
+    log_normaliser_teacher: Tensor
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        weight: Annotated[float, Field(ge=0.0)] = 0.8,
+        negatives: Annotated[int, Field(ge=1)] = 16384,
+        mode: Literal["exact", "relaxed"] = "exact",
+        shared_negatives: bool = False,
+        dimensions: Annotated[int, Field(ge=2)] = 128,
+        temperature: Annotated[float, Field(gt=0.0)] = 0.07,
+        momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5,
+    ) -> None:
+        super().__init__()
+        teacher = teacher_of(context, "crd")
+        labels = context.train_labels
+        if bool((labels == labels[0]).all()):
+            raise GkdError("distill.method crd contrasts classes, and the training images are all of one: take kd")
+        self.weight = weight
+        self.images = len(labels)
+        self.negatives = min(negatives, self.images)
+        self.mode = mode
+        self.shared_negatives = shared_negatives
+        self.temperature = temperature
+        self.momentum = momentum
+        self.sampler = ClassSampler(labels, len(context.student.classes))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            self.student_head = EmbeddingHead(context.student.embedding_size(), dimensions)
+            self.teacher_head = EmbeddingHead(teacher.embedding_size(), dimensions)
+            bound = math.sqrt(3 / dimensions)  # rows of length about 1
+            self.register_buffer("memory_student", torch.empty(self.images, dimensions).uniform_(-bound, bound))
+            self.register_buffer("memory_teacher", torch.empty(self.images, dimensions).uniform_(-bound, bound))
+        self.register_buffer("log_normaliser_student", torch.tensor(math.inf))  # inf: not known yet
+        self.register_buffer("log_normaliser_teacher", torch.tensor(math.inf))
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Terms "ce" and "contrast"; in train mode the batch then enters the memories.
+
+        Raises:
+            ValueError: the step holds no teacher output.
+        """
+        student = self.student_head(step.student.embedding)
+        teacher = self.teacher_head(teacher_output(step).embedding.detach())
+        positives = step.indices if self.mode == "exact" else self.sampler.same_class(step.labels)
+        if self.shared_negatives:
+            negatives = torch.randint(self.images, (self.negatives,), device=student.device)
+        else:
+            negatives = self.sampler.other_classes(step.labels, self.negatives)
+        student_scores = self._scores(student, self.memory_teacher, step.labels, positives, negatives)
+        teacher_scores = self._scores(teacher, self.memory_student, step.labels, positives, negatives)
+        self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores)
+        self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores)
+        contrast = contrastive_loss(student_scores, self.log_normaliser_student, self.images)
+        contrast = contrast + contrastive_loss(teacher_scores, self.log_normaliser_teacher, self.images)
+        if self.training:
+            self.memory_student = self._remember(self.memory_student, student, step.indices)
+            self.memory_teacher = self._remember(self.memory_teacher, teacher, step.indices)
+        return {"ce": step.cross_entropy(step.student.logits), "contrast": self.weight * contrast}
+
+    def _scores(self, anchors: Tensor, memory: Tensor, labels: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """[B, 1 + K] as `contrastive_loss` takes them; negatives are [B, K], or [K] for the whole batch."""
+        with full_precision(anchors):
+            memory = memory.to(anchors.dtype)
+            positive = (anchors * memory[positives]).sum(1, keepdim=True)
+            if negatives.dim() == 1:
+                own = self.sampler.labels[negatives] == labels[:, None]
+                negative = (anchors @ memory[negatives].T).masked_fill(own, -math.inf)
+            else:  # one product with all and a gather of numbers, where the authors gather B·K vectors
+                negative = (anchors @ memory.T).gather(1, negatives)
+            return torch.cat([positive, negative], dim=1) / self.temperature
+
+    @torch.no_grad()
+    def _log_normaliser(self, known: Tensor, scores: Tensor) -> Tensor:
+        """log Z; Z is N times the mean of exp(score) over the first batch ever seen, and unchanged after it."""
+        estimate = scores.flatten().logsumexp(0) - (scores.isfinite().sum() / self.images).log()
+        return torch.where(known.isinf(), estimate.to(known.dtype), known)
+
+    @torch.no_grad()
+    def _remember(self, memory: Tensor, embedding: Tensor, indices: Tensor) -> Tensor:
+        """A new memory, because the backward pass still needs the old one."""
+        mixed = self.momentum * memory[indices] + (1 - self.momentum) * embedding.to(memory.dtype)
+        return memory.index_copy(0, indices, functional.normalize(mixed))

@@ -1,0 +1,92 @@
+"""CTKD: the temperature learns against the student, and the contest grows over the first epochs."""
+
+import math
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.losses.taught import teacher_of, teacher_output
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * gradients[0], None
+
+
+def reverse_gradient(x: Tensor, strength: float) -> Tensor:
+    """`x` itself, whose gradient is multiplied by −strength on its way back.
+
+    Source: Ganin & Lempitsky 2015 (arXiv:1409.7495).
+    """
+    reversed_: Tensor = _Reverse.apply(x, strength)
+    return reversed_
+
+
+class CurriculumTemperature(Loss):
+    """L = w_ce·CE(z_S, y) + w_kd·τ²·KL(σ(z_T/τ) ‖ σ(z_S/τ)), with τ = start + range·sigmoid(a) learned to *raise* L.
+
+    The gradient of a is multiplied by −λ; λ rises from 0 to 1 along half a cosine, so the student is challenged little
+    by little. It flows through both networks' softened probabilities and through τ². The authors step λ once an epoch,
+    here it is continuous. As with them a starts at 1 (τ = 15.6 with the defaults) and shares the student's learning
+    rate and weight decay.
+
+    Args:
+        weight_ce: w_ce.
+        weight_kd: w_kd.
+        temperature_start: smallest τ.
+        temperature_range: how far τ can rise above it.
+        curriculum_epochs: until λ = 1; 0 begins with 1.
+    Raises:
+        GkdError: there is no teacher.
+    Source: Li et al. 2023 (arXiv:2211.16231), the global version; train_student.py, helper/loops.py and
+        scripts/run_cifar_distill.sh of zhengli97/CTKD.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        weight_ce: Annotated[float, Field(ge=0.0)] = 0.1,
+        weight_kd: Annotated[float, Field(ge=0.0)] = 0.9,
+        temperature_start: Annotated[float, Field(gt=0.0)] = 1.0,
+        temperature_range: Annotated[float, Field(gt=0.0)] = 20.0,
+        curriculum_epochs: Annotated[float, Field(ge=0.0)] = 10.0,
+    ) -> None:
+        super().__init__()
+        teacher_of(context, "ctkd")
+        self.weight_ce = weight_ce
+        self.weight_kd = weight_kd
+        self.temperature_start = temperature_start
+        self.temperature_range = temperature_range
+        self.curriculum_epochs = curriculum_epochs
+        self.raw_temperature = nn.Parameter(torch.ones(()))
+
+    def strength(self, epoch: float) -> float:
+        """λ at time t in epochs."""
+        fraction = min(epoch / self.curriculum_epochs, 1.0) if self.curriculum_epochs else 1.0
+        return (1 - math.cos(math.pi * fraction)) / 2
+
+    def temperature(self, epoch: float) -> Tensor:
+        """τ, [], whose gradient is reversed as strongly as it is at time t in epochs."""
+        raw = reverse_gradient(self.raw_temperature, self.strength(epoch))
+        return self.temperature_start + self.temperature_range * raw.sigmoid()
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Terms "ce" and "kd".
+
+        Raises:
+            ValueError: the step holds no teacher output.
+        """
+        student, teacher = step.student.logits, teacher_output(step).logits
+        soft = kd_loss(student, teacher, self.temperature(step.epoch))
+        return {"ce": self.weight_ce * step.cross_entropy(student), "kd": self.weight_kd * soft}

@@ -1,0 +1,89 @@
+"""DynamicKD: an entropy controller, learned from the distillation loss, corrects the student's soft labels."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.losses.taught import teacher_of, teacher_output
+
+
+def entropy_corrected_kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, scale: Tensor, temperature: float = 4.0
+) -> Tensor:
+    """KL(σ(teacher / τ) ‖ σ(k·student / τ)) · τ², in nats, mean over the batch.
+
+    The entropy of σ(k·z / τ) falls strictly in k wherever the logits differ, the loss is convex in k, and for one k
+    its derivative is τ·(E_student[z] − E_teacher[z]), z the student's logits, averaged over the batch.
+
+    Args:
+        student_logits: [B, C]; any float dtype, computed in at least float32.
+        teacher_logits: [B, C]; no gradient flows into it.
+        scale: k > 0, [] for one or [B, 1] for one a sample.
+        temperature: τ > 0; larger is softer.
+    Raises:
+        ValueError: shapes differ, or temperature is not positive.
+    """
+    return kd_loss(scale * at_least_float32(student_logits), teacher_logits, temperature)
+
+
+class DynamicKD(Loss):
+    """L = w_ce·CE(z_S, y) + w_kd·τ²·KL(σ(z_T/τ) ‖ σ(k·z_S/τ)), with k = exp(a) learned from the second term alone.
+
+    A reconstruction: the abstract says that an entropy controller, updated by the distillation loss, corrects the
+    student's output entropy in real time. Assumed: the controller is one factor k on the student's logits, 1 at first;
+    cross-entropy and inference see the raw logits (or k would be one more scale of the network); a learns at the
+    student's learning rate, without weight decay, which would pull k back to 1; the weights and τ are plain KD's.
+
+    Args:
+        weight_ce: w_ce.
+        weight_kd: w_kd.
+        temperature: τ of the soft labels.
+        per_sample: one k a sample, k = exp(w·z_S + a) with w from 0; the student gets no gradient through w (assumed).
+    Raises:
+        GkdError: there is no teacher.
+    Source: the idea, Zhu et al. 2024, Pattern Recognition (arXiv:2305.05233); the formula is ours.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        weight_ce: Annotated[float, Field(ge=0.0)] = 0.1,
+        weight_kd: Annotated[float, Field(gt=0.0)] = 0.9,
+        temperature: Annotated[float, Field(gt=0.0)] = 4.0,
+        per_sample: bool = False,
+    ) -> None:
+        super().__init__()
+        teacher_of(context, "dynamickd")
+        self.weight_ce = weight_ce
+        self.weight_kd = weight_kd
+        self.temperature = temperature
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        self.slope = nn.Parameter(torch.zeros(len(context.student.classes))) if per_sample else None
+
+    def scale(self, student_logits: Tensor) -> Tensor:
+        """k: [], or [B, 1] with `per_sample`."""
+        if self.slope is None:
+            return self.log_scale.exp()
+        with full_precision(student_logits):
+            logits = at_least_float32(student_logits.detach())
+            return (logits @ self.slope.to(logits.dtype) + self.log_scale).exp()[:, None]
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Terms "ce" and "kd".
+
+        Raises:
+            ValueError: the step holds no teacher output.
+        """
+        student, teacher = step.student.logits, teacher_output(step).logits
+        corrected = entropy_corrected_kd_loss(student, teacher, self.scale(student), self.temperature)
+        return {"ce": self.weight_ce * step.cross_entropy(student), "kd": self.weight_kd * corrected}
+
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """The controller, without weight decay."""
+        return [{"params": list(self.parameters()), "weight_decay": 0.0}]
