@@ -1,0 +1,88 @@
+"""Attention transfer: the student should look where the teacher looks."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.precision import at_least_float32
+from gkd_core.losses.stages import student_and_teacher_stages, to_smaller_grid
+
+
+def attention_map(features: Tensor, p: float = 2.0) -> Tensor:
+    """Where a feature map is large: the channels' mean of |f|ᵖ, flattened and scaled to unit Euclidean norm.
+
+    Args:
+        features: [B, C, H, W].
+        p: power ≥ 1.
+    Returns:
+        [B, H·W], at least float32; zeros, with a zero gradient, where the features are all zero.
+    """
+    return functional.normalize(at_least_float32(features).abs().pow(p).mean(1).flatten(1), dim=1)
+
+
+def attention_loss(student_features: Tensor, teacher_features: Tensor, p: float = 2.0) -> Tensor:
+    """Mean squared difference of two attention maps, over batch and positions, on the smaller of their grids.
+
+    Args:
+        student_features: [B, C, H, W]; any float dtype, computed in at least float32.
+        teacher_features: [B, C₂, H₂, W₂], channels and grid may differ; no gradient flows into it.
+        p: power ≥ 1.
+    Raises:
+        ValueError: the batches differ, or p is below 1.
+    Source: Zagoruyko & Komodakis 2017, eq. 2 (arXiv:1612.03928), as the authors' code and RepDistiller's
+        distiller_zoo/AT.py compute it: squared, a mean instead of a norm.
+    """
+    if student_features.ndim != 4 or len(student_features) != len(teacher_features):
+        raise ValueError(
+            f"student features {tuple(student_features.shape)} and teacher features {tuple(teacher_features.shape)} "
+            "differ in batch"
+        )
+    if not p >= 1:
+        raise ValueError(f"p must be at least 1, not {p}")
+    student, teacher = to_smaller_grid(at_least_float32(student_features), at_least_float32(teacher_features.detach()))
+    attended = attention_map(student, p)
+    return functional.mse_loss(attended, attention_map(teacher, p).to(attended.dtype))
+
+
+class AttentionTransfer(Loss):
+    """L = CE(z_S, y) + weight·Σ over stages of the attention loss.
+
+    Stages are paired from the deepest one backwards; where one network has more, its shallowest stay out.
+
+    Args:
+        weight: of the sum. The default is the CIFAR-100 benchmark's.
+        p: power of the attention maps.
+    Raises:
+        GkdError: there is no teacher, or a network has no feature maps.
+    Source: Zagoruyko & Komodakis 2017 (arXiv:1612.03928); RepDistiller's train_student.py, mdistiller's AT.py.
+    """
+
+    feature_maps = True
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        weight: Annotated[float, Field(ge=0.0)] = 1000.0,
+        p: Annotated[float, Field(ge=1.0)] = 2.0,
+    ) -> None:
+        super().__init__()
+        self.pairs = min(len(shapes) for shapes in student_and_teacher_stages(context, "at"))
+        self.weight = weight
+        self.p = p
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Terms "ce" and "attention".
+
+        Raises:
+            ValueError: the step holds no teacher output.
+        """
+        if step.teacher is None:
+            raise ValueError("the step holds no teacher output")
+        stages = zip(step.student.stages[-self.pairs :], step.teacher.stages[-self.pairs :], strict=True)
+        losses = [attention_loss(student, teacher, self.p) for student, teacher in stages]
+        return {"ce": step.cross_entropy(step.student.logits), "attention": self.weight * torch.stack(losses).sum()}

@@ -1,0 +1,107 @@
+"""FitNet: a regressor on the student's middle stage learns to say what the teacher's middle stage says."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gkd_core.errors import GkdError
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.channels import ChannelAdapter
+from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.stages import Shape, student_and_teacher_stages, to_smaller_grid
+
+
+def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Mean squared difference of two feature maps, over batch, channels and positions, on the smaller of their grids.
+
+    Args:
+        student_features: [B, C, H, W], already in the teacher's channels; computed in at least float32.
+        teacher_features: [B, C, H₂, W₂]; no gradient flows into it.
+    Raises:
+        ValueError: batch or channels differ.
+    Source: Romero et al. 2015, eq. 3 (arXiv:1412.6550), as a mean (RepDistiller's distiller_zoo/FitNet.py).
+    """
+    if student_features.ndim != 4 or student_features.shape[:2] != teacher_features.shape[:2]:
+        raise ValueError(
+            f"student features {tuple(student_features.shape)} and teacher features {tuple(teacher_features.shape)} "
+            "differ in batch or channels"
+        )
+    student, teacher = to_smaller_grid(at_least_float32(student_features), at_least_float32(teacher_features.detach()))
+    return functional.mse_loss(student, teacher.to(student.dtype))
+
+
+class Regressor(nn.Module):
+    """1×1 convolution, batch norm, ReLU: the student's channels → the teacher's, [B, C_S, H, W] → [B, C_T, H, W].
+
+    Source: RepDistiller's ConvReg (models/util.py), whose convolution also changes the grid; here `hint_loss` does.
+    Without the batch norm a weight of 100 on a squared error makes SGD at the benchmark's learning rate unstable.
+    """
+
+    def __init__(self, student_channels: int, teacher_channels: int, seed: int) -> None:
+        super().__init__()
+        self.adapter = ChannelAdapter(student_channels, teacher_channels, seed)
+        self.norm = nn.BatchNorm2d(teacher_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """In at least float32, also under autocast."""
+        with full_precision(features):
+            return torch.relu(self.norm(self.adapter(features)))
+
+
+class FitNet(Loss):
+    """L = CE(z_S, y) + weight·MSE(r(f_S), f_T), r a trained regressor that is thrown away with the loss.
+
+    The hint is learned along with the labels, as in the CIFAR-100 benchmark; the paper learns it first.
+
+    Args:
+        weight: of the hint. The default is the CIFAR-100 benchmark's.
+        stage: the student's guided stage, counted from 1 at the shallow end; the benchmark's ResNets have three.
+        teacher_stage: the teacher's hint; null takes the same number.
+    Raises:
+        GkdError: there is no teacher, a network has no feature maps, or not that many.
+    Source: Romero et al. 2015 (arXiv:1412.6550); RepDistiller's train_student.py (hint layer 2) and mdistiller's
+        FitNet.py.
+    """
+
+    feature_maps = True
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        weight: Annotated[float, Field(ge=0.0)] = 100.0,
+        stage: Annotated[int, Field(ge=1)] = 2,
+        teacher_stage: Annotated[int, Field(ge=1)] | None = None,
+    ) -> None:
+        super().__init__()
+        student, teacher = student_and_teacher_stages(context, "fitnet")
+        self.weight = weight
+        self.stage = _position(stage, student, "stage", "student")
+        self.teacher_stage = _position(teacher_stage or stage, teacher, "teacher_stage", "teacher")
+        self.regressor = Regressor(student[self.stage][0], teacher[self.teacher_stage][0], context.seed)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Terms "ce" and "hint".
+
+        Raises:
+            ValueError: the step holds no teacher output.
+        """
+        if step.teacher is None:
+            raise ValueError("the step holds no teacher output")
+        guided = self.regressor(step.student.stages[self.stage])
+        return {
+            "ce": step.cross_entropy(step.student.logits),
+            "hint": self.weight * hint_loss(guided, step.teacher.stages[self.teacher_stage]),
+        }
+
+
+def _position(number: int, shapes: tuple[Shape, ...], option: str, role: str) -> int:
+    if number > len(shapes):
+        raise GkdError(
+            f"distill.options.fitnet.{option} is {number}, but the {role} has {len(shapes)} stages: "
+            f"choose one from 1 to {len(shapes)}"
+        )
+    return number - 1

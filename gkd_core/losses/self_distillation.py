@@ -1,0 +1,126 @@
+"""Be Your Own Teacher: auxiliary heads on the shallow stages learn from labels and from the network's own end."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from gkd_core.errors import GkdError
+from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
+from gkd_core.losses.stages import Shape, stages_of
+
+
+def feature_distance(features: Tensor, target: Tensor) -> Tensor:
+    """‖f − target‖² of each sample, mean over the batch.
+
+    Args:
+        features: [B, D] of a shallow head; any float dtype, computed in at least float32.
+        target: [B, D] of the deepest stage; no gradient flows into it.
+    Raises:
+        ValueError: shapes differ.
+    Source: Zhang et al. 2019, eq. 5 (arXiv:1905.08094).
+    """
+    if features.ndim != 2 or features.shape != target.shape:
+        raise ValueError(f"features {tuple(features.shape)} and target {tuple(target.shape)} differ in shape")
+    features = at_least_float32(features)
+    return (features - at_least_float32(target.detach()).to(features.dtype)).square().sum(1).mean()
+
+
+class AuxiliaryHead(nn.Module):
+    """A bottleneck that brings a shallow stage to the size of the deepest, pooling, and a classification layer.
+
+    Args:
+        stage: (C, H, W) of the shallow stage.
+        deepest: (D, H₂, W₂) of the deepest.
+        classes: C of the logits.
+    Source: Zhang et al. 2019, fig. 2; `branchBottleNeck` in luanyunteng/pytorch-be-your-own-teacher, models/resnet.py.
+    """
+
+    def __init__(self, stage: Shape, deepest: Shape, classes: int) -> None:
+        super().__init__()
+        narrow = max(1, deepest[0] // 4)
+        shrink = (max(1, stage[1] // deepest[1]), max(1, stage[2] // deepest[2]))
+        self.bottleneck = nn.Sequential(
+            nn.Conv2d(stage[0], narrow, 1),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(),
+            nn.Conv2d(narrow, narrow, shrink, stride=shrink),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(),
+            nn.Conv2d(narrow, deepest[0], 1),
+            nn.BatchNorm2d(deepest[0]),
+            nn.ReLU(),
+        )
+        self.linear = nn.Linear(deepest[0], classes)
+        for module in self.bottleneck:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, stage: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, H, W] → logits [B, classes], features [B, D], in at least float32, also under autocast."""
+        with full_precision(stage):
+            features = self.bottleneck(at_least_float32(stage)).mean((2, 3))
+            return self.linear(features), features
+
+
+class SelfDistillation(Loss):
+    """CE of the network, and for each auxiliary head (1 − α)·CE + α·KL(σ(z/τ) ‖ σ(z_i/τ)) + λ·‖F_i − F‖².
+
+    z and F, the logits and the pooled deepest stage, are constants here: the network's end learns from the labels
+    alone. The heads on all stages but the deepest learn along and are thrown away with the loss.
+
+    Args:
+        alpha: weight α of the soft labels; the heads' cross-entropy has 1 − α.
+        weight_features: λ, weight of the distance between features.
+        temperature: τ of the soft labels.
+        scale_tau2: multiply the soft-label terms by τ², which the authors' code does not.
+    Raises:
+        GkdError: the network has no feature maps, or a single stage.
+    Source: Zhang et al. 2019, eq. 6 (arXiv:1905.08094); α, λ and τ from the authors' later code
+        (ArchipLab-LinfengZhang/pytorch-self-distillation-final), for the paper does not give them.
+    """
+
+    feature_maps = True
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3,
+        weight_features: Annotated[float, Field(ge=0.0)] = 0.03,
+        temperature: Annotated[float, Field(gt=0.0)] = 3.0,
+        scale_tau2: bool = False,
+    ) -> None:
+        super().__init__()
+        *shallow, deepest = stages_of(context.student, "student", "self-distillation")
+        if not shallow:
+            raise GkdError(
+                f"distill.method self-distillation puts heads on the shallow stages, and the student "
+                f"{context.student.spec.name} has a single stage: choose another student"
+            )
+        self.alpha = alpha
+        self.weight_features = weight_features
+        self.temperature = temperature
+        self.scale_tau2 = scale_tau2
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            classes = len(context.student.classes)
+            self.heads = nn.ModuleList(AuxiliaryHead(stage, deepest, classes) for stage in shallow)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """Terms "ce" of the network itself, and "labels", "kd" and "features", each summed over the heads."""
+        heads = [head(stage) for head, stage in zip(self.heads, step.student.stages[:-1], strict=True)]
+        deepest = at_least_float32(step.student.stages[-1]).mean((2, 3))
+        soft = kd_loss if self.scale_tau2 else soft_label_kl
+        labels = [step.cross_entropy(logits) for logits, _ in heads]
+        kd = [soft(logits, step.student.logits, self.temperature) for logits, _ in heads]
+        distances = [feature_distance(features, deepest) for _, features in heads]
+        return {
+            "ce": step.cross_entropy(step.student.logits),
+            "labels": (1 - self.alpha) * torch.stack(labels).sum(),
+            "kd": self.alpha * torch.stack(kd).sum(),
+            "features": self.weight_features * torch.stack(distances).sum(),
+        }
