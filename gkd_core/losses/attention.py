@@ -10,6 +10,7 @@ from torch.nn import functional
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.precision import at_least_float32
 from gkd_core.losses.stages import student_and_teacher_stages, to_smaller_grid
+from gkd_core.losses.taught import teacher_output
 
 
 def attention_map(features: Tensor, p: float = 2.0) -> Tensor:
@@ -81,8 +82,7 @@ class AttentionTransfer(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        if step.teacher is None:
-            raise ValueError("the step holds no teacher output")
-        stages = zip(step.student.stages[-self.pairs :], step.teacher.stages[-self.pairs :], strict=True)
+        taught = teacher_output(step)
+        stages = zip(step.student.stages[-self.pairs :], taught.stages[-self.pairs :], strict=True)
         losses = [attention_loss(student, teacher, self.p) for student, teacher in stages]
         return {"ce": step.cross_entropy(step.student.logits), "attention": self.weight * torch.stack(losses).sum()}

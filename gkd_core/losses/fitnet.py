@@ -12,6 +12,7 @@ from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.channels import ChannelAdapter
 from gkd_core.losses.precision import at_least_float32, full_precision
 from gkd_core.losses.stages import Shape, student_and_teacher_stages, to_smaller_grid
+from gkd_core.losses.taught import teacher_output
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -89,12 +90,11 @@ class FitNet(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        if step.teacher is None:
-            raise ValueError("the step holds no teacher output")
+        taught = teacher_output(step)
         guided = self.regressor(step.student.stages[self.stage])
         return {
             "ce": step.cross_entropy(step.student.logits),
-            "hint": self.weight * hint_loss(guided, step.teacher.stages[self.teacher_stage]),
+            "hint": self.weight * hint_loss(guided, taught.stages[self.teacher_stage]),
         }
 
 

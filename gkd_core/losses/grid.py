@@ -18,8 +18,9 @@ def resample_total(maps: Tensor, height: int, width: int) -> Tensor:
     if maps.shape[2:] == (height, width):
         return maps
     with full_precision(maps):
-        rows = _shares(maps.shape[2], height).to(maps)
-        columns = _shares(maps.shape[3], width).to(maps)
+        # A blocking copy to the device would wait for all work queued on it.
+        rows = _shares(maps.shape[2], height).to(maps, non_blocking=True)
+        columns = _shares(maps.shape[3], width).to(maps, non_blocking=True)
         return rows @ maps @ columns.T
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.precision import at_least_float32, full_precision
 from gkd_core.losses.stages import student_and_teacher_stages
+from gkd_core.losses.taught import teacher_output
 
 WARMUP_EPOCHS = 20.0
 LARGEST_WARMUP_SHARE = 0.25  # of a training shorter than the published 240 epochs
@@ -128,9 +129,8 @@ class ReviewKD(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        if step.teacher is None:
-            raise ValueError("the step holds no teacher output")
-        student, teacher = self._maps(step.student.stages), self._maps(step.teacher.stages)
+        taught = teacher_output(step)
+        student, teacher = self._maps(step.student.stages), self._maps(taught.stages)
         losses, handed_on = [], None
         for stage, target, fusion in zip(student[::-1], teacher[::-1], list(self.fusions)[::-1], strict=True):
             with full_precision(stage):

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.taught import teacher_of, teacher_output
 
 
 def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -96,8 +96,7 @@ class RelationalDistillation(Loss):
         weight_angle: Annotated[float, Field(ge=0.0)] = 50.0,
     ) -> None:
         super().__init__()
-        if context.teacher is None:
-            raise GkdError("distill.method rkd learns from a teacher and was given none: pass --teacher, or take ce")
+        teacher_of(context, "rkd")
         self.weight_distance = weight_distance
         self.weight_angle = weight_angle
 
@@ -107,9 +106,7 @@ class RelationalDistillation(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        if step.teacher is None:
-            raise ValueError("the step holds no teacher output")
-        student, teacher = step.student.embedding, step.teacher.embedding
+        student, teacher = step.student.embedding, teacher_output(step).embedding
         terms = {"ce": step.cross_entropy(step.student.logits)}
         if self.weight_distance:
             terms["distance"] = self.weight_distance * rkd_distance_loss(student, teacher)

@@ -5,6 +5,7 @@ from torch.nn import functional
 
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context
+from gkd_core.losses.taught import teacher_of
 from gkd_core.models.network import Network
 
 Shape = tuple[int, int, int]
@@ -16,9 +17,8 @@ def student_and_teacher_stages(context: Context, method: str) -> tuple[tuple[Sha
     Raises:
         GkdError: there is no teacher, or one of the two has no feature maps.
     """
-    if context.teacher is None:
-        raise GkdError(f"distill.method {method} learns from a teacher and was given none: pass --teacher, or take ce")
-    return stages_of(context.student, "student", method), stages_of(context.teacher, "teacher", method)
+    teacher = teacher_of(context, method)
+    return stages_of(context.student, "student", method), stages_of(teacher, "teacher", method)
 
 
 def stages_of(network: Network, role: str, method: str) -> tuple[Shape, ...]:

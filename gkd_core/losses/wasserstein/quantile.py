@@ -23,7 +23,9 @@ def one_dimensional_distance(first: Tensor, second: Tensor) -> Tensor:
     first, second = first.sort(-1).values, second.sort(-1).values
     if n == m:
         return (first - second).abs().mean(-1)
-    at_first, at_second, lengths = (torch.from_numpy(a).to(first.device) for a in _merged_levels(n, m))
+    # A blocking copy to the device would wait for all work queued on it.
+    merged = (torch.from_numpy(a).to(first.device, non_blocking=True) for a in _merged_levels(n, m))
+    at_first, at_second, lengths = merged
     difference = first.index_select(-1, at_first) - second.index_select(-1, at_second)
     return (difference.abs() * lengths.to(difference.dtype)).sum(-1)
 
