@@ -104,6 +104,37 @@ METHODS: dict[str, Method] = {
         published=True,
         loss="gkd_core.losses.ctkd:CurriculumTemperature",
     ),
+    "fitnet": Method(
+        summary="The teacher's middle feature map as a hint for the student's, through a trained regressor.",
+        source="Romero et al. 2015, arXiv:1412.6550",
+        published=True,
+        loss="gkd_core.losses.fitnet:FitNet",
+    ),
+    "at": Method(
+        summary="Attention transfer: where the feature maps of each stage are large.",
+        source="Zagoruyko & Komodakis 2017, arXiv:1612.03928",
+        published=True,
+        loss="gkd_core.losses.attention:AttentionTransfer",
+    ),
+    "rkd": Method(
+        summary="Distances and angles between the embeddings of a batch.",
+        source="Park et al. 2019, arXiv:1904.05068",
+        published=True,
+        loss="gkd_core.losses.rkd:RelationalDistillation",
+    ),
+    "reviewkd": Method(
+        summary="Each of the teacher's stages from the student's same stage and all its deeper ones, fused.",
+        source="Chen et al. 2021, arXiv:2104.09044",
+        published=True,
+        loss="gkd_core.losses.reviewkd:ReviewKD",
+    ),
+    "self-distillation": Method(
+        summary="Be Your Own Teacher: heads on the shallow stages learn from labels and from the network's end.",
+        source="Zhang et al. 2019, arXiv:1905.08094",
+        published=True,
+        loss="gkd_core.losses.self_distillation:SelfDistillation",
+        teacher=False,
+    ),
 }
 
 
