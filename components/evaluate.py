@@ -17,6 +17,7 @@ from components.export import trained_facts
 from gkd_core.config import Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
+from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
@@ -90,7 +91,11 @@ def run(
         shuffle=False,
         num_classes=len(info.classes),
     )
-    logits = {role: predict(network, loader, f"the {role} {names[role]}") for role, network in networks.items()}
+    logits = {}
+    with progress("evaluate", len(test) * len(networks), unit="images") as advance:
+        for role, network in networks.items():
+            logits[role] = predict(network, loader, f"the {role} {names[role]}")
+            advance(len(test))
     exported = run_session(session(deploy / manifest["model"]["file"]), test.images, BATCH_SIZE)
     correct = {role: top_k_correct(values, test.labels, 1) for role, values in logits.items()}
     diagrams = {role: reliability(values, test.labels, settings.calibration_bins) for role, values in logits.items()}
@@ -265,9 +270,15 @@ def _histories(teacher: Path, folders: dict[str, Path], facts: dict[str, Any]) -
 def _read_csv(path: Path) -> list[Row]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(stream)]
+            return [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(stream)]
     except (OSError, ValueError) as error:
         raise GkdError(f"{path} cannot be read ({error}): run the step that makes it again") from None
+
+
+def _number(cell: str) -> float | None:
+    if not cell:
+        return None
+    return int(cell) if cell.isdigit() else float(cell)
 
 
 def _thinned(rows: list[Row]) -> list[Row]:

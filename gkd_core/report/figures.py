@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from gkd_core.report.findings import Findings, Row
 
@@ -65,7 +65,7 @@ def comparison(findings: Findings) -> Markup:
     """Top-1 of all networks with its interval, and the paired differences of the student to the others."""
     rows = list(findings.roles.items())
     differences = _differences(findings)
-    with _drawing("comparison", 1 + bool(differences), height=0.75 + 0.5 * len(rows), ratios=(1.25, 1)) as (
+    with _drawing("comparison", 1 + bool(differences), height=0.75 + 0.5 * len(rows), ratios=(1.15, 1)) as (
         figure,
         axes,
     ):
@@ -84,12 +84,12 @@ def comparison(findings: Findings) -> Markup:
         if differences:
             forest = axes[1]
             forest.axvline(0, color=VARIABLES["muted"], linewidth=1)
-            for place, (label, role, found) in enumerate(differences):
+            for place, (_, role, found) in enumerate(differences):
                 low, middle, high = (100 * found[key] for key in ("low", "difference", "high"))
-                forest.plot([low, high], [place, place], color=VARIABLES[role], linewidth=2.4)
+                forest.plot([low, high], [place, place], color=VARIABLES[role], linewidth=2.6)
                 forest.plot([middle], [place], "o", color=VARIABLES["student"], markersize=7)
-                forest.text((low + high) / 2, place - 0.22, f"{middle:+.2f}", ha="center", fontweight="bold")
-                forest.text((low + high) / 2, place + 0.34, label, ha="center", color=VARIABLES["muted"], fontsize=9)
+                words = f"{middle:+.2f}".replace("-", "−")
+                forest.text(middle, place - 0.2, words, ha="center", fontweight="bold")
             reach = 1.15 * max(abs(100 * found[key]) for *_, found in differences for key in ("low", "high"))
             forest.set(
                 xlim=(-reach, reach),
@@ -97,9 +97,9 @@ def comparison(findings: Findings) -> Markup:
                 xlabel="difference in top-1, percentage points",
                 title="What the method gained",
             )
-            forest.set_yticks([])
+            forest.set_yticks(range(len(differences)), [label for label, *_ in differences])
             forest.spines["left"].set_visible(False)
-            forest.grid(False, axis="y")
+            _labels_in_ink(forest)
         return _svg(figure, "Top-1 accuracy of all networks, and the student's differences to the others")
 
 
@@ -128,6 +128,7 @@ def schedule_and_terms(findings: Findings) -> Markup:
         weight, terms = axes
         _line(weight, findings.schedule, "epoch", "beta", VARIABLES["student"], "β(t)")
         weight.set(title="Weight of the distillation terms", xlabel="time, epochs", ylabel="β")
+        weight.margins(x=0.02)
         weight.set_ylim(0, 1.08 * max((row["beta"] or 0.0 for row in findings.schedule), default=1.0) + 1e-9)
         history = findings.histories.get("student", [])
         names = [
@@ -139,9 +140,10 @@ def schedule_and_terms(findings: Findings) -> Markup:
         values = [value for row in history for name in names if (value := row[name]) is not None]
         if values and min(values) > 0 and max(values) > 20 * min(values):
             terms.set_yscale("log")
+            terms.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             terms.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             terms.minorticks_off()
-        terms.set(title="Loss terms of the student", xlabel="epoch", ylabel="mean over the epoch, nats or as defined")
+        terms.set(title="Loss terms of the student", xlabel="epoch", ylabel="mean over the epoch")
         terms.xaxis.set_major_locator(MaxNLocator(integer=True))
         if names:
             terms.legend(loc="best")
@@ -225,7 +227,7 @@ def confusion(findings: Findings) -> Markup:
 
 def _differences(findings: Findings) -> list[tuple[str, str, dict[str, float]]]:
     found = findings.metrics["differences"]
-    words = (("baseline", "over the student alone"), ("kd", "over plain KD"))
+    words = (("baseline", "over student alone"), ("kd", "over plain KD"))
     return [(label, role, found[f"student_minus_{role}"]) for role, label in words if f"student_minus_{role}" in found]
 
 

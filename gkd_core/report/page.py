@@ -19,13 +19,13 @@ def render_report(findings: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "short": _short, "count": _count, "bytes": _bytes}
+    environment.filters |= {"percent": _percent, "count": _count, "bytes": _bytes}
     return environment.get_template("report.html.j2").render(
         findings=findings,
         version=__version__,
         metrics=findings.metrics,
         timings=findings.timings,
-        level=f"{100 * findings.confidence:g} %",
+        level=_level(findings),
         roles=findings.roles,
         verdicts=verdicts(findings),
         tiles=_tiles(findings),
@@ -47,8 +47,7 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
 
     Each has `tone`: "good" or "bad" where the interval leaves zero out, else "open".
     """
-    found, method = findings.metrics["differences"], findings.training["method"]
-    level = f"{100 * findings.confidence:g} %"
+    found = findings.metrics["differences"]
     sentences = []
     for role, other in (("baseline", "the same student trained alone"), ("kd", "the same student taught by plain KD")):
         difference = found.get(f"student_minus_{role}")
@@ -64,9 +63,9 @@ def verdicts(findings: Findings) -> list[dict[str, str]]:
         sentences.append(
             {
                 "tone": tone,
-                "points": f"{points:+.2f}",
+                "points": _signed(points),
                 "headline": f"points over {other}",
-                "detail": f"{method}: {level} interval {low:+.2f} to {high:+.2f}, {conclusion}.",
+                "detail": f"{_level(findings)} interval {_signed(low)} to {_signed(high)}: {conclusion}.",
             }
         )
     return sentences
@@ -81,7 +80,7 @@ def _tiles(findings: Findings) -> list[tuple[str, str, str]]:
         (_percent(student["top1"]), "top-1 of the student", f"teacher {_percent(teacher['top1'])}"),
         (f"{ratio:.1f} ×", "fewer parameters", f"{_count(student['parameters'])} of {_count(teacher['parameters'])}"),
         (f"{timing['latency_ms_p50']:.3g} ms", "an image", f"95th percentile {timing['latency_ms_p95']:.3g} ms"),
-        (_bytes(onnx["onnx_bytes"]), "as ONNX", f"largest difference to torch {onnx['parity_max_abs']:.1e}"),
+        (_bytes(onnx["onnx_bytes"]), "as ONNX", f"within {onnx['parity_max_abs']:.1e} of torch"),
     ]
 
 
@@ -103,8 +102,12 @@ def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def _short(digest: str) -> str:
-    return digest[:12] or "–"
+def _level(findings: Findings) -> str:
+    return f"{100 * findings.confidence:g}\u00a0%"
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
 
 
 def _count(number: int) -> str:
