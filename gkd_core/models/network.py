@@ -76,18 +76,20 @@ class Network(nn.Module):
         Raises:
             GkdError: the network does not know one of them.
         """
-        self.classes = self.spec.classes if classes is None else classes
+        wanted = self.spec.classes if classes is None else classes
         columns = None
-        if self.classes != self.spec.classes:
+        if wanted != self.spec.classes:
             position = {name: i for i, name in enumerate(self.spec.classes)}
-            missing = [name for name in self.classes if name not in position]
+            missing = [name for name in wanted if name not in position]
             if missing:
                 raise GkdError(
                     f"the network {self.spec.name} has {len(self.spec.classes)} classes, and of the data's "
-                    f"{len(self.classes)} it does not know {', '.join(map(repr, missing[:5]))}"
-                    f"{' and others' if len(missing) > 5 else ''}: train a teacher for this data, or rename its classes"
+                    f"{len(wanted)} it does not know {', '.join(map(repr, missing[:5]))}"
+                    f"{' and others' if len(missing) > 5 else ''}{_spelt_differently(missing, self.spec.classes)}: "
+                    "train a teacher for this data, or rename its classes"
                 )
-            columns = torch.tensor([position[name] for name in self.classes], device=self.mean.device)
+            columns = torch.tensor([position[name] for name in wanted], device=self.mean.device)
+        self.classes = wanted
         self.register_buffer("columns", columns, persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
@@ -141,6 +143,17 @@ class Network(nn.Module):
         return output
 
 
+def _spelt_differently(missing: list[str], known: tuple[str, ...]) -> str:
+    """A hint where a class is known under another spelling: case, spaces, underscores."""
+    spellings = {_plain(name): name for name in known}
+    pairs = [(name, spellings[_plain(name)]) for name in missing if _plain(name) in spellings]
+    return "" if not pairs else f" (it has {pairs[0][1]!r}, not {pairs[0][0]!r})"
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ").strip()
+
+
 def save_network(network: Network, folder: Path) -> None:
     """Write model.safetensors and model.json into an existing folder; the same weights give the same bytes."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.classifier.state_dict().items()}
@@ -160,7 +173,7 @@ def load_network(folder: Path, classes: tuple[str, ...] | None = None) -> Networ
     try:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         spec = NetworkSpec(**fields)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise GkdError(f"{folder / 'model.json'} does not describe a network ({error}): make it again") from None
     network = Network(spec, classes)
     path = folder / "model.safetensors"

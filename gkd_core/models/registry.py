@@ -31,8 +31,12 @@ STEMS = ("auto", "cifar", "imagenet")
 
 def model_names() -> tuple[str, ...]:
     """Every name `create_model` takes: the CIFAR families, then torchvision's (imports torchvision)."""
-    cifar = _cifar_names()
-    return (*cifar, *(TORCHVISION + name if name in cifar else name for name in _torchvision_names()))
+    return (*_cifar_names(), *(torchvision_name(name) for name in _torchvision_names()))
+
+
+def torchvision_name(name: str) -> str:
+    """The name under which `create_model` knows torchvision's network `name`."""
+    return TORCHVISION + name if name in _cifar_names() else name
 
 
 def create_model(

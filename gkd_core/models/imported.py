@@ -1,0 +1,260 @@
+"""Networks from elsewhere: a folder of ours, a state-dict file, or torchvision's published weights.
+
+An imported network keeps its own resolution, statistics and classes; `Network.select_classes` matches those to the
+data's by name.
+"""
+
+import contextlib
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import read_json
+from gkd_core.models.network import Network, NetworkSpec, load_network
+from gkd_core.models.registry import TORCHVISION, torchvision_name
+
+log = logging.getLogger(__name__)
+
+FILES = (".pt", ".pth", ".safetensors")
+INSIDE = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts keep the state dict in their checkpoints."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+OWN = "network."
+"""What our form of a torchvision network puts before torchvision's names."""
+
+
+def import_network(
+    source: str,
+    *,
+    name: str,
+    stem: str,
+    classes: tuple[str, ...] | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    image_size: int,
+    in_channels: int,
+    data_classes: tuple[str, ...],
+) -> Network:
+    """The network in `source`, ready to use, with all of its own classes.
+
+    Args:
+        source: a network folder or teacher folder of ours; a state-dict file (.pt, .pth, .safetensors); or
+            `torchvision:WEIGHTS`, e.g. `torchvision:ResNet18_Weights.IMAGENET1K_V1`. A folder and published weights
+            say everything about themselves; what follows describes a state-dict file.
+        name: the architecture, as `create_model` knows it.
+        stem: its stem.
+        classes: class names in the order of its outputs; None takes the data's if it has as many outputs, and logs it.
+        mean: per channel, of the images in [0, 1] that it was trained on.
+        std: likewise.
+        image_size: side in pixels of those images.
+        in_channels: 1 or 3.
+        data_classes: the data's class names.
+    Raises:
+        GkdError: the source does not exist, is damaged, holds something else or does not fit.
+    """
+    path = Path(source)
+    if source.startswith(TORCHVISION):
+        return _published(source.removeprefix(TORCHVISION), classes)
+    if path.is_dir():
+        return _folder(path, classes)
+    if not path.is_file():
+        raise GkdError(
+            f"teacher.source {source!r} does not exist: give a folder of a trained network, a state-dict file "
+            f"({', '.join(FILES)}), models:/NAME@ALIAS, or torchvision:WEIGHTS"
+        )
+    if path.suffix not in FILES:
+        raise GkdError(f"teacher.source {source!r} is no state-dict file: its name must end in {', '.join(FILES)}")
+    if in_channels not in (1, 3) or len(mean) != in_channels or len(std) != in_channels or min(std) <= 0:
+        raise GkdError(
+            f"teacher.mean {list(mean)} and teacher.std {list(std)} do not describe {in_channels}-channel images: give "
+            "one number (greyscale) or three (colour) for each, std above 0"
+        )
+    if classes is not None and len(set(classes)) != len(classes):
+        raise GkdError("teacher.classes names a class twice: give each output of the network its own name")
+    state = _read(path)
+    names = classes or data_classes
+    spec = NetworkSpec(name, stem, names, in_channels, image_size, mean, std)
+    network = Network(spec)
+    _load(network, state, str(path), classes_given=classes is not None)
+    if classes is None:
+        log.warning(
+            "%s names no classes; as it has %d outputs, they are taken to be the data's, in the data's order "
+            "(teacher.classes says otherwise)",
+            path,
+            len(names),
+        )
+    return network
+
+
+def _folder(folder: Path, classes: tuple[str, ...] | None) -> Network:
+    if classes is not None:
+        raise GkdError(f"teacher.classes describes a state-dict file, but {folder} carries its own: leave it out")
+    if (folder / "teacher.json").is_file():
+        content = read_json(folder / "teacher.json", "the teacher folder")
+        networks = content.get("networks") if isinstance(content, dict) else None
+        if not isinstance(networks, list) or not all(isinstance(entry, str) for entry in networks):
+            raise GkdError(f"{folder / 'teacher.json'} does not list its networks: run the teacher step again")
+        if len(networks) != 1:
+            raise GkdError(
+                f"the teacher folder {folder} holds {len(networks)} networks ({', '.join(networks)}): give the folder "
+                "of one of them as teacher.source"
+            )
+        folder = folder / networks[0]
+    elif not (folder / "model.json").is_file():
+        raise GkdError(
+            f"teacher.source {str(folder)!r} holds neither a network (model.json) nor a teacher (teacher.json): give "
+            "a folder that the teacher or the distill step wrote"
+        )
+    return load_network(folder)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state-dict file by name; nothing but tensors is ever unpickled."""
+    try:
+        content: Any
+        if path.suffix == ".safetensors":
+            content = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # neither library has a common base for what a damaged file makes it raise
+        if "weights_only" in str(error) and "GLOBAL" in str(error):
+            raise GkdError(
+                f"{path} holds Python objects other than tensors, which are never loaded because they can run code: "
+                "save it again with torch.save(model.state_dict(), FILE)"
+            ) from None
+        raise GkdError(f"{path} is damaged or no state-dict file ({_first_line(error)}): save it again") from None
+    return _tensors(content, path)
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in INSIDE if isinstance(content.get(key), Mapping)), content)
+    state = dict(content) if isinstance(content, Mapping) else {}
+    if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        raise GkdError(
+            f"{path} holds no state dict (tensors by name, alone or under {', '.join(map(repr, INSIDE))}): save it "
+            "again with torch.save(model.state_dict(), FILE)"
+        )
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _load(network: Network, state: dict[str, Tensor], where: str, classes_given: bool) -> None:
+    """Put the weights in, or say in one sentence why they do not fit."""
+    spec = network.spec
+    expected = network.classifier.state_dict()
+    if all(key.startswith(OWN) for key in expected) and not all(key.startswith(OWN) for key in state):
+        state = {OWN + _modern(key): value for key, value in state.items() if not _auxiliary(key)}
+    for key in expected:
+        # Files from before PyTorch 0.4.1 have no such counters, and nothing here reads them.
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, torch.zeros((), dtype=torch.long))
+
+    last = list(expected)[
+        -1
+    ]  # the last layer's bias or weight: its first dimension counts the classes, in every network
+    outputs = len(state[last]) if last in state and state[last].dim() else len(spec.classes)
+    if outputs != len(spec.classes):
+        if classes_given:
+            raise GkdError(
+                f"{where} holds a network with {outputs} outputs, but teacher.classes names {len(spec.classes)}: name "
+                "one class for each output, in order"
+            )
+        raise GkdError(
+            f"{where} holds a network with {outputs} outputs and the data has {len(spec.classes)} classes: say which "
+            "output is which class with teacher.classes (names in the order of the outputs)"
+        )
+    faults = [f"{key} is missing" for key in expected if key not in state]
+    faults += [f"{key} is not part of it" for key in state if key not in expected]
+    faults += [
+        f"{key} has shape {list(state[key].shape)} instead of {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if faults:
+        shown = "; ".join(fault.removeprefix(OWN) for fault in faults[:3])
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise GkdError(
+            f"the weights in {where} do not fit network {spec.name} with {spec.in_channels}-channel images of "
+            f"{spec.image_size} pixels and stem {spec.stem} ({shown}{more}): set teacher.name, teacher.stem, "
+            "teacher.image_size, and teacher.mean and std with a number for each channel, as they were trained"
+        )
+    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise GkdError(f"{where} holds weights that are no finite numbers ({broken[0]}): take another checkpoint")
+    network.classifier.load_state_dict(state)
+
+
+def _auxiliary(key: str) -> bool:
+    """GoogLeNet's and Inception's second heads, which only their own training uses."""
+    return key.startswith(("aux1.", "aux2.", "AuxLogits."))
+
+
+def _modern(key: str) -> str:
+    """DenseNet's names as they are since 2017: torchvision's files still have the older ones (`norm.1` for `norm1`)."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)
+
+
+def _published(name: str, classes: tuple[str, ...] | None) -> Network:
+    from torchvision import models
+
+    if classes is not None:
+        raise GkdError(f"teacher.classes describes a state-dict file, but {name} carries its own: leave it out")
+    known: dict[str, tuple[str, Any]] = {}
+    for model in models.list_models(module=models):
+        for member, weights in models.get_model_weights(model).__members__.items():
+            known[f"{type(weights).__name__}.{member}"] = model, weights
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
+        raise GkdError(unknown("torchvision weights", name, [*near, "those listed in torchvision's documentation"]))
+    model, weights = known[name]
+    if weights.meta["categories"] is None:
+        raise GkdError(f"torchvision weights {name} are features without classes: choose others of {model}")
+    transforms = weights.transforms()
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    if model in ("googlenet", "inception_v3"):
+        # torchvision renormalises inside these two from ImageNet's statistics to (x − ½) / ½.
+        mean = std = (0.5, 0.5, 0.5)
+    spec = NetworkSpec(
+        name=torchvision_name(model),
+        stem="imagenet",
+        classes=tuple(weights.meta["categories"]),
+        in_channels=3,
+        image_size=transforms.crop_size[0],
+        mean=mean,
+        std=std,
+    )
+    network = Network(spec)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the last line on stdout is for results
+            content = weights.get_state_dict(
+                progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
+            )
+    except Exception as error:
+        if path.exists():
+            raise GkdError(f"{path} is damaged ({_first_line(error)}): delete it, and it is fetched again") from None
+        raise GkdError(
+            f"cannot fetch {weights.url} ({_first_line(error)}): try again, or put that file at {path} yourself"
+        ) from None
+    _load(network, _tensors(content, path), str(path), classes_given=True)
+    return network
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
