@@ -1,0 +1,218 @@
+"""The gate: may this challenger become champion? A pure function of what was measured and of the champion's record.
+
+An accuracy measured on N images is uncertain, so a rule on accuracy refuses only what the test set can show: with the
+observed difference d, its standard error SE, the threshold m and z the normal quantile of `confidence`, a rule "d is
+at least m" refuses when d + z·SE < m: when the one-sided upper confidence bound of the true difference lies below m.
+A few hundred images forgive a point, fifty thousand do not. The price is that doubt decides in the challenger's favour;
+each one is compared with its own student alone too, so champions cannot creep down without end.
+
+Both accuracies are compared on the same images, image by image. Numbers are compared with a tolerance of 1e-9, since
+decimal fractions such as 0.97 − 0.95 are not exact.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gkd_core.errors import GkdError
+from gkd_core.evaluation.statistics import paired_difference
+
+TOLERANCE = 1e-9
+DIGITS = 6  # decimals kept of a value or a limit, as in metrics.json
+
+
+class GateRefused(GkdError):
+    """The gate refused and `gate.on_refusal` is fail."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule's outcome.
+
+    Attributes:
+        check: the rule's name: baseline, champion, parity, size, latency.
+        passed: also true for a rule that had nothing to compare or no limit, as `sentence` then says.
+        value: what was measured; None when nothing was.
+        limit: what `value` had to reach or stay within, slack included; None when there is no limit.
+        sentence: the outcome in words.
+    """
+
+    check: str
+    passed: bool
+    value: float | None
+    limit: float | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """All checks, whether all passed, and the whole in one sentence."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+    sentence: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """passed, sentence, reasons: what gate.json holds of the decision."""
+        return {"passed": self.passed, "sentence": self.sentence, "reasons": [asdict(check) for check in self.checks]}
+
+
+@dataclass(frozen=True)
+class Champion:
+    """What the registry knows of the current champion.
+
+    Attributes:
+        version: its number.
+        data_sha256: digest of the data it was measured on; None when it was registered without.
+        top1: accuracy of its ONNX on the test images, in [0, 1]; None likewise.
+        correct: [N] whether it was right on each test image, in their order; None when that was not kept.
+    """
+
+    version: int
+    data_sha256: str | None
+    top1: float | None
+    correct: NDArray[np.bool_] | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """`top1`, or the mean of `correct` where only that was kept."""
+        return float(self.correct.mean()) if self.top1 is None and self.correct is not None else self.top1
+
+
+def decide(
+    metrics: Mapping[str, Any],
+    timings: Mapping[str, Any],
+    *,
+    version: int,
+    correct: NDArray[np.bool_],
+    parity: float,
+    champion: Champion | None,
+    min_gain_over_baseline: float,
+    max_drop_to_champion: float,
+    confidence: float,
+    max_parity: float,
+    max_size_mb: float | None,
+    max_latency_ms: float | None,
+    new_data: Literal["refuse", "promote"],
+) -> Decision:
+    """Apply every rule to a challenger.
+
+    Args:
+        metrics: content of the evaluate step's metrics.json.
+        timings: content of its timings.json.
+        version: the challenger's number in the registry.
+        correct: [N] whether the challenger's ONNX was right on each test image.
+        parity: largest |onnxruntime − torch| seen on a logit.
+        champion: the current champion, or None while there is none.
+        min_gain_over_baseline: top-1 the student must gain over the student alone, in [−1, 1].
+        max_drop_to_champion: top-1 it may lose to the champion, in [0, 1].
+        confidence: one-sided level of the two rules on accuracy, in (0.5, 1).
+        max_parity: largest `parity`.
+        max_size_mb: largest ONNX file in 10⁶ bytes; None does not limit.
+        max_latency_ms: largest median latency of one image; None does not limit.
+        new_data: what a champion measured on other data means.
+    """
+    z = NormalDist().inv_cdf(confidence)
+    checks = (
+        _against_baseline(metrics, z, min_gain_over_baseline),
+        _against_champion(metrics, version, correct, champion, z, max_drop_to_champion, new_data),
+        _at_most("parity", parity, max_parity, "the ONNX logits differ from torch's by at most", "{:.1e}".format),
+        _at_most("size", metrics["onnx"]["onnx_bytes"] / 1e6, max_size_mb, "the ONNX file has", "{:.2f} MB".format),
+        _at_most(
+            "latency",
+            timings["onnx"]["latency_ms_p50"],
+            max_latency_ms,
+            "one image takes a median of",
+            "{:.3f} ms".format,
+        ),
+    )
+    failed = [check.sentence for check in checks if not check.passed]
+    if failed:
+        return Decision(False, checks, f"version {version} was refused: {'; '.join(failed)}")
+    return Decision(True, checks, f"version {version} passed all {len(checks)} checks")
+
+
+def _against_baseline(metrics: Mapping[str, Any], z: float, min_gain: float) -> Check:
+    difference = metrics.get("differences", {}).get("student_minus_baseline")
+    if difference is None:
+        sentence = "not compared with the student alone: it was not trained (references.baseline)"
+        return Check("baseline", True, None, None, sentence)
+    gain, slack = float(difference["difference"]), z * float(difference["standard_error"])
+    images = metrics["data"]["test_images"]
+    sentence = (
+        f"top-1 is {_points(gain)} points against the student alone, {_points(min_gain)} is asked, and {images} test "
+        f"images leave {100 * slack:.2f} to chance"
+    )
+    return _at_least("baseline", gain, min_gain - slack, sentence)
+
+
+def _against_champion(
+    metrics: Mapping[str, Any],
+    version: int,
+    correct: NDArray[np.bool_],
+    champion: Champion | None,
+    z: float,
+    max_drop: float,
+    new_data: str,
+) -> Check:
+    if champion is None:
+        return Check("champion", True, None, None, "there is no champion yet to compare with")
+    who = f"the champion, version {champion.version}"
+    if champion.version == version:
+        return Check("champion", True, None, None, f"version {version} is the champion already")
+    measured, accuracy = metrics["data"]["sha256"], champion.accuracy
+    if champion.data_sha256 != measured or accuracy is None:
+        if champion.data_sha256 is None or champion.data_sha256 == measured:
+            why = f"{who}, was registered without a record of its accuracy"
+        else:
+            why = f"{who}, was measured on other data ({champion.data_sha256[:12]}, here {measured[:12]})"
+        if new_data == "promote":
+            return Check("champion", True, None, None, f"{why}: not compared, as gate.new_data is promote")
+        mend = "set gate.new_data to promote, or use `gkd registry promote`"
+        return Check("champion", False, None, None, f"{why}, so the two cannot be compared: {mend}")
+
+    if champion.correct is not None and champion.correct.shape == correct.shape:
+        paired = paired_difference(correct, champion.correct)
+        difference, error, how = paired.difference, paired.standard_error, "image by image"
+    else:
+        difference = float(correct.mean()) - accuracy
+        error = _unpaired_error(float(correct.mean()), accuracy, correct.size)
+        how = "by accuracy alone, since its predictions were not kept"
+    slack = z * error
+    sentence = (
+        f"top-1 is {_points(difference)} points against {who} ({how}), a drop of {100 * max_drop:.2f} is allowed, and "
+        f"{correct.size} test images leave {100 * slack:.2f} to chance"
+    )
+    return _at_least("champion", difference, -max_drop - slack, sentence)
+
+
+def _unpaired_error(first: float, second: float, count: int) -> float:
+    """Standard error of the difference of two accuracies as if measured on different images, which is never too small.
+
+    A success and a failure are added to each before Wald's formula, so that it is not 0 at an accuracy of 1.
+    Source: Agresti & Caffo 2000, The American Statistician 54:280.
+    """
+    adjusted = [(accuracy * count + 1) / (count + 2) for accuracy in (first, second)]
+    return math.sqrt(sum(p * (1 - p) for p in adjusted) / (count + 2))
+
+
+def _at_least(check: str, value: float, limit: float, sentence: str) -> Check:
+    return Check(check, value >= limit - TOLERANCE, round(value, DIGITS), round(limit, DIGITS), sentence)
+
+
+def _at_most(check: str, value: float, limit: float | None, what: str, show: Callable[[float], str]) -> Check:
+    kept = float(f"{value:.{DIGITS}g}")
+    if limit is None:
+        return Check(check, True, kept, None, f"{what} {show(value)}, no limit is set")
+    return Check(check, value <= limit + TOLERANCE, kept, limit, f"{what} {show(value)}, {show(limit)} is allowed")
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:+.2f}"
