@@ -95,6 +95,17 @@ def make_network() -> Callable[..., Network]:
 
 
 @pytest.fixture
+def make_staged() -> Callable[..., Network]:
+    """name, seed → a real network with several stages, for images resized to 8 × 8, in train mode."""
+
+    def make(name: str = "resnet8", *, seed: int = 0) -> Network:
+        torch.manual_seed(seed)
+        return Network(NetworkSpec(name, "auto", CLASSES, 3, 8, (0.5,) * 3, (0.25,) * 3))
+
+    return make
+
+
+@pytest.fixture
 def make_context() -> Callable[..., Context]:
     """student, teacher, seed → context; the teacher is frozen as the training loop freezes it."""
 

@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+from scipy.spatial.distance import pdist, squareform
+from torch.nn import functional
+
+from gkd_core.errors import GkdError
+from gkd_core.losses.rkd import RelationalDistillation, rkd_angle_loss, rkd_distance_loss
+
+
+def vectors(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def huber(x):
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def distance_oracle(student, teacher):
+    """scipy's distances, sample by sample."""
+    total, relative = 0.0, []
+    for embedding in (student, teacher):
+        distances = squareform(pdist(embedding.numpy()))
+        relative.append(distances / distances[distances > 0].mean())
+    for i in range(len(student)):
+        for j in range(len(student)):
+            total += huber(relative[0][i, j] - relative[1][i, j])
+    return total / len(student) ** 2
+
+
+def angle_oracle(student, teacher):
+    """Three loops over samples, plain Python."""
+
+    def cosine(x, i, j, k):
+        a, b = (x[j] - x[i]).tolist(), (x[k] - x[i]).tolist()
+        if not (any(a) and any(b)):
+            return 0.0
+        return sum(u * v for u, v in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+    n = range(len(student))
+    triples = [huber(cosine(student, i, j, k) - cosine(teacher, i, j, k)) for i in n for j in n for k in n]
+    return sum(triples) / len(triples)
+
+
+def test_distance_by_hand():
+    # On a line: distances 1, 2, 3 with mean 2 against 1, 1, 2 with mean 4/3; each pair counts twice among nine.
+    student, teacher = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [1.0], [2.0]])
+    differences = (1 / 2 - 3 / 4, 2 / 2 - 3 / 4, 3 / 2 - 3 / 2)
+    assert rkd_distance_loss(student, teacher).item() == pytest.approx(2 * sum(map(huber, differences)) / 9)
+
+
+def test_angle_by_hand():
+    # A right angle at the first sample, and two of 45°, against three samples on a line, the first in the middle.
+    student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    teacher = torch.tensor([[0.0], [1.0], [-1.0]])
+    half = math.sqrt(0.5)
+    # Ordered triples with three different samples: 0 against −1 twice, √½ against 1 four times; others agree.
+    expected = (2 * huber(1.0) + 4 * huber(1 - half)) / 27
+    assert rkd_angle_loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_against_naive_loops():
+    for seed in range(3):
+        student, teacher = vectors(6, 3, seed=seed), vectors(6, 5, seed=seed + 10)
+        assert rkd_distance_loss(student, teacher).item() == pytest.approx(distance_oracle(student, teacher), rel=1e-12)
+        assert rkd_angle_loss(student, teacher).item() == pytest.approx(angle_oracle(student, teacher), rel=1e-12)
+
+
+def test_small_distances_are_not_lost_to_rounding():
+    student = (1000 + 1e-2 * vectors(6, 3)).float()
+    teacher = vectors(6, 4, seed=1)
+    for loss, oracle in ((rkd_distance_loss, distance_oracle), (rkd_angle_loss, angle_oracle)):
+        assert loss(student, teacher.float()).item() == pytest.approx(oracle(student.double(), teacher), rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", [rkd_distance_loss, rkd_angle_loss])
+class TestBoth:
+    def test_zero_loss_and_gradient_at_equality_up_to_a_similarity(self, loss):
+        student = vectors(5, 3).requires_grad_()
+        rotation, _ = torch.linalg.qr(vectors(3, 3, seed=3))
+        value = loss(student, 2.5 * student.detach() @ rotation + 4.0)
+        value.backward()
+        assert value.item() == pytest.approx(0, abs=1e-28)
+        assert student.grad.abs().max() < 1e-14
+
+    def test_never_nan_where_samples_coincide(self, loss):
+        twins = vectors(4, 3)
+        twins[2] = twins[0]
+        for student, teacher in (
+            (torch.zeros(4, 3), vectors(4, 2)),
+            (vectors(4, 3), torch.zeros(4, 2)),
+            (twins, vectors(4, 2)),
+            (vectors(1, 3), vectors(1, 2)),
+        ):
+            leaf = student.clone().requires_grad_()
+            value = loss(leaf, teacher)
+            value.backward()
+            assert value.isfinite()
+            assert leaf.grad.abs().max() < 10
+
+    def test_no_gradient_into_the_teacher(self, loss):
+        student, teacher = vectors(4, 3).requires_grad_(), vectors(4, 2, seed=1).requires_grad_()
+        loss(student, teacher).backward()
+        assert teacher.grad is None
+        assert student.grad.abs().sum() > 0
+
+    def test_gradcheck(self, loss):
+        teacher = vectors(4, 2, seed=1)
+        assert torch.autograd.gradcheck(lambda s: loss(s, teacher), vectors(4, 3).requires_grad_())
+
+    def test_half_types_are_computed_in_float32(self, loss):
+        student, teacher = vectors(8, 16, dtype=torch.float32), vectors(8, 12, seed=1, dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = loss(student.bfloat16(), teacher.bfloat16())
+        assert low.dtype == torch.float32
+        assert low.item() == pytest.approx(loss(student, teacher).item(), rel=0.02)
+        assert loss(student.double(), teacher).dtype == torch.float64
+
+    def test_the_order_of_the_batch_does_not_matter_its_company_does(self, loss):
+        student, teacher = vectors(5, 3), vectors(5, 4, seed=1)
+        order = torch.tensor([3, 0, 4, 1, 2])
+        assert torch.allclose(loss(student[order], teacher[order]), loss(student, teacher), atol=1e-14)
+        assert not torch.allclose(loss(student[order], teacher), loss(student, teacher))
+
+    def test_refuses_what_does_not_fit(self, loss):
+        with pytest.raises(ValueError, match="differ in batch"):
+            loss(vectors(4, 3), vectors(5, 3))
+
+
+class TestMethod:
+    def test_terms(self, make_network, make_context, make_step):
+        context = make_context(make_network(), make_network(channels=7, seed=1))
+        step = make_step(context)
+        terms = RelationalDistillation(context)(step)
+        assert set(terms) == {"ce", "distance", "angle"}
+        assert torch.equal(terms["ce"], functional.cross_entropy(step.student.logits, step.labels))
+        embeddings = step.student.embedding, step.teacher.embedding
+        assert torch.equal(terms["distance"], 25 * rkd_distance_loss(*embeddings))
+        assert torch.equal(terms["angle"], 50 * rkd_angle_loss(*embeddings))
+        assert set(RelationalDistillation(context, weight_angle=0.0)(step)) == {"ce", "distance"}
+
+    def test_it_owns_nothing_and_needs_no_feature_maps(self, make_network, make_context, make_step):
+        context = make_context(make_network("no-maps"), make_network(seed=1))
+        loss = RelationalDistillation(context)
+        assert not loss.state_dict()
+        assert not loss.feature_maps
+        loss(make_step(context))["angle"].backward()
+        assert context.student.classifier.convolution.weight.grad.abs().sum() > 0
+        assert context.student.classifier.linear.weight.grad is None
+
+    def test_refusals(self, make_network, make_context, make_step):
+        with pytest.raises(GkdError, match="rkd learns from a teacher"):
+            RelationalDistillation(make_context(make_network(), None))
+        loss = RelationalDistillation(make_context(make_network(), make_network()))
+        with pytest.raises(ValueError, match="no teacher output"):
+            loss(make_step(make_context(make_network(), None)))
