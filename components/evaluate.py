@@ -79,6 +79,8 @@ def run(
         if role == "student" or read_json(folder / "training.json", f"the {role} folder").get("trained")
     }
     manifest = _own_manifest(deploy, student, data, info)
+    histories = _histories(teacher, folders, facts)
+    schedule = _thinned(_read_csv(student / "steps.csv"))
     networks, names = _open_teacher(teacher, info.classes)
     networks |= {role: load_network(folders[role], info.classes) for role in facts}
     names |= {role: networks[role].spec.name for role in facts}  # type: ignore[union-attr]
@@ -141,8 +143,8 @@ def run(
         timings=timings | {"run": run_facts(seconds=time.monotonic() - start)},
         classes=info.classes,
         confidence=settings.confidence,
-        histories=_histories(teacher, folders, facts),
-        schedule=_thinned(_read_csv(student / "steps.csv")),
+        histories=histories,
+        schedule=schedule,
         confusion=_confusion(logits["student"], test.labels, len(info.classes)),
         reliability=diagrams,
         per_class=_classes(logits, test.labels, info.classes),

@@ -1,0 +1,185 @@
+import csv
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss, recall_score, top_k_accuracy_score
+
+from components import evaluate
+from gkd_core.data.prepared import PreparedData
+from gkd_core.errors import GkdError
+from gkd_core.files import folder_digest
+from gkd_core.models.network import load_network
+
+
+@pytest.fixture(scope="module")
+def evaluated(project: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
+    """The report folder, the summary, and which splits were opened."""
+    opened: list[str] = []
+    split = PreparedData.split
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
+        out = tmp_path_factory.mktemp("evaluated") / "report"
+        summary = evaluate.run(**project.inputs(), out=out, params=project.params)
+    return out, summary, opened
+
+
+def read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def probabilities(project: Any, folder: Path) -> np.ndarray:
+    test = PreparedData.open(project.data).test
+    images = torch.from_numpy(np.array(test.images)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        return load_network(folder).eval()(images).logits.double().softmax(1).numpy()
+
+
+def test_the_numbers_are_those_of_scikit_learn(project: Any, evaluated: Any) -> None:
+    metrics = json.loads((evaluated[0] / "metrics.json").read_text())
+    labels = PreparedData.open(project.data).test.labels
+    folders = {"teacher": project.teacher / "resnet8", "baseline": project.baseline, "student": project.student}
+    found = {role: probabilities(project, folder) for role, folder in folders.items()}
+    for role, values in found.items():
+        assert metrics[role]["top1"] == pytest.approx(accuracy_score(labels, values.argmax(1)), abs=1e-6)
+        assert metrics[role]["top5"] == pytest.approx(top_k_accuracy_score(labels, values, k=5), abs=1e-6)
+        assert metrics[role]["nll"] == pytest.approx(log_loss(labels, values), abs=1e-4)
+        assert metrics[role]["top1_low"] < metrics[role]["top1"] < metrics[role]["top1_high"]
+        # The benchmark's resnet8 has 83,892 at 100 classes and three channels; here ten and one.
+        assert metrics[role]["parameters"] == 83892 - 90 * 65 - 2 * 16 * 9
+        assert metrics[role]["onnx_bytes"] > 4 * metrics[role]["parameters"]
+    student = found["student"].argmax(1)
+    assert metrics["student"]["agreement_with_teacher"] == pytest.approx((student == found["teacher"].argmax(1)).mean())
+    assert "agreement_with_teacher" not in metrics["teacher"]
+    difference = metrics["differences"]["student_minus_baseline"]
+    assert difference["difference"] == pytest.approx(metrics["student"]["top1"] - metrics["baseline"]["top1"], abs=2e-6)
+    assert difference["low"] < difference["difference"] < difference["high"]
+    assert difference["standard_error"] > 0
+
+    recalls = {row["name"]: float(row["recall"]) for row in read(evaluated[0] / "plots" / "per_class.csv")}
+    expected = recall_score(labels, student, average=None)
+    assert list(recalls.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_the_exported_student_is_measured_beside_the_trained_one(project: Any, evaluated: Any) -> None:
+    out, summary, _ = evaluated
+    metrics = json.loads((out / "metrics.json").read_text())
+    predictions = np.load(out / "predictions.npy", allow_pickle=False)
+    labels = PreparedData.open(project.data).test.labels
+    assert predictions.dtype == np.int32
+    assert metrics["onnx"]["top1"] == pytest.approx((predictions == labels).mean(), abs=1e-6)
+    assert metrics["onnx"]["agreement_with_student"] > 0.99
+    assert metrics["onnx"]["parity_max_abs"] < 1e-4
+    assert metrics["onnx"]["onnx_bytes"] == (project.deploy / "model.onnx").stat().st_size
+    assert metrics["digests"]["student"] == folder_digest(project.student)
+    assert summary["onnx"]["top1"] == metrics["onnx"]["top1"]
+    assert summary["teacher"] == {"top1": metrics["teacher"]["top1"]}
+    json.dumps(summary)
+
+
+def test_the_test_images_are_opened_once_and_no_others(evaluated: Any) -> None:
+    assert evaluated[2] == ["test"]
+
+
+def test_a_reference_that_was_not_trained_is_left_out(evaluated: Any) -> None:
+    out, summary, _ = evaluated
+    metrics, timings = (json.loads((out / name).read_text()) for name in ("metrics.json", "timings.json"))
+    assert "kd" not in metrics
+    assert "kd" not in timings
+    assert "kd" not in summary
+    assert set(metrics["differences"]) == {"student_minus_baseline"}
+    assert {row["network"] for row in read(out / "plots" / "history.csv")} == {"teacher", "baseline", "student"}
+    assert "plain KD" not in re.sub(r"<style>.*?</style>", "", (out / "report.html").read_text(), flags=re.DOTALL)
+
+
+def test_every_network_and_the_exported_file_are_timed(evaluated: Any) -> None:
+    timings = json.loads((evaluated[0] / "timings.json").read_text())
+    for name in ("teacher", "baseline", "student", "onnx"):
+        assert 0 < timings[name]["latency_ms_p50"] <= timings[name]["latency_ms_p95"]
+    assert timings["hardware"]["threads"] == 1
+    assert timings["run"]["python"]
+
+
+def test_plots_hold_what_dvc_draws(project: Any, evaluated: Any) -> None:
+    plots = evaluated[0] / "plots"
+    classes = PreparedData.open(project.data).info.classes
+    confusion = read(plots / "confusion.csv")
+    assert len(confusion) == PreparedData.open(project.data).info.counts["test"]
+    assert {row["actual"] for row in confusion} == set(classes)
+    assert {row["predicted"] for row in confusion} <= set(classes)
+    schedule = read(plots / "schedule.csv")
+    assert [float(row["step"]) for row in schedule] == sorted(float(row["step"]) for row in schedule)
+    assert float(schedule[0]["beta"]) < float(schedule[-1]["beta"])
+    calibration = [row for row in read(plots / "calibration.csv") if row["network"] == "student"]
+    assert len(calibration) == 15
+    assert sum(int(row["count"]) for row in calibration) == len(confusion)
+    history = [row for row in read(plots / "history.csv") if row["network"] == "student"]
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert all(math.isfinite(float(row["validation_top1"])) for row in history)
+
+
+def test_twice_the_same_bytes_where_nothing_is_timed(project: Any, evaluated: Any, tmp_path: Path) -> None:
+    evaluate.run(**project.inputs(), out=tmp_path / "report", params=project.params)
+    assert folder_digest(tmp_path / "report") == folder_digest(evaluated[0])
+
+
+def test_the_report_tells_no_secrets(evaluated: Any) -> None:
+    page = (evaluated[0] / "report.html").read_text()
+    assert "gompertz" in page
+    assert "tracking.example" not in page
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def poison(student: Path) -> None:
+    """Weights that are numbers no longer."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(student / "model.safetensors")
+    weights["fc.bias"][0] = float("nan")
+    save_file(weights, student / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "sentence"),
+    [
+        ("student", lambda folder: change_json(folder / "training.json", seed=9), "exported from another student than"),
+        (
+            "deploy",
+            lambda folder: change_json(folder / "manifest.json", data_sha256="0"),
+            "was made from other data than",
+        ),
+        ("deploy", lambda folder: (folder / "model.onnx").write_bytes(b"x"), r"sha256 differs"),
+        (
+            "baseline",
+            lambda folder: change_json(folder / "training.json", data_sha256="0"),
+            "baseline.* on other data than",
+        ),
+        ("baseline", lambda folder: (folder / "training.json").unlink(), "the baseline folder .* has no training.json"),
+        ("baseline", poison, "the baseline resnet8 gives logits that are not finite on the test images"),
+        (
+            "baseline",
+            lambda folder: (folder / "history.csv").write_text("epoch\nfirst\n"),
+            r"history\.csv cannot be read",
+        ),
+    ],
+)
+def test_folders_that_do_not_belong_together_are_refused(
+    project: Any, tmp_path: Path, name: str, damage: Callable[[Path], None], sentence: str
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(getattr(project, name), folder)
+    damage(folder)
+    with pytest.raises(GkdError, match=sentence):
+        evaluate.run(**{**project.inputs(), name: folder}, out=tmp_path / "report", params=project.params)
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,0 +1,90 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from components import export
+from gkd_core.config import parse_params
+from gkd_core.data.prepared import PreparedData
+from gkd_core.errors import GkdError
+from gkd_core.export.manifest import read_manifest
+from gkd_core.files import folder_digest, read_json
+
+
+def run(project: Any, out: Path, **changes: Any) -> dict[str, Any]:
+    inputs = {"data": project.data, "teacher": project.teacher, "student": project.student, "params": project.params}
+    return export.run(**{**inputs, **changes}, out=out)
+
+
+def test_the_manifest_and_the_file_carry_the_lineage(project: Any) -> None:
+    manifest = read_manifest(project.deploy)
+    training = read_json(project.student / "training.json", "student")
+    info = PreparedData.open(project.data).info
+    assert manifest["data_sha256"] == info.sha256 == training["data_sha256"]
+    assert manifest["teacher_digest"] == folder_digest(project.teacher) == training["teacher_digest"]
+    assert manifest["student_digest"] == folder_digest(project.student)
+    assert manifest["model"]["input_shape"] == [8, 8, 1]
+    assert (manifest["method"], manifest["network"]) == ("gompertz", "resnet8")
+    assert manifest["classes"] == list(info.classes)
+    assert 0 <= manifest["parity"]["max_abs"] <= project.params.export.parity_tolerance
+
+    entries = {entry.key: entry.value for entry in onnx.load(project.deploy / "model.onnx").metadata_props}
+    assert json.loads(entries["classes"]) == manifest["classes"]
+    for digest in ("data_sha256", "teacher_digest", "student_digest", "config_digest"):
+        assert entries[digest] == manifest[digest]
+
+
+def test_twice_the_same_and_the_test_images_stay_closed(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    split = PreparedData.split
+    monkeypatch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
+    summary = run(project, tmp_path / "deploy")
+    assert opened == ["validation"]
+    assert folder_digest(tmp_path / "deploy") == folder_digest(project.deploy)
+    assert (tmp_path / "deploy" / "model.onnx").read_bytes() == (project.deploy / "model.onnx").read_bytes()
+    assert summary["path"] == str(tmp_path / "deploy" / "model.onnx")
+    assert summary["bytes"] == (tmp_path / "deploy" / "model.onnx").stat().st_size
+    facts = read_json(tmp_path / "deploy" / "run.json", "deploy")
+    assert facts["seconds"] > 0
+    assert "torch" in facts
+
+
+def change_json(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda student: change_json(student / "training.json", data_sha256="0"), "was trained on other data than"),
+        (lambda student: change_json(student / "training.json", teacher_digest="0"), "learned from another teacher"),
+        (
+            lambda student: change_json(student / "training.json", trained=False, reason="references.kd is false"),
+            r"holds no trained student \(references\.kd is false\)",
+        ),
+        (lambda student: (student / "training.json").unlink(), "has no training.json"),
+        (lambda student: (student / "model.safetensors").write_bytes(b"cut"), "is damaged"),
+    ],
+)
+def test_a_student_that_does_not_belong_here_is_refused(
+    project: Any, tmp_path: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(project.student, student)
+    damage(student)
+    with pytest.raises(GkdError, match=sentence):
+        run(project, tmp_path / "deploy", student=student)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_file_outside_the_tolerance_is_not_left_behind(project: Any, tmp_path: Path) -> None:
+    params = parse_params({"export": {"parity_tolerance": 1e-12}})
+    with pytest.raises(GkdError, match=r"export\.parity_tolerance allows 1e-12"):
+        run(project, tmp_path / "deploy", params=params)
+    assert not list(tmp_path.iterdir())

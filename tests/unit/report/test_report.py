@@ -1,0 +1,187 @@
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gkd_core.evaluation.calibration import reliability
+from gkd_core.report import Findings, render_report
+from gkd_core.report.page import verdicts
+
+NASTY = '<b>"x"</b>'
+CLASSES = (NASTY, "$\\alpha$ & co", "猫", "a class whose name goes on and on")
+
+
+def findings(
+    classes: tuple[str, ...] = CLASSES, roles: tuple[str, ...] = ("teacher", "baseline", "kd", "student")
+) -> Findings:
+    count = len(classes)
+    random = np.random.default_rng(0)
+    labels = np.arange(5 * count) % count
+    logits = random.normal(size=(5 * count, count)) + 2 * np.eye(count)[labels]
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (labels, logits.argmax(1)), 1)
+    metrics: dict[str, Any] = {
+        "data": {"sha256": "d" * 64, "source": "folder", "test_images": len(labels)},
+        "differences": {
+            f"student_minus_{role}": {"difference": 0.021, "low": 0.004, "high": 0.038, "standard_error": 0.009}
+            for role in ("baseline", "kd")
+            if role in roles
+        },
+        "onnx": {"top1": 0.9, "agreement_with_student": 1.0, "onnx_bytes": 314744, "parity_max_abs": 2e-6},
+    }
+    timings: dict[str, Any] = {
+        "hardware": {"processor": "a <fast> one", "threads": 1, "onnxruntime": "1.31"},
+        "onnx": {"latency_ms_p50": 0.08, "latency_ms_p95": 0.1},
+    }
+    for role in roles:
+        metrics[role] = {
+            "network": "resnet20" if role == "teacher" else "resnet8",
+            **{"top1": 0.9, "top1_low": 0.85, "top1_high": 0.94, "nll": 0.3, "ece": 0.02},
+            **{"parameters": 272474 if role == "teacher" else 78042, "macs": 12345678, "onnx_bytes": 1234567},
+        }
+        timings[role] = {"latency_ms_p50": 0.2, "latency_ms_p95": 0.3}
+    terms = {"train_ce": 1.0, "train_kd": 30.0, "train_loss": 31.0, "train_top1": 0.5, "validation_top1": 0.6}
+    return Findings(
+        metrics=metrics,
+        timings=timings,
+        classes=classes,
+        confidence=0.95,
+        histories={role: [{"epoch": epoch, **terms} for epoch in (1, 2)] for role in roles},
+        schedule=[{"epoch": t / 10, "beta": 0.1 + t / 25} for t in range(20)],
+        confusion=confusion,
+        reliability={role: reliability(logits, labels) for role in roles},
+        per_class=[
+            {"name": name, "support": 5, "recall": None if i == 0 else i / count, "precision": 0.5, "f1": 0.5}
+            | {f"{role}_recall": 0.5 for role in roles if role != "student"}
+            for i, name in enumerate(classes)
+        ],
+        training={"method": "gompertz", "schedule": "gompertz"},
+        manifest={
+            "model": {
+                "file": "model.onnx",
+                "input": "uint8_nhwc",
+                "input_shape": [8, 8, 1],
+                "opset": 18,
+                "sha256": "e" * 64,
+            },
+            **{"data_sha256": "d" * 64, "teacher_digest": "a" * 64, "student_digest": "b" * 64},
+            **{"config_digest": "c" * 64, "code_sha256": "f" * 64},
+        },
+        configuration={"data": {"source": NASTY}},
+    )
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render_report(findings())
+
+
+class Elements(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attributes)))
+
+
+def test_the_page_fetches_nothing_and_runs_nothing(page: str) -> None:
+    elements = Elements(page).seen
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in elements}
+    for _, attributes in elements:
+        assert "src" not in attributes
+        # Within the page's own figures only.
+        assert all((value or "").startswith("#") for name, value in attributes.items() if name.endswith("href"))
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in page
+    assert set(re.findall(r"url\(([^)]*)", page)) == {u for u in re.findall(r"url\(([^)]*)", page) if u.startswith("#")}
+
+
+def test_names_are_shown_as_they_are_and_never_as_markup(page: str) -> None:
+    assert NASTY not in page
+    assert "&lt;b&gt;&#34;x&#34;&lt;/b&gt;" in page
+    assert "a &lt;fast&gt; one" in page
+    assert "b" not in {tag for tag, attributes in Elements(page).seen if attributes.get("class") == "name"}
+    assert "$\\alpha$ &amp; co" in page
+    assert "猫" in page
+
+
+def test_every_figure_is_well_formed_and_wears_the_pages_colours(page: str) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(drawings) == 5
+    for drawing in drawings:
+        # Inline SVG needs no namespaces in HTML; an XML parser does.
+        root = ElementTree.fromstring(drawing.replace("xlink:href", "href"))
+        assert root.get("aria-label")
+        assert root.get("viewBox")
+        assert not re.search(r"#0000[01][0-9a-f]\b", drawing)
+        assert not re.search(r"(?:fill|stroke): ?#(?!none)[0-9a-f]{6}", drawing)
+    used = set(re.findall(r"var\(--([\w-]+)\)", page))
+    light, dark = re.findall(r":root \{(.*?)\}", page, flags=re.DOTALL)
+    assert used <= set(re.findall(r"--([\w-]+):", light))
+    assert used - {"font"} <= set(re.findall(r"--([\w-]+):", dark))
+    identifiers = [re.findall(r'\bid="((?:[pmhC]|image)[0-9a-f]{10})"', drawing) for drawing in drawings]
+    flat = [name for group in identifiers for name in set(group)]
+    assert len(flat) == len(set(flat)), "two figures share an id that one of them may refer to"
+
+
+def test_the_page_says_what_was_found(page: str) -> None:
+    text = re.sub(r"<[^>]+>", "", page).replace("\u00a0", " ")
+    for words in (
+        "resnet20 distilled into resnet8 by gompertz",
+        "+2.10points over the same student trained alone",
+        "95 % interval +0.40 to +3.80: more than chance explains.",
+        "85.00 % – 94.00 %",
+        "272 k",
+        "12.3 M",
+        "1.23 MB",
+        "within 2.0e-06 of torch",
+        "e" * 64,
+    ):
+        assert words in text
+
+
+def test_the_same_findings_give_the_same_page(page: str) -> None:
+    assert render_report(findings()) == page
+
+
+def test_the_worst_class_comes_first_and_one_without_images_last(page: str) -> None:
+    rows = re.findall(r'<td class="name">([^<]*)</td>', page)
+    assert rows[0] == "$\\alpha$ &amp; co"
+    assert rows[-1].startswith("&lt;b&gt;")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "tone", "conclusion"),
+    [
+        (0.004, 0.038, "good", "more than chance explains"),
+        (-0.004, 0.038, "open", "this test set cannot tell the two apart"),
+        (-0.04, -0.001, "bad", "worse than chance explains"),
+    ],
+)
+def test_a_verdict_follows_its_interval(low: float, high: float, tone: str, conclusion: str) -> None:
+    found = findings(roles=("teacher", "baseline", "student"))
+    found.metrics["differences"]["student_minus_baseline"] |= {"low": low, "high": high, "difference": (low + high) / 2}
+    (verdict,) = verdicts(found)
+    assert verdict["tone"] == tone
+    assert conclusion in verdict["detail"]
+    assert "-" not in verdict["points"]
+
+
+def test_a_student_without_references_or_schedule_has_a_report_all_the_same() -> None:
+    alone = replace(findings(roles=("teacher", "student")), schedule=[], histories={})
+    page = render_report(alone)
+    assert "plain KD" not in page
+    assert "student alone" not in page
+
+
+def test_a_hundred_classes_are_named_and_three_hundred_are_drawn() -> None:
+    hundred = render_report(findings(tuple(f"class {i}" for i in range(100)), roles=("teacher", "student")))
+    assert hundred.count(">class 99</text>") == 2
+    many = findings(tuple(f"class {i}" for i in range(300)), roles=("teacher", "student"))
+    assert ">class 99</text>" not in render_report(many)
