@@ -62,7 +62,7 @@ class ContrastiveRepresentation(Loss):
         shared_negatives: one draw of K images serves the whole batch, each sample leaving out those of its own class:
             a much smaller product for large data sets, but negatives that vary together.
         dimensions: of the embeddings compared.
-        temperature: of the critic.
+        critic_temperature: divides the inner products; no softness of labels, so `distill.temperature` leaves it alone.
         momentum: share of the old memory in the new.
     Raises:
         GkdError: there is no teacher, or only one class.
@@ -84,7 +84,7 @@ class ContrastiveRepresentation(Loss):
         mode: Literal["exact", "relaxed"] = "exact",
         shared_negatives: bool = False,
         dimensions: Annotated[int, Field(ge=2)] = 128,
-        temperature: Annotated[float, Field(gt=0.0)] = 0.07,
+        critic_temperature: Annotated[float, Field(gt=0.0)] = 0.07,
         momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5,
     ) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class ContrastiveRepresentation(Loss):
         self.negatives = min(negatives, self.images)
         self.mode = mode
         self.shared_negatives = shared_negatives
-        self.temperature = temperature
+        self.critic_temperature = critic_temperature
         self.momentum = momentum
         self.sampler = ClassSampler(labels, len(context.student.classes))
         with torch.random.fork_rng(devices=[]):
@@ -144,7 +144,7 @@ class ContrastiveRepresentation(Loss):
                 negative = (anchors @ memory[negatives].T).masked_fill(own, -math.inf)
             else:  # one product with all and a gather of numbers, where the authors gather B·K vectors
                 negative = (anchors @ memory.T).gather(1, negatives)
-            return torch.cat([positive, negative], dim=1) / self.temperature
+            return torch.cat([positive, negative], dim=1) / self.critic_temperature
 
     @torch.no_grad()
     def _log_normaliser(self, known: Tensor, scores: Tensor) -> Tensor:

@@ -1,0 +1,154 @@
+import math
+
+import pytest
+import torch
+from scipy.stats import pearsonr, spearmanr
+
+from gkd_core.errors import GkdError
+from gkd_core.losses.cmkd import CorrelationMatching, cmkd_loss, difficulty, soft_rank
+from gkd_core.losses.logit_standardisation import standardise
+from gkd_core.losses.pearson import pearson_correlation
+
+
+def logits(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
+
+
+def by_rank(student, teacher, smoothness):
+    student, teacher = standardise(student), standardise(teacher)
+    return pearson_correlation(soft_rank(student, smoothness), soft_rank(teacher, smoothness))
+
+
+class TestSoftRank:
+    def test_by_hand(self):
+        # Two values 1 apart at s = 1: 1 + sigmoid(∓1).
+        ranks = soft_rank(torch.tensor([[0.0, 1.0]]), 1.0)
+        assert ranks.flatten().tolist() == pytest.approx([1.268941, 1.731059], abs=1e-6)
+
+    def test_exact_for_small_smoothness_and_shared_by_ties(self):
+        assert soft_rank(torch.tensor([[0.3, -1.0, 5.0, 0.3]]), 1e-4).tolist() == [[2.5, 1.0, 4.0, 2.5]]
+
+    def test_sum_of_ranks_is_kept(self):
+        torch.testing.assert_close(soft_rank(logits(4, 9), 0.3).sum(1), torch.full((4,), 45.0, dtype=torch.float64))
+
+    def test_gradcheck(self):
+        assert torch.autograd.gradcheck(lambda z: soft_rank(z, 0.5), logits(2, 5).requires_grad_())
+
+    def test_no_affine_copy_of_the_values(self):
+        """A soft rank that is a·z + b would make the Spearman term a second Pearson term."""
+        z = standardise(logits(20, 10))
+        assert pearson_correlation(soft_rank(z, 0.1), z).max() < 0.9999
+
+
+class TestAgainstScipy:
+    def test_spearman_at_small_smoothness(self):
+        student, teacher = logits(20, 10), logits(20, 10, seed=1)
+        expected = [spearmanr(a, b).statistic for a, b in zip(student.numpy(), teacher.numpy(), strict=True)]
+        assert by_rank(student, teacher, 0.001).tolist() == pytest.approx(expected, abs=0.02)
+        assert (by_rank(student, teacher, 0.001) - torch.tensor(expected)).abs().mean() < 2e-3
+        assert (by_rank(student, teacher, 0.1) - torch.tensor(expected)).abs().mean() < 0.06
+
+    def test_the_whole_loss(self):
+        student, teacher = logits(6, 10), logits(6, 10, seed=1)
+        expected = []
+        for s, t in zip(student.numpy(), teacher.numpy(), strict=True):
+            h = torch.distributions.Categorical(logits=torch.from_numpy(t)).entropy().item() / math.log(10)
+            expected.append((1 - h) * (1 - pearsonr(s, t).statistic) + h * (1 - spearmanr(s, t).statistic))
+        assert cmkd_loss(student, teacher, 1e-5).item() == pytest.approx(sum(expected) / 6, rel=1e-4)
+
+
+class TestDifficulty:
+    def test_one_where_the_teacher_does_not_know_zero_where_it_is_sure(self):
+        values = difficulty(torch.tensor([[1.0, 1.0, 1.0], [200.0, 0.0, 0.0], [50.0, 50.0, -200.0]]))
+        assert values.tolist() == pytest.approx([1.0, 0.0, math.log(2) / math.log(3)], abs=1e-6)
+
+    def test_no_gradient(self):
+        assert not difficulty(logits(3, 4).requires_grad_()).requires_grad
+
+
+def test_value_by_hand():
+    # The order reversed: both correlations are −1, so every share gives 2.
+    student, teacher = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    assert cmkd_loss(student, teacher).item() == pytest.approx(2.0, rel=1e-6)
+    # (0, 0, 1) against (0, 1, 1): Pearson ½. Ranks at s → 0 are (1½, 1½, 3) and (1, 2½, 2½): Spearman ½ as well.
+    student, teacher = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]])
+    assert cmkd_loss(student, teacher, 1e-4).item() == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_two_parts_differ_and_direction_exchanges_their_weights():
+    student, teacher = logits(8, 6), logits(8, 6, seed=1)
+    value = 1 - pearson_correlation(standardise(student), standardise(teacher))
+    rank = 1 - by_rank(student, teacher, 0.1)
+    assert (value - rank).abs().min() > 1e-4
+    h = difficulty(teacher)
+    torch.testing.assert_close(cmkd_loss(student, teacher), ((1 - h) * value + h * rank).mean())
+    other = cmkd_loss(student, teacher, direction="hard_by_value")
+    torch.testing.assert_close(other, (h * value + (1 - h) * rank).mean())
+    torch.testing.assert_close(cmkd_loss(student, teacher) + other, (value + rank).mean())
+
+
+@pytest.mark.parametrize("direction", ["hard_by_rank", "hard_by_value"])
+def test_zero_loss_and_gradient_at_an_affine_copy(direction):
+    teacher = logits(5, 7)
+    student = (2.5 * teacher - 3.0).requires_grad_()
+    value = cmkd_loss(student, teacher, direction=direction)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-12)
+    assert student.grad.abs().max() < 1e-7
+    assert cmkd_loss(-student, teacher).item() > 1.5
+
+
+def test_no_gradient_into_the_teacher():
+    student, teacher = logits(4, 7).requires_grad_(), logits(4, 7, seed=1).requires_grad_()
+    cmkd_loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_gradcheck():
+    teacher = logits(3, 4, seed=1)
+    assert torch.autograd.gradcheck(lambda s: cmkd_loss(s, teacher), logits(3, 4).requires_grad_())
+
+
+def test_half_types_are_computed_in_float32():
+    student, teacher = logits(8, 10, dtype=torch.float32), logits(8, 10, seed=1, dtype=torch.float32)
+    low = cmkd_loss(student.bfloat16(), teacher.bfloat16())
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(cmkd_loss(student, teacher).item(), rel=0.02)
+    assert cmkd_loss(student.double(), teacher.double()).dtype == torch.float64
+
+
+def test_mean_over_the_batch_whatever_its_size_and_order():
+    student, teacher = logits(5, 6), logits(5, 6, seed=1)
+    samples = [cmkd_loss(student[i : i + 1], teacher[i : i + 1]) for i in range(5)]
+    assert torch.allclose(cmkd_loss(student, teacher), torch.stack(samples).mean(), atol=1e-13)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.allclose(cmkd_loss(student[order], teacher[order]), cmkd_loss(student, teacher), atol=1e-13)
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.7])
+def test_constant_logits_stay_finite(constant):
+    student = torch.full((2, 5), constant, requires_grad=True)
+    value = cmkd_loss(student, logits(2, 5, dtype=torch.float32))
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() < 10, "a vanishing standard deviation made the gradient explode"
+
+
+def test_two_classes_are_refused(make_network, make_context):
+    with pytest.raises(ValueError, match="2 classes"):
+        cmkd_loss(logits(3, 2), logits(3, 2))
+    context = make_context(make_network(), make_network(seed=1))
+    context.student.classes = ("a", "b")
+    with pytest.raises(GkdError, match=r"distill\.method cmkd .* 2 classes: take kd"):
+        CorrelationMatching(context)
+
+
+def test_the_method(make_network, make_context, make_step):
+    context = make_context(make_network(seed=1), make_network(seed=2))
+    step = make_step(context)
+    terms = CorrelationMatching(context, weight=3.0, smoothness=0.2, direction="hard_by_value")(step)
+    expected = 3 * cmkd_loss(step.student.logits, step.teacher.logits, 0.2, "hard_by_value")
+    assert terms["ce"].item() == step.cross_entropy(step.student.logits).item()
+    assert terms["correlation"].item() == pytest.approx(expected.item())
