@@ -55,7 +55,8 @@ class AttentionTransfer(Loss):
     Stages are paired from the deepest one backwards; where one network has more, its shallowest stay out.
 
     Args:
-        weight: of the sum. The default is the CIFAR-100 benchmark's.
+        weight: of the sum. The default is the CIFAR-100 benchmark's; each map's mean grows as its positions become
+            fewer, so images much smaller than 32 pixels want less.
         p: power of the attention maps.
     Raises:
         GkdError: there is no teacher, or a network has no feature maps.
