@@ -37,7 +37,7 @@ class Check:
     """One rule's outcome.
 
     Attributes:
-        check: the rule's name: baseline, champion, parity, size, latency.
+        check: the rule's name: baseline, champion, parity, size, latency, and held where it applies.
         passed: also true for a rule that had nothing to compare or no limit, as `sentence` then says.
         value: what was measured; None when nothing was.
         limit: what `value` had to reach or stay within, slack included; None when there is no limit.
@@ -94,6 +94,7 @@ def decide(
     correct: NDArray[np.bool_],
     parity: float,
     champion: Champion | None,
+    held: str | None = None,
     min_gain_over_baseline: float,
     max_drop_to_champion: float,
     confidence: float,
@@ -111,6 +112,7 @@ def decide(
         correct: [N] whether the challenger's ONNX was right on each test image.
         parity: largest |onnxruntime − torch| seen on a logit.
         champion: the current champion, or None while there is none.
+        held: why a person took the challenger back earlier; the gate does not overrule that.
         min_gain_over_baseline: top-1 the student must gain over the student alone, in [−1, 1].
         max_drop_to_champion: top-1 it may lose to the champion, in [0, 1].
         confidence: one-sided level of the two rules on accuracy, in (0.5, 1).
@@ -120,7 +122,7 @@ def decide(
         new_data: what a champion measured on other data means.
     """
     z = NormalDist().inv_cdf(confidence)
-    checks = (
+    checks: tuple[Check, ...] = (
         _against_baseline(metrics, z, min_gain_over_baseline),
         _against_champion(metrics, version, correct, champion, z, max_drop_to_champion, new_data),
         _at_most("parity", parity, max_parity, "the ONNX logits differ from torch's by at most", "{:.1e}".format),
@@ -133,6 +135,9 @@ def decide(
             "{:.3f} ms".format,
         ),
     )
+    if held is not None:
+        sentence = f"it was taken back by hand ({held}), and only `gkd registry promote {version}` brings it back"
+        checks += (Check("held", False, None, None, sentence),)
     failed = [check.sentence for check in checks if not check.passed]
     if failed:
         return Decision(False, checks, f"version {version} was refused: {'; '.join(failed)}")

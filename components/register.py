@@ -1,0 +1,311 @@
+"""The register step: runs and the challenger's version in MLflow, then the gate, which may make it champion.
+
+Safe to run again at any point: runs and the version are found by their digests, and a decision once settled is reported
+again, not made again, unless the measurements or the gate's parameters changed.
+"""
+
+import csv
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.registry import CHALLENGER, CHAMPION, PREVIOUS, make_champion
+from components.tracking import NETWORK, RunRecord, Store, Version, connect
+from gkd_core import __version__
+from gkd_core.config import Params
+from gkd_core.errors import GkdError
+from gkd_core.export.manifest import read_manifest
+from gkd_core.files import file_digest, folder_digest, json_digest, read_json, whole_folder, write_json
+from gkd_core.gate import Champion, Decision, GateRefused, decide
+
+CORRECT = "correct.npy"  # whether the version was right on each test image: what a later challenger is compared with
+SECTIONS = {
+    "teacher": ("teacher",),
+    "baseline": ("student", "train", "references"),
+    "kd": ("student", "train", "references"),
+    "student": ("student", "train", "distill"),
+}
+ATTEMPTS = 5  # decisions made anew because somebody else moved champion meanwhile
+
+
+def run(
+    *,
+    teacher: Path,
+    baseline: Path,
+    kd: Path,
+    student: Path,
+    deploy: Path,
+    report: Path,
+    out: Path,
+    params: Params,
+) -> dict[str, Any]:
+    """Log, register, decide; write gate.json and version.json to `out`.
+
+    Args:
+        teacher, baseline, kd, student: folders of the trainings; a reference that was not trained is left out.
+        deploy: folder of the export step.
+        report: folder of the evaluate step.
+        out: appears whole or not at all.
+        params: reads `gate` and `tracking`; the sections a network was trained with are logged with its run.
+    Returns:
+        {"gate": {"passed", "sentence"}, "registry": {"name", "version", "alias"}, "runs": {role: [run id, …]}}.
+    Raises:
+        GkdError: the folders do not belong together, or the tracking store does not answer.
+        GateRefused: the gate refused and `gate.on_refusal` is fail; `out` is complete.
+    """
+    manifest, metrics = read_manifest(deploy), read_json(report / "metrics.json", "the report folder")
+    timings = read_json(report / "timings.json", "the report folder")
+    manifest_digest = file_digest(deploy / "manifest.json")
+    _belong_together(metrics, manifest, manifest_digest, student=student, deploy=deploy, report=report)
+    correct = _correct(report, manifest, metrics)
+    gate = params.gate.model_dump(exclude={"on_refusal"})
+    latency = timings["onnx"]["latency_ms_p50"] if params.gate.max_latency_ms is not None else None
+    inputs = json_digest({"gate": gate, "metrics": metrics, "latency": latency})
+
+    def judge(version: Version, champion: Champion | None) -> Decision:
+        return decide(
+            metrics,
+            timings,
+            version=version.number,
+            correct=correct,
+            parity=max(manifest["parity"]["max_abs"], metrics["onnx"]["parity_max_abs"]),
+            champion=champion,
+            held=version.tags.get("gkd.held") or None,
+            **gate,
+        )
+
+    with tempfile.TemporaryDirectory(prefix="gkd-") as name:
+        np.save(Path(name) / CORRECT, correct)
+        folders = {"baseline": baseline, "kd": kd, "student": student}
+        records = _teacher_records(teacher, metrics, timings, params)
+        records |= {role: [_record(role, folder, metrics, timings, params)] for role, folder in folders.items()
+                    if read_json(folder / "training.json", f"the {role} folder").get("trained")}  # fmt: skip
+        records["student"] = [
+            _with_deployment(records["student"][0], manifest_digest, deploy, report, Path(name) / CORRECT)
+        ]
+        with connect(params.tracking) as store:
+            runs = {role: [store.log_run(record) for record in some] for role, some in records.items()}
+            version = store.find_version(manifest_digest) or store.register(
+                runs["student"][0],
+                deploy / manifest["model"]["file"],
+                manifest,
+                _version_tags(manifest, manifest_digest, metrics, deploy),
+            )
+            decision = _settle(store, version, inputs, judge)
+            aliases = store.aliases()
+    number = version.number
+    alias = next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if aliases.get(alias) == number), None)
+    with whole_folder(out) as folder:
+        write_json(folder / "gate.json", decision)
+        write_json(
+            folder / "version.json",
+            {
+                "name": params.tracking.model_name,
+                "version": number,
+                "alias": alias,
+                "manifest": manifest_digest,
+                "run_id": version.run_id,
+                "runs": runs,
+            },
+        )
+    if not decision["passed"] and params.gate.on_refusal == "fail":
+        raise GateRefused(decision["sentence"])
+    return {
+        "gate": {"passed": decision["passed"], "sentence": decision["sentence"]},
+        "registry": {"name": params.tracking.model_name, "version": number, "alias": alias},
+        "runs": runs,
+    }
+
+
+def _settle(
+    store: Store, version: Version, inputs: str, judge: Callable[[Version, Champion | None], Decision]
+) -> dict[str, Any]:
+    """The decision on a version, carried out: content of gate.json.
+
+    Tags in this order say how far it got: gate.* (decided), the aliases (carried out), gate.settled (done).
+    """
+    number, tags = version.number, version.tags
+    if tags.get("gate.settled") == inputs:
+        return dict(json.loads(tags["gate.record"]))
+    if tags.get("gate.inputs") == inputs and store.aliases().get(CHAMPION) == number:
+        record = dict(json.loads(tags["gate.record"]))  # carried out, then interrupted
+        store.tag(number, {"gate.settled": inputs})
+        return record
+
+    store.point(CHALLENGER, number)
+    for _ in range(ATTEMPTS):
+        before = store.aliases().get(CHAMPION)
+        decision = judge(version, _champion(store, before))
+        after = number if decision.passed else before
+        record = decision.as_dict() | {"champion_before": before, "champion_after": after, "challenger": number}
+        store.tag(
+            number,
+            {f"gate.{check.check}": check.sentence for check in decision.checks}
+            | {"gate.passed": decision.passed, "gate.sentence": decision.sentence}
+            | {"gate.record": record, "gate.inputs": inputs},
+        )
+        if store.aliases().get(CHAMPION) != before:
+            continue  # somebody moved it while this was decided: the comparison was with a champion of yesterday
+        if decision.passed:
+            make_champion(store, number)
+        store.tag(number, {"gate.settled": inputs})
+        return record
+    raise GkdError(
+        f"the champion of {store.name} changed {ATTEMPTS} times while version {number} was judged: others promote at "
+        "the same time; run `gkd register` again"
+    )
+
+
+def _champion(store: Store, number: int | None) -> Champion | None:
+    if number is None:
+        return None
+    version = store.version(str(number))
+    top1 = version.tags.get("gkd.top1")
+    with tempfile.TemporaryDirectory(prefix="gkd-") as name:
+        kept = store.download(version, f"gate/{CORRECT}", Path(name))
+        try:
+            correct = None if kept is None else np.load(kept, allow_pickle=False)
+        except (ValueError, EOFError):  # damaged in the store: as good as not kept
+            correct = None
+    return Champion(
+        version=number,
+        data_sha256=version.tags.get("gkd.data"),
+        top1=None if top1 is None else float(top1),
+        correct=None if correct is None else correct.astype(bool),
+    )
+
+
+def _belong_together(
+    metrics: dict[str, Any],
+    manifest: dict[str, Any],
+    manifest_digest: str,
+    *,
+    student: Path,
+    deploy: Path,
+    report: Path,
+) -> None:
+    if manifest["student_digest"] != folder_digest(student):
+        raise GkdError(
+            f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
+        )
+    if metrics["digests"]["manifest"] != manifest_digest:
+        raise GkdError(f"{report} measures another model than the one in {deploy}: run `gkd evaluate` again")
+
+
+def _correct(report: Path, manifest: dict[str, Any], metrics: dict[str, Any]) -> NDArray[np.bool_]:
+    """[N] whether the final ONNX was right on each test image; the labels are those beside the report's confusion."""
+    positions = {name: position for position, name in enumerate(manifest["classes"])}
+    try:
+        predictions = np.load(report / "predictions.npy", allow_pickle=False)
+        with (report / "plots" / "confusion.csv").open(newline="", encoding="utf-8") as stream:
+            labels = np.array([positions[row["actual"]] for row in csv.DictReader(stream)])
+        correct: NDArray[np.bool_] = predictions == labels
+        agrees = correct.shape == labels.shape and abs(float(correct.mean()) - metrics["onnx"]["top1"]) < 1e-5
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise GkdError(f"the predictions in {report} cannot be read ({error}): run `gkd evaluate` again") from None
+    if not agrees:
+        raise GkdError(f"the predictions in {report} do not agree with its metrics.json: run `gkd evaluate` again")
+    return correct
+
+
+def _version_tags(
+    manifest: dict[str, Any], manifest_digest: str, metrics: dict[str, Any], deploy: Path
+) -> dict[str, str]:
+    """Lineage, and what a later challenger is compared with."""
+    tags = {
+        "gkd.manifest": manifest_digest,
+        "gkd.model": manifest["model"]["sha256"],
+        "gkd.data": manifest["data_sha256"],
+        "gkd.teacher": manifest["teacher_digest"],
+        "gkd.student": manifest["student_digest"],
+        "gkd.config": manifest["config_digest"],
+        "gkd.code": manifest["code_sha256"],
+        "gkd.method": manifest["method"],
+        "gkd.network": manifest["network"],
+        "gkd.version": __version__,
+        "gkd.top1": repr(metrics["onnx"]["top1"]),
+        "gkd.test_images": str(metrics["data"]["test_images"]),
+    }
+    return tags | _checkout(deploy / "run.json")
+
+
+def _checkout(file: Path) -> dict[str, str]:
+    """Git revision, dirty flag and host a folder was made at, as far as its run.json knows them."""
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = {f"gkd.{key}": facts.get(key) for key in ("git_revision", "git_dirty", "host")}
+    return {key: str(value) for key, value in known.items() if value is not None}
+
+
+def _teacher_records(
+    teacher: Path, metrics: dict[str, Any], timings: dict[str, Any], params: Params
+) -> dict[str, list[RunRecord]]:
+    names = read_json(teacher / "teacher.json", "the teacher folder")["networks"]
+    if len(names) > 1:  # measured together, not one by one
+        metrics = {**metrics, "teacher": {}}
+        timings = {**timings, "teacher": {}}
+    return {"teacher": [_record("teacher", teacher / name, metrics, timings, params) for name in names]}
+
+
+def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str, Any], params: Params) -> RunRecord:
+    """What a network's run holds: how it was trained, its curves, what it reached on the test images."""
+    training = read_json(folder / "training.json", f"the {role} folder")
+    digest = folder_digest(folder)
+    facts = {key: value for key, value in training.items() if not key.endswith(("_digest", "_sha256"))}
+    # Those of today's params.yaml are the network's own only while its digest says so.
+    sections = SECTIONS[role]
+    if training.get("config_digest") == params.digest(*sections):
+        facts |= params.model_dump(mode="json", include=set(sections))
+    final = {f"test_{key}": value for key, value in metrics[role].items()} | timings[role]
+    if role == "student":
+        final |= {
+            f"onnx_{key.removeprefix('onnx_')}": value for key, value in (metrics["onnx"] | timings["onnx"]).items()
+        }
+        final |= _flat(metrics["differences"], separator="_")
+    how = training.get("method")
+    return RunRecord(
+        key=digest,
+        name=f"{role} {training['network']}" + (f" ({how})" if role == "student" else ""),
+        tags={"gkd.role": role, "gkd.digest": digest, "gkd.data": training["data_sha256"]}
+        | _checkout(folder / "run.json"),
+        params=_flat(facts),
+        history=_history(folder / "history.csv"),
+        metrics={k: float(v) for k, v in final.items() if isinstance(v, int | float) and not isinstance(v, bool)},
+        artifacts={NETWORK: folder},
+    )
+
+
+def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, report: Path, correct: Path) -> RunRecord:
+    """The student's run belongs to one export of it, as its version does."""
+    return RunRecord(
+        key=manifest_digest,
+        name=record.name,
+        tags=record.tags | {"gkd.manifest": manifest_digest},
+        params=record.params,
+        history=record.history,
+        metrics=record.metrics,
+        artifacts=record.artifacts | {"deploy": deploy, "report": report, "gate": correct},
+    )
+
+
+def _history(file: Path) -> list[dict[str, float | None]]:
+    """history.csv, a row an epoch; an imported network has none."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as stream:
+        return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(stream)]
+
+
+def _flat(content: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined; an empty one vanishes."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}{separator}{inner}": rest for inner, rest in _flat(value, separator).items()}
+        else:
+            flat[key] = value
+    return flat

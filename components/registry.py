@@ -1,0 +1,102 @@
+"""What is registered, and who is champion: list, promote, go back. Decisions by hand; the gate's are register.py's."""
+
+import datetime
+from typing import Any
+
+from components.tracking import Store, Version, connect
+from gkd_core.config import Tracking
+from gkd_core.errors import GkdError
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
+
+
+def list_versions(settings: Tracking) -> list[dict[str, Any]]:
+    """One row a registered version, newest first: version, aliases, top1, gate, created, method, network, and the short
+    digests of data, teacher, student and manifest; `held` says why one was taken back, where it was.
+
+    Raises:
+        GkdError: the tracking store does not answer.
+    """
+    with connect(settings, again="gkd registry list") as store:
+        versions, aliases = store.versions(), store.aliases()
+    return [
+        _row(version, [name for name, number in aliases.items() if number == version.number]) for version in versions
+    ]
+
+
+def promote(settings: Tracking, version: str, *, reason: str) -> dict[str, Any]:
+    """Make a version champion, whatever the gate said; the champion before it becomes previous_champion.
+
+    Args:
+        version: a number or an alias.
+        reason: kept as a tag.
+    Returns:
+        name, champion, previous_champion, reason.
+    Raises:
+        GkdError: there is no such version or alias, or the tracking store does not answer.
+    """
+    with connect(settings, again="gkd registry promote") as store:
+        number = store.version(version).number
+        make_champion(store, number)
+        store.tag(number, {"gkd.promoted": f"{_today()}: {reason}", "gkd.held": ""})
+        return _outcome(store, reason)
+
+
+def rollback(settings: Tracking, *, reason: str = "rolled back by hand") -> dict[str, Any]:
+    """Champion and previous_champion change places; the gate will not promote the one taken back again by itself.
+
+    Returns:
+        name, champion, previous_champion, reason.
+    Raises:
+        GkdError: there is no earlier champion, or the tracking store does not answer.
+    """
+    with connect(settings, again="gkd registry rollback") as store:
+        aliases = store.aliases()
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if previous is None or previous == champion:
+            raise GkdError(
+                f"{store.name} has no previous_champion to go back to: `gkd registry list` shows the versions, "
+                "`gkd registry promote VERSION` makes one champion"
+            )
+        if champion is not None:
+            store.tag(champion, {"gkd.held": f"{_today()}: {reason}"})
+        make_champion(store, previous)
+        store.tag(previous, {"gkd.promoted": f"{_today()}: {reason}", "gkd.held": ""})
+        return _outcome(store, reason)
+
+
+def make_champion(store: Store, number: int) -> None:
+    """Move the alias champion, and previous_champion to where it was."""
+    before = store.aliases().get(CHAMPION)
+    if before == number:
+        return
+    if before is not None:
+        store.point(PREVIOUS, before)
+    store.point(CHAMPION, number)
+
+
+def _outcome(store: Store, reason: str) -> dict[str, Any]:
+    aliases = store.aliases()
+    previous = aliases.get(PREVIOUS)
+    return {"name": store.name, "champion": aliases[CHAMPION], "previous_champion": previous, "reason": reason}
+
+
+def _row(version: Version, aliases: list[str]) -> dict[str, Any]:
+    tags = version.tags
+    decided = {"true": "passed", "false": "refused"}.get(tags.get("gate.passed", ""), "")
+    created = datetime.datetime.fromtimestamp(version.created_ms / 1000, datetime.UTC)
+    return {
+        "version": version.number,
+        "aliases": sorted(aliases),
+        "top1": float(tags["gkd.top1"]) if "gkd.top1" in tags else None,
+        "gate": decided,
+        "created": created.isoformat(timespec="seconds"),
+        "method": tags.get("gkd.method", ""),
+        "network": tags.get("gkd.network", ""),
+        "held": tags.get("gkd.held", ""),
+        **{name: tags.get(f"gkd.{name}", "")[:12] for name in ("data", "teacher", "student", "manifest")},
+    }
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
