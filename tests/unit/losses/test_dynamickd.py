@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def test_entropy_falls_strictly_in_k_unless_logits_are_constant():
         entropies = [
             torch.distributions.Categorical(logits=k * z / 4).entropy().item() for k in torch.linspace(0, 8, 60)
         ]
-        assert all(a > b for a, b in zip(entropies, entropies[1:], strict=False))
+        assert all(a > b for a, b in pairwise(entropies))
     constant = torch.distributions.Categorical(logits=7.0 * torch.ones(1, 6)).entropy().item()
     assert constant == pytest.approx(math.log(6), rel=1e-6)
 

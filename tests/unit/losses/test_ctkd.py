@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+
+from gkd_core.losses.ctkd import CurriculumTemperature, reverse_gradient
+from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.training.optimizer import create_optimizer
+
+
+def logits(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
+
+
+@pytest.fixture
+def context(make_network, make_context):
+    return make_context(make_network(seed=1), make_network(seed=2))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_the_gradient_is_reversed_and_the_value_is_not(strength):
+    x = torch.tensor([2.0, -3.0], requires_grad=True)
+    y = reverse_gradient(x, strength)
+    (y * torch.tensor([1.0, 10.0])).sum().backward()
+    assert torch.equal(y, x)
+    assert x.grad.tolist() == pytest.approx([-strength, -10 * strength])
+
+
+class TestLearnedTemperature:
+    """`kd_loss` with τ as a tensor."""
+
+    def test_same_value_as_with_a_number(self):
+        student, teacher = logits(4, 6), logits(4, 6, seed=1)
+        assert kd_loss(student, teacher, torch.tensor(3.0)).item() == kd_loss(student, teacher, 3.0).item()
+
+    def test_gradcheck_in_tau_and_student(self):
+        teacher, tau = logits(3, 4, seed=1), torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda s, t: kd_loss(s, teacher, t), (logits(3, 4).requires_grad_(), tau))
+
+    def test_no_gradient_in_tau_at_equality(self):
+        tau, z = torch.tensor(2.5, dtype=torch.float64, requires_grad=True), logits(3, 4)
+        kd_loss(z, z, tau).backward()
+        assert tau.grad.abs() < 1e-12
+
+
+class TestCurriculum:
+    def test_half_a_cosine_over_ten_epochs(self, context):
+        loss = CurriculumTemperature(context)
+        got = [loss.strength(t) for t in (0.0, 2.5, 5.0, 10.0, 240.0)]
+        assert got == pytest.approx([0.0, (1 - math.sqrt(0.5)) / 2, 0.5, 1.0, 1.0])
+
+    def test_the_authors_values_at_whole_epochs(self, context):
+        """Their factor falls from 0 to −1: (cos(iπ/10) + 1)/2 · (0 − −1) + −1."""
+        loss = CurriculumTemperature(context)
+        for epoch in range(1, 13):
+            theirs = (math.cos(min(epoch, 10) * math.pi / 10) + 1) * 0.5 - 1
+            assert -loss.strength(epoch) == pytest.approx(theirs, abs=1e-15)
+
+    def test_no_curriculum_begins_whole(self, context):
+        assert CurriculumTemperature(context, curriculum_epochs=0.0).strength(0.0) == 1.0
+
+
+class TestMethod:
+    def test_starts_where_the_authors_start(self, context, make_step):
+        step = make_step(context, epoch=3.0)
+        loss = CurriculumTemperature(context)
+        tau = 1 + 20 / (1 + math.exp(-1))
+        assert loss.temperature(3.0).item() == pytest.approx(tau, rel=1e-6)
+        terms = loss(step)
+        assert terms["ce"].item() == pytest.approx(0.1 * step.cross_entropy(step.student.logits).item())
+        soft = 0.9 * kd_loss(step.student.logits, step.teacher.logits, tau)
+        assert terms["kd"].item() == pytest.approx(soft.item(), rel=1e-5)
+
+    @pytest.mark.parametrize("epoch", [0.0, 2.0, 5.0, 30.0])
+    def test_tau_climbs_the_loss_that_the_student_descends(self, context, make_step, epoch):
+        """Against a finite difference of the loss in the raw temperature, with the sign turned."""
+        loss = CurriculumTemperature(context).double()
+        student, teacher = logits(6, 4).requires_grad_(), logits(6, 4, seed=1)
+        kd_loss(student, teacher, loss.temperature(epoch)).backward()
+
+        def value(raw: float) -> float:
+            return kd_loss(student, teacher, 1 + 20 / (1 + math.exp(-raw))).item()
+
+        slope = (value(1 + 1e-5) - value(1 - 1e-5)) / 2e-5
+        assert abs(slope) > 1e-3
+        assert loss.raw_temperature.grad.item() == pytest.approx(-loss.strength(epoch) * slope, rel=1e-6)
+        tau = loss.temperature(epoch).item()
+        (plain,) = torch.autograd.grad(kd_loss(student, teacher, tau), student)
+        torch.testing.assert_close(student.grad, plain)
+
+    def test_cross_entropy_leaves_tau_alone_and_the_teacher_gets_nothing(self, context, make_step):
+        loss = CurriculumTemperature(context)
+        step = make_step(context, epoch=5.0)
+        teacher = step.teacher.logits.requires_grad_()
+        terms = loss(step)
+        unused = torch.autograd.grad(terms["ce"], loss.raw_temperature, retain_graph=True, allow_unused=True)
+        assert unused == (None,)
+        terms["kd"].backward()
+        assert teacher.grad is None
+        assert loss.raw_temperature.grad.abs() > 0
+
+    def test_an_optimiser_step_raises_the_loss(self, context):
+        loss = CurriculumTemperature(context).double()
+        optimizer = create_optimizer(context.student, loss, name="sgd", learning_rate=0.5)
+        student, teacher = logits(16, 4), logits(16, 4, seed=1)
+        before = kd_loss(student, teacher, loss.temperature(20.0))
+        before.backward()
+        optimizer.step()
+        assert kd_loss(student, teacher, loss.temperature(20.0)).item() > before.item()
+
+    def test_half_types_are_computed_in_float32(self, context, make_step):
+        step = make_step(context)
+        half = step.student._replace(logits=step.student.logits.bfloat16())
+        loss = CurriculumTemperature(context)
+        full, low = loss(step)["kd"], loss(type(step)(**{**vars(step), "student": half}))["kd"]
+        assert low.dtype == torch.float32
+        assert low.item() == pytest.approx(full.item(), rel=0.05)
+
+    def test_order_of_the_batch_does_not_matter(self, context):
+        loss, order = CurriculumTemperature(context), torch.tensor([3, 0, 4, 1, 2])
+        student, teacher = logits(5, 4), logits(5, 4, seed=1)
+        got = kd_loss(student[order], teacher[order], loss.temperature(1.0))
+        torch.testing.assert_close(got, kd_loss(student, teacher, loss.temperature(1.0)))
+
+    def test_tau_stays_in_its_range(self, context):
+        loss = CurriculumTemperature(context, temperature_start=2.0, temperature_range=5.0)
+        for raw, expected in ((-100.0, 2.0), (0.0, 4.5), (100.0, 7.0)):
+            loss.raw_temperature.data.fill_(raw)
+            assert loss.temperature(0.0).item() == pytest.approx(expected)

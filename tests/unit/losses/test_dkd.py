@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+
+from gkd_core.losses.dkd import DecoupledKD, decoupled_kl, dkd_loss
+from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
+
+
+def logits(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
+
+
+def labels(count, classes, seed=0):
+    return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def test_value_by_hand():
+    # Teacher (½, ⅜, ⅛), student (⅓, ⅓, ⅓), target 0.
+    teacher, student = torch.tensor([[0.5, 0.375, 0.125]]).log(), torch.zeros(1, 3)
+    target, others = decoupled_kl(student, teacher, torch.tensor([0]), 1.0)
+    assert target.item() == pytest.approx(0.5 * math.log(0.5 * 3) + 0.5 * math.log(0.5 * 3 / 2), abs=1e-6)
+    assert others.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-6)
+    # α = 2, β = 3; at τ = 2 with logits doubled the divergences are the same and τ² is 4.
+    value = dkd_loss(2 * student, 2 * teacher, torch.tensor([0]), 2.0, 3.0, 2.0)
+    assert value.item() == pytest.approx(4 * (2 * target.item() + 3 * others.item()), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_parts_make_up_plain_kd(temperature, classes):
+    student, teacher, y = logits(7, classes), logits(7, classes, seed=1), labels(7, classes)
+    target, others = decoupled_kl(student, teacher, y, temperature)
+    p_teacher = (teacher / temperature).softmax(1).gather(1, y[:, None])[:, 0]
+    whole = (target + (1 - p_teacher) * others).mean()
+    assert whole.item() == pytest.approx(soft_label_kl(student, teacher, temperature).item(), rel=1e-12)
+
+
+def test_equals_plain_kd_where_its_weights_are_kd_s():
+    """All teachers equally sure of their target: then KD is DKD with α = 1, β = 1 − p."""
+    teacher = torch.tensor([[2.0, 0.5, -1.0], [-1.0, 2.0, 0.5]], dtype=torch.float64)
+    y, student = torch.tensor([0, 1]), logits(2, 3)
+    p = (teacher / 4).softmax(1)[0, 0].item()
+    assert dkd_loss(student, teacher, y, 1.0, 1 - p, 4.0).item() == pytest.approx(kd_loss(student, teacher).item())
+
+
+def test_the_authors_formula_with_masks_agrees():
+    student, teacher, y = logits(6, 8), logits(6, 8, seed=1), labels(6, 8)
+    mask = torch.nn.functional.one_hot(y, 8).double()
+    p_s, p_t = (student / 4).softmax(1), (teacher / 4).softmax(1)
+    pair_s = torch.stack([(p_s * mask).sum(1), (p_s * (1 - mask)).sum(1)], 1)
+    pair_t = torch.stack([(p_t * mask).sum(1), (p_t * (1 - mask)).sum(1)], 1)
+    target = (pair_t * (pair_t / pair_s).log()).sum() * 16 / 6
+    rest_s, rest_t = (student / 4 - 1000 * mask).log_softmax(1), (teacher / 4 - 1000 * mask).softmax(1)
+    others = torch.nn.functional.kl_div(rest_s, rest_t, reduction="sum") * 16 / 6
+    assert dkd_loss(student, teacher, y).item() == pytest.approx((target + 8 * others).item(), rel=1e-9)
+
+
+def test_zero_loss_and_gradient_at_equality():
+    student = logits(4, 7).requires_grad_()
+    value = dkd_loss(student, student.detach() + 3.0, labels(4, 7))
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-12)
+    assert student.grad.abs().max() < 1e-13
+
+
+def test_the_second_part_does_not_see_the_target():
+    student, teacher, y = logits(4, 7).requires_grad_(), logits(4, 7, seed=1), labels(4, 7)
+    decoupled_kl(student, teacher, y)[1].sum().backward()
+    assert student.grad.gather(1, y[:, None]).abs().max() == 0
+    assert student.grad.abs().max() > 0
+
+
+def test_no_gradient_into_the_teacher():
+    student, teacher = logits(4, 7).requires_grad_(), logits(4, 7, seed=1).requires_grad_()
+    dkd_loss(student, teacher, labels(4, 7)).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_gradcheck():
+    teacher, y = logits(3, 4, seed=1), labels(3, 4)
+    assert torch.autograd.gradcheck(lambda s: dkd_loss(s, teacher, y), logits(3, 4).requires_grad_())
+
+
+def test_half_types_are_computed_in_float32():
+    student, teacher, y = logits(8, 10, dtype=torch.float32), logits(8, 10, seed=1, dtype=torch.float32), labels(8, 10)
+    low = dkd_loss(student.bfloat16(), teacher.bfloat16(), y)
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(dkd_loss(student, teacher, y).item(), rel=0.02)
+    assert dkd_loss(student.double(), teacher.double(), y).dtype == torch.float64
+
+
+def test_mean_over_the_batch_whatever_its_size_and_order():
+    student, teacher, y = logits(5, 6), logits(5, 6, seed=1), labels(5, 6)
+    samples = [dkd_loss(student[i : i + 1], teacher[i : i + 1], y[i : i + 1]) for i in range(5)]
+    assert torch.allclose(dkd_loss(student, teacher, y), torch.stack(samples).mean(), atol=1e-13)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.allclose(dkd_loss(student[order], teacher[order], y[order]), dkd_loss(student, teacher, y), atol=1e-12)
+
+
+def test_a_teacher_that_is_certain_stays_finite():
+    student = torch.tensor([[-500.0, 500.0, 0.0]], requires_grad=True)
+    value = dkd_loss(student, torch.tensor([[5000.0, -5000.0, 0.0]]), torch.tensor([0]))
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
+class TestMethod:
+    @pytest.fixture
+    def context(self, make_network, make_context):
+        return make_context(make_network(seed=1), make_network(seed=2))
+
+    def test_the_warm_up_is_linear_and_leaves_cross_entropy_alone(self, context, make_step):
+        loss = DecoupledKD(context)
+        assert [loss.warmup(t) for t in (0.0, 5.0, 10.0, 20.0, 100.0)] == [0.0, 0.25, 0.5, 1.0, 1.0]
+        early, late = loss(make_step(context, epoch=5.0)), loss(make_step(context, epoch=20.0))
+        assert early["dkd"].item() == pytest.approx(0.25 * late["dkd"].item())
+        assert early["ce"].item() == late["ce"].item()
+
+    def test_without_a_warm_up_it_is_whole_from_the_start(self, context, make_step):
+        step = make_step(context, epoch=0.0)
+        terms = DecoupledKD(context, warmup_epochs=0.0, alpha=0.5, beta=2.0, temperature=3.0)(step)
+        expected = dkd_loss(step.student.logits, step.teacher.logits, step.labels, 0.5, 2.0, 3.0)
+        assert terms["dkd"].item() == pytest.approx(expected.item())
+
+    def test_needs_plain_labels(self):
+        assert DecoupledKD.hard_labels
