@@ -112,7 +112,7 @@ def fit(
                 )
     frozen = None
     if teacher is not None and METHODS[method].teacher:
-        frozen = OnlineTeacher(teacher, device=device, autocast=autocast)
+        frozen = OnlineTeacher(teacher, device=device, autocast=autocast, topology=data.train.topology)
     torch.manual_seed(training.seed)
     context = Context(
         student=network,

@@ -11,6 +11,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
+from gkd_core.models.registry import TOPOLOGICAL
 from gkd_core.run_facts import run_facts
 
 
@@ -38,7 +39,8 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
         "teacher_digest": "",
         "config_digest": params.digest("teacher"),
     }
-    network = new_network(teacher.name, teacher.stem, prepared.info, teacher.train.seed)
+    name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
+    network = new_network(name, teacher.stem, prepared.info, teacher.train.seed)
     with whole_folder(out) as folder:
         (folder / teacher.name).mkdir()
         facts = fit(

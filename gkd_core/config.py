@@ -44,6 +44,9 @@ class Data(Section):
     """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the splits."""
+    topology: bool = False
+    """Also compute persistence features of every image, for `teacher.topological` (needs the extra `gkd[topology]`;
+    some milliseconds an image)."""
 
 
 class Augment(Section):
@@ -137,6 +140,13 @@ class Network(Section):
     """First layers of a torchvision model: strided for large images, or not for small ones (`auto`: by image size,
     cifar up to 64 pixels)."""
 
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value.startswith("topological:"):
+            raise ValueError(f"name {value!r}: only a teacher can be topological, by teacher.topological: true")
+        return value
+
 
 class Teacher(Network):
     """The large network: trained here, or imported."""
@@ -154,11 +164,16 @@ class Teacher(Network):
     """Per-channel standard deviation, likewise."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Image side a state-dict file was trained with; null takes the data's."""
+    topological: bool = False
+    """Join the network's pooled features with the image's persistence features before the last layer (the Gompertz
+    paper's TCNN, reconstructed); needs `data.topology`."""
     train: Training = Training()
     """How to train it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Teacher":
+        if self.topological and self.source is not None:
+            raise ValueError("topological says how to build a teacher trained here, but source is set: give one")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
         if self.source is None and (self.classes or self.mean or self.image_size):
@@ -335,6 +350,12 @@ class Params(Section):
     export: Export = Export()
     gate: Gate = Gate()
     tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Params":
+        if self.teacher.topological and not self.data.topology:
+            raise ValueError("teacher.topological is true but data.topology is false: set both")
+        return self
 
     def digest(self, *sections: str) -> str:
         """sha256 of the named sections as they came out of validation, defaults included; `data.root` left out."""

@@ -132,7 +132,7 @@ def train(
                 target = batch.labels if batch.targets is None else batch.targets
                 taught = teacher(batch.images, batch.indices) if teacher else None
                 with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                    output = network(batch.images)
+                    output = network(batch.images, batch.topology)
 
                 def cross_entropy(logits: Tensor, target: Tensor = target) -> Tensor:
                     return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
@@ -196,7 +196,7 @@ def validate(network: Network, loader: Loader, *, autocast: bool = False) -> tup
     count = 0
     for batch in loader.epoch(0):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits = network(batch.images).logits
+            logits = network(batch.images, batch.topology).logits
         hits += (logits.argmax(1) == batch.labels).sum()
         nll += functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
         count += len(batch.labels)

@@ -1,6 +1,8 @@
 """The teacher as the loop sees it: frozen, in eval mode, never differentiated into."""
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.models.classifier import Output
@@ -15,15 +17,26 @@ class OnlineTeacher:
     Args:
         network: frozen here.
         autocast: run it in bf16.
+        topology: [N, F] persistence features of the training split, for a topological network.
     """
 
-    def __init__(self, network: Network, *, device: torch.device, autocast: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        device: torch.device,
+        autocast: bool,
+        topology: NDArray[np.float32] | None = None,
+    ) -> None:
         self.network = network.to(device).eval().requires_grad_(False)
         self._device = device
         self._autocast = autocast
+        self._topology = None
+        if topology is not None and network.topology_size:
+            self._topology = torch.from_numpy(np.array(topology)).to(device)
 
     def __call__(self, images: Tensor, indices: Tensor) -> Output:
         """The output for images [B, C, H, W] in [0, 1]; `indices` [B] are their positions in the training split."""
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            output: Output = self.network(images)
+            output: Output = self.network(images, None if self._topology is None else self._topology[indices])
         return output
