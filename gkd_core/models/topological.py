@@ -89,7 +89,7 @@ class OneRow(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """[B, C, H, W] in [0, 1] → `Output`."""
-        output: Output = self.network(images, images.new_zeros(len(images), self.network.topology_size))
+        output: Output = self.network(images, images.new_zeros(images.shape[0], self.network.topology_size))
         return output
 
 
