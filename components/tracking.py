@@ -274,7 +274,7 @@ class Store:
         aliases, numbers = self.aliases(), {str(version.number): version for version in self.versions()}
         number = str(aliases.get(which, which))
         if number not in numbers:
-            known = [*aliases, *sorted(numbers, key=int)] or ["none"]
+            known = [*sorted(aliases), *sorted(numbers, key=int)] or ["none"]
             raise GkdError(unknown(f"{self.name}: version or alias", which, known))
         return numbers[number]
 

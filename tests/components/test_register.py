@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from components import register, registry, tracking
+from components import evaluate, register, registry, tracking
 from gkd_core.config import Params, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest
@@ -83,7 +83,7 @@ def test_each_trained_network_has_its_run(registered):
     assert student.data.params["distill.method"] == "gompertz"
     assert "teacher.train.epochs" in runs["teacher"].data.params
     assert student.data.metrics["student_minus_baseline_difference"] == 0.01
-    assert student.data.metrics["onnx_bytes"] == student.data.metrics["onnx_bytes"]
+    assert student.data.metrics["onnx_bytes"] == (folders.deploy / "model.onnx").stat().st_size
     assert student.data.metrics["onnx_parity_max_abs"] == 2e-6
     model = client.download_artifacts(student.info.run_id, "deploy/model.onnx")
     assert Path(model).read_bytes() == (folders.deploy / "model.onnx").read_bytes()
@@ -129,6 +129,17 @@ def test_running_again_registers_nothing_and_reports_the_same(registered, tmp_pa
     assert len(runs_in(client)) == before
     assert len(client.search_model_versions("name = 'gkd-student'")) == 1
     assert len(client.search_logged_models([e.experiment_id for e in client.search_experiments()])) == 1
+
+
+def test_on_what_the_steps_really_leave(project, tmp_path, store_uri):
+    made = {name: folder for name, folder in project.inputs().items() if name != "data"}
+    evaluate.run(**project.inputs(), out=tmp_path / "report", params=project.params)
+    params = project.params.model_copy(update={"tracking": with_store(store_uri).tracking})
+    summary = register.run(**made, report=tmp_path / "report", out=tmp_path / "out", params=params)
+    assert summary["registry"]["version"] == 1
+    logged = MlflowClient(store_uri).get_run(summary["runs"]["student"][0]).data
+    assert logged.params["train.epochs"] == "2"
+    assert {"train_loss", "beta", "validation_top1", "test_top1", "onnx_top1", "latency_ms_p50"} <= set(logged.metrics)
 
 
 def test_nothing_is_said_but_what_is_ours(tmp_path, finish, store_uri, capfd):
