@@ -21,7 +21,9 @@ def main() -> None:
     rounds = arguments.parse_args().rounds
     warnings.simplefilter("ignore")
     console = Console(width=110)
-    console.print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    console.print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     for question in QUESTIONS:
         times = question(rounds)
         first = next(iter(times.values()))

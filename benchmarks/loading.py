@@ -33,10 +33,11 @@ def loading(rounds: int) -> dict[str, float]:
     images = rng.integers(0, 256, (COUNT, 32, 32, 3), dtype=np.uint8)
     split = Split(images, rng.integers(0, 10, COUNT), (0.5, 0.5, 0.5))
     augmentation = Augmentation(crop_padding=4, flip=True)
+    settings = {"batch_size": 128, "device": "cpu", "augmentation": augmentation, "shuffle": True, "num_classes": 10}
     loaders = {
-        name: Loader(split, batch_size=128, device="cpu", augmentation=augmentation, shuffle=True, num_classes=10, resident=resident)
+        name: Loader(split, resident=resident, **settings)
         for name, resident in (("gkd, resident", True), ("gkd, streamed", False))
-    }  # fmt: skip
+    }
     theirs = DataLoader(_Images(split), batch_size=128, shuffle=True)
     candidates = {name: lambda loader=loader: list(loader.epoch(0)) for name, loader in loaders.items()}
     return side_by_side(candidates | {"DataLoader + torchvision.transforms.v2": lambda: list(theirs)}, rounds=rounds)

@@ -10,6 +10,7 @@ from gkd_core.config import Params
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, whole_folder, write_json
+from gkd_core.methods import METHODS
 
 Reference = Literal["baseline", "kd"]
 
@@ -63,7 +64,7 @@ def run(
     network = None
     if teacher is not None:
         network = open_teacher(teacher, prepared.info.classes)
-    elif how["method"] != "ce":
+    elif METHODS[how["method"]].teacher:
         raise GkdError(f"distill.method {how['method']} learns from a teacher: pass --teacher FOLDER")
 
     sections = ("student", "train", "references" if reference else "distill")

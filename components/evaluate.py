@@ -105,7 +105,12 @@ def run(
 
     countable = {role: images_only(network) for role, network in networks.items()}
     metrics: dict[str, Any] = {
-        "data": {"sha256": info.sha256, "source": info.source, "test_images": len(test)},
+        "data": {
+            "sha256": info.sha256,
+            "source": info.source,
+            "test_images": len(test),
+            "confidence": params.evaluate.confidence,
+        },
         "digests": {
             "manifest": file_digest(deploy / "manifest.json"),
             "student": manifest["student_digest"],

@@ -104,7 +104,7 @@ def fit(
     if loss_class.hard_labels and augment.mixup:
         raise GkdError(f"distill.method {method} needs plain labels, train.augment.mixup mixes them: set it to 0")
     if loss_class.feature_maps:
-        for who, net in (("student", network), ("teacher", teacher)):
+        for who, net in (("student", network), ("teacher", teacher if METHODS[method].teacher else None)):
             if net is not None and not net.stage_shapes():
                 raise GkdError(
                     f"distill.method {method} compares feature maps, and the {who} {net.spec.name} has none: "

@@ -135,7 +135,7 @@ class Network(Section):
 
     name: str = "resnet8"
     """A CIFAR family (resnet8…110, resnet8x4, resnet32x4, wrn_D_W, vgg8…19, MobileNetV2, ShuffleNetV2) or any
-    torchvision classification model by name."""
+    torchvision classification model by name (`torchvision:NAME` where both have one, as with vgg13)."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of a torchvision model: strided for large images, or not for small ones (`auto`: by image size,
     cifar up to 64 pixels)."""
@@ -434,7 +434,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _sentence(error: ValidationError) -> str:
     """The first error as one sentence: dotted name, what is wrong, what is known."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal")))]
+    location = [
+        part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal")))
+    ]
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         model: Any = Params

@@ -154,8 +154,12 @@ def check_hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
     for name in given:
         if name not in known:
             raise GkdError(unknown(f"distill.options.{method}: option", name, known or ["(it has none)"]))
-    fields: dict[str, Any] = {n: (p.annotation, p.default if p.default is not p.empty else Field()) for n, p in known.items()}
-    model = create_model(f"{method} options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
+    fields: dict[str, Any] = {
+        n: (p.annotation, p.default if p.default is not p.empty else Field()) for n, p in known.items()
+    }
+    model = create_model(
+        f"{method} options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
+    )
     try:
         checked = model.model_validate(given)
     except ValidationError as error:

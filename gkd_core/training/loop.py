@@ -160,7 +160,11 @@ def train(
                     f"{name}: after epoch {epoch + 1} the validation loss is not finite: lower train.learning_rate or "
                     f"set train.clip_norm; the checkpoint of epoch {epoch} is kept in {checkpoint}"
                 )
-            row: dict[str, float] = {"epoch": epoch + 1, "learning_rate": state.steps[-1][0], "beta": state.steps[-1][1]}
+            row: dict[str, float] = {
+                "epoch": epoch + 1,
+                "learning_rate": state.steps[-1][0],
+                "beta": state.steps[-1][1],
+            }
             row |= meter.means() | {"validation_top1": top1, "validation_nll": nll}
             state.history.append(row)
             state.epoch = epoch + 1
@@ -287,7 +291,7 @@ def _content(
         "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
-        "random": {name: value for name, value in _random_states()},
+        "random": dict(_random_states()),
     }
 
 
