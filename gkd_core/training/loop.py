@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -111,7 +111,8 @@ def train(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     average = None
     if ema_decay is not None:
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        moving = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     state = _State()
     if (saved := load_checkpoint(checkpoint, fingerprint)) is not None:
         _restore(saved, state, network, loss, optimizer, average)
@@ -153,7 +154,7 @@ def train(
                 progress.advance(len(batch.labels), state=meter.state(beta))
             meter.check()
 
-            evaluated = network if average is None else average.module
+            evaluated = network if average is None else cast("Network", average.module)
             top1, nll = validate(evaluated, validation, autocast=autocast)
             if not math.isfinite(nll):
                 raise GkdError(
