@@ -45,7 +45,9 @@ def test_split() -> tuple[np.ndarray, np.ndarray]:
 def copy(tmp_path_factory) -> Path:
     """The demo's folder with a git history of its own, the results committed, as a user would."""
     folder = tmp_path_factory.mktemp("copy") / "gkd"
-    ignored = shutil.ignore_patterns(".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "mlruns", "mlartifacts", "mlflow.db")
+    ignored = shutil.ignore_patterns(
+        ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "mlruns", "mlartifacts", "mlflow.db"
+    )
     shutil.copytree(ROOT, folder, ignore=ignored, symlinks=True)
     run("git", "config", "user.name", "tester", cwd=folder)
     run("git", "config", "user.email", "tester@example.org", cwd=folder)
