@@ -111,8 +111,8 @@ def _refuse_same_view(student: Network, teacher: Network) -> None:
     view = (student.spec.in_channels, student.spec.image_size)
     if view == (teacher.spec.in_channels, teacher.spec.image_size):
         raise GkdError(
-            f"distill.arrangement cross_modal shows the student another view than the teacher, but with student.channels "
-            f"and student.image_size as they are both see {view[1]}×{view[1]} pixels in {view[0]} "
+            f"distill.arrangement cross_modal shows the student another view than the teacher, but with "
+            f"student.channels and student.image_size as they are both see {view[1]}×{view[1]} pixels in {view[0]} "
             f"channel{'s' if view[0] > 1 else ''}: change them, or set distill.arrangement to single"
         )
 

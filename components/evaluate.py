@@ -32,6 +32,7 @@ from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import load_network
+from gkd_core.models.topological import images_only
 from gkd_core.report import Findings, render_report
 from gkd_core.report.findings import Row
 from gkd_core.run_facts import run_facts
@@ -104,8 +105,14 @@ def run(
     correct = {role: top_k_correct(values, test.labels, 1) for role, values in logits.items()}
     diagrams = {role: reliability(values, test.labels, settings.calibration_bins) for role, values in logits.items()}
 
+    countable = {role: images_only(network) for role, network in networks.items()}
     metrics: dict[str, Any] = {
-        "data": {"sha256": info.sha256, "source": info.source, "test_images": len(test)},
+        "data": {
+            "sha256": info.sha256,
+            "source": info.source,
+            "test_images": len(test),
+            "confidence": params.evaluate.confidence,
+        },
         "digests": {
             "manifest": file_digest(deploy / "manifest.json"),
             "student": manifest["student_digest"],
@@ -118,7 +125,7 @@ def run(
             **_quality(values, test.labels, settings.confidence),
             "ece": diagrams[role].expected_calibration_error,
             "parameters": parameter_count(networks[role]),
-            "macs": multiply_accumulates(networks[role], info.channels, info.image_size),
+            "macs": multiply_accumulates(countable[role], info.channels, info.image_size),
         }
         if role != "teacher":
             metrics[role]["agreement_with_teacher"] = agreement(values, logits["teacher"])
@@ -133,7 +140,7 @@ def run(
         for role in REFERENCES
         if role in correct
     }
-    timings, sizes = _cost_as_onnx(networks, deploy, manifest, test.images[:1], info, params)
+    timings, sizes = _cost_as_onnx(countable, deploy, manifest, test.images[:1], info, params)
     for role, size in sizes.items():
         metrics[role]["onnx_bytes"] = size
     metrics = _rounded(metrics)

@@ -98,7 +98,10 @@ def fit(
     _refuse_unfit(lesson, network, teachers, training)
     loader, validation = _loaders(data, training, device)
 
-    teacher = lesson.create_teacher(teachers, classes=network.classes, device=device, autocast=autocast)
+    topology = data.train.topology
+    teacher = lesson.create_teacher(
+        teachers, classes=network.classes, device=device, autocast=autocast, topology=topology
+    )
     torch.manual_seed(training.seed)
     context = Context(
         student=network,
@@ -195,7 +198,10 @@ def _refuse_unfit(lesson: Lesson, network: Network, teachers: Sequence[Network],
             f"distill.method {lesson.method} needs plain labels, train.augment.mixup mixes them: set it to 0"
         )
     if loss_class.feature_maps:
-        for who, net in [("student", network), *(("teacher", teacher) for teacher in teachers)]:
+        for who, net in [
+            ("student", network),
+            *(("teacher", teacher) for teacher in teachers if lesson.teachers != "none"),
+        ]:
             if not net.stage_shapes():
                 raise GkdError(
                     f"distill.method {lesson.method} compares feature maps, and the {who} {net.spec.name} has none: "

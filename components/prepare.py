@@ -14,13 +14,16 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
     Returns:
         source, classes, image_size, channels, counts, sha256, dropped.
     Raises:
-        GkdError: the data is missing, damaged, or cannot be split as asked.
+        GkdError: the data is missing, damaged, or cannot be split as asked; GUDHI is wanted and missing.
     """
     from gkd_core.data.prepare import write_prepared
     from gkd_core.data.sources import open_source
+    from gkd_core.data.topology import require_gudhi, write_topology
     from gkd_core.files import whole_folder
 
     data = params.data
+    if data.topology:
+        require_gudhi()
     root = Path(data.root).expanduser() if data.root is not None else None
     source = open_source(data.source, root, data.image_size, data.channels)
     with whole_folder(out) as folder:
@@ -32,5 +35,7 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
             seed=data.seed,
             unreadable=data.unreadable,
         )
+        if data.topology:
+            write_topology(folder)
     summary = info.model_dump(mode="json")
     return {k: summary[k] for k in ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped")}

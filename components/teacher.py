@@ -15,6 +15,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
+from gkd_core.models.registry import TOPOLOGICAL
 from gkd_core.run_facts import run_facts
 from gkd_core.training.lesson import Lesson
 
@@ -25,6 +26,7 @@ class _Training:
 
     Attributes:
         folder: its place in the teacher folder.
+        title: what to call it in progress and errors.
         name: network.
         stem: of it.
         seed: of its weights and the order of its images.
@@ -33,6 +35,7 @@ class _Training:
     """
 
     folder: str
+    title: str
     name: str
     stem: str
     seed: int
@@ -90,6 +93,7 @@ def _plan(teacher: Teacher) -> list[_Training]:
         return [
             _Training(
                 folder=f"{place}-{member.name}",
+                title=f"teacher {place},",
                 name=member.name,
                 stem=member.stem,
                 seed=seed + place - 1 if member.seed is None else member.seed,
@@ -97,12 +101,16 @@ def _plan(teacher: Teacher) -> list[_Training]:
             )
             for place, member in enumerate(teacher.members, start=1)
         ]
+    name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
     if not teacher.assistants:
-        return [_Training(teacher.name, teacher.name, teacher.stem, seed)]
-    chain = [teacher.name, *teacher.assistants]
+        return [_Training(teacher.name, "teacher", name, teacher.stem, seed)]
+    first = _Training(f"1-{teacher.name}", "teacher", name, teacher.stem, seed)
     return [
-        _Training(f"{place}-{name}", name, teacher.stem, seed, assistant=place > 1)
-        for place, name in enumerate(chain, start=1)
+        first,
+        *(
+            _Training(f"{place}-{assistant}", f"assistant {place - 1},", assistant, teacher.stem, seed, assistant=True)
+            for place, assistant in enumerate(teacher.assistants, start=2)
+        ),
     ]
 
 
@@ -115,6 +123,7 @@ def _train(
     before: Path | None,
     folder: Path,
 ) -> None:
+    """One of the trainings; `before` is the folder of the network trained before it."""
     data = prepared if training.classes is None else ClassPart(prepared, training.classes)
     lesson, teachers = ALONE, []
     if training.assistant and before is not None:
@@ -127,12 +136,10 @@ def _train(
         training=teacher.train.model_copy(update={"seed": training.seed}),
         folder=folder,
         work=work,
-        inputs=inputs | ({} if training.folder == training.name else {"place": training.folder}),
+        inputs=inputs,
         lesson=lesson,
         teachers=teachers,
-        title=f"{'assistant' if training.assistant else 'teacher'} {training.folder.partition('-')[0]},"
-        if training.folder != training.name
-        else None,
+        title=training.title,
     )
 
 
@@ -222,8 +229,8 @@ def _write_teacher(
 def open_teachers(folder: Path, classes: tuple[str, ...]) -> list[Network]:
     """The networks in a teacher folder.
 
-    One that knows all of `classes` gives its logits in their order. Of several, each may know a part only, and then gives
-    its own.
+    One that knows all of `classes` gives its logits in their order. Of several, each may know a part only, and then
+    gives its own.
 
     Raises:
         GkdError: the folder is missing or damaged, or there is a class that no network knows.

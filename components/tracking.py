@@ -128,7 +128,7 @@ def connect(settings: Tracking, *, again: str = "gkd register") -> Iterator["Sto
     with _in_one_sentence(uri, again):
         with _environment(PROBING):
             _reach(uri, settings.attempts)
-        with _environment(WORKING):
+        with _environment(WORKING), _default_address(uri):
             yield Store(uri, settings)
 
 
@@ -243,20 +243,19 @@ class Store:
             self._client.delete_logged_model(logged.model_id)
         # Made beforehand: log_model alone would look for the experiment in the surroundings, not in the run.
         logged = self._client.create_logged_model(experiment, MODEL, run_id, tags={"gkd.manifest": manifest_digest})
-        with _default_address(self.uri):
-            mlflow.onnx.log_model(
-                onnx.load(model),
-                name=MODEL,
-                model_id=logged.model_id,
-                run_id=run_id,
-                signature=_signature(manifest),
-                pip_requirements=[
-                    f"{name}=={metadata.version(name)}" for name in ("mlflow", "numpy", "onnx", "onnxruntime")
-                ],
-                onnx_execution_providers=["CPUExecutionProvider"],
-                save_as_external_data=False,  # one file, the bytes that were exported
-                metadata={"gkd.manifest": manifest_digest, "classes": manifest["classes"]},
-            )
+        mlflow.onnx.log_model(
+            onnx.load(model),
+            name=MODEL,
+            model_id=logged.model_id,
+            run_id=run_id,
+            signature=_signature(manifest),
+            pip_requirements=[
+                f"{name}=={metadata.version(name)}" for name in ("mlflow", "numpy", "onnx", "onnxruntime")
+            ],
+            onnx_execution_providers=["CPUExecutionProvider"],
+            save_as_external_data=False,  # one file, the bytes that were exported
+            metadata={"gkd.manifest": manifest_digest, "classes": manifest["classes"]},
+        )
         return str(logged.model_id)
 
     def versions(self) -> list[Version]:
@@ -275,7 +274,7 @@ class Store:
         aliases, numbers = self.aliases(), {str(version.number): version for version in self.versions()}
         number = str(aliases.get(which, which))
         if number not in numbers:
-            known = [*aliases, *sorted(numbers, key=int)] or ["none"]
+            known = [*sorted(aliases), *sorted(numbers, key=int)] or ["none"]
             raise GkdError(unknown(f"{self.name}: version or alias", which, known))
         return numbers[number]
 
@@ -516,7 +515,7 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _default_address(uri: str) -> Iterator[None]:
-    """Make `uri` MLflow's global address for the length of the block, its environment variable included."""
+    """Make `uri` MLflow's global address for the length of the block: its clients look there for some things."""
     given = os.environ.get("MLFLOW_TRACKING_URI")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)

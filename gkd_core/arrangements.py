@@ -2,54 +2,19 @@
 
 Importing this module imports no torch, so that the configuration is checked before anything heavy is loaded.
 
-What each means is in one place: `gkd_core/training/teacher.py` (one teacher, or several that answer as one),
-`gkd_core/losses/mutual.py`, `gkd_core/losses/amalgamation.py`, `components/teacher.py` (members, assistants) and
-`components/distill.py` (generations).
+Their settings are `distill.arrangement_options` in `gkd_core/config.py`. What each means is in one place:
+`gkd_core/training/teacher.py` (one teacher, or several that answer as one), `gkd_core/losses/mutual.py`,
+`gkd_core/losses/amalgamation.py`, `components/teacher.py` (members, assistants) and `components/distill.py`
+(generations); `gkd_core/training/lesson.py` chooses among them.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS
-from gkd_core.section import Section
 
 Weighting = Literal["average", "confidence"]
-
-
-class MultiTeacher(Section):
-    """How the answers of several teachers become one."""
-
-    weighting: Weighting = "average"
-    """`average` counts all alike; `confidence` weighs them sample by sample, the more the surer each is of the label."""
-
-
-class Mutual(Section):
-    """Peers that learn from each other."""
-
-    peers: Annotated[int, Field(ge=2, le=16)] = 2
-    """Students trained together; the best on validation is kept."""
-
-
-class BornAgain(Section):
-    """Generations of the same network."""
-
-    generations: Annotated[int, Field(ge=1, le=20)] = 3
-    """Students trained in turn, each by the one before. The first learns from the teacher where that has the student's
-    architecture, else from the student trained alone."""
-
-
-class ArrangementOptions(Section):
-    """Settings by arrangement; only the chosen one's are read."""
-
-    multi_teacher: MultiTeacher = MultiTeacher()
-    """Several teachers."""
-    mutual: Mutual = Mutual()
-    """Peers."""
-    born_again: BornAgain = BornAgain()
-    """Generations."""
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gkd_core import methods
-from gkd_core.arrangements import ARRANGEMENTS, ArrangementOptions, refuse_mismatch
+from gkd_core.arrangements import ARRANGEMENTS, Weighting, refuse_mismatch
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
-from gkd_core.section import Section
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
 
 
 class Data(Section):
@@ -41,6 +46,9 @@ class Data(Section):
     """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the splits."""
+    topology: bool = False
+    """Also compute persistence features of every image, for `teacher.topological` (needs the extra `gkd[topology]`;
+    some milliseconds an image)."""
 
 
 class Augment(Section):
@@ -129,10 +137,17 @@ class Network(Section):
 
     name: str = "resnet8"
     """A CIFAR family (resnet8…110, resnet8x4, resnet32x4, wrn_D_W, vgg8…19, MobileNetV2, ShuffleNetV2) or any
-    torchvision classification model by name."""
+    torchvision classification model by name (`torchvision:NAME` where both have one, as with vgg13)."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of a torchvision model: strided for large images, or not for small ones (`auto`: by image size,
     cifar up to 64 pixels)."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if value.startswith("topological:"):
+            raise ValueError(f"name {value!r}: only a teacher can be topological, by teacher.topological: true")
+        return value
 
 
 class Student(Network):
@@ -229,6 +244,40 @@ class Distillation(Section):
         return chosen
 
 
+class MultiTeacher(Section):
+    """How the answers of several teachers become one."""
+
+    weighting: Weighting = "average"
+    """`average` counts all alike; `confidence` weighs them sample by sample, the more the surer each is of the
+    label."""
+
+
+class Mutual(Section):
+    """Peers that learn from each other."""
+
+    peers: Annotated[int, Field(ge=2, le=16)] = 2
+    """Students trained together; the best on validation is kept."""
+
+
+class BornAgain(Section):
+    """Generations of the same network."""
+
+    generations: Annotated[int, Field(ge=1, le=20)] = 3
+    """Students trained in turn, each by the one before. The first learns from the teacher where that has the student's
+    architecture, else from the student trained alone."""
+
+
+class ArrangementOptions(Section):
+    """Settings by arrangement; only the chosen one's are read."""
+
+    multi_teacher: MultiTeacher = MultiTeacher()
+    """Several teachers."""
+    mutual: Mutual = Mutual()
+    """Peers."""
+    born_again: BornAgain = BornAgain()
+    """Generations."""
+
+
 class Distill(Distillation):
     """How the student learns from the teacher."""
 
@@ -292,6 +341,9 @@ class Teacher(Network):
     """Image side a state-dict file was trained with; null takes the data's."""
     train: Training = Training()
     """How to train it, each of its members, and each assistant."""
+    topological: bool = False
+    """Join the network's pooled features with the image's persistence features before the last layer (the Gompertz
+    paper's TCNN, reconstructed); needs `data.topology`."""
     members: list[Member] = []
     """Several teachers instead of the one above: for the arrangement `multi_teacher`, or, with parts of the classes,
     `amalgamation`."""
@@ -306,6 +358,10 @@ class Teacher(Network):
     def _consistent(self) -> "Teacher":
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
+        if self.topological and self.source is not None:
+            raise ValueError("topological says how to build a teacher trained here, but source is set: give one")
+        if self.topological and self.members:
+            raise ValueError("topological describes one teacher, but members lists several: give one or the other")
         if self.members and self.assistants:
             raise ValueError("members and assistants are both given: an assistant chain starts from one teacher")
         if len(self.members) == 1:
@@ -405,6 +461,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Params":
+        if self.teacher.topological and not self.data.topology:
+            raise ValueError("teacher.topological is true but data.topology is false: set both")
         for sentence in _contradictions(self.teacher, self.student, self.distill):
             raise ValueError(sentence)
         return self
@@ -429,8 +487,8 @@ def _contradictions(teacher: Teacher, student: Student, distill: Distill) -> Ite
             yield "distill.arrangement multi_teacher learns from several teachers: list them in teacher.members"
         case "multi_teacher" if parts:
             yield (
-                f"teacher.members gives {parts[0].name} classes of its own, but distill.arrangement multi_teacher wants "
-                "teachers that know all classes: leave classes out, or set distill.arrangement to amalgamation"
+                f"teacher.members gives {parts[0].name} classes of its own, but distill.arrangement multi_teacher "
+                "wants teachers that know all classes: leave classes out, or set distill.arrangement to amalgamation"
             )
         case "amalgamation" if not parts:
             yield (
@@ -438,7 +496,7 @@ def _contradictions(teacher: Teacher, student: Student, distill: Distill) -> Ite
                 "teacher.members with their classes"
             )
         case "assistant" if not teacher.assistants:
-            yield "distill.arrangement assistant needs assistants: name them in teacher.assistants, from large to small"
+            yield "distill.arrangement assistant needs assistants: name them in teacher.assistants"
         case "assistant":
             for field in Distillation.model_fields:
                 mine, theirs = getattr(distill, field), getattr(teacher.assistant_distill, field)
@@ -451,8 +509,8 @@ def _contradictions(teacher: Teacher, student: Student, distill: Distill) -> Ite
                     )
         case "cross_modal" if not student.has_own_view:
             yield (
-                "distill.arrangement cross_modal shows the student another view than the teacher: set student.channels "
-                "or student.image_size"
+                "distill.arrangement cross_modal shows the student another view than the teacher: set "
+                "student.channels or student.image_size"
             )
     if teacher.members and arrangement not in ("multi_teacher", "amalgamation"):
         yield (

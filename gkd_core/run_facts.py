@@ -21,7 +21,9 @@ def run_facts(*, seconds: float | None = None, device: torch.device | None = Non
     facts: dict[str, Any] = {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_revision": _git("rev-parse", "HEAD"),
-        "git_dirty": None if (status := _git("status", "--porcelain", "--untracked-files=no")) is None else bool(status),
+        "git_dirty": None
+        if (status := _git("status", "--porcelain", "--untracked-files=no")) is None
+        else bool(status),
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -31,13 +31,17 @@ ParamsFile = Annotated[Path, typer.Option("--params", help="The configuration.")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a parameter; repeatable.")
 ]
+Data = Annotated[Path, typer.Option(help="Folder of `gkd prepare`.")]
+Teacher = Annotated[Path, typer.Option(help="Folder of `gkd teacher`.")]
+Student = Annotated[Path, typer.Option(help="Folder of `gkd distill`.")]
+Baseline = Annotated[Path, typer.Option(help="Folder of `gkd distill --reference baseline`.")]
+Kd = Annotated[Path, typer.Option(help="Folder of `gkd distill --reference kd`.")]
+Deploy = Annotated[Path, typer.Option(help="Folder of `gkd export`.")]
+Report = Annotated[Path, typer.Option(help="Folder of `gkd evaluate`.")]
+Registration = Annotated[Path, typer.Option(help="Folder of `gkd register`.")]
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Work = Annotated[Path, typer.Option(help="Checkpoints live here.")]
 PARAMS = Path("params.yaml")
-
-
-def folder(default: str, what: str) -> Any:
-    """An option for a step's folder."""
-    return typer.Option(Path(default), help=what)
 
 
 def main() -> None:
@@ -76,9 +80,7 @@ def _root(
 
 
 @app.command()
-def prepare(
-    out: Path = folder("data", "Folder to write."), params: ParamsFile = PARAMS, overrides: Overrides = None
-) -> None:
+def prepare(out: Out = Path("data"), params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
     """Read the images, split them, and write the prepared format."""
     settings = _params(params, overrides)
     from components import prepare as step
@@ -88,8 +90,8 @@ def prepare(
 
 @app.command()
 def teacher(
-    data: Path = folder("data", "Folder of `gkd prepare`."),
-    out: Path = folder("teacher", "Folder to write."),
+    data: Data = Path("data"),
+    out: Out = Path("teacher"),
     work: Work = Path("work"),
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
@@ -103,9 +105,11 @@ def teacher(
 
 @app.command()
 def distill(
-    data: Path = folder("data", "Folder of `gkd prepare`."),
-    teacher: Annotated[Path | None, typer.Option(help="Folder of `gkd teacher`.")] = None,
-    out: Path = folder("student", "Folder to write."),
+    data: Data = Path("data"),
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of `gkd teacher`; needed unless the method learns without one.")
+    ] = None,
+    out: Out = Path("student"),
     work: Work = Path("work"),
     reference: Annotated[
         str | None, typer.Option(help="`baseline` (student alone) or `kd` (plain soft labels) instead of the method.")
@@ -126,10 +130,10 @@ def distill(
 
 @app.command()
 def export(
-    data: Path = folder("data", "Folder of `gkd prepare`."),
-    teacher: Path = folder("teacher", "Folder of `gkd teacher`."),
-    student: Path = folder("student", "Folder of `gkd distill`."),
-    out: Path = folder("deploy", "Folder to write."),
+    data: Data = Path("data"),
+    teacher: Teacher = Path("teacher"),
+    student: Student = Path("student"),
+    out: Out = Path("deploy"),
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
 ) -> None:
@@ -142,13 +146,13 @@ def export(
 
 @app.command()
 def evaluate(
-    data: Path = folder("data", "Folder of `gkd prepare`."),
-    teacher: Path = folder("teacher", "Folder of `gkd teacher`."),
-    baseline: Path = folder("baseline", "Folder of `gkd distill --reference baseline`."),
-    kd: Path = folder("kd", "Folder of `gkd distill --reference kd`."),
-    student: Path = folder("student", "Folder of `gkd distill`."),
-    deploy: Path = folder("deploy", "Folder of `gkd export`."),
-    out: Path = folder("report", "Folder to write."),
+    data: Data = Path("data"),
+    teacher: Teacher = Path("teacher"),
+    baseline: Baseline = Path("baseline"),
+    kd: Kd = Path("kd"),
+    student: Student = Path("student"),
+    deploy: Deploy = Path("deploy"),
+    out: Out = Path("report"),
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
 ) -> None:
@@ -158,20 +162,27 @@ def evaluate(
 
     _finish(
         step.run(
-            data=data, teacher=teacher, baseline=baseline, kd=kd, student=student, deploy=deploy, out=out, params=settings
+            data=data,
+            teacher=teacher,
+            baseline=baseline,
+            kd=kd,
+            student=student,
+            deploy=deploy,
+            out=out,
+            params=settings,
         )
     )
 
 
 @app.command()
 def register(
-    teacher: Path = folder("teacher", "Folder of `gkd teacher`."),
-    baseline: Path = folder("baseline", "Folder of `gkd distill --reference baseline`."),
-    kd: Path = folder("kd", "Folder of `gkd distill --reference kd`."),
-    student: Path = folder("student", "Folder of `gkd distill`."),
-    deploy: Path = folder("deploy", "Folder of `gkd export`."),
-    report: Path = folder("report", "Folder of `gkd evaluate`."),
-    out: Path = folder("registration", "Folder to write."),
+    teacher: Teacher = Path("teacher"),
+    baseline: Baseline = Path("baseline"),
+    kd: Kd = Path("kd"),
+    student: Student = Path("student"),
+    deploy: Deploy = Path("deploy"),
+    report: Report = Path("report"),
+    out: Out = Path("registration"),
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
 ) -> None:
@@ -181,16 +192,23 @@ def register(
 
     _finish(
         step.run(
-            teacher=teacher, baseline=baseline, kd=kd, student=student, deploy=deploy, report=report, out=out, params=settings
+            teacher=teacher,
+            baseline=baseline,
+            kd=kd,
+            student=student,
+            deploy=deploy,
+            report=report,
+            out=out,
+            params=settings,
         )
     )
 
 
 @app.command()
 def summary(
-    report: Path = folder("report", "Folder of `gkd evaluate`."),
-    deploy: Path = folder("deploy", "Folder of `gkd export`."),
-    registration: Path = folder("registration", "Folder of `gkd register`."),
+    report: Report = Path("report"),
+    deploy: Deploy = Path("deploy"),
+    registration: Registration = Path("registration"),
 ) -> None:
     """Show the outcome of a run: the table, the gate's decision, the registered version, the report."""
     from pipelines.summary import show_summary

@@ -30,11 +30,14 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     gate = read_json(registration / "gate.json", "the registration folder")
     version = read_json(registration / "version.json", "the registration folder")
 
-    console = Console()
-    table = Table(title=f"{metrics['data']['source']}, {metrics['data']['test_images']} test images", title_justify="left")
-    for heading, side in (("network", "left"), ("top-1", "right"), ("95 % interval", "right"), ("parameters", "right"),
-                          ("ONNX size", "right"), ("latency p50", "right")):  # fmt: skip
-        table.add_column(heading, justify="left" if side == "left" else "right")
+    console = _console()
+    table = Table(
+        title=f"{metrics['data']['source']}, {metrics['data']['test_images']} test images", title_justify="left"
+    )
+    level = f"{100 * metrics['data']['confidence']:g} % interval"
+    table.add_column("network")
+    for heading in ("top-1", level, "parameters", "ONNX size", "latency p50"):
+        table.add_column(heading, justify="right")
     for key, label in ROWS.items():
         if key not in metrics:
             continue
@@ -52,7 +55,9 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     console.print(f"gate      {verdict}")
     for check in gate["reasons"]:
         console.print(f"          {'✓' if check['passed'] else '✗'} {check['sentence']}", highlight=False)
-    console.print(f"registry  {version['name']} version {version['version']}, alias {version['alias']}", highlight=False)
+    console.print(
+        f"registry  {version['name']} version {version['version']}, alias {version['alias']}", highlight=False
+    )
     console.print(f"ONNX      {deploy / manifest['model']['file']}", highlight=False)
     console.print(f"report    {report / 'report.html'}", highlight=False)
     return {
@@ -84,4 +89,10 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
             str(row.get("method", "")),
             str(row.get("manifest", ""))[:12],
         )
-    Console().print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """As wide as the terminal, and wide enough for a table where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)

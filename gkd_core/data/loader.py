@@ -25,12 +25,15 @@ class Batch(NamedTuple):
         labels: [B] int64; with mixup the labels of the first of each pair.
         indices: [B] int64, positions in the split.
         targets: [B, num_classes] float32 with mixup, else None.
+        topology: [B, F] float32, persistence features of the unaugmented images by their indices (with mixup, of the
+            first of each pair); None where the data has none.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     targets: Tensor | None
+    topology: Tensor | None = None
 
 
 class Loader:
@@ -85,6 +88,9 @@ class Loader:
                 f"{len(split)} images are too few for batches of {batch_size}: add images, or lower train.batch_size"
             )
         self._labels = torch.from_numpy(np.array(split.labels)).to(self.device)
+        self._topology = None
+        if split.topology is not None:
+            self._topology = torch.from_numpy(np.array(split.topology)).to(self.device)
         self._fill = torch.tensor(split.mean, dtype=torch.float32, device=self.device)
         self.resident = fits(split.images.nbytes, self.device) if resident is None else resident
         self._images = torch.from_numpy(np.array(split.images)).to(self.device) if self.resident else None
@@ -107,7 +113,8 @@ class Loader:
             chosen = indices[start:stop]
             labels = self._labels[chosen]
             images, targets = self._augment(pixels.permute(0, 3, 1, 2), labels, generator, float(share))
-            yield Batch(images, labels, chosen, targets)
+            topology = None if self._topology is None else self._topology[chosen]
+            yield Batch(images, labels, chosen, targets, topology)
 
     def _pixels(self, order: Tensor, indices: Tensor) -> Iterator[Tensor]:
         """uint8 [B, H, W, C] on the device, batch by batch."""

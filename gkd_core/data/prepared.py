@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from gkd_core.data.sources.base import SPLITS, SplitName
+from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest, read_json, write_json
 
@@ -74,11 +75,13 @@ class Split:
         images: uint8 [N, H, W, C], memory-mapped when it comes from a prepared folder.
         labels: int64 [N].
         mean: per channel of the train split, for pixels in [0, 1]; what cutout fills with.
+        topology: float32 [N, F], persistence features of each image, memory-mapped; None where they were not prepared.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     mean: tuple[float, ...] = ()
+    topology: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,7 +150,9 @@ class PreparedData:
         labels = np.array(_open_array(self.folder / name / "labels.npy", np.int64, (count,)))
         if count and not 0 <= labels.min() <= labels.max() < len(self.info.classes):
             raise _damaged(self.folder / name / "labels.npy", "it has labels beyond the classes")
-        return Split(images, labels, self.info.mean)
+        features = self.folder / name / "topology.npy"
+        topology = _open_array(features, np.float32, (count, FEATURES)) if features.is_file() else None
+        return Split(images, labels, self.info.mean, topology)
 
     def digest(self) -> str:
         """sha256 of what is on disk now; equal to `info.sha256` unless a byte changed. Reads everything."""

@@ -14,7 +14,8 @@ def predict(network: nn.Module, loader: Loader, name: str) -> NDArray[np.float32
     """Logits [N, C] over an epoch of an unshuffled loader, in eval mode and full float32 precision.
 
     Args:
-        network: images in [0, 1] → `Output`; moved to the loader's device and left there, in eval mode.
+        network: images in [0, 1], and their persistence features or None, → `Output`; moved to the loader's device
+            and left there, in eval mode.
         name: of the network, for the error.
     Raises:
         GkdError: a logit is not finite.
@@ -22,7 +23,7 @@ def predict(network: nn.Module, loader: Loader, name: str) -> NDArray[np.float32
     network.to(loader.device).eval()
     # TF32 and the search for the fastest algorithm would make the digits depend on the device's mood.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        parts = [network(batch.images).logits.float() for batch in loader.epoch(0)]
+        parts = [network(batch.images, batch.topology).logits.float() for batch in loader.epoch(0)]
     logits: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
     if not np.isfinite(logits).all():
         raise GkdError(f"{name} gives logits that are not finite on the test images: train it again")

@@ -106,6 +106,10 @@ def export_onnx(
         raise GkdError(
             f"{name} exports to {found}, not to operator set {opset}: set export.opset to 18, or another network"
         )
+    ends = [*model.graph.input, *model.graph.output]
+    if any(not end.type.tensor_type.shape.dim[0].dim_param for end in ends):
+        # len(images) in a forward pass does this: it is a plain number to the exporter, images.shape[0] is not.
+        raise GkdError(f"{name} exports for one batch size only: take a network that handles any number of images")
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString(deterministic=True))
 

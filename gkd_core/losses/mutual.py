@@ -14,8 +14,8 @@ class MutualLearning(Loss):
 
     The student is the first peer; the others belong to this loss, so they are in its optimiser and its checkpoint. They
     share the student's architecture and see the same batches, but start from other weights (seed + 1, seed + 2, …). As
-    no weight is shared, the sum trains each peer by its own L_k. All peers are updated at once, from answers given before
-    the step; the authors' algorithm updates them in turn.
+    no weight is shared, the sum trains each peer by its own L_k. All peers are updated at once, from answers given
+    before the step; the authors' algorithm updates them in turn.
 
     The terms in the history are sums over the peers; train_top1 is the first peer's. After the last epoch `conclude`
     puts the best peer's weights into the student.
@@ -61,7 +61,7 @@ class MutualLearning(Loss):
     def conclude(self, network: Network, history: list[dict[str, float]]) -> dict[str, object]:
         """Put the best peer into `network`: by top-1 on validation after the last epoch, then by likelihood.
 
-        In the history, validation_top1 and validation_nll become the chosen peer's; each peer's stay under its own name.
+        In the history, validation_top1 and validation_nll become the chosen peer's; each peer's are under its own name.
 
         Returns:
             selected_peer, counted from 1, and every peer's validation_top1.

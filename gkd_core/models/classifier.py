@@ -25,7 +25,12 @@ class Classifier(nn.Module):
 
     A subclass gives `features`, `embed` and `classify`; the forward pass and the head are the same three in a row, so
     the head on the last stage gives the logits bit for bit (in eval mode, where dropout is off).
+
+    Class attributes:
+        topology_size: length of the rows of persistence features the forward pass also wants, 0 for none.
     """
+
+    topology_size = 0
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps [B, C_i, H_i, W_i] from shallow to deep, the last one as the head sees it."""

@@ -32,11 +32,11 @@ class Ensemble(nn.Module):
                 columns = torch.tensor([position.get(name, len(position)) for name in self.classes])
             self.register_buffer(f"columns{i}", columns, persistent=False)
 
-    def log_probabilities(self, images: Tensor, temperature: float = 1.0) -> Tensor:
+    def log_probabilities(self, images: Tensor, temperature: float = 1.0, topology: Tensor | None = None) -> Tensor:
         """[M, B, C], log σ(z_m / τ) of each network over the classes it knows, −∞ for the others; at least float32."""
         each = []
         for i, network in enumerate(self.networks):
-            logits = network(images).logits
+            logits = network(images, topology).logits
             logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
             known = (logits / temperature).log_softmax(1)
             columns = getattr(self, f"columns{i}")
@@ -46,9 +46,9 @@ class Ensemble(nn.Module):
             each.append(known)
         return torch.stack(each)
 
-    def forward(self, images: Tensor) -> Output:
-        """[B, C, H, W] in [0, 1] → `Output` without stages, its logits log-probabilities; the embedding is the logits."""
-        logits = mean_log_probabilities(self.log_probabilities(images))
+    def forward(self, images: Tensor, topology: Tensor | None = None) -> Output:
+        """[B, C, H, W] in [0, 1] → `Output` without stages, its logits log-probabilities and its embedding too."""
+        logits = mean_log_probabilities(self.log_probabilities(images, topology=topology))
         return Output(logits, (), logits)
 
 

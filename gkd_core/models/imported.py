@@ -9,6 +9,7 @@ import difflib
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content = safetensors.torch.load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # neither library has a common base for what a damaged file makes it raise
         if "weights_only" in str(error) and "GLOBAL" in str(error):
             raise GkdError(
@@ -164,9 +167,7 @@ def _load(network: Network, state: dict[str, Tensor], where: str, classes_given:
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros((), dtype=torch.long))
 
-    last = list(expected)[
-        -1
-    ]  # the last layer's bias or weight: its first dimension counts the classes, in every network
+    *_, last = expected  # of the last layer, in every network: its first dimension counts the classes
     outputs = len(state[last]) if last in state and state[last].dim() else len(spec.classes)
     if outputs != len(spec.classes):
         if classes_given:

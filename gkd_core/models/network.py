@@ -103,9 +103,19 @@ class Network(nn.Module):
             images = functional.interpolate(images, size, mode="bilinear", antialias=True)
         return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor) -> Output:
-        """[B, C, H, W] in [0, 1] → `Output`, logits in the order of `classes`."""
-        output: Output = self.classifier(self.preprocess(images))
+    @property
+    def topology_size(self) -> int:
+        """Length of the rows of persistence features that `forward` wants, 0 for none."""
+        return self.classifier.topology_size
+
+    def forward(self, images: Tensor, topology: Tensor | None = None) -> Output:
+        """[B, C, H, W] in [0, 1] → `Output`, logits in the order of `classes`.
+
+        `topology` [B, F], the images' persistence features where the data has them, is for a topological network; all
+        others pass it over.
+        """
+        extra = (topology,) if self.topology_size else ()
+        output: Output = self.classifier(self.preprocess(images), *extra)
         return output._replace(logits=self._select(output.logits))
 
     def head(self, last_stage: Tensor) -> Tensor:
@@ -137,7 +147,8 @@ class Network(nn.Module):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         size = self.spec.image_size
-        output: Output = self(torch.zeros(1, self.spec.in_channels, size, size, device=self.mean.device))
+        images = torch.zeros(1, self.spec.in_channels, size, size, device=self.mean.device)
+        output: Output = self(images, images.new_zeros(1, self.topology_size))
         for module, mode in modes.items():
             module.training = mode
         return output

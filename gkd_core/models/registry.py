@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Module in `gkd_core.models` → the names it builds."""
 
 TORCHVISION = "torchvision:"
+TOPOLOGICAL = "topological:"
 STEMS = ("auto", "cifar", "imagenet")
 
 
@@ -45,7 +46,8 @@ def create_model(
     """A freshly initialised network, from torch's global random state.
 
     Args:
-        name: one of `model_names()`; `torchvision:NAME` always means torchvision's.
+        name: one of `model_names()`; `torchvision:NAME` always means torchvision's, `topological:NAME` the network of
+            that name that also looks at persistence features (see `gkd_core.models.topological`).
         num_classes: C ≥ 1.
         in_channels: 1 or 3.
         image_size: side of the square input in pixels.
@@ -56,6 +58,12 @@ def create_model(
     """
     if stem not in STEMS:
         raise GkdError(unknown("stem", stem, STEMS))
+    if name.startswith(TOPOLOGICAL):
+        from gkd_core.models.topological import TopologicalClassifier
+
+        plain = name.removeprefix(TOPOLOGICAL)
+        base = create_model(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+        return TopologicalClassifier(base, num_classes, plain)
     for module, names in FAMILIES.items():
         if name not in names:
             continue

@@ -12,6 +12,7 @@ poolings that would halve a single pixel. Vision transformers take smaller patch
 """
 
 import math
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from gkd_core.errors import GkdError
 from gkd_core.models.classifier import Classifier, Output
 
 CIFAR_STEM_UP_TO = 64  # pixels, for stem "auto"
-LARGEST_SIZE = 1024  # pixels; how far to look for a size that a network takes
 MAXVIT_MULTIPLE = 224  # pixels: windows of 7 on a map of 1/32
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -177,7 +177,7 @@ class VisionTransformerClassifier(Classifier):
     def forward(self, images: Tensor) -> Output:
         """Normalised images [B, C, H, W] → `Output` without stages."""
         patches = self.network.conv_proj(images).flatten(2).transpose(1, 2)
-        token = self.network.class_token.expand(len(images), -1, -1)
+        token = self.network.class_token.expand(images.shape[0], -1, -1)
         embedding = self.network.encoder(torch.cat([token, patches], 1))[:, 0]
         return Output(self.network.heads(embedding), (), embedding)
 
@@ -223,8 +223,10 @@ def build(name: str, num_classes: int, *, in_channels: int, image_size: int, ste
     if in_channels != 3:
         _replace_convolution(network, first, in_channels=in_channels)
     if not _takes(classifier, in_channels, image_size):
-        larger = (size for size in range(image_size + 1, LARGEST_SIZE) if _takes(classifier, in_channels, size))
-        smallest = next(larger)
+        doubled = (image_size * 2**k for k in range(1, 10))
+        enough = next(size for size in doubled if _takes(classifier, in_channels, size))
+        candidates = range(image_size + 1, enough + 1)
+        smallest = candidates[bisect_left(candidates, True, key=lambda size: _takes(classifier, in_channels, size))]
         raise GkdError(
             f"network {name} with the {stem} stem needs images of at least {smallest}×{smallest} pixels, not "
             f"{image_size}×{image_size}: set image_size, or choose another network"

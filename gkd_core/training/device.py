@@ -15,11 +15,13 @@ def choose_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return torch.device(accelerator.type if accelerator else "cpu")
     device = torch.device(name)
-    present = {
-        "cpu": lambda: True,
-        "cuda": lambda: torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available,
-    }[device.type]()
+    match device.type:
+        case "cuda":
+            present = torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+        case "mps":
+            present = torch.backends.mps.is_available()
+        case _:
+            present = device.type == "cpu"
     if not present:
         raise GkdError(f"train.device is {name!r}, but this machine has no such device: use auto or cpu")
     return device

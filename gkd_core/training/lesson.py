@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gkd_core.arrangements import ARRANGEMENTS, refuse_mismatch
 from gkd_core.losses.amalgamation import Amalgamation
@@ -70,13 +72,21 @@ class Lesson:
         return "several" if self.arrangement in ("multi_teacher", "amalgamation") else "one"
 
     def create_teacher(
-        self, networks: Sequence[Network], *, classes: tuple[str, ...], device: torch.device, autocast: bool
+        self,
+        networks: Sequence[Network],
+        *,
+        classes: tuple[str, ...],
+        device: torch.device,
+        autocast: bool,
+        topology: NDArray[np.float32] | None = None,
     ) -> Teacher | None:
         """What answers for the images of a step, or None where nobody teaches.
 
         Args:
             networks: the teachers; frozen here.
             classes: of the student.
+            autocast: run them in bf16.
+            topology: [N, F] persistence features of the training split, for a topological network.
         """
         if self.teachers == "none" or not networks:
             return None
@@ -92,7 +102,7 @@ class Lesson:
                 )
             case "amalgamation":
                 return TeacherPanel(networks, device=device, autocast=autocast)
-        return OnlineTeacher(networks[0], device=device, autocast=autocast)
+        return OnlineTeacher(networks[0], device=device, autocast=autocast, topology=topology)
 
     def create_loss(self, context: Context, networks: Sequence[Network], *, autocast: bool) -> Loss:
         """The loss of the method, or of the arrangement that has its own.

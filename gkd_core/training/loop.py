@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -113,7 +113,8 @@ def train(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     average = None
     if ema_decay is not None:
-        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        moving = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     schedule: object = weight
     state = _State()
     if (saved := load_checkpoint(checkpoint, fingerprint)) is not None:
@@ -137,7 +138,7 @@ def train(
                 target = batch.labels if batch.targets is None else batch.targets
                 taught = teacher(batch.images, batch.indices, target) if teacher else None
                 with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                    output = network(batch.images)
+                    output = network(batch.images, batch.topology)
 
                 def cross_entropy(logits: Tensor, target: Tensor = target) -> Tensor:
                     return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
@@ -158,7 +159,7 @@ def train(
                 progress.advance(len(batch.labels), state=meter.state(beta))
             meter.check()
 
-            evaluated = network if average is None else average.module
+            evaluated = network if average is None else cast("Network", average.module)
             top1, nll = validate(evaluated, validation, autocast=autocast)
             if not math.isfinite(nll):
                 raise GkdError(
@@ -208,7 +209,7 @@ def validate(network: Network, loader: Loader, *, autocast: bool = False) -> tup
     count = 0
     for batch in loader.epoch(0):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            logits = network(batch.images).logits
+            logits = network(batch.images, batch.topology).logits
         hits += (logits.argmax(1) == batch.labels).sum()
         nll += functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
         count += len(batch.labels)
@@ -299,7 +300,7 @@ def _content(
         "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
-        "random": {name: value for name, value in _random_states()},
+        "random": dict(_random_states()),
     }
 
 

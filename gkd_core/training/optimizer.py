@@ -1,5 +1,7 @@
 """The optimiser over a network and whatever its loss trains beside it."""
 
+from typing import Any
+
 import torch
 
 from gkd_core.losses.base import Loss
@@ -21,7 +23,7 @@ def create_optimizer(
     Raises:
         ValueError: unknown name.
     """
-    groups = [{"params": list(network.parameters())}, *loss.parameter_groups()]
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}, *loss.parameter_groups()]
     match name:
         case "sgd":
             return torch.optim.SGD(

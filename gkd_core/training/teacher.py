@@ -7,7 +7,9 @@ parameters.
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.arrangements import Weighting
@@ -37,26 +39,37 @@ class OnlineTeacher:
     Args:
         network: frozen here.
         autocast: run it in bf16.
+        topology: [N, F] persistence features of the training split, for a topological network.
     """
 
-    def __init__(self, network: Network, *, device: torch.device, autocast: bool) -> None:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        device: torch.device,
+        autocast: bool,
+        topology: NDArray[np.float32] | None = None,
+    ) -> None:
         self.network = _frozen(network, device)
         self.networks: tuple[Network, ...] = (self.network,)
         self._device = device
         self._autocast = autocast
+        self._topology = None
+        if topology is not None and network.topology_size:
+            self._topology = torch.from_numpy(np.array(topology)).to(device)
 
     def __call__(self, images: Tensor, indices: Tensor, targets: Tensor | None = None) -> Output:
         """The network's output."""
         with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            output: Output = self.network(images)
+            output: Output = self.network(images, None if self._topology is None else self._topology[indices])
         return output
 
 
 class TeacherEnsemble:
     """Several networks that answer as one, for methods that learn from logits.
 
-    The logits are τ·log p̄ with p̄ = Σ_m w_m·σ(z_m / τ), so that softening them by the same τ gives p̄ itself. There are no
-    stages and no embedding.
+    The logits are τ·log p̄ with p̄ = Σ_m w_m·σ(z_m / τ), so that softening them by the same τ gives p̄ itself. There are
+    no stages and no embedding.
 
     Args:
         networks: frozen here.

@@ -1,5 +1,10 @@
-"""A whole run on the digits, each training a moment long, made once."""
+"""A whole run on the digits, each training a moment long, made once; a finished run in small; an empty store."""
 
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,3 +51,180 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Pat
     distill.run(**common, out=folders["student"])
     export.run(data=digits, teacher=teacher, student=folders["student"], out=folders["deploy"], params=params)
     return Project(data=digits, teacher=teacher, **folders, params=params)
+
+
+class Finished(NamedTuple):
+    """What the steps before register leave, in small: real networks, a real ONNX file, measurements made up."""
+
+    teacher: Path
+    baseline: Path
+    kd: Path
+    student: Path
+    deploy: Path
+    report: Path
+
+
+@pytest.fixture(scope="session")
+def finish() -> Callable[..., Finished]:
+    """A function that writes the folders; see `_finish`."""
+    return _finish
+
+
+def _finish(
+    root: Path,
+    *,
+    seed: int = 0,
+    right: int = 330,
+    count: int = 360,
+    data: str = "d" * 64,
+    gain: float = 0.01,
+    latency: float = 0.5,
+    params: Params | None = None,
+) -> Finished:
+    """Folders under `root`: another seed is another student of the same teacher; `right` of `count` images right."""
+    import numpy as np
+
+    from gkd_core.export.manifest import build_manifest, lineage, write_manifest
+    from gkd_core.files import file_digest, folder_digest, write_json
+
+    params = params or Params()
+    made = Finished(*(root / name for name in Finished._fields))
+    for folder in (made.teacher, made.deploy, made.report / "plots"):
+        folder.mkdir(parents=True)
+    classes = [str(digit) for digit in range(10)]
+    _network(made.teacher / "resnet8", role="teacher", seed=100, data=data, config=params.digest("teacher"))
+    write_json(made.teacher / "teacher.json", {"networks": ["resnet8"], "source": None, "classes": classes})
+    references = params.digest("student", "train", "references")
+    _network(made.baseline, role="baseline", seed=101, data=data, config=references)
+    made.kd.mkdir()
+    write_json(made.kd / "training.json", {"trained": False, "role": "kd", "reason": "references.kd is false"})
+    teacher_digest = folder_digest(made.teacher)
+    config = params.digest("student", "train", "distill")
+    _network(made.student, role="student", seed=seed, data=data, config=config, teacher=teacher_digest)
+
+    _onnx(made.deploy / "model.onnx", seed)
+    training = {"data_sha256": data, "teacher_digest": teacher_digest, "config_digest": config}
+    manifest = build_manifest(
+        made.deploy / "model.onnx",
+        input="uint8_nhwc",
+        input_shape=(8, 8, 1),
+        opset=18,
+        classes=tuple(classes),
+        lineage=lineage(training, student_digest=folder_digest(made.student), export_digest="e" * 64),
+        method="gompertz",
+        network="resnet8",
+        preprocessing={},
+        parity={"max_abs": 1e-6, "batch_sizes": [1, 2], "images": 3},
+    )
+    write_manifest(made.deploy, manifest)
+    write_json(made.deploy / "run.json", {"git_revision": "abc123", "git_dirty": False, "host": "here"})
+
+    labels = np.arange(count) % 10
+    predictions = np.where(np.arange(count) < right, labels, (labels + 1) % 10).astype(np.int32)
+    np.save(made.report / "predictions.npy", predictions)
+    rows = "".join(f"{actual},{predicted}\n" for actual, predicted in zip(labels, predictions, strict=True))
+    (made.report / "plots" / "confusion.csv").write_text("actual,predicted\n" + rows)
+    (made.report / "report.html").write_text("<p>report</p>")
+    top1, size = round(right / count, 6), (made.deploy / "model.onnx").stat().st_size
+    quality = {"top1": top1, "nll": 0.3, "parameters": 1000, "onnx_bytes": 5000, "network": "resnet8"}
+    compared = {"difference": gain, "low": gain - 0.01, "high": gain + 0.01, "standard_error": 0.005}
+    write_json(
+        made.report / "metrics.json",
+        {
+            "data": {"sha256": data, "source": "digits", "test_images": count},
+            "digests": {"manifest": file_digest(made.deploy / "manifest.json"), "student": manifest["student_digest"]},
+            **dict.fromkeys(("teacher", "baseline", "student"), quality),
+            "onnx": {"top1": top1, "parity_max_abs": 2e-6, "onnx_bytes": size},
+            "differences": {"student_minus_baseline": compared},
+        },
+    )
+    timing = {"latency_ms_p50": latency, "latency_ms_p95": 2 * latency}
+    write_json(made.report / "timings.json", dict.fromkeys(("teacher", "baseline", "student", "onnx"), timing))
+    return made
+
+
+def _network(folder: Path, *, role: str, seed: int, data: str, config: str, teacher: str = "") -> None:
+    import torch
+
+    from gkd_core.files import write_json
+    from gkd_core.models.network import Network, NetworkSpec, save_network
+
+    folder.mkdir()
+    torch.manual_seed(seed)
+    classes = tuple(str(digit) for digit in range(10))
+    save_network(Network(NetworkSpec("resnet8", "cifar", classes, 1, 8, (0.3,), (0.3,))), folder)
+    method = {"teacher": "ce", "baseline": "ce", "student": "gompertz"}[role]
+    write_json(
+        folder / "training.json",
+        {
+            "trained": True,
+            "role": role,
+            "network": "resnet8",
+            "method": method,
+            "hyperparameters": {"temperature": 4.0, "solver": None} if role == "student" else {},
+            "schedule": "gompertz",
+            "seed": seed,
+            "epochs": 3,
+            "selected_epoch": 3,
+            "validation_top1": 0.9,
+            "data_sha256": data,
+            "teacher_digest": teacher,
+            "config_digest": config,
+        },
+    )
+    rows = "".join(f"{epoch},0.0{epoch},{2.0 / epoch},0.{epoch}\n" for epoch in (1, 2, 3))
+    (folder / "history.csv").write_text("epoch,learning_rate,train_loss,validation_top1\n" + rows)
+    write_json(folder / "run.json", {"git_revision": "abc123", "git_dirty": True, "host": "there"})
+
+
+def _onnx(file: Path, seed: int) -> None:
+    """Pixels as they are, one linear layer."""
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ],
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([-1, 64]), "shape")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    file.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@pytest.fixture(scope="session")
+def made_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A tracking database with nothing in it, and the process that made it: `gkd registry list`."""
+    folder = tmp_path_factory.mktemp("store")
+    command = [sys.executable, "-m", "pipelines.cli", "registry", "list", "--params", str(folder / "params.yaml")]
+    (folder / "params.yaml").write_text("{}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    address = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    made = subprocess.run(command, env=environment | address, capture_output=True, text=True, check=False)
+    return folder / "mlflow.db", made
+
+
+@pytest.fixture(scope="session")
+def empty_store(made_store: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    """That database; MLflow takes many seconds to make one, so tests copy this."""
+    assert made_store[1].returncode == 0, made_store[1].stderr
+    return made_store[0]
+
+
+@pytest.fixture
+def store_uri(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of this test's own tracking database."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "a store"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return f"sqlite:///{folder / 'mlflow.db'}"

@@ -1,5 +1,6 @@
 """Real processes, really killed: a training started again ends with the same bits as one that was never killed."""
 
+import functools
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,9 +58,10 @@ def params_file(tmp_path_factory) -> Path:
     return file
 
 
-def command(digits: Path, teacher: Path, params_file: Path, folder: Path) -> list[str]:
+def command(digits: Path, teacher: Path, params_file: Path, folder: Path, method: str = "gompertz") -> list[str]:
     return ["distill", "--data", str(digits), "--teacher", str(teacher), "--params", str(params_file),
-            "--out", str(folder / "student"), "--work", str(folder / "work")]  # fmt: skip
+            "--out", str(folder / "student"), "--work", str(folder / "work"),
+            "--set", f"distill.method={method}"]  # fmt: skip
 
 
 def start(arguments: list[str], *, kill: tuple[str, int] | None = None) -> subprocess.Popen:
@@ -69,20 +72,28 @@ def start(arguments: list[str], *, kill: tuple[str, int] | None = None) -> subpr
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, digits, teacher, params_file) -> str:
-    folder = tmp_path_factory.mktemp("whole")
-    process = start(command(digits, teacher, params_file, folder))
-    _, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors
-    assert not list((folder / "work").rglob("*.pt")), "the checkpoint of a finished training stays behind"
-    return folder_digest(folder / "student")
+def uninterrupted(tmp_path_factory, digits, teacher, params_file) -> Callable[[str], str]:
+    """The digest of the student that a method gives when nobody kills it."""
+
+    @functools.cache
+    def digest(method: str) -> str:
+        folder = tmp_path_factory.mktemp("whole")
+        process = start(command(digits, teacher, params_file, folder, method))
+        _, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, errors
+        assert not list((folder / "work").rglob("*.pt")), "the checkpoint of a finished training stays behind"
+        return folder_digest(folder / "student")
+
+    return digest
 
 
-def test_killed_at_random_moments(tmp_path, digits, teacher, params_file, uninterrupted):
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gompertz", "crd"])  # crd: its memory of all images must come back too
+def test_killed_at_random_moments(method, tmp_path, digits, teacher, params_file, uninterrupted):
     seed = random.SystemRandom().randrange(10**6)
     print(f"moments drawn with seed {seed}")
     moments = random.Random(seed)
-    arguments = command(digits, teacher, params_file, tmp_path)
+    arguments = command(digits, teacher, params_file, tmp_path, method)
     killed = 0
     while killed < 3:
         process = start(arguments)
@@ -101,10 +112,11 @@ def test_killed_at_random_moments(tmp_path, digits, teacher, params_file, uninte
     _, errors = process.communicate(timeout=250)
     assert process.returncode == 0, errors
     assert f"epoch 1/{EPOCHS}" not in errors, "it began anew instead of going on"
-    assert folder_digest(tmp_path / "student") == uninterrupted
+    assert folder_digest(tmp_path / "student") == uninterrupted(method)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "work"], "a kill left something beside"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["half", "unflushed", "written"])
 def test_killed_while_a_checkpoint_is_being_written(moment, tmp_path, digits, teacher, params_file, uninterrupted):
     arguments = command(digits, teacher, params_file, tmp_path)
@@ -117,7 +129,7 @@ def test_killed_while_a_checkpoint_is_being_written(moment, tmp_path, digits, te
     resumed_at = 5 if moment == "written" else 4
     assert f"epoch {resumed_at}/{EPOCHS}" in errors
     assert f"epoch {resumed_at - 1}/{EPOCHS}" not in errors
-    assert folder_digest(tmp_path / "student") == uninterrupted
+    assert folder_digest(tmp_path / "student") == uninterrupted("gompertz")
 
 
 def test_another_configuration_never_resumes_an_old_run(tmp_path, digits, teacher, params_file):

@@ -96,7 +96,9 @@ def test_lineage_is_unbroken(summary):
     for digest in (read("data/dataset.json")["sha256"], manifest["teacher_digest"], manifest["student_digest"],
                    manifest["config_digest"], manifest["code_sha256"]):  # fmt: skip
         assert digest in inside.values(), "a digest of the manifest is not in the ONNX file"
-    assert manifest["data_sha256"] == read("student/training.json")["data_sha256"] == read("data/dataset.json")["sha256"]
+    assert (
+        manifest["data_sha256"] == read("student/training.json")["data_sha256"] == read("data/dataset.json")["sha256"]
+    )
     assert read("student/training.json")["teacher_digest"] == manifest["teacher_digest"]
     assert str(ROOT) not in (ROOT / summary["onnx"]["path"]).read_bytes().decode("latin-1"), "a path of this machine"
 
@@ -110,7 +112,8 @@ name = {summary["registry"]["name"]!r}
 version = client.get_model_version_by_alias(name, {summary["registry"]["alias"]!r})
 folder = mlflow.artifacts.download_artifacts(f"models:/{{name}}/{{version.version}}", dst_path=sys.argv[1])
 files = sorted(pathlib.Path(folder).rglob("*.onnx"))
-print(version.version, hashlib.sha256(files[0].read_bytes()).hexdigest(), len(client.search_model_versions(f"name='{{name}}'")))
+count = len(client.search_model_versions(f"name='{{name}}'"))
+print(version.version, hashlib.sha256(files[0].read_bytes()).hexdigest(), count)
 """
     version, digest, count = run("python", "-c", program, str(tmp_path)).splitlines()[-1].split()
     assert int(version) == int(summary["registry"]["version"])

@@ -57,7 +57,7 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["prepare", "--params", "none.yaml"], ["none.yaml does not exist"]),
         (["teacher", "--data", "nowhere"], ["the data folder nowhere has no dataset.json", "run the step"]),
         (["distill", "--reference", "basline"], ["--reference 'basline' is unknown; did you mean 'baseline'?"]),
-        (["distill", "--set", "distill.method=gomperz"], ["distill.method 'gomperz' is unknown; did you mean 'gompertz'?"]),
+        (["distill", "--set", "distill.method=gomperz"], ["distill.method 'gomperz'", "did you mean 'gompertz'?"]),
         (["export"], ["has no"]),
         (["evaluate"], ["has no"]),
         (["summary"], ["the report folder report has no metrics.json"]),

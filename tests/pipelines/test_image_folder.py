@@ -1,4 +1,4 @@
-"""A folder of JPEGs and PNGs of mixed sizes and modes goes through all the steps, by the command line, to the registry."""
+"""A folder of JPEGs and PNGs of mixed sizes and modes goes through all the steps by the command line."""
 
 import json
 import os

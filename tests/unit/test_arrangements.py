@@ -2,8 +2,8 @@
 
 import pytest
 
-from gkd_core.arrangements import ARRANGEMENTS, ArrangementOptions, methods_inside
-from gkd_core.config import parse_params
+from gkd_core.arrangements import ARRANGEMENTS, methods_inside
+from gkd_core.config import ArrangementOptions, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS
 from gkd_core.training.lesson import Lesson
@@ -86,8 +86,8 @@ def test_a_method_that_makes_no_sense_is_refused_in_one_sentence_naming_both(arr
         ),
         ({"teacher": TWO}, ["teacher.members lists 2 teachers", "single does not learn from several"]),
         ({"teacher": {"members": [{}]}}, ["members lists one teacher"]),
-        ({"teacher": {"members": [{}, {"nme": "x"}]}}, ["'teacher.members.1.nme'", "did you mean 'teacher.members.1.name'?"]),
-        ({"teacher": {"members": [{}, {"classes": ["a", "a"]}]}}, ["teacher.members.1.classes ['a', 'a'] names one twice"]),
+        ({"teacher": {"members": [{}, {"nme": "x"}]}}, ["'teacher.members.1.nme'", "'teacher.members.1.name'?"]),
+        ({"teacher": {"members": [{}, {"classes": ["a", "a"]}]}}, ["members.1.classes ['a', 'a'] names one twice"]),
         ({"teacher": {"members": [{}, {"classes": ["a"]}]}}, ["teacher.members.1.classes", "at least 2"]),
         ({"teacher": {**TWO, "assistants": ["resnet8"]}}, ["members and assistants are both given"]),
         ({"teacher": {**TWO, "source": "x"}}, ["trained here, but source is set"]),
@@ -125,9 +125,14 @@ def test_a_hyperparameter_that_would_not_be_read_is_refused(arrangement):
 def test_the_chain_may_repeat_what_distill_says():
     how = {"method": "kd", "temperature": 2.0, "schedule": "linear"}
     params = parse_params(
-        {"distill": how | {"arrangement": "assistant"}, "teacher": {"assistants": ["resnet8"], "assistant_distill": how}}
+        {
+            "distill": how | {"arrangement": "assistant"},
+            "teacher": {"assistants": ["resnet8"], "assistant_distill": how},
+        }
     )
-    assert params.teacher.assistant_distill.hyperparameters() == params.distill.hyperparameters() == {"temperature": 2.0}
+    assert (
+        params.teacher.assistant_distill.hyperparameters() == params.distill.hyperparameters() == {"temperature": 2.0}
+    )
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def test_an_empty_file_is_all_defaults(tmp_path):
         ({"distil": {}}, ["parameter 'distil' is unknown", "did you mean 'distill'?"]),
         ({"distill": {"temperatur": 2}}, ["'distill.temperatur' is unknown", "did you mean 'distill.temperature'?"]),
         ({"train": {"augment": {"flp": True}}}, ["'train.augment.flp'", "did you mean 'train.augment.flip'?"]),
-        ({"distill": {"method": "gomperz"}}, ["distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce"]),
+        (
+            {"distill": {"method": "gomperz"}},
+            ["distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce"],
+        ),
         ({"distill": {"schedule": "gompert"}}, ["distill.schedule 'gompert' is unknown", "'gompertz'"]),
         ({"distill": {"options": {"kdd": {}}}}, ["distill.options: method 'kdd' is unknown", "'kd'"]),
         ({"train": {"epochs": "ten"}}, ["train.epochs is 'ten'", "valid integer"]),

@@ -182,6 +182,23 @@ def test_a_network_that_cannot_be_exported_ends_in_one_sentence(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+class Counting(nn.Module):
+    """Takes the number of images for a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, images: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=images.mean((2, 3)) + self.bias.expand(len(images), -1))
+
+
+def test_a_network_bound_to_one_batch_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GkdError, match=r"^it (exports for one batch size only|cannot be exported)"):
+        export_onnx(Counting(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="it")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_disagrees_with_torch_is_refused_with_value_and_limit(exported: Path) -> None:
     network = digits_network()
     with torch.no_grad():

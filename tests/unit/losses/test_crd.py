@@ -200,11 +200,12 @@ class TestDraws:
         scores = loss._scores
         loss._scores = lambda *a: (calls.append((a[3], a[4])), scores(*a))[1]
         loss(step)
+        del loss._scores
         return calls
 
     def test_exact_takes_the_image_itself_against_other_classes(self, context, step):
         loss = crd(context, negatives=12)
-        for _ in range(50):
+        for _ in range(30):
             for positives, negatives in self.seen(loss, step):
                 assert torch.equal(positives, step.indices)
                 assert (LABELS[negatives] != step.labels[:, None]).all()
@@ -212,7 +213,7 @@ class TestDraws:
     def test_relaxed_takes_any_image_of_the_class_against_other_classes(self, context, step):
         loss = crd(context, negatives=12, mode="relaxed")
         partners = set()
-        for _ in range(200):
+        for _ in range(80):
             for positives, negatives in self.seen(loss, step):
                 assert torch.equal(LABELS[positives], step.labels)
                 assert (LABELS[negatives] != step.labels[:, None]).all()

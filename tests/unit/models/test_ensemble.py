@@ -62,7 +62,9 @@ def test_it_exports(tmp_path, parts):
 
     together = Ensemble([network(i, part) for i, part in enumerate(parts)], ("a", "b", "c")).eval()
     path = tmp_path / "ensemble.onnx"
-    export_onnx(together, path, classes=("a", "b", "c"), channels=1, image_size=8, input="float_nchw", opset=18, name="it")
+    export_onnx(
+        together, path, classes=("a", "b", "c"), channels=1, image_size=8, input="float_nchw", opset=18, name="it"
+    )
     images = torch.rand(3, 1, 8, 8)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})

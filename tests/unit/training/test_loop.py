@@ -36,6 +36,7 @@ class Split:
             images[i, label * 3 : label * 3 + 2] += 150
         self.images = images.astype(np.uint8)
         self.mean = (0.2,)
+        self.topology = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,10 +59,11 @@ class Run:
             self.network, self.loss, name="sgd", learning_rate=lr, weight_decay=5e-4, momentum=0.9
         )
         augmentation = Augmentation(crop_padding=1, flip=False, cutout=0, mixup=arguments.pop("mixup", 0.0))
+        loader = {"batch_size": 16, "device": CPU, "num_classes": 3}
         self.arguments = {
             "name": "student resnet8",
-            "loader": Loader(Split(count, 1), batch_size=16, device=CPU, seed=0, augmentation=augmentation, shuffle=True, num_classes=3),
-            "validation": Loader(Split(30, 2), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=3),
+            "loader": Loader(Split(count, 1), seed=0, augmentation=augmentation, shuffle=True, **loader),
+            "validation": Loader(Split(30, 2), augmentation=None, shuffle=False, **loader),
             "teacher": self.teacher,
             "learning_rate": learning_rate_factor("cosine", epochs=epochs),
             "weight": lambda t: 0.5,
@@ -69,7 +71,7 @@ class Run:
             "checkpoint": tmp_path / "checkpoint.pt",
             "fingerprint": "f",
             **arguments,
-        }  # fmt: skip
+        }
 
     def go(self, **changes) -> loop.Trained:
         return loop.train(self.network, self.loss, optimizer=self.optimizer, **(self.arguments | changes))
@@ -290,7 +292,7 @@ def test_validation_by_hand():
             super().__init__()
             self.register_buffer("mean", torch.zeros(1))
 
-        def forward(self, images):
+        def forward(self, images, topology):
             logits = torch.tensor([[0.0, math.log(3.0), 0.0]]).repeat(len(images), 1)
             return type("O", (), {"logits": logits})
 
