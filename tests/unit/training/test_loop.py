@@ -123,11 +123,14 @@ class _Spy(Loss):
         super().__init__()
         object.__setattr__(self, "context", context)
         self.seen: list[tuple[bool, bool, bool]] = []
+        self.same_images: list[bool] = []
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         student = self.context.student
         teacher = self.context.teacher
         self.seen.append((student.classifier.training, teacher.classifier.training, step.teacher.logits.requires_grad))
+        with torch.no_grad():
+            self.same_images.append(torch.equal(step.teacher.logits, teacher(step.images).logits))
         return {"ce": step.cross_entropy(step.student.logits), "kd": step.student.logits.square().mean()}
 
 
@@ -138,8 +141,22 @@ def test_student_trains_and_teacher_never_does(tmp_path):
     run = Run(tmp_path, _Spy, teacher=teacher, epochs=3)
     run.go()
     assert run.loss.seen == [(True, False, False)] * 12
+    assert all(run.loss.same_images), "the teacher answered for another augmentation than the student saw"
     assert same(before, weights(teacher)), "batch-norm statistics or weights of the teacher moved"
     assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_seed_decides_everything_and_something(tmp_path):
+    """Same seed, same bits, whatever the process did before; another order of images, other bits."""
+    results = []
+    for i, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(1000 + i)
+        run = Run(tmp_path / str(i), epochs=1)
+        run.arguments["loader"].seed = seed
+        run.go()
+        results.append(weights(run.network))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
 
 
 class _Keeper(Loss):
