@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from components.export import trained_facts
+from components.teacher import open_teachers
 from gkd_core.config import Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
@@ -22,13 +23,14 @@ from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
 from gkd_core.evaluation.latency import hardware, measure_latency
-from gkd_core.evaluation.predictions import Ensemble, predict
+from gkd_core.evaluation.predictions import predict
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import paired_difference, wilson_interval
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.onnx import export_onnx
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import load_network
 from gkd_core.models.topological import images_only
 from gkd_core.report import Findings, render_report
@@ -186,9 +188,8 @@ def _own_manifest(deploy: Path, student: Path, data: Path, info: DatasetInfo) ->
 
 def _open_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The teacher under its role, several networks as one ensemble; and its name."""
-    names = read_json(folder / "teacher.json", "the teacher folder")["networks"]
-    networks = [load_network(folder / name, classes) for name in names]
-    together = networks[0] if len(networks) == 1 else Ensemble(networks)
+    networks = open_teachers(folder, classes)
+    together = networks[0] if len(networks) == 1 else Ensemble(networks, classes)
     return {"teacher": together}, {"teacher": " + ".join(network.spec.name for network in networks)}
 
 

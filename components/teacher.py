@@ -1,11 +1,15 @@
 """The teacher step: trains the large network, or checks and imports the one it is given."""
 
+import shutil
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.fit import fit, forget_checkpoint, new_network
+from components.fit import ALONE, fit, forget, kept, new_network, workspace
 from gkd_core import __version__
-from gkd_core.config import Params
+from gkd_core.config import Distillation, Params, Teacher
+from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
@@ -13,48 +17,155 @@ from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL
 from gkd_core.run_facts import run_facts
+from gkd_core.training.lesson import Lesson
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One of the trainings of the teacher step, in order.
+
+    Attributes:
+        folder: its place in the teacher folder.
+        title: what to call it in progress and errors.
+        name: network.
+        stem: of it.
+        seed: of its weights and the order of its images.
+        classes: it is trained on these alone; None is all.
+        assistant: it learns from the network trained before it, else from the labels alone.
+    """
+
+    folder: str
+    title: str
+    name: str
+    stem: str
+    seed: int
+    classes: tuple[str, ...] | None = None
+    assistant: bool = False
 
 
 def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
-    """Write a teacher folder to `out`: teacher.json and one network folder for each network it lists.
+    """Write a teacher folder to `out`: teacher.json and one network folder for each network trained or imported.
 
     Args:
         data: folder of the prepare step.
         out: appears whole or not at all.
-        work: checkpoints live here.
+        work: checkpoints and, of several networks, the finished ones live here.
         params: reads `teacher`; `tracking` for the address of `models:/…`.
     Returns:
-        Facts of the training or the import.
+        Facts of the training or the import, of several networks the last one's, and with `networks` every one's top-1.
     Raises:
         GkdError: the source is missing, damaged, or its classes do not cover the data's.
     """
     prepared = PreparedData.open(data)
-    if params.teacher.source is not None:
+    teacher = params.teacher
+    if teacher.source is not None:
         return _import(prepared, out, params)
 
-    teacher = params.teacher
     inputs = {
         "gkd_version": __version__,
         "data_sha256": prepared.info.sha256,
         "teacher_digest": "",
         "config_digest": params.digest("teacher"),
     }
-    name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
-    network = new_network(name, teacher.stem, prepared.info, teacher.train.seed)
+    space = workspace(work / "teacher", inputs)
+    plan = _plan(teacher)
+    _refuse_uncovered(teacher, prepared.info.classes)
     with whole_folder(out) as folder:
-        (folder / teacher.name).mkdir()
-        facts = fit(
-            role="teacher",
-            network=network,
-            data=prepared,
-            training=teacher.train,
-            folder=folder / teacher.name,
-            work=work / "teacher",
-            inputs=inputs,
+        before: Path | None = None
+        for training in plan:
+            make = partial(_train, training, prepared, teacher, inputs, space / f"{training.folder}.training", before)
+            before = kept(space / training.folder, make)
+            shutil.copytree(before, folder / training.folder)
+        folders = [training.folder for training in plan]
+        handed_on = folders[-1:] if teacher.assistants else folders
+        _write_teacher(folder, handed_on, prepared, source=None, trained=folders)
+    forget(space)
+    facts = {name: read_json(out / name / "training.json", "the teacher folder") for name in folders}
+    last: dict[str, Any] = facts[folders[-1]]
+    several = {"networks": {name: each["validation_top1"] for name, each in facts.items()}} if len(folders) > 1 else {}
+    return last | several
+
+
+def _plan(teacher: Teacher) -> list[_Training]:
+    """What to train, in order; folders are numbered where there are several, for two may be of one architecture."""
+    seed = teacher.train.seed
+    if teacher.members:
+        return [
+            _Training(
+                folder=f"{place}-{member.name}",
+                title=f"teacher {place},",
+                name=member.name,
+                stem=member.stem,
+                seed=seed + place - 1 if member.seed is None else member.seed,
+                classes=None if member.classes is None else tuple(member.classes),
+            )
+            for place, member in enumerate(teacher.members, start=1)
+        ]
+    name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
+    if not teacher.assistants:
+        return [_Training(teacher.name, "teacher", name, teacher.stem, seed)]
+    first = _Training(f"1-{teacher.name}", "teacher", name, teacher.stem, seed)
+    return [
+        first,
+        *(
+            _Training(f"{place}-{assistant}", f"assistant {place - 1},", assistant, teacher.stem, seed, assistant=True)
+            for place, assistant in enumerate(teacher.assistants, start=2)
+        ),
+    ]
+
+
+def _train(
+    training: _Training,
+    prepared: PreparedData,
+    teacher: Teacher,
+    inputs: dict[str, Any],
+    work: Path,
+    before: Path | None,
+    folder: Path,
+) -> None:
+    """One of the trainings; `before` is the folder of the network trained before it."""
+    data = prepared if training.classes is None else ClassPart(prepared, training.classes)
+    lesson, teachers = ALONE, []
+    if training.assistant and before is not None:
+        lesson, teachers = lesson_of(teacher.assistant_distill), [load_network(before, prepared.info.classes)]
+        inputs = inputs | {"teacher_digest": folder_digest(before)}
+    fit(
+        role="assistant" if training.assistant else "teacher",
+        network=new_network(training.name, training.stem, data, training.seed),
+        data=data,
+        training=teacher.train.model_copy(update={"seed": training.seed}),
+        folder=folder,
+        work=work,
+        inputs=inputs,
+        lesson=lesson,
+        teachers=teachers,
+        title=training.title,
+    )
+
+
+def lesson_of(distillation: Distillation) -> Lesson:
+    """From the configuration to plain arguments."""
+    return Lesson(
+        method=distillation.method,
+        hyperparameters=distillation.hyperparameters(),
+        schedule=distillation.schedule,
+        curve=distillation.curve.model_dump(),
+    )
+
+
+def _refuse_uncovered(teacher: Teacher, classes: tuple[str, ...]) -> None:
+    """Raises: GkdError: there is a class that no member is to know."""
+    if teacher.members:
+        known = {name for member in teacher.members for name in (classes if member.classes is None else member.classes)}
+        _refuse_missing([name for name in classes if name not in known], "teacher.members")
+
+
+def _refuse_missing(missing: list[str], where: str) -> None:
+    if missing:
+        raise GkdError(
+            f"the teachers in {where} do not cover the data's classes: none knows {', '.join(map(repr, missing[:5]))}"
+            f"{' and others' if len(missing) > 5 else ''}; add them to a member's classes"
         )
-        _write_teacher(folder, teacher.name, prepared, source=None)
-    forget_checkpoint(work / "teacher", inputs)
-    return facts
 
 
 def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]:
@@ -92,31 +203,47 @@ def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]
         save_network(network, folder / name)
         write_json(folder / name / "training.json", facts)
         write_json(folder / name / "run.json", run_facts())
-        _write_teacher(folder, name, prepared, source=teacher.source)
+        _write_teacher(folder, [name], prepared, source=teacher.source, trained=[])
     return facts
 
 
-def _write_teacher(folder: Path, name: str, prepared: PreparedData, source: str | None) -> None:
+def _write_teacher(
+    folder: Path, networks: list[str], prepared: PreparedData, *, source: str | None, trained: list[str]
+) -> None:
+    """teacher.json: `networks` are those that teach, `trained` all in the order of training, for the lineage."""
+    everyone = sorted({*networks, *trained})
     write_json(
         folder / "teacher.json",
         {
-            "networks": [name],
+            "networks": networks,
+            "trained": trained,
             "source": source,
             "imported": source is not None,
             "classes": list(prepared.info.classes),
             "data_sha256": prepared.info.sha256,
-            "digest": json_digest({name: folder_digest(folder / name)}),
+            "digest": json_digest({name: folder_digest(folder / name) for name in everyone}),
         },
     )
 
 
-def open_teacher(folder: Path, classes: tuple[str, ...]) -> Network:
-    """The network in a teacher folder, its logits in the order of `classes`.
+def open_teachers(folder: Path, classes: tuple[str, ...]) -> list[Network]:
+    """The networks in a teacher folder.
+
+    One that knows all of `classes` gives its logits in their order. Of several, each may know a part only, and then
+    gives its own.
 
     Raises:
-        GkdError: the folder is missing or damaged, or the network does not know one of the classes.
+        GkdError: the folder is missing or damaged, or there is a class that no network knows.
     """
     names = read_json(folder / "teacher.json", "the teacher folder")["networks"]
-    if len(names) != 1:
-        raise GkdError(f"the teacher folder {folder} holds {len(names)} networks, one is wanted here")
-    return load_network(folder / names[0], classes)
+    if len(names) == 1:
+        return [load_network(folder / names[0], classes)]
+    networks = [load_network(folder / name) for name in names]
+    known = {name for network in networks for name in network.classes}
+    _refuse_missing([name for name in classes if name not in known], str(folder))
+    for network in networks:
+        if set(classes) <= set(network.classes):
+            network.select_classes(classes)
+        else:
+            network.select_classes(tuple(name for name in network.classes if name in classes))
+    return networks

@@ -5,13 +5,15 @@ the step; losses, models and loops take plain arguments.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gkd_core import methods
+from gkd_core.arrangements import ARRANGEMENTS, Weighting, refuse_mismatch
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 
@@ -148,41 +150,18 @@ class Network(Section):
         return value
 
 
-class Teacher(Network):
-    """The large network: trained here, or imported."""
-
-    name: str = "resnet20"
-    """Network to train; for a state-dict file, the network it belongs to."""
-    source: str | None = None
-    """null trains one; else a folder of ours, `models:/NAME@ALIAS`, a state-dict file (.pt, .pth, .safetensors), or
-    `torchvision:WEIGHTS` such as `torchvision:ResNet18_Weights.IMAGENET1K_V1`."""
-    classes: list[str] | None = None
-    """Class names, in the order of its outputs, of a state-dict file that does not carry them."""
-    mean: list[float] | None = None
-    """Per-channel mean a state-dict file was trained with, for images in [0, 1]; null takes the data's."""
-    std: list[float] | None = None
-    """Per-channel standard deviation, likewise."""
-    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Image side a state-dict file was trained with; null takes the data's."""
-    topological: bool = False
-    """Join the network's pooled features with the image's persistence features before the last layer (the Gompertz
-    paper's TCNN, reconstructed); needs `data.topology`."""
-    train: Training = Training()
-    """How to train it."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Teacher":
-        if self.topological and self.source is not None:
-            raise ValueError("topological says how to build a teacher trained here, but source is set: give one")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together: give both or neither")
-        if self.source is None and (self.classes or self.mean or self.image_size):
-            raise ValueError("classes, mean, std and image_size describe an imported state-dict, but source is null")
-        return self
-
-
 class Student(Network):
-    """The small network."""
+    """The small network. Its view of the images is what the references see too."""
+
+    channels: Literal[1, 3] | None = None
+    """1 shows it greyscale, 3 colour (arrangement `cross_modal`); null shows it what the data has."""
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Side in pixels of the images it sees (arrangement `cross_modal`); null keeps the data's."""
+
+    @property
+    def has_own_view(self) -> bool:
+        """Whether it sees the images otherwise than the data has them."""
+        return self.channels is not None or self.image_size is not None
 
 
 class Curve(Section):
@@ -215,14 +194,14 @@ class Curve(Section):
         return self
 
 
-class Distill(Section):
-    """How the student learns from the teacher."""
+class Distillation(Section):
+    """How one network learns from another."""
 
     method: str = "gompertz"
     """One of `gkd methods`."""
     schedule: str | None = None
-    """Weight β(t) on everything but cross-entropy: gompertz, reversed-gompertz, linear, cosine, constant; null takes
-    the method's own."""
+    """Weight β(t) on everything but cross-entropy: gompertz, reversed-gompertz, adaptive-gompertz, linear, cosine,
+    constant; null takes the method's own."""
     curve: Curve = Curve()
     """Shape of β(t)."""
     temperature: Positive | None = None
@@ -263,6 +242,135 @@ class Distill(Section):
                 )
             chosen["temperature"] = self.temperature
         return chosen
+
+
+class MultiTeacher(Section):
+    """How the answers of several teachers become one."""
+
+    weighting: Weighting = "average"
+    """`average` counts all alike; `confidence` weighs them sample by sample, the more the surer each is of the
+    label."""
+
+
+class Mutual(Section):
+    """Peers that learn from each other."""
+
+    peers: Annotated[int, Field(ge=2, le=16)] = 2
+    """Students trained together; the best on validation is kept."""
+
+
+class BornAgain(Section):
+    """Generations of the same network."""
+
+    generations: Annotated[int, Field(ge=1, le=20)] = 3
+    """Students trained in turn, each by the one before. The first learns from the teacher where that has the student's
+    architecture, else from the student trained alone."""
+
+
+class ArrangementOptions(Section):
+    """Settings by arrangement; only the chosen one's are read."""
+
+    multi_teacher: MultiTeacher = MultiTeacher()
+    """Several teachers."""
+    mutual: Mutual = Mutual()
+    """Peers."""
+    born_again: BornAgain = BornAgain()
+    """Generations."""
+
+
+class Distill(Distillation):
+    """How the student learns from the teacher."""
+
+    arrangement: str = "single"
+    """Who teaches whom: single, multi_teacher, assistant, mutual, born_again, amalgamation, cross_modal (see
+    `gkd methods`)."""
+    arrangement_options: ArrangementOptions = ArrangementOptions()
+    """Settings by arrangement."""
+
+    @field_validator("arrangement")
+    @classmethod
+    def _arrangement(cls, value: str) -> str:
+        if value not in ARRANGEMENTS:
+            raise ValueError(unknown("arrangement", value, ARRANGEMENTS))
+        return value
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The chosen method's arguments: its options, with `temperature` put in.
+
+        Raises:
+            GkdError: two of them contradict each other, or one is not read by the arrangement.
+        """
+        chosen = super().hyperparameters()
+        refuse_mismatch(self.arrangement, self.method, chosen)
+        return chosen
+
+
+class Member(Network):
+    """One of several teachers."""
+
+    name: str = "resnet20"
+    """Network to train."""
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Seed of its weights and of the order of its images; null is `teacher.train.seed` plus its place in the list."""
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """Names of the classes it is trained on and knows; null is all."""
+
+    @field_validator("classes")
+    @classmethod
+    def _classes(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError(f"classes {value} names one twice")
+        return value
+
+
+class Teacher(Network):
+    """The large network: trained here, or imported."""
+
+    name: str = "resnet20"
+    """Network to train; for a state-dict file, the network it belongs to."""
+    source: str | None = None
+    """null trains one; else a folder of ours, `models:/NAME@ALIAS`, a state-dict file (.pt, .pth, .safetensors), or
+    `torchvision:WEIGHTS` such as `torchvision:ResNet18_Weights.IMAGENET1K_V1`."""
+    classes: list[str] | None = None
+    """Class names, in the order of its outputs, of a state-dict file that does not carry them."""
+    mean: list[float] | None = None
+    """Per-channel mean a state-dict file was trained with, for images in [0, 1]; null takes the data's."""
+    std: list[float] | None = None
+    """Per-channel standard deviation, likewise."""
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Image side a state-dict file was trained with; null takes the data's."""
+    train: Training = Training()
+    """How to train it, each of its members, and each assistant."""
+    topological: bool = False
+    """Join the network's pooled features with the image's persistence features before the last layer (the Gompertz
+    paper's TCNN, reconstructed); needs `data.topology`."""
+    members: list[Member] = []
+    """Several teachers instead of the one above: for the arrangement `multi_teacher`, or, with parts of the classes,
+    `amalgamation`."""
+    assistants: list[str] = []
+    """Networks between teacher and student, from large to small, each taught by the one before; the last is handed on
+    as the teacher (arrangement `assistant`)."""
+    assistant_distill: Distillation = Distillation()
+    """How assistants learn; must say what `distill` says. It stands here because the teacher step reads only this
+    section, so that another method retrains no teacher that does not depend on it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Teacher":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if self.topological and self.source is not None:
+            raise ValueError("topological says how to build a teacher trained here, but source is set: give one")
+        if self.topological and self.members:
+            raise ValueError("topological describes one teacher, but members lists several: give one or the other")
+        if self.members and self.assistants:
+            raise ValueError("members and assistants are both given: an assistant chain starts from one teacher")
+        if len(self.members) == 1:
+            raise ValueError("members lists one teacher: give at least two, or name and train instead")
+        if (self.members or self.assistants) and self.source is not None:
+            raise ValueError("members and assistants are trained here, but source is set: give one or the other")
+        if self.source is None and (self.classes or self.mean or self.image_size):
+            raise ValueError("classes, mean, std and image_size describe an imported state-dict, but source is null")
+        return self
 
 
 class References(Section):
@@ -355,6 +463,8 @@ class Params(Section):
     def _consistent(self) -> "Params":
         if self.teacher.topological and not self.data.topology:
             raise ValueError("teacher.topological is true but data.topology is false: set both")
+        for sentence in _contradictions(self.teacher, self.student, self.distill):
+            raise ValueError(sentence)
         return self
 
     def digest(self, *sections: str) -> str:
@@ -362,6 +472,61 @@ class Params(Section):
         content = self.model_dump(mode="json", include=set(sections))
         content.get("data", {}).pop("root", None)
         return json_digest(content)
+
+
+def _contradictions(teacher: Teacher, student: Student, distill: Distill) -> Iterator[str]:
+    """What the sections say against each other about who teaches whom."""
+    arrangement = distill.arrangement
+    try:
+        refuse_mismatch(arrangement, distill.method, {})
+    except GkdError as error:
+        yield str(error)
+    parts = [member for member in teacher.members if member.classes is not None]
+    match arrangement:
+        case "multi_teacher" if not teacher.members:
+            yield "distill.arrangement multi_teacher learns from several teachers: list them in teacher.members"
+        case "multi_teacher" if parts:
+            yield (
+                f"teacher.members gives {parts[0].name} classes of its own, but distill.arrangement multi_teacher "
+                "wants teachers that know all classes: leave classes out, or set distill.arrangement to amalgamation"
+            )
+        case "amalgamation" if not parts:
+            yield (
+                "distill.arrangement amalgamation puts together teachers that know parts of the classes: list them in "
+                "teacher.members with their classes"
+            )
+        case "assistant" if not teacher.assistants:
+            yield "distill.arrangement assistant needs assistants: name them in teacher.assistants"
+        case "assistant":
+            for field in Distillation.model_fields:
+                mine, theirs = getattr(distill, field), getattr(teacher.assistant_distill, field)
+                if field == "options":
+                    mine, theirs = mine.get(distill.method, {}), theirs.get(distill.method, {})
+                if mine != theirs:
+                    yield (
+                        f"distill.{field} and teacher.assistant_distill.{field} differ ({mine} and {theirs}), but one "
+                        "method teaches the whole chain: write the same in both"
+                    )
+        case "cross_modal" if not student.has_own_view:
+            yield (
+                "distill.arrangement cross_modal shows the student another view than the teacher: set "
+                "student.channels or student.image_size"
+            )
+    if teacher.members and arrangement not in ("multi_teacher", "amalgamation"):
+        yield (
+            f"teacher.members lists {len(teacher.members)} teachers, but distill.arrangement {arrangement} does not "
+            "learn from several: set it to multi_teacher or amalgamation, or empty the list"
+        )
+    if teacher.assistants and arrangement != "assistant":
+        yield (
+            f"teacher.assistants names assistants, but distill.arrangement is {arrangement}: set it to assistant, or "
+            "empty the list"
+        )
+    if student.has_own_view and arrangement == "single":
+        yield (
+            "student.channels or student.image_size gives the student a view of its own, but distill.arrangement is "
+            "single: set it to cross_modal"
+        )
 
 
 class _Loader(yaml.SafeLoader):
@@ -440,8 +605,8 @@ def _sentence(error: ValidationError) -> str:
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         model: Any = Params
-        for part in location[:-1]:
-            model = model.model_fields[part].annotation
+        for part in location[:-1]:  # a number is a place in a list
+            model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
         prefix = "".join(f"{part}." for part in location[:-1])
         return unknown("parameter", name, [prefix + field for field in model.model_fields])
     if first["type"] == "value_error":

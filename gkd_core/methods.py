@@ -6,13 +6,13 @@ Importing this module imports no torch: an entry names its loss module, which is
 import importlib
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from gkd_core.errors import GkdError, unknown
 
-SCHEDULES = ("gompertz", "reversed-gompertz", "linear", "cosine", "constant")
+SCHEDULES = ("gompertz", "reversed-gompertz", "adaptive-gompertz", "linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Method:
         loss: "module:Class" of the nn.Module that computes it (see `gkd_core.losses.base.Loss`).
         schedule: weight over time when the user names none.
         teacher: it learns from a teacher.
+        reads: how far it looks into the networks; arrangements with several teachers have only logits to offer.
     """
 
     summary: str
@@ -34,6 +35,7 @@ class Method:
     loss: str
     schedule: str = "constant"
     teacher: bool = True
+    reads: Literal["logits", "embeddings", "feature maps"] = "logits"
 
     def load(self) -> Any:
         """The loss's class."""
@@ -61,6 +63,7 @@ METHODS: dict[str, Method] = {
         published=True,
         loss="gkd_core.losses.gompertz:Gompertz",
         schedule="gompertz",
+        reads="feature maps",
     ),
     "dynamickd": Method(
         summary="Soft labels against the student's logits times a learned factor, which corrects its entropy.",
@@ -79,6 +82,7 @@ METHODS: dict[str, Method] = {
         source="Tian et al. 2020, arXiv:1910.10699",
         published=True,
         loss="gkd_core.losses.crd:ContrastiveRepresentation",
+        reads="embeddings",
     ),
     "dkd": Method(
         summary="Soft labels decoupled into the target's part and the other classes' part.",
@@ -109,24 +113,28 @@ METHODS: dict[str, Method] = {
         source="Romero et al. 2015, arXiv:1412.6550",
         published=True,
         loss="gkd_core.losses.fitnet:FitNet",
+        reads="feature maps",
     ),
     "at": Method(
         summary="Attention transfer: where the feature maps of each stage are large.",
         source="Zagoruyko & Komodakis 2017, arXiv:1612.03928",
         published=True,
         loss="gkd_core.losses.attention:AttentionTransfer",
+        reads="feature maps",
     ),
     "rkd": Method(
         summary="Distances and angles between the embeddings of a batch.",
         source="Park et al. 2019, arXiv:1904.05068",
         published=True,
         loss="gkd_core.losses.rkd:RelationalDistillation",
+        reads="embeddings",
     ),
     "reviewkd": Method(
         summary="Each of the teacher's stages from the student's same stage and all its deeper ones, fused.",
         source="Chen et al. 2021, arXiv:2104.09044",
         published=True,
         loss="gkd_core.losses.reviewkd:ReviewKD",
+        reads="feature maps",
     ),
     "self-distillation": Method(
         summary="Be Your Own Teacher: heads on the shallow stages learn from labels and from the network's end.",
@@ -134,6 +142,7 @@ METHODS: dict[str, Method] = {
         published=True,
         loss="gkd_core.losses.self_distillation:SelfDistillation",
         teacher=False,
+        reads="feature maps",
     ),
 }
 

@@ -5,9 +5,9 @@ a torch tensor and gives back the same kind.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,19 @@ class Schedule(Protocol):
     def __call__(self, time: float) -> float: ...
     @overload
     def __call__(self, time: Any) -> Any: ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A schedule that also follows the student."""
+
+    def observe(self, accuracies: Sequence[float]) -> str:
+        """Take note of the validation accuracies after epochs 1, 2, …, all of them each time; a line for the log."""
+
+
+def rise(time: Any, b: float, c: float) -> Any:
+    """exp(−exp(b − c·t)), from 0 to 1, in the kind of `time`: a number, a numpy array or a torch tensor."""
+    return _exp(-_exp(b - c * time))
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ class Gompertz:
     def __call__(self, time: Any) -> Any: ...
     def __call__(self, time: Any) -> Any:
         """β at `time`, in epochs."""
-        return self.beta_min + (self.beta_max - self.beta_min) * _exp(-_exp(self.b - self.c * time))
+        return self.beta_min + (self.beta_max - self.beta_min) * rise(time, self.b, self.c)
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ def create_schedule(
     """A schedule by name.
 
     Args:
-        name: gompertz, reversed-gompertz, linear, cosine or constant (which is `beta_max`).
+        name: gompertz, reversed-gompertz, adaptive-gompertz, linear, cosine or constant (which is `beta_max`).
         epochs: length of the training.
         beta_min, beta_max: β before and after the rise.
         b, c: shape of the Gompertz curve; the paper gives neither. None is b = 2, c = 7 / epochs, which puts β at
@@ -173,9 +186,14 @@ def create_schedule(
     Raises:
         GkdError: the name is unknown, or the shape is not a curve that rises.
     """
+    from gkd_core.adaptive import AdaptiveGompertz  # built on what is here
+
     make: dict[str, Callable[[], Schedule]] = {
         "gompertz": lambda: _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation),
         "reversed-gompertz": lambda: Reversed(
+            _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation), epochs
+        ),
+        "adaptive-gompertz": lambda: AdaptiveGompertz(
             _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation), epochs
         ),
         "linear": lambda: Linear(beta_min, beta_max, epochs),

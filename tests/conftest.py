@@ -35,6 +35,26 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_digits(tmp_path_factory, digits) -> Path:
+    """A few of the digits, prepared: for tests that train many networks."""
+    import numpy as np
+
+    from gkd_core.data.prepared import PreparedData, write_info
+
+    counts = {"train": 100, "validation": 50, "test": 40}
+    whole = PreparedData.open(digits)
+    folder = tmp_path_factory.mktemp("few") / "data"
+    for name, count in counts.items():
+        split = whole.split(name)
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / "images.npy", np.array(split.images[:count]))
+        np.save(folder / name / "labels.npy", split.labels[:count])
+    info = whole.info.model_copy(update={"counts": counts})
+    write_info(folder, info.model_copy(update={"sha256": PreparedData(folder, info).digest()}))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def teacher(tmp_path_factory, digits) -> Path:
     """A teacher folder: a resnet8 after two epochs."""
     from components import teacher as step

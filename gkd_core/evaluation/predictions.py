@@ -1,30 +1,12 @@
 """Logits of a network over a split: what everything else in an evaluation is computed from."""
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from gkd_core.data.loader import Loader
 from gkd_core.errors import GkdError
-from gkd_core.models.classifier import Output
-from gkd_core.models.network import Network
-
-
-class Ensemble(nn.Module):
-    """Several networks that answer as one: the logarithm of the mean of their probabilities."""
-
-    def __init__(self, networks: list[Network]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, images: Tensor, topology: Tensor | None = None) -> Output:
-        """[B, C, H, W] in [0, 1] → `Output` without stages; the embedding is the logits."""
-        each = torch.stack([network(images, topology).logits.log_softmax(1) for network in self.networks])
-        logits = each.logsumexp(0) - math.log(len(self.networks))
-        return Output(logits, (), logits)
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ class Context:
 
     Attributes:
         student: the network that learns.
-        teacher: the frozen network, or None for methods without one.
+        teacher: the frozen network, or None for methods without one. Where several answer as one it is the first of
+            them: only methods that look no further than logits get there.
         train_labels: [N] int64, labels of the training split by sample index.
         epochs: length of the training.
         seed: for anything random in the loss.
@@ -79,3 +80,11 @@ class Loss(nn.Module):
         """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters}] if parameters else []
+
+    def companions(self) -> dict[str, Network]:
+        """Networks trained along that are measured on the validation split after every epoch too, by name."""
+        return {}
+
+    def conclude(self, network: Network, history: list[dict[str, float]]) -> dict[str, object]:
+        """After the last epoch: may change the student's weights and the history; facts for training.json."""
+        return {}

@@ -24,10 +24,11 @@ from gkd_core.data.loader import Loader
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss, Step
 from gkd_core.models.network import Network
+from gkd_core.schedules import Observer
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from gkd_core.training.learning_rate import Factor
 from gkd_core.training.progress import TrainingProgress
-from gkd_core.training.teacher import OnlineTeacher
+from gkd_core.training.teacher import Teacher
 
 # Reading a number from an accelerator makes it wait; on the CPU it costs nothing.
 STEPS_BETWEEN_READS = {"cpu": 1}
@@ -71,7 +72,7 @@ def train(
     name: str,
     loader: Loader,
     validation: Loader,
-    teacher: OnlineTeacher | None,
+    teacher: Teacher | None,
     optimizer: torch.optim.Optimizer,
     learning_rate: Factor,
     weight: Callable[[float], float],
@@ -91,7 +92,8 @@ def train(
         loader: training batches; `validation`: the same without augmentation.
         optimizer: over the network's and the loss's parameters, at peak learning rate.
         learning_rate: factor on it at time t in epochs.
-        weight: β(t) on the sum of all terms but "ce".
+        weight: β(t) on the sum of all terms but "ce"; one that observes is told the validation accuracies so far before
+            every epoch, which after a resume are the checkpoint's.
         checkpoint: file written at the end of every epoch.
         fingerprint: digest of inputs and configuration; a checkpoint of another one is refused.
         clip_norm: largest gradient norm, over network and loss together.
@@ -103,7 +105,7 @@ def train(
             last checkpoint stays), or the checkpoint is damaged or foreign.
         TypeError: the loss registered the student or the teacher as its own submodule.
     """
-    outsiders = [network] if teacher is None else [network, teacher.network]
+    outsiders = [network] if teacher is None else [network, *teacher.networks]
     if any(module is outsider for module in loss.modules() for outsider in outsiders):
         raise TypeError(f"{type(loss).__name__} holds a network as a submodule: it would be trained and saved with it")
     device = network.mean.device
@@ -113,6 +115,7 @@ def train(
     if ema_decay is not None:
         moving = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
+    schedule: object = weight
     state = _State()
     if (saved := load_checkpoint(checkpoint, fingerprint)) is not None:
         _restore(saved, state, network, loss, optimizer, average)
@@ -120,6 +123,8 @@ def train(
     start = time.monotonic()
     with TrainingProgress(name, steps=epochs * loader.steps_per_epoch, done=len(state.steps)) as progress:
         for epoch in range(state.epoch, epochs):
+            if isinstance(schedule, Observer):
+                progress.epoch(schedule.observe([row["validation_top1"] for row in state.history]))
             network.train()
             loss.train()
             meter = _Meter(name, epoch, loader.steps_per_epoch, device)
@@ -131,7 +136,7 @@ def train(
                 state.steps.append((float(optimizer.param_groups[0]["lr"]), beta))
 
                 target = batch.labels if batch.targets is None else batch.targets
-                taught = teacher(batch.images, batch.indices) if teacher else None
+                taught = teacher(batch.images, batch.indices, target) if teacher else None
                 with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                     output = network(batch.images, batch.topology)
 
@@ -167,6 +172,9 @@ def train(
                 "beta": state.steps[-1][1],
             }
             row |= meter.means() | {"validation_top1": top1, "validation_nll": nll}
+            for companion, other in loss.companions().items():
+                others_top1, others_nll = validate(other, validation, autocast=autocast)
+                row |= {f"validation_top1_{companion}": others_top1, f"validation_nll_{companion}": others_nll}
             state.history.append(row)
             state.epoch = epoch + 1
             if state.best_epoch == 0 or top1 > state.history[state.best_epoch - 1]["validation_top1"]:

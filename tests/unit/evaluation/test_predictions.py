@@ -5,7 +5,8 @@ import torch
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import Split
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.predictions import Ensemble, predict
+from gkd_core.evaluation.predictions import predict
+from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network, NetworkSpec
 
 

@@ -5,15 +5,16 @@ import pytest
 import torch
 
 from components import distill, prepare, teacher
-from components.teacher import open_teacher
+from components.teacher import open_teachers
 from gkd_core.config import parse_params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
-from gkd_core.evaluation.predictions import Ensemble, predict
+from gkd_core.evaluation.predictions import predict
 from gkd_core.losses.head_gradient import autograd_head_gradient, head_gradient
+from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
 from gkd_core.models.topological import TopologicalClassifier, images_only
 from gkd_core.training.teacher import OnlineTeacher
@@ -141,7 +142,7 @@ def folders(tmp_path_factory):
 class TestTraining:
     def test_the_teacher_learns_from_both_parts(self, folders):
         data = PreparedData.open(folders / "data")
-        network = open_teacher(folders / "teacher", data.info.classes)
+        network = open_teachers(folders / "teacher", data.info.classes)[0]
         assert isinstance(network.classifier, TopologicalClassifier)
         assert network.spec.name == "topological:resnet8"
         assert network.classifier.norm.running_mean.abs().sum() > 0
@@ -157,7 +158,7 @@ class TestTraining:
 
     def test_online_it_answers_for_shuffled_indices(self, folders):
         data = PreparedData.open(folders / "data")
-        network = open_teacher(folders / "teacher", data.info.classes)
+        network = open_teachers(folders / "teacher", data.info.classes)[0]
         online = OnlineTeacher(network, device=torch.device("cpu"), autocast=False, topology=data.train.topology)
         loader = Loader(data.train, batch_size=32, device="cpu", seed=1, shuffle=True, num_classes=10)
         first = next(loader.epoch(0))

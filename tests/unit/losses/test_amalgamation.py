@@ -1,0 +1,62 @@
+"""Teachers that know parts of the label set."""
+
+import math
+
+import pytest
+import torch
+
+from gkd_core.losses.amalgamation import Amalgamation
+from gkd_core.losses.base import Context, Step
+from gkd_core.models.classifier import Output
+
+
+def terms(student, teacher, parts, temperature=4.0):
+    loss = Amalgamation(Context(None, None, torch.zeros(1), 1, 0), parts=parts, temperature=temperature)
+    output = Output(student, (), student)
+    taught = Output(teacher, (), teacher)
+    labels = torch.zeros(len(student), dtype=torch.int64)
+    return loss(
+        Step(output, taught, student, labels, None, labels, 0.0, lambda z: torch.nn.functional.cross_entropy(z, labels))
+    )
+
+
+def test_slices_by_hand():
+    # Student (ln 2, 0, ln 3): over A₁ = (0, 1) it says (2/3, 1/3), over A₂ = (2, 0), in that order, (3/5, 2/5).
+    student = torch.tensor([[math.log(2.0), 0.0, math.log(3.0)]], dtype=torch.float64)
+    teacher = torch.tensor([[0.0, 0.0, math.log(4.0), 0.0]], dtype=torch.float64)  # (1/2, 1/2) and (4/5, 1/5)
+    first = 0.5 * math.log(0.5 / (2 / 3)) + 0.5 * math.log(0.5 / (1 / 3))
+    second = 0.8 * math.log(0.8 / 0.6) + 0.2 * math.log(0.2 / 0.4)
+    got = terms(student, teacher, [[0, 1], [2, 0]], temperature=1.0)
+    assert got["kd"].item() == pytest.approx(first + second, rel=1e-12)
+    assert got["ce"].item() == pytest.approx(math.log(6) - math.log(2), rel=1e-12)
+
+
+def test_temperature_squared():
+    student, teacher = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 5, dtype=torch.float64)
+    softened = terms(student / 3, teacher / 3, [[0, 1, 2], [2, 3]], temperature=1.0)["kd"]
+    got = terms(student, teacher, [[0, 1, 2], [2, 3]], temperature=3.0)["kd"]
+    assert got.item() == pytest.approx(9 * softened.item(), rel=1e-12)
+
+
+def test_a_student_that_agrees_on_every_part_has_nothing_to_learn():
+    student = torch.randn(5, 4, requires_grad=True)
+    teacher = torch.cat([student.detach()[:, [0, 1, 2]] + 5.0, student.detach()[:, [3, 2]] - 1.0], 1)
+    loss = terms(student, teacher, [[0, 1, 2], [3, 2]])["kd"]
+    loss.backward()
+    assert abs(loss.item()) < 1e-5
+    assert student.grad.abs().max() < 1e-5
+
+
+def test_gradcheck_no_gradient_into_the_teacher_permutation_half_precision():
+    student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    parts = [[0, 1, 2], [2, 3]]
+    torch.autograd.gradcheck(lambda z: terms(z, teacher.detach(), parts)["kd"], (student,))
+    terms(student, teacher, parts)["kd"].backward()
+    assert teacher.grad is None
+    value = terms(student, teacher, parts)["kd"].item()
+    order = torch.tensor([1, 2, 0])
+    assert terms(student[order], teacher[order], parts)["kd"].item() == pytest.approx(value, rel=1e-12)
+    half = terms(student.bfloat16(), teacher.bfloat16(), parts)["kd"]
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(value, rel=0.05)

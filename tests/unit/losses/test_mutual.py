@@ -1,0 +1,131 @@
+"""Peers that learn from each other."""
+
+import math
+
+import pytest
+import torch
+
+from gkd_core.losses.base import Context, Step
+from gkd_core.losses.mutual import MutualLearning, mutual_loss
+from gkd_core.models.network import Network, NetworkSpec
+
+LABELS = torch.tensor([0, 1, 2, 1])
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def network(seed: int = 0) -> Network:
+    torch.manual_seed(seed)
+    return Network(NetworkSpec("resnet8", "auto", ("a", "b", "c"), 1, 8, (0.3,), (0.2,)))
+
+
+def loss_of(student: Network, **arguments) -> MutualLearning:
+    return MutualLearning(Context(student, None, LABELS, 2, 0), **arguments)
+
+
+def step(student: Network) -> Step:
+    def cross_entropy(logits):
+        return torch.nn.functional.cross_entropy(logits, LABELS)
+
+    return Step(student(IMAGES), None, IMAGES, LABELS, None, torch.arange(4), 0.0, cross_entropy)
+
+
+def test_two_peers_by_hand():
+    # p = (1/2, 1/2), q = (3/4, 1/4): KL(q‖p) + KL(p‖q).
+    p, q = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[math.log(3.0), 0.0]], dtype=torch.float64)
+    first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    second = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)
+    assert mutual_loss([p, q]).item() == pytest.approx(first + second, rel=1e-12)
+
+
+def test_three_peers_take_the_mean_over_the_others():
+    z = [torch.randn(5, 4, dtype=torch.float64) for _ in range(3)]
+
+    def kl(teacher, student):
+        return (teacher.softmax(1) * (teacher.log_softmax(1) - student.log_softmax(1))).sum(1).mean().item()
+
+    expected = sum((kl(z[j], z[k]) + kl(z[i], z[k])) / 2 for k, j, i in [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+    assert mutual_loss(z).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_gradient_reaches_a_peer_only_as_the_one_that_learns():
+    # d KL(q‖σ(z)) / dz = σ(z) − q; as a target it gets nothing.
+    z = torch.randn(1, 3, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(1, 3, dtype=torch.float64, requires_grad=True)
+    mutual_loss([z, w]).backward()
+    torch.testing.assert_close(z.grad, (z.softmax(1) - w.softmax(1)).detach())
+    torch.testing.assert_close(w.grad, (w.softmax(1) - z.softmax(1)).detach())
+
+
+def test_peers_that_agree_have_nothing_to_learn_from_each_other():
+    z = torch.randn(5, 4, requires_grad=True)
+    loss = mutual_loss([z, z.detach().clone().requires_grad_()])
+    loss.backward()
+    assert abs(loss.item()) < 1e-7
+    assert z.grad.abs().max() < 1e-7
+
+
+def test_gradcheck_permutation_and_half_precision():
+    # With several peers a difference quotient sees the targets move too, which the gradient must not: fix all but one.
+    fixed = torch.randn(3, 4, dtype=torch.float64)
+    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    target = fixed.softmax(1)
+
+    def learning(x):
+        return (target * (target.log() - x.log_softmax(1))).sum(1).mean()
+
+    torch.autograd.gradcheck(learning, (z,))
+    (got,) = torch.autograd.grad(mutual_loss([z, fixed]), z)
+    (expected,) = torch.autograd.grad(learning(z), z)
+    torch.testing.assert_close(got, expected)
+    order = torch.tensor([2, 0, 1])
+    torch.testing.assert_close(mutual_loss([z[order], fixed[order]]), mutual_loss([z, fixed]))
+    half = mutual_loss([z.bfloat16(), fixed.bfloat16()])
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(mutual_loss([z, fixed]).item(), rel=0.05)
+
+
+def test_the_terms_are_sums_over_peers():
+    student = network()
+    loss = loss_of(student, peers=3).train()
+    terms = loss(step(student))
+    with torch.no_grad():
+        logits = [student(IMAGES).logits, *(peer.logits for peer in (net(IMAGES) for net in loss.others))]
+    expected = sum(torch.nn.functional.cross_entropy(z, LABELS) for z in logits)
+    assert terms["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert terms["mutual"].item() == pytest.approx(mutual_loss(logits).item(), rel=1e-4)
+
+
+def test_peers_start_apart_and_are_trained_and_kept_with_the_loss():
+    student = network()
+    loss = loss_of(student, peers=3)
+    first = [next(net.parameters()) for net in (student, *loss.others)]
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first[1], first[2])
+    assert len(loss.parameter_groups()[0]["params"]) == 2 * len(list(student.parameters()))
+    assert {name.split(".")[1] for name in loss.state_dict()} == {"0", "1"}
+    assert list(loss.companions()) == ["peer2", "peer3"]
+    again = loss_of(student, peers=3)
+    assert all(torch.equal(a, b) for a, b in zip(loss.parameters(), again.parameters(), strict=True))
+
+
+def test_without_an_exchange_only_labels_teach():
+    student = network()
+    assert set(loss_of(student, exchange=False)(step(student))) == {"ce"}
+
+
+@pytest.mark.parametrize(("tops", "best"), [((0.5, 0.7, 0.6), 2), ((0.7, 0.7, 0.6), 1), ((0.7, 0.6, 0.7), 3)])
+def test_the_best_peer_becomes_the_student(tops, best):
+    """By accuracy, then by likelihood: here the later peer has the larger nll, except the third."""
+    student = network()
+    loss = loss_of(student, peers=3)
+    nlls = (1.0, 1.1, 0.9)
+    weights = [{k: v.clone() for k, v in net.state_dict().items()} for net in (student, *loss.others)]
+    history = [{"validation_top1": tops[0], "validation_nll": nlls[0]}]
+    history[0] |= {f"validation_top1_peer{k}": tops[k - 1] for k in (2, 3)}
+    history[0] |= {f"validation_nll_peer{k}": nlls[k - 1] for k in (2, 3)}
+    facts = loss.conclude(student, history)
+    assert facts == {"selected_peer": best, "peers_validation_top1": list(tops)}
+    assert all(torch.equal(v, weights[best - 1][k]) for k, v in student.state_dict().items())
+    assert history[0]["validation_top1"] == tops[best - 1]
+    assert history[0]["validation_nll"] == nlls[best - 1]
+    assert [history[0][f"validation_top1_peer{k}"] for k in (1, 2, 3)] == list(tops)
