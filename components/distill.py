@@ -43,7 +43,7 @@ def run(
     """
     if reference and not getattr(params.references, reference):
         facts = {"trained": False, "role": reference, "reason": f"references.{reference} is false"}
-        with whole_folder(out) as folder:
+        with whole_folder(out, [data, teacher, work]) as folder:
             write_json(folder / "training.json", facts)
         return facts
 
@@ -61,7 +61,7 @@ def run(
     role = reference or "student"
     space = workspace(work / role, inputs)
     train = _generations if lesson.arrangement == "born_again" else _once
-    with whole_folder(out) as folder:
+    with whole_folder(out, [data, teacher, work]) as folder:
         facts = train(params, prepared, lesson, teachers, role, inputs, space, folder)
     forget(space)
     return facts

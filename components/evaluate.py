@@ -161,7 +161,7 @@ def run(
         manifest=manifest,
         configuration=_configuration(params),
     )
-    with whole_folder(out) as folder:
+    with whole_folder(out, [data, teacher, baseline, kd, student, deploy]) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "timings.json", findings.timings)
         np.save(folder / "predictions.npy", exported.argmax(1).astype(np.int32))
@@ -271,7 +271,7 @@ def _configuration(params: Params) -> dict[str, Any]:
 
 
 def _histories(teacher: Path, folders: dict[str, Path], facts: dict[str, Any]) -> dict[str, list[Row]]:
-    names = read_json(teacher / "teacher.json", "the teacher folder")["networks"]
+    names = read_json(teacher / "teacher.json", "the teacher folder", keys=["networks"])["networks"]
     found = {"teacher": teacher / names[-1] / "history.csv"}
     found |= {role: folders[role] / "history.csv" for role in facts}
     return {role: _read_csv(path) for role, path in found.items() if path.exists()}

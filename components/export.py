@@ -34,7 +34,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     training = trained_facts(student, data_sha256=info.sha256, data=data, teacher=teacher)
     network = load_network(student, info.classes)
     digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export"))
-    with whole_folder(out) as folder:
+    with whole_folder(out, [data, teacher, student]) as folder:
         model = folder / MODEL_FILE
         export_onnx(
             network,
@@ -81,11 +81,12 @@ def trained_facts(student: Path, *, data_sha256: str, data: Path, teacher: Path)
     Raises:
         GkdError: it was not trained, or it learned from something else.
     """
-    training: dict[str, Any] = read_json(student / "training.json", "the student folder")
+    training: dict[str, Any] = read_json(student / "training.json", "the student folder", keys=["trained"])
     if not training.get("trained"):
         raise GkdError(
             f"{student} holds no trained student ({training.get('reason', 'no reason given')}): run `gkd distill`"
         )
+    read_json(student / "training.json", "the student folder", keys=["data_sha256", "teacher_digest", "config_digest"])
     if training["data_sha256"] != data_sha256:
         raise GkdError(f"the student in {student} was trained on other data than {data} holds: run `gkd distill` again")
     if training["teacher_digest"] not in ("", folder_digest(teacher)):

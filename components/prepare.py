@@ -26,7 +26,7 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
         require_gudhi()
     root = Path(data.root).expanduser() if data.root is not None else None
     source = open_source(data.source, root, data.image_size, data.channels)
-    with whole_folder(out) as folder:
+    with whole_folder(out, [root]) as folder:
         info = write_prepared(
             source,
             folder,

@@ -58,8 +58,13 @@ def run(
         GkdError: the folders do not belong together, or the tracking store does not answer.
         GateRefused: the gate refused and `gate.on_refusal` is fail; `out` is complete.
     """
-    manifest, metrics = read_manifest(deploy), read_json(report / "metrics.json", "the report folder")
-    timings = read_json(report / "timings.json", "the report folder")
+    manifest, metrics = (
+        read_manifest(deploy),
+        read_json(
+            report / "metrics.json", "the report folder", keys=["data", "student", "onnx", "differences", "digests"]
+        ),
+    )
+    timings = read_json(report / "timings.json", "the report folder", keys=["onnx"])
     manifest_digest = file_digest(deploy / "manifest.json")
     _belong_together(metrics, manifest, manifest_digest, student=student, deploy=deploy, report=report)
     correct = _correct(report, manifest, metrics)
@@ -100,7 +105,7 @@ def run(
             aliases = store.aliases()
     number = version.number
     alias = next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if aliases.get(alias) == number), None)
-    with whole_folder(out) as folder:
+    with whole_folder(out, [teacher, baseline, kd, student, deploy, report]) as folder:
         write_json(folder / "gate.json", decision)
         write_json(
             folder / "version.json",
@@ -244,7 +249,7 @@ def _checkout(file: Path) -> dict[str, str]:
 def _teacher_records(
     teacher: Path, metrics: dict[str, Any], timings: dict[str, Any], params: Params
 ) -> dict[str, list[RunRecord]]:
-    names = read_json(teacher / "teacher.json", "the teacher folder")["networks"]
+    names = read_json(teacher / "teacher.json", "the teacher folder", keys=["networks"])["networks"]
     if len(names) > 1:  # measured together, not one by one
         metrics = {**metrics, "teacher": {}}
         timings = {**timings, "teacher": {}}

@@ -11,11 +11,11 @@ from gkd_core import __version__
 from gkd_core.config import Distillation, Params, Teacher
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
-from gkd_core.models.registry import TOPOLOGICAL
+from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
 from gkd_core.run_facts import run_facts
 from gkd_core.training.lesson import Lesson
 
@@ -58,6 +58,7 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
     """
     prepared = PreparedData.open(data)
     teacher = params.teacher
+    _refuse_ahead(params)
     if teacher.source is not None:
         return _import(prepared, out, params)
 
@@ -70,7 +71,7 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
     space = workspace(work / "teacher", inputs)
     plan = _plan(teacher)
     _refuse_uncovered(teacher, prepared.info.classes)
-    with whole_folder(out) as folder:
+    with whole_folder(out, [data, work]) as folder:
         before: Path | None = None
         for training in plan:
             make = partial(_train, training, prepared, teacher, inputs, space / f"{training.folder}.training", before)
@@ -78,12 +79,24 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
             shutil.copytree(before, folder / training.folder)
         folders = [training.folder for training in plan]
         handed_on = folders[-1:] if teacher.assistants else folders
-        _write_teacher(folder, handed_on, prepared, source=None, trained=folders)
+        _write_teacher(folder, handed_on, prepared, imported=False, trained=folders)
     forget(space)
     facts = {name: read_json(out / name / "training.json", "the teacher folder") for name in folders}
     last: dict[str, Any] = facts[folders[-1]]
     several = {"networks": {name: each["validation_top1"] for name, each in facts.items()}} if len(folders) > 1 else {}
     return last | several
+
+
+def _refuse_ahead(params: Params) -> None:
+    """What the distill step would refuse, said before hours of training a teacher for it.
+
+    Raises:
+        GkdError: an unknown network, or wrong hyperparameters.
+    """
+    lesson_of(params.distill)
+    for where, name in (("teacher.name", params.teacher.name), ("student.name", params.student.name)):
+        if name not in model_names() and torchvision_name(name.removeprefix(TORCHVISION)) not in model_names():
+            raise GkdError(unknown(where, name, model_names()))
 
 
 def _plan(teacher: Teacher) -> list[_Training]:
@@ -92,7 +105,7 @@ def _plan(teacher: Teacher) -> list[_Training]:
     if teacher.members:
         return [
             _Training(
-                folder=f"{place}-{member.name}",
+                folder=f"{place}-{_folder(member.name)}",
                 title=f"teacher {place},",
                 name=member.name,
                 stem=member.stem,
@@ -103,15 +116,27 @@ def _plan(teacher: Teacher) -> list[_Training]:
         ]
     name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
     if not teacher.assistants:
-        return [_Training(teacher.name, "teacher", name, teacher.stem, seed)]
-    first = _Training(f"1-{teacher.name}", "teacher", name, teacher.stem, seed)
+        return [_Training(_folder(teacher.name), "teacher", name, teacher.stem, seed)]
+    first = _Training(f"1-{_folder(teacher.name)}", "teacher", name, teacher.stem, seed)
     return [
         first,
         *(
-            _Training(f"{place}-{assistant}", f"assistant {place - 1},", assistant, teacher.stem, seed, assistant=True)
+            _Training(
+                f"{place}-{_folder(assistant)}",
+                f"assistant {place - 1},",
+                assistant,
+                teacher.stem,
+                seed,
+                assistant=True,
+            )
             for place, assistant in enumerate(teacher.assistants, start=2)
         ),
     ]
+
+
+def _folder(network: str) -> str:
+    """A network's name as the name of a folder on any file system."""
+    return network.replace(":", "-")
 
 
 def _train(
@@ -188,27 +213,27 @@ def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]
         data_classes=info.classes,
     )
     network.select_classes(info.classes)  # refuses a teacher that does not know the data's classes
-    name = network.spec.name
+    name = _folder(network.spec.name)
     facts = {
         "trained": False,
         "role": "teacher",
-        "network": name,
-        "reason": f"imported from {teacher.source}",
+        "network": network.spec.name,
+        "reason": "imported",  # from where is in run.json: a teacher that moved is the same teacher
         "data_sha256": info.sha256,
         "teacher_digest": "",
         "config_digest": params.digest("teacher"),
     }
-    with whole_folder(out) as folder:
+    with whole_folder(out, [prepared.folder, Path(source)]) as folder:
         (folder / name).mkdir()
         save_network(network, folder / name)
         write_json(folder / name / "training.json", facts)
-        write_json(folder / name / "run.json", run_facts())
-        _write_teacher(folder, [name], prepared, source=teacher.source, trained=[])
+        write_json(folder / name / "run.json", run_facts() | {"source": teacher.source, "read_from": source})
+        _write_teacher(folder, [name], prepared, imported=True, trained=[])
     return facts
 
 
 def _write_teacher(
-    folder: Path, networks: list[str], prepared: PreparedData, *, source: str | None, trained: list[str]
+    folder: Path, networks: list[str], prepared: PreparedData, *, imported: bool, trained: list[str]
 ) -> None:
     """teacher.json: `networks` are those that teach, `trained` all in the order of training, for the lineage."""
     everyone = sorted({*networks, *trained})
@@ -217,8 +242,7 @@ def _write_teacher(
         {
             "networks": networks,
             "trained": trained,
-            "source": source,
-            "imported": source is not None,
+            "imported": imported,
             "classes": list(prepared.info.classes),
             "data_sha256": prepared.info.sha256,
             "digest": json_digest({name: folder_digest(folder / name) for name in everyone}),
@@ -235,7 +259,7 @@ def open_teachers(folder: Path, classes: tuple[str, ...]) -> list[Network]:
     Raises:
         GkdError: the folder is missing or damaged, or there is a class that no network knows.
     """
-    names = read_json(folder / "teacher.json", "the teacher folder")["networks"]
+    names = read_json(folder / "teacher.json", "the teacher folder", keys=["networks"])["networks"]
     if len(names) == 1:
         return [load_network(folder / names[0], classes)]
     networks = [load_network(folder / name) for name in names]

@@ -18,13 +18,16 @@ from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
     """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
 
 
 class Data(Section):
@@ -44,7 +47,7 @@ class Data(Section):
     """Part set aside for the test where the source has no test split of its own (digits, a plain folder)."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the splits."""
     topology: bool = False
     """Also compute persistence features of every image, for `teacher.topological` (needs the extra `gkd[topology]`;
@@ -101,7 +104,7 @@ class Training(Section):
     """`bf16` autocast, full `float32`, or bf16 exactly where the device has it (`auto`; CPU: float32)."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
     augment: Augment = Augment()
     """Random changes to the images."""
@@ -109,7 +112,7 @@ class Training(Section):
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
-        if value.split(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
             raise ValueError(unknown("device", value, ["auto", "cpu", "cuda", "cuda:N", "mps"]))
         return value
 
@@ -310,7 +313,7 @@ class Member(Network):
 
     name: str = "resnet20"
     """Network to train."""
-    seed: Annotated[int, Field(ge=0)] | None = None
+    seed: Seed | None = None
     """Seed of its weights and of the order of its images; null is `teacher.train.seed` plus its place in the list."""
     classes: Annotated[list[str], Field(min_length=2)] | None = None
     """Names of the classes it is trained on and knows; null is all."""
@@ -468,9 +471,17 @@ class Params(Section):
         return self
 
     def digest(self, *sections: str) -> str:
-        """sha256 of the named sections as they came out of validation, defaults included; `data.root` left out."""
+        """sha256 of the named sections as they came out of validation, defaults included.
+
+        Left out is what does not change the result: where data and teacher were read from (their own digests tell
+        what they are), and the options of methods that were not chosen.
+        """
         content = self.model_dump(mode="json", include=set(sections))
         content.get("data", {}).pop("root", None)
+        content.get("teacher", {}).pop("source", None)
+        if "distill" in content:
+            options = content["distill"]["options"]
+            content["distill"]["options"] = {k: v for k, v in options.items() if k == self.distill.method}
         return json_digest(content)
 
 
@@ -530,7 +541,14 @@ def _contradictions(teacher: Teacher, student: Student, distill: Distill) -> Ite
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: PyYAML alone reads `1e-4` as text, DVC and everybody else as a number."""
+    """YAML 1.2's floats (PyYAML alone reads `1e-4` as text, DVC and everybody else as a number), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -552,10 +570,12 @@ def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[s
         content = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise GkdError(f"{path} does not exist: run from the project's folder, or pass --params FILE") from None
+    except OSError as error:
+        raise GkdError(f"{path} cannot be read ({error.strerror}): pass --params FILE") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         place = f", line {where.line + 1}, column {where.column + 1}" if where else ""
-        raise GkdError(f"{path}{place} is not YAML: {getattr(error, 'problem', None) or error}") from None
+        raise GkdError(f"{path}{place} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):

@@ -90,7 +90,7 @@ def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
         if given is not None and given.resolve().is_relative_to(place):
             raise GkdError(f"--out {out} would replace what is read from {given}: name another folder")
     if out.is_dir():
-        there = {entry.name for entry in out.iterdir()} - {".gitignore", "plots"}  # DVC leaves these two
+        there = {entry.name for entry in out.iterdir()} - {".gitignore"}  # DVC leaves that behind
         if there and not there & MARKERS:
             raise GkdError(
                 f"--out {out} holds {sorted(there)[0]} and is no folder that gkd wrote: name another, or empty it"

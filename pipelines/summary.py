@@ -24,11 +24,11 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     Raises:
         GkdError: a step has not run yet.
     """
-    metrics = read_json(report / "metrics.json", "the report folder")
+    metrics = read_json(report / "metrics.json", "the report folder", keys=["data", "student"])
     timings = read_json(report / "timings.json", "the report folder")
-    manifest = read_json(deploy / "manifest.json", "the deploy folder")
-    gate = read_json(registration / "gate.json", "the registration folder")
-    version = read_json(registration / "version.json", "the registration folder")
+    manifest = read_json(deploy / "manifest.json", "the deploy folder", keys=["model", "method", "parity"])
+    gate = read_json(registration / "gate.json", "the registration folder", keys=["passed", "reasons"])
+    version = read_json(registration / "version.json", "the registration folder", keys=["name", "version", "alias"])
 
     console = _console()
     table = Table(
@@ -56,7 +56,7 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     for check in gate["reasons"]:
         console.print(f"          {'✓' if check['passed'] else '✗'} {check['sentence']}", highlight=False)
     console.print(
-        f"registry  {version['name']} version {version['version']}, alias {version['alias']}", highlight=False
+        f"registry  {version['name']} version {version['version']}, alias {version['alias'] or 'none'}", highlight=False
     )
     console.print(f"ONNX      {deploy / manifest['model']['file']}", highlight=False)
     console.print(f"report    {report / 'report.html'}", highlight=False)

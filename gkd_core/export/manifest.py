@@ -110,6 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(folder / "manifest.json", "the deploy folder")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise GkdError(f"{folder / 'manifest.json'} is not a manifest of format {FORMAT}: run `gkd export` again")
+    read_json(folder / "manifest.json", "the deploy folder", keys=["model", "classes", "student_digest", "data_sha256"])
     model = folder / Path(manifest["model"]["file"]).name
     if not model.is_file():
         raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")

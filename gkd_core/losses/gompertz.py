@@ -12,7 +12,9 @@ from gkd_core.losses.channels import ChannelAdapter, ChannelRemap
 from gkd_core.losses.gradient import gradient_loss
 from gkd_core.losses.head_gradient import head_gradient
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
+from gkd_core.losses.taught import teacher_of, teacher_output
 from gkd_core.losses.wasserstein import Normalisation, Solver, wasserstein_loss
+from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 
 Positive = Annotated[float, Field(gt=0.0)]
@@ -108,16 +110,13 @@ class Gompertz(Loss):
                 f"distill.options.gompertz.position_weight is {self.position_weight:g} but solver {self.solver} knows "
                 "no positions: take solver sinkhorn or exact, or set position_weight to 0"
             )
-        if context.teacher is None:
-            raise GkdError(
-                "distill.method gompertz learns from a teacher and was given none: pass --teacher, or take ce"
-            )
+        teacher = teacher_of(context, "gompertz")
         # In a tuple, because a network assigned to an attribute would become part of the loss: its parameters would
         # enter the optimiser twice and the loss's checkpoint.
-        self._networks = (context.student, context.teacher)
+        self._networks = (context.student, teacher)
         self.seed = context.seed
         student_channels = _last_channels(context.student, "student")
-        teacher_channels = _last_channels(context.teacher, "teacher")
+        teacher_channels = _last_channels(teacher, "teacher")
         self.adapter: ChannelAdapter | None = None
         if self.weight_wasserstein and student_channels != teacher_channels:
             self.adapter = ChannelAdapter(student_channels, teacher_channels, seed=context.seed)
@@ -129,24 +128,22 @@ class Gompertz(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        if step.teacher is None:
-            raise ValueError("the step holds no teacher output")
+        teacher = teacher_output(step)
         terms = {"ce": step.cross_entropy(step.student.logits)}
         if self.weight_wasserstein:
-            terms["wasserstein"] = self.weight_wasserstein * self._wasserstein(step)
+            terms["wasserstein"] = self.weight_wasserstein * self._wasserstein(step, teacher)
         if self.weight_gradient:
-            terms["gradient"] = self.weight_gradient * self._gradient(step)
+            terms["gradient"] = self.weight_gradient * self._gradient(step, teacher)
         if self.weight_kd:
             soft = kd_loss if self.scale_tau2 else soft_label_kl
-            terms["kd"] = self.weight_kd * soft(step.student.logits, step.teacher.logits, self.temperature)
+            terms["kd"] = self.weight_kd * soft(step.student.logits, teacher.logits, self.temperature)
         return terms
 
-    def _wasserstein(self, step: Step) -> Tensor:
-        assert step.teacher is not None
+    def _wasserstein(self, step: Step, taught: Output) -> Tensor:
         features = step.student.stages[-1]
         return wasserstein_loss(
             features if self.adapter is None else self.adapter(features),
-            step.teacher.stages[-1],
+            taught.stages[-1],
             solver=self.solver,
             epsilon=self.epsilon,
             iterations=self.iterations,
@@ -156,13 +153,12 @@ class Gompertz(Loss):
             normalise=self.normalise,
         )
 
-    def _gradient(self, step: Step) -> Tensor:
-        assert step.teacher is not None
+    def _gradient(self, step: Step, taught: Output) -> Tensor:
         student, teacher = self._networks
         targets = step.labels if step.targets is None else step.targets
         return gradient_loss(
             head_gradient(student, step.student, targets, differentiable=True),
-            self.remap(head_gradient(teacher, step.teacher, targets, differentiable=False)),
+            self.remap(head_gradient(teacher, taught, targets, differentiable=False)),
             r=self.r,
         )
 

@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.losses.taught import teacher_of, teacher_output
 
 
 class KnowledgeDistillation(Loss):
@@ -29,8 +29,7 @@ class KnowledgeDistillation(Loss):
         temperature: Annotated[float, Field(gt=0.0)] = 4.0,
     ) -> None:
         super().__init__()
-        if context.teacher is None:
-            raise GkdError("distill.method kd learns from a teacher and was given none: pass --teacher, or take ce")
+        teacher_of(context, "kd")
         self.alpha = alpha
         self.temperature = temperature
 
@@ -40,9 +39,5 @@ class KnowledgeDistillation(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        if step.teacher is None:
-            raise ValueError("the step holds no teacher output")
-        return {
-            "ce": (1 - self.alpha) * step.cross_entropy(step.student.logits),
-            "kd": self.alpha * kd_loss(step.student.logits, step.teacher.logits, self.temperature),
-        }
+        soft = kd_loss(step.student.logits, teacher_output(step).logits, self.temperature)
+        return {"ce": (1 - self.alpha) * step.cross_entropy(step.student.logits), "kd": self.alpha * soft}

@@ -164,7 +164,7 @@ def train(
             if not math.isfinite(nll):
                 raise GkdError(
                     f"{name}: after epoch {epoch + 1} the validation loss is not finite: lower train.learning_rate or "
-                    f"set train.clip_norm; the checkpoint of epoch {epoch} is kept in {checkpoint}"
+                    f"set train.clip_norm; {_kept(epoch)}"
                 )
             row: dict[str, float] = {
                 "epoch": epoch + 1,
@@ -262,7 +262,7 @@ class _Meter:
         raise GkdError(
             f"{self._name}: at epoch {self._epoch + 1}, step {step + 1} of {self._capacity}, "
             f"{', '.join(blamed)} {'is' if len(blamed) == 1 else 'are'} not finite: lower train.learning_rate or set "
-            f"train.clip_norm; the checkpoint of epoch {self._epoch} is kept"
+            f"train.clip_norm; {_kept(self._epoch)}"
         )
 
     def means(self) -> dict[str, float]:
@@ -272,6 +272,10 @@ class _Meter:
         means = (values * sizes[:, None]).sum(0) / sizes.sum()
         row = {f"train_{n}": float(v) for n, v in zip(self._names, means, strict=True)}
         return row | {"train_top1": int(self._hits) / sum(self._sizes)}
+
+
+def _kept(epochs: int) -> str:
+    return f"the checkpoint of epoch {epochs} is kept" if epochs else "no epoch was finished before"
 
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:

@@ -1,5 +1,6 @@
 """dvc.yaml: every command is one of ours, every stage declares what its command reads and writes."""
 
+import ast
 import shlex
 from pathlib import Path
 
@@ -60,3 +61,35 @@ def test_commands_exist_with_their_options(name):
     assert words[0] == "gkd"
     known = {flag for parameter in get_command(app).commands[words[1]].params for flag in parameter.opts}
     assert set(options(STAGES[name])) <= known
+
+
+# Sources that change no result: what a user reads, and what is kept in no digest.
+SILENT = {"gkd_core/errors.py", "gkd_core/run_facts.py", "gkd_core/training/progress.py", "components/tracking.py"}
+
+
+def imported_files(file: Path) -> set[Path]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        found |= {ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+    return {path for path in found if path.is_file()}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_every_source_that_its_command_imports(name):
+    """Else a change of code leaves old results standing under a new code digest."""
+    words = shlex.split(STAGES[name]["cmd"])
+    todo, seen = {ROOT / "components" / f"{words[1]}.py"}, set()
+    while todo:
+        file = todo.pop()
+        seen.add(file)
+        todo |= imported_files(file) - seen
+    deps = paths(STAGES[name].get("deps", []))
+    sources = {file.relative_to(ROOT).as_posix() for file in seen} - SILENT
+    uncovered = {s for s in sources if not any(s == dep or s.startswith(f"{dep}/") for dep in deps)}
+    assert not uncovered

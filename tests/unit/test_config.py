@@ -47,6 +47,9 @@ def test_an_empty_file_is_all_defaults(tmp_path):
         ({"train": {"epochs": True}}, ["train.epochs is True"]),
         ({"train": {"epochs": 0}}, ["train.epochs is 0", "greater than or equal to 1"]),
         ({"train": {"optimizer": "sdg"}}, ["train.optimizer is 'sdg'", "'sgd' or 'adamw'"]),
+        ({"train": {"device": "cuda:x"}}, ["train.device 'cuda:x' is unknown"]),
+        ({"train": {"learning_rate": float("inf")}}, ["train.learning_rate is inf", "finite"]),
+        ({"data": {"seed": 5_000_000_000}}, ["data.seed is 5000000000"]),
         ({"train": {"device": "gpu"}}, ["train.device 'gpu' is unknown", "cuda"]),
         ({"train": 3}, ["train is 3"]),
         ({"data": {"validation_fraction": 0.9}}, ["data.validation_fraction is 0.9", "less than 0.5"]),
@@ -112,8 +115,13 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(GkdError, match="does not exist"):
         load_params(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("train: {epochs: 3\n")
-    with pytest.raises(GkdError, match="line 2, column 1 is not YAML"):
+    with pytest.raises(GkdError, match="line 2, column 1 is not valid YAML"):
         load_params(tmp_path / "broken.yaml")
+    (tmp_path / "twice.yaml").write_text("train: {epochs: 3}\ndata: {seed: 1}\ntrain: {seed: 1}\n")
+    with pytest.raises(GkdError, match="line 1, column 1 is not valid YAML: train stands there twice"):
+        load_params(tmp_path / "twice.yaml")
+    with pytest.raises(GkdError, match="cannot be read"):
+        load_params(tmp_path)
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(GkdError, match="must hold sections"):
         load_params(tmp_path / "list.yaml")

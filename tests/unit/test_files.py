@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
 def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
     with whole_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("old")
+        (folder / "training.json").write_text("{}")
 
     def fail():
         with whole_folder(tmp_path / "out") as folder:
@@ -42,7 +44,44 @@ def test_a_new_folder_replaces_the_old_one_wholly(tmp_path):
     for name in ("a", "b"):
         with whole_folder(tmp_path / "out") as folder:
             (folder / name).write_text("x")
-    assert names(tmp_path / "out") == ["b"]
+            (folder / "training.json").write_text("{}")
+    assert names(tmp_path / "out") == ["b", "training.json"]
+
+
+def test_nothing_but_an_earlier_result_is_replaced(tmp_path, monkeypatch):
+    photos, file, link = tmp_path / "photos", tmp_path / "file", tmp_path / "link"
+    (photos / "cat").mkdir(parents=True)
+    file.write_text("x")
+    link.symlink_to(photos)
+    monkeypatch.chdir(photos)
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    (teacher / "teacher.json").write_text("{}")
+    cases = [
+        (photos / "cat", [photos / "cat" / "1.jpg"], "would replace what is read from"),
+        (photos, [], "is the current folder or one above it"),
+        (tmp_path, [], "is the current folder or one above it"),
+        (Path("."), [], "is the current folder or one above it"),
+        (file, [], "is a file"),
+        (link, [], "is a link"),
+        (teacher, [teacher], "would replace what is read from"),
+    ]
+    monkeypatch.chdir(photos)
+    for out, inputs, part in cases:
+        with pytest.raises(GkdError, match=part), whole_folder(out, inputs):
+            pytest.fail("the block ran")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GkdError, match="holds cat and is no folder that gkd wrote"), whole_folder(photos):
+        pytest.fail("the block ran")
+    assert names(tmp_path) == ["file", "link", "photos", "teacher"]
+
+
+def test_json_of_another_shape_is_named(tmp_path):
+    for content, part in (("[]", "holds no JSON object"), ("{}", "lacks 'networks'"), ("[1]", "holds no JSON")):
+        (tmp_path / "teacher.json").write_text(content)
+        keys = ["networks"] if content == "{}" else []
+        with pytest.raises(GkdError, match=part):
+            read_json(tmp_path / "teacher.json", "the teacher folder", keys=keys)
 
 
 def dead_pid() -> int:
