@@ -1,6 +1,8 @@
 """The command line as a user meets it: real processes, exit codes, one sentence on stderr, JSON last on stdout."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=250,
-        env=__import__("os").environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
     )  # fmt: skip
 
 
@@ -105,3 +107,45 @@ def test_lists(tmp_path):
     assert gompertz["schedule"] == "gompertz"
     assert "solver" in gompertz["hyperparameters"]
     assert "train.learning_rate" in gkd("params", cwd=tmp_path).stdout
+
+
+def test_a_place_to_write_that_cannot_be_is_named(folder):
+    (folder / "file").write_text("mine")
+    assert "is a file" in refused(gkd("prepare", "--out", "file", cwd=folder))
+    assert "current folder" in refused(gkd("prepare", "--out", ".", cwd=folder))
+    assert "mend that" in refused(gkd("prepare", "--out", "file/below", cwd=folder))
+    assert (folder / "file").read_text() == "mine"
+
+
+def test_photos_are_never_replaced(folder):
+    for name in ("cat", "dog"):
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name / "1.jpg").write_bytes(b"precious")
+    settings = ["--set", "data.source=folder", "--set", "data.root=photos"]
+    assert "would replace what is read" in refused(gkd("prepare", *settings, "--out", "photos", cwd=folder))
+    assert (folder / "photos" / "cat" / "1.jpg").read_bytes() == b"precious"
+
+
+def test_what_the_student_cannot_be_is_said_before_the_teacher_is_trained(folder, digits):
+    teacher = ["teacher", "--data", str(digits)]
+    assert "student.name 'resnet9' is unknown" in refused(gkd(*teacher, "--set", "student.name=resnet9", cwd=folder))
+    wrong = gkd(*teacher, "--set", "distill.options.gompertz.sover=sliced", cwd=folder)
+    assert "did you mean 'solver'?" in refused(wrong)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_is_one_sentence_and_leaves_nothing_half_written(stop, folder, digits):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "distill", "--data", str(digits), "--reference", "baseline",
+         "--set", "train.epochs=200"],
+        cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    for line in process.stderr:
+        if "epoch 1/" in line:
+            break
+    process.send_signal(stop)
+    rest = process.stderr.read()
+    assert process.wait(60) == 128 + stop
+    assert rest.strip().splitlines()[-1] == "gkd: interrupted; run the same command again to go on"
+    assert "Traceback" not in rest
+    assert sorted(p.name for p in folder.iterdir()) == ["params.yaml", "work"]

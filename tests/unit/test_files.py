@@ -61,7 +61,7 @@ def test_nothing_but_an_earlier_result_is_replaced(tmp_path, monkeypatch):
         (photos / "cat", [photos / "cat" / "1.jpg"], "would replace what is read from"),
         (photos, [], "is the current folder or one above it"),
         (tmp_path, [], "is the current folder or one above it"),
-        (Path("."), [], "is the current folder or one above it"),
+        (Path(), [], "is the current folder or one above it"),
         (file, [], "is a file"),
         (link, [], "is a link"),
         (teacher, [teacher], "would replace what is read from"),
