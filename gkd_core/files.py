@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,26 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: Path, what: str) -> Any:
-    """The JSON in `path`.
+def read_json(path: Path, what: str, *, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The JSON object in `path`.
 
     Args:
         what: the thing in the user's words, for the error ("the teacher folder").
+        keys: what it must have.
     Raises:
-        GkdError: there is no such file, or it is not JSON.
+        GkdError: there is no such file, it is not a JSON object, or a key is missing.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise GkdError(f"{what} {path.parent} has no {path.name}: run the step that makes it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise GkdError(f"{path} is not readable JSON ({error}): delete the folder and run its step again") from None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing or not isinstance(content, dict):
+        lacks = f"lacks {missing[0]!r}" if missing else "holds no JSON object"
+        raise GkdError(f"{path} {lacks}, so it is not what gkd wrote: run its step again")
+    return content
 
 
 def sync_folder(folder: Path) -> None:
@@ -62,15 +68,51 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+# Each step's folder has one of these; a folder that has none is not ours to replace.
+MARKERS = frozenset(
+    {"dataset.json", "teacher.json", "training.json", "manifest.json", "metrics.json", "gate.json", "version.json"}
+)
+
+
+def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
+    """See that writing `out` loses nothing that is not a step's earlier result.
+
+    Raises:
+        GkdError: `out` is a file or a link, the current folder or one above it, a folder that no step wrote, or it is
+            or holds one of the inputs.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise GkdError(f"--out {out} is the current folder or one above it: name a folder inside it")
+    for given in inputs:
+        if given is not None and given.resolve().is_relative_to(place):
+            raise GkdError(f"--out {out} would replace what is read from {given}: name another folder")
+    if out.is_dir():
+        there = {entry.name for entry in out.iterdir()} - {".gitignore", "plots"}  # DVC leaves these two
+        if there and not there & MARKERS:
+            raise GkdError(
+                f"--out {out} holds {sorted(there)[0]} and is no folder that gkd wrote: name another, or empty it"
+            )
+
+
 @contextlib.contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def whole_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
 
-    An existing `out` stays as it was until the new one is complete.
+    An existing `out` of an earlier run stays as it was until the new one is complete.
+
+    Args:
+        out: where the folder will be.
+        inputs: what the block reads; `out` must not replace any of it.
+    Raises:
+        GkdError: `out` holds something that must not be lost, see `refuse_to_replace`.
 
     >>> with whole_folder(Path("student")) as folder:  # doctest: +SKIP
     ...     (folder / "model.json").write_text("{}")
     """
+    refuse_to_replace(out, inputs)
     out.parent.mkdir(parents=True, exist_ok=True)
     _sweep(out)
     building = out.with_name(f".{out.name}.{os.getpid()}.building")

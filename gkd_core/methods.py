@@ -167,7 +167,9 @@ def check_hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
         n: (p.annotation, p.default if p.default is not p.empty else Field()) for n, p in known.items()
     }
     model = create_model(
-        f"{method} options", __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields
+        f"{method} options",
+        __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True),
+        **fields,
     )
     try:
         checked = model.model_validate(given)

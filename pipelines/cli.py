@@ -5,6 +5,7 @@ refused and `gate.on_refusal` is fail, 2 something given is wrong.
 """
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,14 +47,24 @@ PARAMS = Path("params.yaml")
 
 def main() -> None:
     """Entry point: runs the command, turns what the user can mend into one sentence and exit code 2."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, _stopped)
     try:
         app()
     except GkdError as error:
         print(f"gkd: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("gkd: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:  # no permission, no space, a folder where a file should be
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"gkd: {where}{error.strerror or error}: mend that and run the same command again", file=sys.stderr)
+        sys.exit(2)
+
+
+def _stopped(number: int, frame: object) -> None:
+    """Leave in good order: what is half-written is swept away, a training's last checkpoint stays."""
+    signal.signal(number, signal.SIG_IGN)
+    print("gkd: interrupted; run the same command again to go on", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 def _params(file: Path, overrides: list[str] | None) -> "Params":
