@@ -97,7 +97,7 @@ ARRANGEMENTS: dict[str, Arrangement] = {
     ),
     "amalgamation": Arrangement(
         summary="Teachers that know parts of the label set; the student learns all of it.",
-        source="logits form, reconstructed after the setting of Shen et al. 2019, arXiv:1811.02796",
+        source="after the setting of Shen et al. 2019, arXiv:1811.02796, in logits form",
         published=False,
         methods=("kd",),
         because="each teacher gives soft labels for its own classes, and nothing else can be put together",

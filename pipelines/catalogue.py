@@ -1,4 +1,4 @@
-"""Lists made from the code itself: methods with their hyperparameters, parameters with their meaning.
+"""Lists made from the code itself: methods and arrangements with their hyperparameters, parameters with their meaning.
 
 `gkd methods` and `gkd params` show them, and the docs' pages are made from them (`make docs`).
 """
@@ -13,7 +13,8 @@ from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.table import Table
 
-from gkd_core.config import Params
+from gkd_core.arrangements import ARRANGEMENTS, methods_inside
+from gkd_core.config import ArrangementOptions, Params
 from gkd_core.methods import METHODS, hyperparameters
 
 LIMITS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
@@ -38,8 +39,29 @@ def method_rows() -> list[dict[str, Any]]:
     ]
 
 
+def arrangement_rows() -> list[dict[str, Any]]:
+    """One row an arrangement: as a method's, and the methods that make sense inside, and parameters elsewhere."""
+    rows = []
+    for name, arrangement in ARRANGEMENTS.items():
+        field = ArrangementOptions.model_fields.get(name)
+        options = {} if field is None else field.default.model_dump()
+        rows.append(
+            {
+                "name": name,
+                "kind": "arrangement",
+                "summary": arrangement.summary,
+                "source": arrangement.source,
+                "published": arrangement.published,
+                "hyperparameters": options,
+                "parameters": list(arrangement.elsewhere),
+                "methods": methods_inside(name),
+            }
+        )
+    return rows
+
+
 def show_methods() -> None:
-    """Print the methods as a table."""
+    """Print the methods and the arrangements as tables."""
     table = Table()
     for heading in ("method", "what it does", "source", "hyperparameters"):
         table.add_column(heading)
@@ -48,17 +70,39 @@ def show_methods() -> None:
         source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
         table.add_row(row["name"], row["summary"], source, options)
     Console().print(table)
+    table = Table()
+    for heading in ("arrangement", "who teaches whom", "source", "settings"):
+        table.add_column(heading)
+    for row in arrangement_rows():
+        source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
+        table.add_row(row["name"], row["summary"], source, "\n".join(_settings(row)))
+    Console().print(table)
 
 
 def methods_markdown() -> str:
     """docs/methods.md."""
-    lines = ["# Distillation methods", "", "Made by `make docs` from the registry in `gkd_core/methods.py`.", ""]
+    lines = ["# Distillation methods", ""]
+    lines += ["Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/arrangements.py`.", ""]
     lines += ["| method | what it does | source | weight over time | hyperparameters |", "|---|---|---|---|---|"]
     for row in method_rows():
         options = "<br>".join(f"`{k}` = {v}" for k, v in row["hyperparameters"].items())
         source = row["source"] + ("" if row["published"] else " (reconstruction)")
         lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {row['schedule']} | {options} |")
+    lines += ["", "# Arrangements", "", "Who teaches whom: `distill.arrangement`, a choice beside the method. "]
+    lines[-1] += "A method that makes no sense inside one is refused."
+    lines += ["", "| arrangement | what happens | source | settings | methods inside |", "|---|---|---|---|---|"]
+    for row in arrangement_rows():
+        source = row["source"] + ("" if row["published"] else " (reconstruction)")
+        settings = "<br>".join(f"`{setting}`" for setting in _settings(row))
+        inside = "all" if len(row["methods"]) == len(METHODS) else ", ".join(row["methods"])
+        lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {settings} | {inside} |")
     return "\n".join(lines) + "\n"
+
+
+def _settings(row: dict[str, Any]) -> list[str]:
+    """An arrangement's parameters by their full names, with the defaults of its own."""
+    own = [f"distill.arrangement_options.{row['name']}.{k} = {v}" for k, v in row["hyperparameters"].items()]
+    return own + row["parameters"]
 
 
 def parameter_rows(model: type[BaseModel] = Params, prefix: str = "") -> list[tuple[str, str, str, str]]:
@@ -71,6 +115,8 @@ def parameter_rows(model: type[BaseModel] = Params, prefix: str = "") -> list[tu
         else:
             default = "" if field.default is PydanticUndefined else _shown(field.default)
             rows.append((prefix + name, _type(annotation, field), default, " ".join((field.description or "").split())))
+        if inspect.isclass(each := next(iter(get_args(annotation)), None)) and issubclass(each, BaseModel):
+            rows += parameter_rows(each, f"{prefix}{name}[].")  # a list of sections
     return rows
 
 

@@ -232,11 +232,11 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As docs/methods.md.")] = False,
 ) -> None:
-    """List the distillation methods with their hyperparameters."""
-    from pipelines.catalogue import method_rows, methods_markdown, show_methods
+    """List the distillation methods and arrangements with their hyperparameters."""
+    from pipelines.catalogue import arrangement_rows, method_rows, methods_markdown, show_methods
 
     if as_json:
-        _finish(method_rows())
+        _finish([*method_rows(), *arrangement_rows()])
     elif markdown:
         print(methods_markdown(), end="")
     else:

@@ -26,7 +26,7 @@ class MutualLearning(Loss):
         exchange: learn from each other; without, the peers train side by side and the best is picked: what mutual
             learning has to beat.
         autocast: run the peers in bf16.
-    Source: Zhang et al. 2018, eqs. 1–8 (arXiv:1706.00384).
+    Source: Zhang et al. 2018, §2 (arXiv:1706.00384).
     """
 
     def __init__(
@@ -86,7 +86,7 @@ def mutual_loss(logits: list[Tensor], temperature: float = 1.0) -> Tensor:
     Args:
         logits: of each of N ≥ 2 peers, [B, C]; a gradient flows into z_k only where it is the one that learns.
         temperature: τ > 0.
-    Source: Zhang et al. 2018, eq. 8 (arXiv:1706.00384).
+    Source: Zhang et al. 2018, §2 (arXiv:1706.00384).
     """
     each = [at_least_float32(z) for z in logits]
     lessons = [

@@ -144,7 +144,7 @@ def confidence_weights(log_probabilities: Tensor, targets: Tensor) -> Tensor:
         targets: [B] int64 labels or [B, C] class probabilities.
     Returns:
         [M, B], of sum 1 over M.
-    Source: Zhang et al. 2022, eq. 3 (arXiv:2201.00007).
+    Source: Zhang et al. 2022, the weights of its soft-label term (arXiv:2201.00007).
     """
     if targets.ndim == 1:
         errors = -log_probabilities.gather(2, targets[None, :, None].expand(len(log_probabilities), -1, 1)).squeeze(2)

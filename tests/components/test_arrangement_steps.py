@@ -292,6 +292,29 @@ def test_mutual_refuses_what_belongs_to_one_network(tmp_path, few_digits, key, v
         distill.run(data=few_digits, teacher=None, out=tmp_path / "s", work=tmp_path / "w", params=params)
 
 
+def test_several_teachers_are_evaluated_as_one(tmp_path, few_digits, parts):
+    """Parts too: the report's teacher knows all classes."""
+    from components import evaluate, export
+
+    params = settings(
+        teacher=PARTS | {"train": SHORT},
+        distill={"method": "kd", "arrangement": "amalgamation"},
+        references={"baseline": False, "kd": False},
+        evaluate={"latency_runs": 10},
+    )
+    inputs = {"data": few_digits, "teacher": parts}
+    for name, reference in (("student", None), ("baseline", "baseline"), ("kd", "kd")):
+        distill.run(**inputs, out=tmp_path / name, work=tmp_path / "w", params=params, reference=reference)
+    export.run(**inputs, student=tmp_path / "student", out=tmp_path / "deploy", params=params)
+    folders = {name: tmp_path / name for name in ("baseline", "kd", "student", "deploy")}
+    evaluate.run(**inputs, **folders, out=tmp_path / "report", params=params)
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["teacher"]["network"] == "resnet8 + resnet8"
+    assert metrics["teacher"]["parameters"] > 1.9 * metrics["student"]["parameters"]
+    assert 0 <= metrics["student"]["kl_to_teacher"] < 20
+    assert metrics["teacher"]["onnx_bytes"] > metrics["student"]["onnx_bytes"]
+
+
 # Another view
 
 
@@ -304,6 +327,13 @@ def test_the_student_sees_a_smaller_image_and_so_do_the_references(tmp_path, few
     distill.run(**common, out=tmp_path / "baseline", reference="baseline")
     for folder in ("student", "baseline"):
         assert load_network(tmp_path / folder).spec.image_size == 4
+    from components import export
+
+    # Exported for the data's images, and held against torch on them.
+    export.run(data=few_digits, teacher=single, student=tmp_path / "student", out=tmp_path / "deploy", params=params)
+    manifest = json.loads((tmp_path / "deploy" / "manifest.json").read_text())
+    assert manifest["model"]["input_shape"][-3:] == [8, 8, 1]
+    assert manifest["preprocessing"]["image_size"] == 4
 
 
 def test_a_view_that_is_none_is_refused(tmp_path, few_digits, single):
