@@ -27,7 +27,7 @@ demo: $(READY)  ## run the whole pipeline on params.yaml (default data: handwrit
 	@gkd summary
 
 test: $(READY)  ## the default test suite
-	@pytest -m "not e2e and not docker and not gpu"
+	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile -m "not e2e and not docker and not gpu"
 
 e2e: $(READY)  ## look at what `make demo` left
 	@pytest tests/e2e -m e2e
