@@ -68,3 +68,12 @@ def teacher(tmp_path_factory, digits) -> Path:
 def _seed():
     """Tests that draw at random draw the same each time."""
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Nothing is left out silently."""
+    chosen = terminalreporter.config.option.markexpr
+    if chosen:
+        terminalreporter.write_line(
+            f"left out: what is not ({chosen}); `make e2e` after `make demo` runs the e2e checks"
+        )
