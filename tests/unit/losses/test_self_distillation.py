@@ -153,7 +153,7 @@ def test_the_step_needs_no_teacher_and_keeps_no_head(digits, tmp_path):
     params = parse_params(settings | {"distill": {"method": "self-distillation"}})
     facts = distill.run(data=digits, teacher=None, out=tmp_path / "student", work=tmp_path / "work", params=params)
     assert facts["teacher_digest"] == ""
-    untrained = new_network("resnet8", "auto", PreparedData.open(digits).info, 0)
+    untrained = new_network("resnet8", "auto", PreparedData.open(digits), 0)
     assert set(load_network(tmp_path / "student").state_dict()) == set(untrained.state_dict())
 
 

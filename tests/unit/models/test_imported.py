@@ -69,7 +69,7 @@ def test_a_teacher_folder_gives_its_network(tmp_path):
         ({"networks": ["a", "b"]}, r"holds 2 networks \(a, b\)"),
         ({"networks": []}, "holds 0 networks"),
         ({"network": "a"}, "does not list its networks"),
-        ([], "does not list its networks"),
+        ([], "holds no JSON object"),
     ],
 )
 def test_a_teacher_folder_without_one_network_is_refused(tmp_path, content, sentence):
