@@ -136,7 +136,8 @@ def test_a_second_repro_does_nothing():
 
 def test_dvc_shows_metrics_and_plots(copy):
     shown = json.loads(run("dvc", "metrics", "show", "--json", cwd=copy))
-    top1 = shown["workspace"]["data"]["report/metrics.json"]["data"]["student"]["top1"]
+    (workspace,) = shown.values()
+    top1 = workspace["data"]["report/metrics.json"]["data"]["student"]["top1"]
     assert top1 == read("report/metrics.json")["student"]["top1"]
     run("dvc", "plots", "diff", "--out", "plots", cwd=copy)
     page = (copy / "plots" / "index.html").read_text()
