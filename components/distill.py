@@ -51,7 +51,7 @@ def run(
     teachers = [] if teacher is None else open_teachers(teacher, prepared.info.classes)
     lesson = _lesson(params, reference, len(teachers))
     if lesson.arrangement != "born_again":
-        _refuse_wrong_number(lesson, teachers, teacher)
+        _refuse_misfit(lesson, teachers, prepared.info.classes, teacher)
     inputs = {
         "gkd_version": __version__,
         "data_sha256": prepared.info.sha256,
@@ -88,7 +88,7 @@ def _lesson(params: Params, reference: Reference | None, teachers: int) -> Lesso
     )
 
 
-def _refuse_wrong_number(lesson: Lesson, teachers: list[Network], folder: Path | None) -> None:
+def _refuse_misfit(lesson: Lesson, teachers: list[Network], classes: tuple[str, ...], folder: Path | None) -> None:
     """Raises: GkdError: the arrangement and the networks in the teacher folder do not go together."""
     if lesson.teachers == "none":
         return
@@ -98,6 +98,11 @@ def _refuse_wrong_number(lesson: Lesson, teachers: list[Network], folder: Path |
         raise GkdError(
             f"the teacher folder {folder} holds {len(teachers)} networks, but distill.arrangement {lesson.arrangement} "
             "learns from one: set it to multi_teacher or amalgamation, or give another folder"
+        )
+    if lesson.arrangement == "multi_teacher" and any(set(teacher.classes) != set(classes) for teacher in teachers):
+        raise GkdError(
+            f"a network in the teacher folder {folder} knows a part of the classes only, but distill.arrangement "
+            "multi_teacher asks each about all: set it to amalgamation"
         )
     if lesson.teachers == "several" and len(teachers) < 2:
         raise GkdError(

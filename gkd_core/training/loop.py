@@ -304,7 +304,7 @@ def _content(
         "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
-        "random": dict(_random_states()),
+        "random": dict(_random_states(network.mean.device)),
     }
 
 
@@ -327,12 +327,13 @@ def _restore(
     if average is not None:
         average.load_state_dict(saved["average"])
     torch.set_rng_state(saved["random"]["cpu"])
-    if "cuda" in saved["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved["random"]["cuda"])
+    device = network.mean.device
+    if "cuda" in saved["random"] and device.type == "cuda":
+        torch.cuda.set_rng_state(saved["random"]["cuda"], device)
 
 
-def _random_states() -> Iterator[tuple[str, Tensor]]:
+def _random_states(device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """Generators behind dropout and the like; the loader's are seeded anew each epoch."""
     yield "cpu", torch.get_rng_state()
-    if torch.cuda.is_available():
-        yield "cuda", torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        yield "cuda", torch.cuda.get_rng_state(device)

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gkd_core.arrangements import ARRANGEMENTS
+from gkd_core.methods import METHODS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -101,7 +104,10 @@ def test_a_damaged_teacher_is_named(folder, digits, teacher):
 def test_lists(tmp_path):
     rows = json.loads(gkd("methods", "--json", cwd=tmp_path).stdout.splitlines()[-1])
     names = [row["name"] for row in rows]
-    assert {"ce", "kd", "gompertz"} <= set(names)
+    assert len(rows) >= 20
+    assert len(set(names)) == len(names)
+    assert set(names) == {*METHODS, *ARRANGEMENTS}
+    assert {row["kind"] for row in rows} == {"method", "arrangement"}
     gompertz = rows[names.index("gompertz")]
     assert gompertz["kind"] == "method"
     assert gompertz["schedule"] == "gompertz"
