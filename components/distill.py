@@ -99,10 +99,11 @@ def _refuse_misfit(lesson: Lesson, teachers: list[Network], classes: tuple[str, 
             f"the teacher folder {folder} holds {len(teachers)} networks, but distill.arrangement {lesson.arrangement} "
             "learns from one: set it to multi_teacher or amalgamation, or give another folder"
         )
-    if lesson.arrangement == "multi_teacher" and any(set(teacher.classes) != set(classes) for teacher in teachers):
+    parts = any(set(teacher.classes) != set(classes) for teacher in teachers)
+    if parts and lesson.options.get("weighting") == "confidence":
         raise GkdError(
-            f"a network in the teacher folder {folder} knows a part of the classes only, but distill.arrangement "
-            "multi_teacher asks each about all: set it to amalgamation"
+            f"a network in the teacher folder {folder} knows a part of the classes only, and cannot be weighted by its "
+            "confidence in the others: set distill.arrangement to amalgamation, or the weighting to average"
         )
     if lesson.teachers == "several" and len(teachers) < 2:
         raise GkdError(
