@@ -10,12 +10,12 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from rich.console import Console
 from rich.table import Table
 
 from gkd_core.arrangements import ARRANGEMENTS, methods_inside
 from gkd_core.config import ArrangementOptions, Params
 from gkd_core.methods import METHODS, hyperparameters
+from pipelines.console import console
 
 LIMITS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
@@ -69,14 +69,14 @@ def show_methods() -> None:
         options = "\n".join(f"{k} = {v}" for k, v in row["hyperparameters"].items())
         source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
         table.add_row(row["name"], row["summary"], source, options)
-    Console().print(table)
+    console().print(table)
     table = Table()
     for heading in ("arrangement", "who teaches whom", "source", "settings"):
         table.add_column(heading)
     for row in arrangement_rows():
         source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
         table.add_row(row["name"], row["summary"], source, "\n".join(_settings(row)))
-    Console().print(table)
+    console().print(table)
 
 
 def methods_markdown() -> str:
@@ -88,6 +88,7 @@ def methods_markdown() -> str:
         options = "<br>".join(f"`{k}` = {v}" for k, v in row["hyperparameters"].items())
         source = row["source"] + ("" if row["published"] else " (reconstruction)")
         lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {row['schedule']} | {options} |")
+    lines += _gompertz_presets()
     lines += ["", "# Arrangements", "", "Who teaches whom: `distill.arrangement`, a choice beside the method. "]
     lines[-1] += "A method that makes no sense inside one is refused."
     lines += ["", "| arrangement | what happens | source | settings | methods inside |", "|---|---|---|---|---|"]
@@ -97,6 +98,29 @@ def methods_markdown() -> str:
         inside = "all" if len(row["methods"]) == len(METHODS) else ", ".join(row["methods"])
         lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {settings} | {inside} |")
     return "\n".join(lines) + "\n"
+
+
+def _gompertz_presets() -> list[str]:
+    """The values behind `preset`, and which of them the paper leaves open."""
+    from gkd_core.losses.gompertz import ASSUMED, PRESETS
+
+    lines = [
+        "",
+        "## Presets of gompertz",
+        "",
+        "An option that is None takes the preset's value. `paper` is the paper's",
+    ]
+    lines[-1] += (
+        " literal form; what it does not give is assumed. Assumed besides: the curve's b = 2 and c = 7 / epochs,"
+    )
+    lines[-1] += (
+        " and a trained 1×1 adapter on the student's side where channels differ. `tuned` makes the feature term"
+    )
+    lines[-1] += " scale-free and puts τ² on the soft labels."
+    lines += ["", "| option | paper | tuned | given by the paper |", "|---|---|---|---|"]
+    for name, value in PRESETS["paper"].items():
+        lines.append(f"| `{name}` | {value} | {PRESETS['tuned'][name]} | {'assumed' if name in ASSUMED else 'yes'} |")
+    return lines
 
 
 def _settings(row: dict[str, Any]) -> list[str]:
@@ -127,7 +151,7 @@ def show_parameters() -> None:
         table.add_column(heading, overflow="fold")
     for row in parameter_rows():
         table.add_row(*row)
-    Console().print(table)
+    console().print(table)
 
 
 def parameters_markdown() -> str:

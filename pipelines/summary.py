@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from gkd_core.files import read_json
+from pipelines.console import console
 
 ROWS = {
     "teacher": "teacher",
@@ -30,7 +30,7 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     gate = read_json(registration / "gate.json", "the registration folder", keys=["passed", "reasons"])
     version = read_json(registration / "version.json", "the registration folder", keys=["name", "version", "alias"])
 
-    console = _console()
+    screen = console()
     table = Table(
         title=f"{metrics['data']['source']}, {metrics['data']['test_images']} test images", title_justify="left"
     )
@@ -50,16 +50,16 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
             f"{row['onnx_bytes'] / 1e6:.2f} MB",
             f"{timings[key]['latency_ms_p50']:.3f} ms",
         )
-    console.print(table)
+    screen.print(table)
     verdict = "[green]passed[/]" if gate["passed"] else "[yellow]refused[/]"
-    console.print(f"gate      {verdict}")
+    screen.print(f"gate      {verdict}")
     for check in gate["reasons"]:
-        console.print(f"          {'✓' if check['passed'] else '✗'} {check['sentence']}", highlight=False)
-    console.print(
+        screen.print(f"          {'✓' if check['passed'] else '✗'} {check['sentence']}", highlight=False)
+    screen.print(
         f"registry  {version['name']} version {version['version']}, alias {version['alias'] or 'none'}", highlight=False
     )
-    console.print(f"ONNX      {deploy / manifest['model']['file']}", highlight=False)
-    console.print(f"report    {report / 'report.html'}", highlight=False)
+    screen.print(f"ONNX      {deploy / manifest['model']['file']}", highlight=False)
+    screen.print(f"report    {report / 'report.html'}", highlight=False)
     return {
         **{key: {"top1": metrics[key]["top1"]} for key in ROWS if key in metrics},
         "onnx": {
@@ -89,10 +89,4 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
             str(row.get("method", "")),
             str(row.get("manifest", ""))[:12],
         )
-    _console().print(table)
-
-
-def _console() -> Console:
-    """As wide as the terminal, and wide enough for a table where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    console().print(table)

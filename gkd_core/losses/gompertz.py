@@ -40,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "weight_kd": 1.0,
     },
 }
+ASSUMED = ("solver", "epsilon", "iterations", "projections", "position_weight", "r", "temperature")
 # Where ours departs from the paper: a scale-free feature term, because the raw one drowns cross-entropy, and τ².
 PRESETS["tuned"] = PRESETS["paper"] | {"normalise": "teacher_rms", "scale_tau2": True}
 
