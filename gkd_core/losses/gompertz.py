@@ -53,8 +53,8 @@ class Gompertz(Loss):
     student's channels for L_grad. A term of weight 0 is not computed.
 
     Args:
-        preset: `paper` is the literal form of the paper, `tuned` what this project found better. Every option below
-            that is None takes the preset's value.
+        preset: `paper` is the literal form of the paper; `tuned` has a scale-free feature term and τ², chosen from few
+            measurements, no full ablation yet. Every option below that is None takes the preset's value.
         solver: how W1 is computed: sinkhorn, sliced, quantile or exact.
         epsilon: of sinkhorn, strength of the entropy relative to the mean cost.
         iterations: of sinkhorn.
