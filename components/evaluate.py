@@ -92,7 +92,7 @@ def run(
     loader = Loader(
         test,
         batch_size=BATCH_SIZE,
-        device=choose_device("auto"),
+        device=choose_device(settings.device, "evaluate.device"),
         shuffle=False,
         num_classes=len(info.classes),
     )

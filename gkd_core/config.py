@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gkd_core import methods
 from gkd_core.arrangements import ARRANGEMENTS, Weighting, refuse_mismatch
@@ -20,6 +20,15 @@ from gkd_core.files import json_digest
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0.0)]
+
+
+def _known_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
+        raise ValueError(unknown("device", value, ["auto", "cpu", "cuda", "cuda:N", "mps"]))
+    return value
+
+
+Device = Annotated[str, AfterValidator(_known_device)]
 
 
 class Section(BaseModel):
@@ -102,19 +111,12 @@ class Training(Section):
     """Which epoch's weights are kept: the last, or the best on the validation split."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """`bf16` autocast, full `float32`, or bf16 exactly where the device has it (`auto`; CPU: float32)."""
-    device: str = "auto"
+    device: Device = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
     augment: Augment = Augment()
     """Random changes to the images."""
-
-    @field_validator("device")
-    @classmethod
-    def _device(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
-            raise ValueError(unknown("device", value, ["auto", "cpu", "cuda", "cuda:N", "mps"]))
-        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "Training":
@@ -398,6 +400,8 @@ class Evaluate(Section):
     """Bins of the expected calibration error."""
     latency_runs: Annotated[int, Field(ge=10)] = 200
     """Timed single-image inferences a network."""
+    device: Device = "auto"
+    """Where the networks are evaluated: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; the ONNX file always on the CPU."""
     latency_threads: Annotated[int, Field(ge=1)] = 1
     """onnxruntime threads while timing."""
 

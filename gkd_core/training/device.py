@@ -5,9 +5,11 @@ import torch
 from gkd_core.errors import GkdError
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, parameter: str = "train.device") -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU.
 
+    Args:
+        parameter: where the name comes from, for the error.
     Raises:
         GkdError: the device asked for is not there.
     """
@@ -23,7 +25,7 @@ def choose_device(name: str) -> torch.device:
         case _:
             present = device.type == "cpu"
     if not present:
-        raise GkdError(f"train.device is {name!r}, but this machine has no such device: use auto or cpu")
+        raise GkdError(f"{parameter} is {name!r}, but this machine has no such device: use auto or cpu")
     return device
 
 
