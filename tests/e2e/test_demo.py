@@ -37,7 +37,7 @@ def summary() -> dict:
 
 
 @pytest.fixture(scope="module")
-def test_split() -> tuple[np.ndarray, np.ndarray]:
+def held_out() -> tuple[np.ndarray, np.ndarray]:
     return np.load(ROOT / "data/test/images.npy"), np.load(ROOT / "data/test/labels.npy")
 
 
@@ -76,9 +76,9 @@ def test_the_demos_last_line_was_that_summary(summary):
         assert json.loads(printed.read_text().splitlines()[-1]) == summary
 
 
-def test_the_onnx_file_alone_gives_the_accuracy_that_was_reported(summary, test_split):
+def test_the_onnx_file_alone_gives_the_accuracy_that_was_reported(summary, held_out):
     """Raw pixels in, class names from the file's own metadata: nothing of ours in between."""
-    images, labels = test_split
+    images, labels = held_out
     session = onnxruntime.InferenceSession(ROOT / summary["onnx"]["path"], providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     assert (entry.name, entry.type) == ("image", "tensor(uint8)")
