@@ -34,7 +34,8 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     table = Table(
         title=f"{metrics['data']['source']}, {metrics['data']['test_images']} test images", title_justify="left"
     )
-    level = f"{100 * metrics['data']['confidence']:g} % interval"
+    confidence = metrics["data"].get("confidence")
+    level = "interval" if confidence is None else f"{100 * confidence:g} % interval"
     table.add_column("network")
     for heading in ("top-1", level, "parameters", "ONNX size", "latency p50"):
         table.add_column(heading, justify="right")
