@@ -1,0 +1,1 @@
+"""The commands of `gkd`, a file for each group."""

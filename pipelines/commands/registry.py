@@ -1,0 +1,44 @@
+"""`gkd registry`: registered students."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import PARAMS, Overrides, ParamsFile, finish, read_params
+
+app = typer.Typer(help="Registered students: list them, promote one, go back.", no_args_is_help=True)
+
+
+@app.command("list")
+def registry_list(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+    """List the registered versions with aliases, accuracy and the gate's decision."""
+    settings = read_params(params, overrides)
+    from components.registry import list_versions
+    from pipelines.summary import show_versions
+
+    versions = list_versions(settings.tracking)
+    show_versions(versions)
+    finish(versions)
+
+
+@app.command("promote")
+def registry_promote(
+    version: Annotated[str, typer.Argument(help="A version number, or an alias such as challenger.")],
+    reason: Annotated[str, typer.Option(help="Why; kept as a tag.")] = "promoted by hand",
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Make a version champion; the champion before it stays reachable as previous_champion."""
+    settings = read_params(params, overrides)
+    from components.registry import promote
+
+    finish(promote(settings.tracking, version, reason=reason))
+
+
+@app.command("rollback")
+def registry_rollback(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+    """Make previous_champion champion again."""
+    settings = read_params(params, overrides)
+    from components.registry import rollback
+
+    finish(rollback(settings.tracking))
