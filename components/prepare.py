@@ -32,6 +32,7 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
             folder,
             validation_fraction=data.validation_fraction,
             test_fraction=data.test_fraction,
+            train_images=data.train_images,
             seed=data.seed,
             unreadable=data.unreadable,
         )

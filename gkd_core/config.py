@@ -54,6 +54,9 @@ class Data(Section):
     """Part of the training images set aside for validation, stratified by class."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.2
     """Part set aside for the test where the source has no test split of its own (digits, a plain folder)."""
+    train_images: Annotated[int, Field(ge=2)] | None = None
+    """Keep this many of the training images, stratified by class and drawn by `seed`; validation and test stay whole.
+    Null keeps all."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
     seed: Seed = 0

@@ -31,6 +31,7 @@ def write_prepared(
     *,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    train_images: int | None = None,
     seed: int = 0,
     unreadable: Literal["refuse", "drop"] = "refuse",
 ) -> DatasetInfo:
@@ -45,7 +46,7 @@ def write_prepared(
     failed: dict[SplitName, dict[int, str]] = {}
     while True:
         excluded = {name: set(positions) for name, positions in failed.items()}
-        chosen = choose_splits(source, validation_fraction, test_fraction, seed, excluded)
+        chosen = choose_splits(source, validation_fraction, test_fraction, seed, excluded, train_images)
         writers, found = _write(source, chosen, folder)
         if not found:
             break

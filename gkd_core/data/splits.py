@@ -24,6 +24,7 @@ def choose_splits(
     test_fraction: float,
     seed: int,
     excluded: Mapping[SplitName, set[int]] | None = None,
+    train_images: int | None = None,
 ) -> dict[SplitName, Chosen]:
     """Train, validation and test: the source's own where it has them, else taken from train, stratified by class.
 
@@ -31,8 +32,10 @@ def choose_splits(
 
     Args:
         excluded: positions to leave out, by the source's split.
+        train_images: how many of the training split to keep, stratified by class; the others are in no split.
     Raises:
-        GkdError: a class without images, or with too few to be in every split taken from train.
+        GkdError: a class without images, or with too few to be in every split taken from train; fewer training images
+            than `train_images`.
     """
     chosen: dict[SplitName, Chosen] = {}
     for name, examples in source.splits.items():
@@ -47,7 +50,34 @@ def choose_splits(
         if name not in chosen:
             kept, taken = _take(source, labels, chosen["train"].positions, name, fraction, seed)
             chosen["train"], chosen[name] = Chosen("train", kept), Chosen("train", taken)
+    if train_images is not None:
+        origin, positions = chosen["train"]
+        chosen["train"] = Chosen(origin, _some(source, labels, positions, train_images, seed))
     return {name: chosen[name] for name in SPLITS}
+
+
+def _some(
+    source: Source, labels: NDArray[np.int64], positions: NDArray[np.int64], count: int, seed: int
+) -> NDArray[np.int64]:
+    """`count` of the positions, each class in proportion and present."""
+    if count == len(positions):
+        return positions
+    if count > len(positions):
+        raise GkdError(
+            f"data.train_images is {count}, but {source.name} leaves {len(positions)} images to train on: lower it, or "
+            "set it to null"
+        )
+    too_few = GkdError(
+        f"data.train_images is {count}, too few for the {len(source.classes)} classes of {source.name} to be in it in "
+        "proportion: raise it"
+    )
+    try:
+        kept, _ = train_test_split(positions, train_size=count, random_state=seed, stratify=labels[positions])
+    except ValueError:  # fewer images in one part than there are classes
+        raise too_few from None
+    if not np.bincount(labels[kept], minlength=len(source.classes)).all():
+        raise too_few
+    return np.sort(kept)
 
 
 def _take(

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.losses.warmup import warmup_length
+
+CURRICULUM_EPOCHS = 10.0
 
 
 class _Reverse(torch.autograd.Function):
@@ -45,7 +48,8 @@ class CurriculumTemperature(Loss):
         weight_kd: w_kd.
         temperature_start: smallest τ.
         temperature_range: how far τ can rise above it.
-        curriculum_epochs: until λ = 1; 0 begins with 1.
+        curriculum_epochs: until λ = 1; 0 begins with 1; null is the published 10 (of 240), or a quarter of the training
+            where that is shorter.
     Raises:
         GkdError: there is no teacher.
     Source: Li et al. 2023 (arXiv:2211.16231), the global version; train_student.py, helper/loops.py and
@@ -60,7 +64,7 @@ class CurriculumTemperature(Loss):
         weight_kd: Annotated[float, Field(ge=0.0)] = 0.9,
         temperature_start: Annotated[float, Field(gt=0.0)] = 1.0,
         temperature_range: Annotated[float, Field(gt=0.0)] = 20.0,
-        curriculum_epochs: Annotated[float, Field(ge=0.0)] = 10.0,
+        curriculum_epochs: Annotated[float, Field(ge=0.0)] | None = None,
     ) -> None:
         super().__init__()
         teacher_of(context, "ctkd")
@@ -68,7 +72,7 @@ class CurriculumTemperature(Loss):
         self.weight_kd = weight_kd
         self.temperature_start = temperature_start
         self.temperature_range = temperature_range
-        self.curriculum_epochs = curriculum_epochs
+        self.curriculum_epochs = warmup_length(curriculum_epochs, published=CURRICULUM_EPOCHS, epochs=context.epochs)
         self.raw_temperature = nn.Parameter(torch.ones(()))
 
     def strength(self, epoch: float) -> float:

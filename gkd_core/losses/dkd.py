@@ -10,6 +10,9 @@ from torch.nn import functional
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.precision import at_least_float32
 from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.losses.warmup import warmup_length
+
+WARMUP_EPOCHS = 20.0
 
 
 def decoupled_kl(
@@ -67,7 +70,8 @@ class DecoupledKD(Loss):
         alpha: weight α of the target's part.
         beta: weight β of the other classes' part; the authors choose it by pair, 8 for resnet32x4 → resnet8x4.
         temperature: τ of the soft labels.
-        warmup_epochs: length of the warm-up (the authors': 20 of 240 epochs, in steps of one); 0 does without.
+        warmup_epochs: length of the warm-up; 0 does without; null is the published 20 (of 240, in steps of one), or a
+            quarter of the training where that is shorter.
     Raises:
         GkdError: there is no teacher.
     Source: Zhao et al. 2022 (arXiv:2203.08679); megvii-research/mdistiller.
@@ -82,14 +86,14 @@ class DecoupledKD(Loss):
         alpha: Annotated[float, Field(ge=0.0)] = 1.0,
         beta: Annotated[float, Field(ge=0.0)] = 8.0,
         temperature: Annotated[float, Field(gt=0.0)] = 4.0,
-        warmup_epochs: Annotated[float, Field(ge=0.0)] = 20.0,
+        warmup_epochs: Annotated[float, Field(ge=0.0)] | None = None,
     ) -> None:
         super().__init__()
         teacher_of(context, "dkd")
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=context.epochs)
 
     def warmup(self, epoch: float) -> float:
         """w at time t in epochs."""

@@ -12,9 +12,9 @@ from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.precision import at_least_float32, full_precision
 from gkd_core.losses.stages import student_and_teacher_stages
 from gkd_core.losses.taught import teacher_output
+from gkd_core.losses.warmup import warmup_length
 
 WARMUP_EPOCHS = 20.0
-LARGEST_WARMUP_SHARE = 0.25  # of a training shorter than the published 240 epochs
 WIDEST = 512  # channels of the fused maps at most, as published
 
 
@@ -110,9 +110,7 @@ class ReviewKD(Loss):
         super().__init__()
         student, teacher = student_and_teacher_stages(context, "reviewkd")
         self.weight = weight
-        if warmup_epochs is None:
-            warmup_epochs = min(WARMUP_EPOCHS, LARGEST_WARMUP_SHARE * context.epochs)
-        self.warmup_epochs = warmup_epochs
+        self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=context.epochs)
         self.pairs = min(len(student), len(teacher))
         ins = [channels for channels, _, _ in (*student[-self.pairs :], student[-1])]
         outs = [channels for channels, _, _ in (*teacher[-self.pairs :], teacher[-1])]

@@ -81,3 +81,22 @@ def test_what_cannot_be_split_is_one_sentence(labels: list[int], classes: int | 
 def test_a_split_left_without_images_is_refused() -> None:
     with pytest.raises(GkdError, match="the test split of toy has no images"):
         choose_splits(source(LABELS, test=[0, 1]), 0.1, 0.2, 0, excluded={"test": {0, 1}})
+
+
+def test_some_of_the_training_images_are_kept_in_proportion_and_the_other_splits_stay() -> None:
+    whole = choose_splits(source(LABELS), 0.1, 0.2, seed=0)
+    part = choose_splits(source(LABELS), 0.1, 0.2, seed=0, train_images=100)
+    assert np.bincount(LABELS[part["train"].positions]).tolist() == [10, 20, 30, 40]
+    assert set(part["train"].positions) < set(whole["train"].positions)
+    for name in ("validation", "test"):
+        assert np.array_equal(part[name].positions, whole[name].positions)
+    assert np.array_equal(
+        choose_splits(source(LABELS), 0.1, 0.2, seed=0, train_images=720)["train"].positions,
+        whole["train"].positions,
+    )
+
+
+@pytest.mark.parametrize(("count", "words"), [(721, "leaves 720 images"), (3, "too few for the 4 classes")])
+def test_more_or_fewer_than_can_be_kept_is_refused(count: int, words: str) -> None:
+    with pytest.raises(GkdError, match=f"data.train_images is {count}.*{words}"):
+        choose_splits(source(LABELS), 0.1, 0.2, seed=0, train_images=count)

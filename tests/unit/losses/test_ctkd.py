@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,16 +46,21 @@ class TestLearnedTemperature:
 
 class TestCurriculum:
     def test_half_a_cosine_over_ten_epochs(self, context):
-        loss = CurriculumTemperature(context)
+        loss = CurriculumTemperature(replace(context, epochs=240))
         got = [loss.strength(t) for t in (0.0, 2.5, 5.0, 10.0, 240.0)]
         assert got == pytest.approx([0.0, (1 - math.sqrt(0.5)) / 2, 0.5, 1.0, 1.0])
 
     def test_the_authors_values_at_whole_epochs(self, context):
         """Their factor falls from 0 to −1: (cos(iπ/10) + 1)/2 · (0 − −1) + −1."""
-        loss = CurriculumTemperature(context)
+        loss = CurriculumTemperature(replace(context, epochs=240))
         for epoch in range(1, 13):
             theirs = (math.cos(min(epoch, 10) * math.pi / 10) + 1) * 0.5 - 1
             assert -loss.strength(epoch) == pytest.approx(theirs, abs=1e-15)
+
+    @pytest.mark.parametrize(("epochs", "given", "expected"), [(8, None, 2.0), (8, 10.0, 10.0), (40, None, 10.0)])
+    def test_a_short_training_has_a_short_curriculum_unless_told(self, context, epochs, given, expected):
+        loss = CurriculumTemperature(replace(context, epochs=epochs), curriculum_epochs=given)
+        assert loss.curriculum_epochs == expected
 
     def test_no_curriculum_begins_whole(self, context):
         assert CurriculumTemperature(context, curriculum_epochs=0.0).strength(0.0) == 1.0
@@ -63,7 +69,7 @@ class TestCurriculum:
 class TestMethod:
     def test_starts_where_the_authors_start(self, context, make_step):
         step = make_step(context, epoch=3.0)
-        loss = CurriculumTemperature(context)
+        loss = CurriculumTemperature(replace(context, epochs=240))
         tau = 1 + 20 / (1 + math.exp(-1))
         assert loss.temperature(3.0).item() == pytest.approx(tau, rel=1e-6)
         terms = loss(step)
@@ -89,7 +95,7 @@ class TestMethod:
         torch.testing.assert_close(student.grad, plain)
 
     def test_cross_entropy_leaves_tau_alone_and_the_teacher_gets_nothing(self, context, make_step):
-        loss = CurriculumTemperature(context)
+        loss = CurriculumTemperature(replace(context, epochs=240))
         step = make_step(context, epoch=5.0)
         teacher = step.teacher.logits.requires_grad_()
         terms = loss(step)
@@ -111,7 +117,7 @@ class TestMethod:
     def test_half_types_are_computed_in_float32(self, context, make_step):
         step = make_step(context)
         half = step.student._replace(logits=step.student.logits.bfloat16())
-        loss = CurriculumTemperature(context)
+        loss = CurriculumTemperature(replace(context, epochs=240))
         full, low = loss(step)["kd"], loss(type(step)(**{**vars(step), "student": half}))["kd"]
         assert low.dtype == torch.float32
         assert low.item() == pytest.approx(full.item(), rel=0.05)

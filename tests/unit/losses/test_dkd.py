@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -113,11 +114,15 @@ class TestMethod:
         return make_context(make_network(seed=1), make_network(seed=2))
 
     def test_the_warm_up_is_linear_and_leaves_cross_entropy_alone(self, context, make_step):
-        loss = DecoupledKD(context)
+        loss = DecoupledKD(replace(context, epochs=240))
         assert [loss.warmup(t) for t in (0.0, 5.0, 10.0, 20.0, 100.0)] == [0.0, 0.25, 0.5, 1.0, 1.0]
         early, late = loss(make_step(context, epoch=5.0)), loss(make_step(context, epoch=20.0))
         assert early["dkd"].item() == pytest.approx(0.25 * late["dkd"].item())
         assert early["ce"].item() == late["ce"].item()
+
+    @pytest.mark.parametrize(("epochs", "given", "expected"), [(8, None, 2.0), (8, 20.0, 20.0), (80, None, 20.0)])
+    def test_a_short_training_has_a_short_warm_up_unless_told(self, context, epochs, given, expected):
+        assert DecoupledKD(replace(context, epochs=epochs), warmup_epochs=given).warmup_epochs == expected
 
     def test_without_a_warm_up_it_is_whole_from_the_start(self, context, make_step):
         step = make_step(context, epoch=0.0)
