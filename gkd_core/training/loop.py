@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gkd_core.data.loader import Loader
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss, Step
+from gkd_core.losses.precision import at_least_float32
 from gkd_core.models.network import Network
 from gkd_core.schedules import Observer
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
@@ -141,7 +142,7 @@ def train(
                     output = network(batch.images, batch.topology)
 
                 def cross_entropy(logits: Tensor, target: Tensor = target) -> Tensor:
-                    return functional.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+                    return functional.cross_entropy(at_least_float32(logits), target, label_smoothing=label_smoothing)
 
                 terms = loss(
                     Step(output, taught, batch.images, batch.labels, batch.targets, batch.indices, t, cross_entropy)
@@ -211,7 +212,7 @@ def validate(network: Network, loader: Loader, *, autocast: bool = False) -> tup
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = network(batch.images, batch.topology).logits
         hits += (logits.argmax(1) == batch.labels).sum()
-        nll += functional.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        nll += functional.cross_entropy(at_least_float32(logits), batch.labels, reduction="sum")
         count += len(batch.labels)
     return int(hits) / count, float(nll) / count
 

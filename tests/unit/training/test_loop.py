@@ -294,6 +294,32 @@ def test_bf16_autocast_comes_near_float32(tmp_path):
     assert half == pytest.approx(full, rel=0.1)
 
 
+class _Precise(Loss):
+    """Asks for the cross-entropy of float64 logits a hair apart."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        logits = torch.zeros(len(step.labels), 3, dtype=torch.float64)
+        self.seen.append(step.cross_entropy(logits + torch.tensor([1e-12, 0.0, 0.0], dtype=torch.float64)))
+        self.seen.append(step.cross_entropy(logits.bfloat16()))
+        return {"ce": step.cross_entropy(step.student.logits)}
+
+
+def test_cross_entropy_is_computed_in_at_least_float32(tmp_path):
+    """float64 is kept: log 3 ± 1e-12 would be one number in float32."""
+    run = Run(tmp_path, _Precise, epochs=1, count=8)
+    labels = torch.from_numpy(Split(8, 1).labels)
+    run.go()
+    precise, half = run.loss.seen
+    assert (precise.dtype, half.dtype) == (torch.float64, torch.float32)
+    expected = math.log(3) + 1e-12 / 3 - 1e-12 * (labels == 0).double().mean().item()
+    assert precise.item() == pytest.approx(expected, abs=1e-15)
+    assert half.item() == pytest.approx(math.log(3), rel=1e-6)
+
+
 def test_clipping_limits_the_step(tmp_path):
     run = Run(tmp_path, epochs=1, clip_norm=1e-9, lr=1.0)
     run.optimizer.param_groups[0]["weight_decay"] = 0.0
