@@ -12,7 +12,7 @@ import typer
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError
-from pipelines.commands import lists, registry, steps
+from pipelines.commands import compare, lists, registry, steps
 
 app = typer.Typer(
     name="gkd",
@@ -22,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(steps.app)
+app.add_typer(compare.app)
 app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")
 

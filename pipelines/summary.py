@@ -91,3 +91,24 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
             str(row.get("manifest", ""))[:12],
         )
     console().print(table)
+
+
+def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str) -> None:
+    """Print a comparison's standings, a table a pair of teacher and student."""
+    for pair, rows in pairs.items():
+        table = Table(title=pair, title_justify="left")
+        table.add_column("method")
+        for heading in ("seeds", "top-1", "± sd", f"minus {reference}", "95 % interval"):
+            table.add_column(heading, justify="right")
+        for row in rows:
+            difference = row["difference"] or {}
+            interval = difference.get("low") is not None
+            table.add_row(
+                row["method"],
+                str(len(row["seeds"])),
+                f"{100 * row['mean']:.2f} %",
+                "" if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
+                f"{100 * difference['mean']:+.2f}" if difference else "",
+                f"{100 * difference['low']:+.2f} – {100 * difference['high']:+.2f}" if interval else "",
+            )
+        console().print(table)

@@ -1,0 +1,46 @@
+"""`gkd compare`: methods against each other, seed by seed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gkd_core.errors import GkdError
+from pipelines.commands.options import PARAMS, Data, Out, Overrides, ParamsFile, Teacher, Work, finish, read_params
+
+app = typer.Typer()
+
+
+@app.command()
+def compare(
+    data: Data = Path("data"),
+    teacher: Teacher = Path("teacher"),
+    out: Out = Path("comparison"),
+    work: Work = Path("work"),
+    methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "all",
+    seeds: Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")] = "0,1,2",
+    reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "kd",
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Train the student by many methods and seeds on one budget, and compare them, paired by seed."""
+    settings = read_params(params, overrides)
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise GkdError(f"--seeds is {seeds!r}: give whole numbers separated by commas, such as 0,1,2") from None
+    from components import compare as comparison
+    from pipelines.summary import show_comparison
+
+    found = comparison.run(
+        data=data,
+        teacher=teacher,
+        out=out,
+        work=work,
+        params=settings,
+        methods=() if methods == "all" else [name.strip() for name in methods.split(",")],
+        seeds=numbers,
+        reference=reference,
+    )
+    show_comparison(found, reference)
+    finish({"path": str(out / "comparison.md"), "reference": reference, "pairs": found})

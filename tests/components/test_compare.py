@@ -1,0 +1,121 @@
+"""The comparison of methods: one budget, paired by seed, resumable run by run."""
+
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from scipy import stats
+
+from components import compare, teacher
+from gkd_core.config import parse_params
+from gkd_core.errors import GkdError
+from gkd_core.files import folder_digest
+
+BUDGET = {
+    "teacher": {"name": "resnet8", "train": {"epochs": 1, "device": "cpu"}},
+    "student": {"name": "resnet8"},
+    "train": {"epochs": 2, "device": "cpu"},
+}
+PARAMS = parse_params(BUDGET)
+
+
+def budget(**sections):
+    return parse_params(BUDGET | sections)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, few_digits):
+    """Three methods, two seeds, stopped after two trainings and gone on with."""
+    root = tmp_path_factory.mktemp("compare")
+    teacher.run(data=few_digits, out=root / "teacher", work=root / "work", params=PARAMS)
+    given = {"data": few_digits, "teacher": root / "teacher", "work": root / "work", "params": PARAMS}
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = compare.distill.run
+
+        def counted(**arguments):
+            if len(trained) == 2:
+                raise KeyboardInterrupt
+            trained.append(arguments["out"].parent.name)
+            return real(**arguments)
+
+        patch.setattr(compare.distill, "run", counted)
+        with pytest.raises(KeyboardInterrupt):
+            compare.run(**given, out=root / "first", methods=["gompertz", "ce"], seeds=[0, 1])
+    assert not (root / "first").exists()
+    kept = {path.name: path.stat().st_mtime_ns for path in (root / "work" / "compare").glob("*/result.json")}
+    found = compare.run(**given, out=root / "out", methods=["gompertz", "ce"], seeds=[0, 1])
+    return root, given, found, trained, kept
+
+
+class TestARun:
+    def test_goes_on_with_what_was_done(self, compared):
+        root, _, _, trained, _ = compared
+        assert [name.rsplit("-", 1)[0] for name in trained] == ["kd-seed0", "gompertz-seed0"]
+        assert len(list((root / "work" / "compare").glob("*/result.json"))) == 6
+
+    def test_every_number_follows_from_the_runs(self, compared):
+        root, _, found, _, _ = compared
+        rows = list(csv.DictReader((root / "out" / "runs.csv").open()))
+        top1 = {(row["method"], int(row["seed"])): float(row["top1"]) for row in rows}
+        assert len(top1) == 6
+        ((pair, standings),) = found.items()
+        assert pair == "resnet8 → resnet8"
+        for row in standings:
+            values = [top1[row["method"], seed] for seed in (0, 1)]
+            assert row["mean"] == pytest.approx(sum(values) / 2, abs=1e-6)
+            if row["method"] != "kd":
+                reference = [top1["kd", seed] for seed in (0, 1)]
+                assert row["difference"]["mean"] == pytest.approx(sum(values) / 2 - sum(reference) / 2, abs=1e-6)
+                if values[0] - reference[0] != values[1] - reference[1]:
+                    interval = stats.ttest_rel(values, reference).confidence_interval(0.95)
+                    assert row["difference"]["low"] == pytest.approx(interval.low, abs=1e-5)
+
+    def test_its_files_say_the_same(self, compared):
+        root, _, found, _, _ = compared
+        assert json.loads((root / "out" / "comparison.json").read_text())["pairs"] == json.loads(json.dumps(found))
+        table = (root / "out" / "comparison.md").read_text()
+        assert all(f"| {method} | 2 |" in table for method in ("kd", "gompertz", "ce"))
+        text = "".join(ElementTree.parse(root / "out" / "comparison.svg").getroot().itertext())
+        assert "gompertz" in text
+        assert "minus kd" in text
+
+    def test_once_more_trains_nothing_and_gives_the_same_bytes(self, compared, monkeypatch):
+        root, given, _, _, _ = compared
+        monkeypatch.setattr(compare.distill, "run", lambda **_: pytest.fail("trained again"))
+        compare.run(**given, out=root / "again", methods=["gompertz", "ce"], seeds=[0, 1])
+        assert folder_digest(root / "again") == folder_digest(root / "out")
+
+    def test_a_method_is_trained_as_the_distill_step_trains_it(self, compared):
+        root, given, _, _, _ = compared
+        folder = next((root / "work" / "compare").glob("gompertz-seed1-*"))
+        params = budget(train={"epochs": 2, "device": "cpu", "seed": 1}, distill={"method": "gompertz"})
+        compare.distill.run(**(given | {"params": params}), out=root / "alone")
+        weights = "model.safetensors"
+        assert (root / "alone" / weights).read_bytes() == (folder / "student" / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"methods": ["gompert"]}, "did you mean 'gompertz'"),
+        ({"reference": "kdd"}, "--methods: method"),
+        ({"seeds": [0, 0]}, "different seeds"),
+        ({"seeds": []}, "different seeds"),
+        ({"seeds": [-1]}, "0 or more"),
+        ({"params": budget(distill={"temperature": 2.0})}, "distill.temperature is 2"),
+        ({"params": budget(distill={"arrangement": "mutual", "method": "kd"})}, "set it to single"),
+        ({"params": budget(distill={"options": {"at": {"weight": "much"}}})}, "distill.options.at.weight"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, words, few_digits, tmp_path):
+    given = {"data": few_digits, "teacher": tmp_path, "out": tmp_path / "out", "work": tmp_path / "work"}
+    with pytest.raises(GkdError, match=words):
+        compare.run(**given, **({"params": PARAMS} | arguments))
+    assert not (tmp_path / "work").exists()
+
+
+def test_nothing_to_conclude_from(tmp_path):
+    with pytest.raises(GkdError, match="no finished training"):
+        compare.conclude([], out=tmp_path / "out", reference="kd")
