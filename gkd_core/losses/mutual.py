@@ -15,7 +15,7 @@ class MutualLearning(Loss):
     The student is the first peer; the others belong to this loss, so they are in its optimiser and its checkpoint. They
     share the student's architecture and see the same batches, but start from other weights (seed + 1, seed + 2, …). As
     no weight is shared, the sum trains each peer by its own L_k. All peers are updated at once, from answers given
-    before the step; the authors' algorithm updates them in turn.
+    before the step; the authors' algorithm updates them in turn. `train.clip_norm` clips each peer by itself.
 
     The terms in the history are sums over the peers; train_top1 is the first peer's. After the last epoch `conclude`
     puts the best peer's weights into the student.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -97,7 +97,8 @@ def train(
             every epoch, which after a resume are the checkpoint's.
         checkpoint: file written at the end of every epoch.
         fingerprint: digest of inputs and configuration; a checkpoint of another one is refused.
-        clip_norm: largest gradient norm, over network and loss together.
+        clip_norm: largest gradient norm, over network and loss together; a companion of the loss, which is a network
+            in a training of its own, is clipped by itself.
         ema_decay: keep an exponential moving average of weights and buffers, evaluate it, and return it.
         select: "last" epoch or "best" on validation.
         autocast: run the network in bf16.
@@ -111,7 +112,7 @@ def train(
         raise TypeError(f"{type(loss).__name__} holds a network as a submodule: it would be trained and saved with it")
     device = network.mean.device
     peak = [float(group["lr"]) for group in optimizer.param_groups]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    clipped_together = _clipped_together(optimizer, loss)
     average = None
     if ema_decay is not None:
         moving = get_ema_multi_avg_fn(ema_decay)  # type: ignore[no-untyped-call]
@@ -150,7 +151,7 @@ def train(
                 total = _total(terms, beta)
                 optimizer.zero_grad(set_to_none=True)
                 total.backward()  # type: ignore[no-untyped-call]
-                norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+                norm = _clip(clipped_together, math.inf if clip_norm is None else clip_norm)
                 optimizer.step()
                 if average is not None:
                     average.update_parameters(network)
@@ -222,6 +223,20 @@ def _total(terms: dict[str, Tensor], beta: float) -> Tensor:
     total = terms["ce"]
     others = [term for name, term in terms.items() if name != "ce"]
     return total + beta * torch.stack(others).sum() if others else total
+
+
+def _clipped_together(optimizer: torch.optim.Optimizer, loss: Loss) -> list[list[nn.Parameter]]:
+    """The network and what else the loss trains; then each companion."""
+    companions = [list(companion.parameters()) for companion in loss.companions().values()]
+    apart = {id(p) for parameters in companions for p in parameters}
+    rest = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in apart]
+    return [rest, *companions]
+
+
+def _clip(groups: list[list[nn.Parameter]], largest: float) -> Tensor:
+    """Clip the gradients of each group to a norm of `largest`; their norm before, over all groups."""
+    norms = [torch.nn.utils.clip_grad_norm_(group, largest) for group in groups]
+    return torch.linalg.vector_norm(torch.stack(norms))  # type: ignore[no-any-return]
 
 
 class _Meter:

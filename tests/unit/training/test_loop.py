@@ -329,6 +329,34 @@ def test_clipping_limits_the_step(tmp_path):
     assert max(moved) < 1e-7
 
 
+class _Peer(Loss):
+    """A second network that learns along, with gradients a thousand times the student's."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.peer = network(11)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        peers = step.cross_entropy(self.peer(step.images).logits)
+        return {"ce": step.cross_entropy(step.student.logits) + 1000 * peers}
+
+    def companions(self) -> dict[str, Network]:
+        return {"peer2": self.peer}
+
+
+def test_a_companion_is_clipped_by_itself(tmp_path):
+    """Peers are trainings side by side: the large gradient of one must not shorten the other's step."""
+    run = Run(tmp_path, _Peer, epochs=1, count=16, clip_norm=1e-2, lr=1.0)
+    for group in run.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    before = [[p.detach().clone() for p in net.parameters()] for net in (run.network, run.loss.peer)]
+    row = run.go().history[0]
+    for net, start in zip((run.network, run.loss.peer), before, strict=True):
+        moved = torch.stack([(p.detach() - b).square().sum() for p, b in zip(net.parameters(), start, strict=True)])
+        assert moved.sum().sqrt().item() == pytest.approx(1e-2, rel=1e-3)
+    assert row["train_gradient_norm"] > 100  # before clipping, over both
+
+
 def test_validation_by_hand():
     class Fixed(nn.Module):
         def __init__(self) -> None:
