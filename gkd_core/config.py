@@ -237,7 +237,8 @@ class Distillation(Section):
         for method in value:
             if method not in methods.METHODS:
                 raise ValueError(unknown("options: method", method, methods.METHODS))
-        return value
+        # 4.0 and 4 are one value: else the same options would have two digests, one before JSON and one after.
+        return {method: _whole(chosen) for method, chosen in value.items()}
 
     def hyperparameters(self) -> dict[str, Any]:
         """The chosen method's arguments: its options, with `temperature` put in."""
@@ -573,12 +574,28 @@ def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[s
     Raises:
         GkdError: the file is missing or not YAML, an override has no `=`, or the content is not valid.
     """
+    content = read_sections(path)
+    for override in overrides:
+        _apply(content, override)
+    return parse_params(content, str(path))
+
+
+def read_sections(
+    path: Path, *, holds: str = "sections (data, teacher, …)", option: str = "--params"
+) -> dict[str, Any]:
+    """The mapping in a YAML file, as it stands there.
+
+    Args:
+        holds, option: what the file must hold, and the option that names it, in the user's words for the error.
+    Raises:
+        GkdError: the file is missing, not YAML, or no mapping.
+    """
     try:
         content = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise GkdError(f"{path} does not exist: run from the project's folder, or pass --params FILE") from None
+        raise GkdError(f"{path} does not exist: run from the project's folder, or pass {option} FILE") from None
     except OSError as error:
-        raise GkdError(f"{path} cannot be read ({error.strerror}): pass --params FILE") from None
+        raise GkdError(f"{path} cannot be read ({error.strerror}): pass {option} FILE") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         place = f", line {where.line + 1}, column {where.column + 1}" if where else ""
@@ -586,10 +603,49 @@ def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[s
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise GkdError(f"{path} must hold sections (data, teacher, …), not a {type(content).__name__}")
+        raise GkdError(f"{path} must hold {holds}, not a {type(content).__name__}")
+    return content
+
+
+def params_from_dict(
+    content: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), where: str = "params"
+) -> Params:
+    """The configuration from a mapping that went through JSON, as an argument of a pipeline does: 15 came out as 15.0.
+
+    Raises:
+        GkdError: an override has no `=`, or the content is not valid.
+    """
+    content = _whole(content)
     for override in overrides:
         _apply(content, override)
-    return parse_params(content, str(path))
+    return parse_params(content, where)
+
+
+def params_of_sections(sections: dict[str, Any]) -> Params:
+    """A part of a configuration that was validated as a whole before; the other sections have their defaults.
+
+    What sections say against each other is not checked again: a step that reads `distill` alone must not be refused
+    for a teacher it was not told of.
+
+    Raises:
+        GkdError: a section is not valid in itself.
+    """
+    found = {}
+    for name, content in _whole(sections).items():
+        try:
+            found[name] = Params.model_fields[name].annotation.model_validate(content)  # type: ignore[union-attr]
+        except ValidationError as error:
+            raise GkdError(f"params: {name}.{sentence(error, Params.model_fields[name].annotation)}") from None
+    return Params.model_construct(**found)
+
+
+def _whole(value: Any) -> Any:
+    """Numbers without a fraction as whole numbers, which is what they were before JSON."""
+    if isinstance(value, dict):
+        return {key: _whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def parse_params(content: dict[str, Any], where: str = "params") -> Params:
@@ -601,7 +657,7 @@ def parse_params(content: dict[str, Any], where: str = "params") -> Params:
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise GkdError(f"{where}: {_sentence(error)}") from None
+        raise GkdError(f"{where}: {sentence(error)}") from None
     return params
 
 
@@ -623,19 +679,24 @@ def _apply(content: dict[str, Any], override: str) -> None:
         raise GkdError(f"--set {override!r}: the value is not YAML") from None
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first error as one sentence: dotted name, what is wrong, what is known."""
+def sentence(error: ValidationError, root: Any = Params, what: str = "parameter") -> str:
+    """The first error as one sentence: dotted name, what is wrong, what is known.
+
+    Args:
+        root: the model that was validated.
+        what: what its keys are called.
+    """
     first = error.errors()[0]
     location = [
         part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal")))
     ]
     name = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        model: Any = Params
+        model = root
         for part in location[:-1]:  # a number is a place in a list
-            model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
+            model = _inner(model) if isinstance(part, int) else _inner(model.model_fields[part].annotation)
         prefix = "".join(f"{part}." for part in location[:-1])
-        return unknown("parameter", name, [prefix + field for field in model.model_fields])
+        return unknown(what, name, [prefix + field for field in model.model_fields])
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
         parent = ".".join(str(part) for part in location[:-1])
@@ -643,5 +704,14 @@ def _sentence(error: ValidationError) -> str:
         if parent and message.startswith(str(location[-1])):
             return f"{parent}.{message}"
         return message if not name else f"{name}: {message}"
+    if first["type"] == "missing":
+        return f"{name} is missing"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{name} is {first['input']!r}: {message}"
+
+
+def _inner(annotation: Any) -> Any:
+    """The model in `Model`, `list[Model]`, `dict[str, Model]`, `Model | None` or an annotated one of these."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for found in map(_inner, get_args(annotation)) if found is not None), None)
