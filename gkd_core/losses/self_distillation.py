@@ -69,8 +69,11 @@ class AuxiliaryHead(nn.Module):
 class SelfDistillation(Loss):
     """CE of the network, and for each auxiliary head (1 − α)·CE + α·KL(σ(z/τ) ‖ σ(z_i/τ)) + λ·‖F_i − F‖².
 
-    z and F, the logits and the pooled deepest stage, are constants here: the network's end learns from the labels
-    alone. The heads on all stages but the deepest learn along and are thrown away with the loss.
+    z and F, the logits and the pooled deepest stage, are constants in the last two: the network's end learns from the
+    labels alone. The heads on all stages but the deepest learn along and are thrown away with the loss.
+
+    The heads' cross-entropy stands in the term "ce" beside the network's own: it is learnt from labels, and a schedule
+    weighs only what is distilled.
 
     Args:
         alpha: weight α of the soft labels; the heads' cross-entropy has 1 − α.
@@ -111,7 +114,7 @@ class SelfDistillation(Loss):
             self.heads = nn.ModuleList(AuxiliaryHead(stage, deepest, classes) for stage in shallow)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" of the network itself, and "labels", "kd" and "features", each summed over the heads."""
+        """Terms "ce" (the network's, and 1 − α times its heads'), "kd" and "features", summed over the heads."""
         heads = [head(stage) for head, stage in zip(self.heads, step.student.stages[:-1], strict=True)]
         deepest = at_least_float32(step.student.stages[-1]).mean((2, 3))
         soft = kd_loss if self.scale_tau2 else soft_label_kl
@@ -119,8 +122,7 @@ class SelfDistillation(Loss):
         kd = [soft(logits, step.student.logits, self.temperature) for logits, _ in heads]
         distances = [feature_distance(features, deepest) for _, features in heads]
         return {
-            "ce": step.cross_entropy(step.student.logits),
-            "labels": (1 - self.alpha) * torch.stack(labels).sum(),
+            "ce": step.cross_entropy(step.student.logits) + (1 - self.alpha) * torch.stack(labels).sum(),
             "kd": self.alpha * torch.stack(kd).sum(),
             "features": self.weight_features * torch.stack(distances).sum(),
         }
