@@ -12,7 +12,7 @@ from gkd_core.config import Distillation, Params, Teacher
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
+from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
@@ -58,7 +58,7 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
     """
     prepared = PreparedData.open(data)
     teacher = params.teacher
-    _refuse_ahead(params)
+    refuse_ahead(params)
     if teacher.source is not None:
         return _import(prepared, out, params)
 
@@ -76,7 +76,7 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
         for training in plan:
             make = partial(_train, training, prepared, teacher, inputs, space / f"{training.folder}.training", before)
             before = kept(space / training.folder, make)
-            shutil.copytree(before, folder / training.folder)
+            shutil.copytree(before, folder / training.folder, ignore=shutil.ignore_patterns(SIDECAR))
         folders = [training.folder for training in plan]
         handed_on = folders[-1:] if teacher.assistants else folders
         _write_teacher(folder, handed_on, prepared, imported=False, trained=folders)
@@ -87,7 +87,7 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
     return last | several
 
 
-def _refuse_ahead(params: Params) -> None:
+def refuse_ahead(params: Params) -> None:
     """What the distill step would refuse, said before hours of training a teacher for it.
 
     Raises:

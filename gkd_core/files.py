@@ -1,7 +1,8 @@
 """Folders that appear whole or not at all, and the digests that name what is in them.
 
 Every file is written under a temporary name, flushed to disk, then renamed; every folder likewise. A reader never
-sees half of either, whatever kills the writer.
+sees half of either, whatever kills the writer. A folder that became whole lists the sha256 of its files in
+`files.sha256`, so that `gkd verify` notices any byte that changes afterwards.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +38,80 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: Path, what: str, *, keys: Iterable[str] = ()) -> dict[str, Any]:
+LARGEST_JSON = 1 << 26  # bytes; ours have some thousand
+
+Shape = Mapping[str, Any]
+
+
+def read_json(path: Path, what: str, *, keys: Iterable[str] = (), shape: Shape | None = None) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Args:
         what: the thing in the user's words, for the error ("the teacher folder").
         keys: what it must have.
+        shape: what it must have and of which type: `str`, `int`, `float` (an integer is one too), `bool`, `list`,
+            `dict`, a mapping for an object with keys of its own, or `[type]` for a list of that.
     Raises:
-        GkdError: there is no such file, it is not a JSON object, or a key is missing.
+        GkdError: there is no such file, it is not a JSON object, or a key is missing or of another type.
+
+    >>> read_json(Path("teacher.json"), "the teacher folder", shape={"networks": [str]})  # doctest: +SKIP
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST_JSON:
+            raise GkdError(f"{path} has {path.stat().st_size} bytes, far more than gkd writes: run its step again")
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        json.dumps(
+            content, ensure_ascii=False
+        ).encode()  # half a character (\ud800) could be neither printed nor hashed
     except (FileNotFoundError, NotADirectoryError):
         raise GkdError(f"{what} {path.parent} has no {path.name}: run the step that makes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise GkdError(f"{path} cannot be read ({error.strerror}): mend that, or run its step again") from None
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, endless digits, nested without end
         raise GkdError(f"{path} is not readable JSON ({error}): delete the folder and run its step again") from None
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing or not isinstance(content, dict):
         lacks = f"lacks {missing[0]!r}" if missing else "holds no JSON object"
         raise GkdError(f"{path} {lacks}, so it is not what gkd wrote: run its step again")
+    if (misfit := _misfit(content, shape or {}, "")) is not None:
+        raise GkdError(f"{path} {misfit}, so it is not what gkd wrote: run its step again")
     return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _misfit(content: Any, shape: Any, place: str) -> str | None:
+    """What is first not of the shape that `read_json` was given; None when all is."""
+    if isinstance(shape, Mapping):
+        if not isinstance(content, dict):
+            return f"has no object at {place!r}"
+        for key, inner in shape.items():
+            where = f"{place}.{key}" if place else key
+            if key not in content:
+                return f"lacks {where!r}"
+            if (misfit := _misfit(content[key], inner, where)) is not None:
+                return misfit
+        return None
+    if isinstance(shape, list):
+        if not isinstance(content, list):
+            return f"has no list at {place!r}"
+        return next((m for i, item in enumerate(content) if (m := _misfit(item, shape[0], f"{place}.{i}"))), None)
+    wanted = (int, float) if shape is float else shape
+    if not isinstance(content, wanted) or (isinstance(content, bool) and shape is not bool):
+        return f"has at {place!r} what is not {_NAMES[shape]}"
+    return None
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,7 +156,8 @@ def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
 def whole_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
 
-    An existing `out` of an earlier run stays as it was until the new one is complete.
+    An existing `out` of an earlier run stays as it was until the new one is complete. The last file written is the
+    list of all others, see `seal`.
 
     Args:
         out: where the folder will be.
@@ -120,6 +176,7 @@ def whole_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path
     building.mkdir()
     try:
         yield building
+        seal(building)
         for file in building.rglob("*"):
             if file.is_file():
                 with file.open("rb") as stream:
@@ -168,8 +225,25 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# What varies from one run to the next by nature: times, hosts, pictures with dates in them.
-VARIES = frozenset({"run.json", "timings.json", "report.html"})
+SIDECAR = "files.sha256"
+SIDECAR_HEAD = "# sha256 of the lines below: "
+
+
+def seal(folder: Path) -> None:
+    """Write `files.sha256`: the sha256 of every file in the folder, as `sha256sum --check` reads it.
+
+    Its own first line holds the sha256 of the rest, so a changed byte in it shows as well. It is in no digest, for it
+    also speaks of files that vary by run.
+    """
+    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    files.pop(SIDECAR, None)
+    lines = "".join(f"{file_digest(files[name])}  {name}\n" for name in sorted(files)).encode()
+    head = f"{SIDECAR_HEAD}{hashlib.sha256(lines).hexdigest()}\n".encode()
+    write_bytes(folder / SIDECAR, head + lines)
+
+
+# What varies from one run to the next by nature: times, hosts, pictures with dates in them, the list of their hashes.
+VARIES = frozenset({"run.json", "timings.json", "report.html", SIDECAR})
 
 
 def folder_digest(folder: Path) -> str:

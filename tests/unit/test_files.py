@@ -45,7 +45,7 @@ def test_a_new_folder_replaces_the_old_one_wholly(tmp_path):
         with whole_folder(tmp_path / "out") as folder:
             (folder / name).write_text("x")
             (folder / "training.json").write_text("{}")
-    assert names(tmp_path / "out") == ["b", "training.json"]
+    assert names(tmp_path / "out") == ["b", "files.sha256", "training.json"]
 
 
 def test_nothing_but_an_earlier_result_is_replaced(tmp_path, monkeypatch):
@@ -144,3 +144,57 @@ def test_an_unknown_name_suggests_the_nearest():
         "distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce, kd, gompertz"
     )
     assert "did you mean" not in unknown("x", "zzz", ["ce"])
+
+
+def test_a_whole_folder_lists_its_files_so_that_sha256sum_can_check_them(tmp_path):
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a b").write_text("abc")
+        (folder / "run.json").write_text("{}")
+    head, *lines = (tmp_path / "out" / "files.sha256").read_text().splitlines()
+    assert lines == [
+        f"{hashlib.sha256(b'abc').hexdigest()}  deep/a b",
+        f"{hashlib.sha256(b'{}').hexdigest()}  run.json",
+    ]
+    rest = "".join(f"{line}\n" for line in lines).encode()
+    assert head == f"# sha256 of the lines below: {hashlib.sha256(rest).hexdigest()}"
+    command = ["sha256sum", "--check", "--strict", "--quiet", "files.sha256"]
+    assert subprocess.run(command, cwd=tmp_path / "out", check=False).returncode == 0
+    (tmp_path / "out" / "run.json").write_text("[]")
+    assert subprocess.run(command, cwd=tmp_path / "out", check=False, capture_output=True).returncode != 0
+
+
+def test_json_is_what_it_is_asked_to_be(tmp_path):
+    shape = {"model": {"file": str, "size_bytes": int}, "classes": [str], "top1": float, "passed": bool}
+    good = {"model": {"file": "x", "size_bytes": 3, "more": None}, "classes": ["a"], "top1": 1, "passed": True}
+    write_json(tmp_path / "x.json", good)
+    assert read_json(tmp_path / "x.json", "it", shape=shape) == good
+    for change, part in [
+        ({"model": []}, "no object at 'model'"),
+        ({"model": {"file": "x"}}, "lacks 'model.size_bytes'"),
+        ({"model": {"file": 1, "size_bytes": 3}}, "at 'model.file' what is not text"),
+        ({"model": {"file": "x", "size_bytes": True}}, "at 'model.size_bytes' what is not a whole number"),
+        ({"classes": "abc"}, "no list at 'classes'"),
+        ({"classes": ["a", 2]}, "at 'classes.1' what is not text"),
+        ({"top1": True}, "at 'top1' what is not a number"),
+        ({"passed": 1}, "at 'passed' what is not true or false"),
+    ]:
+        write_json(tmp_path / "x.json", good | change)
+        with pytest.raises(GkdError, match=part):
+            read_json(tmp_path / "x.json", "it", shape=shape)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, '{"a": NaN}', '{"a": "\\ud800"}', '{"a": 1' + "0" * 5000 + "}"]
+)
+def test_json_that_would_hurt_later_is_refused_at_once(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(GkdError, match="is not readable JSON"):
+        read_json(tmp_path / "x.json", "it")
+
+
+def test_a_file_too_large_to_be_ours_is_not_read(tmp_path):
+    with (tmp_path / "x.json").open("wb") as stream:
+        stream.truncate(1 << 30)
+    with pytest.raises(GkdError, match="far more than gkd writes"):
+        read_json(tmp_path / "x.json", "it")
