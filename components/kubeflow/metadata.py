@@ -1,0 +1,87 @@
+"""What the artifacts tell about themselves in Kubeflow: digests, accuracies, the confusion matrix."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from gkd_core.files import file_digest, folder_digest, read_json
+
+TRAINED = ("role", "network", "method", "seed", "trained", "data_sha256", "teacher_digest", "config_digest")
+
+
+def of_data(folder: str, dvc: dict[str, Any]) -> dict[str, Any]:
+    """Digest and size of prepared data, and the DVC revision it came from."""
+    facts = read_json(Path(folder) / "dataset.json", "the data folder")
+    known = {key: facts[key] for key in ("sha256", "source", "counts", "image_size", "channels")}
+    return known | {"classes": len(facts["classes"])} | {f"dvc_{key}": value for key, value in dvc.items()}
+
+
+def of_teacher(folder: str) -> dict[str, Any]:
+    """Digest of a teacher folder and the networks in it."""
+    facts = read_json(Path(folder) / "teacher.json", "the teacher folder")
+    return {
+        "framework": "pytorch",
+        "digest": folder_digest(Path(folder)),
+        "networks": facts["networks"],
+        "imported": facts["imported"],
+        "data_sha256": facts["data_sha256"],
+    }
+
+
+def of_student(folder: str) -> dict[str, Any]:
+    """Digest of a student folder and what it was trained from; a reference that was not trained says so."""
+    facts = read_json(Path(folder) / "training.json", "the student folder")
+    known = {key: facts[key] for key in TRAINED if key in facts}
+    return {"framework": "pytorch", "digest": folder_digest(Path(folder)), **known}
+
+
+def of_deployment(folder: str) -> dict[str, Any]:
+    """The manifest's digests: of data, teacher, student, configuration, code and the file itself."""
+    manifest = read_json(Path(folder) / "manifest.json", "the deploy folder")
+    lineage = {key: value for key, value in manifest.items() if key.endswith(("_digest", "_sha256"))}
+    model = manifest["model"]
+    return {
+        "framework": "onnx",
+        "digest": file_digest(Path(folder) / "manifest.json"),
+        "model_sha256": model["sha256"],
+        "size_bytes": model["size_bytes"],
+        **lineage,
+    }
+
+
+def of_report(folder: str) -> dict[str, Any]:
+    """Digests of what was measured, and of the measurements."""
+    metrics = read_json(Path(folder) / "metrics.json", "the report folder")
+    return {"digest": file_digest(Path(folder) / "metrics.json"), **metrics["digests"]}
+
+
+def of_registration(folder: str) -> dict[str, Any]:
+    """The registered version and the gate's decision."""
+    version = read_json(Path(folder) / "version.json", "the registration folder")
+    gate = read_json(Path(folder) / "gate.json", "the registration folder")
+    known = {key: version[key] for key in ("name", "version", "alias", "manifest", "run_id")}
+    return {**known, "passed": gate["passed"], "sentence": gate["sentence"]}
+
+
+def scalars(folder: str) -> dict[str, float]:
+    """The numbers a reader of the run page wants first; accuracies in [0, 1], latencies in milliseconds."""
+    metrics = read_json(Path(folder) / "metrics.json", "the report folder")
+    timings = read_json(Path(folder) / "timings.json", "the report folder")
+    found: dict[str, float] = {}
+    for role in ("teacher", "baseline", "kd", "student", "onnx"):
+        if role in metrics:
+            found[f"{role}_top1"] = metrics[role]["top1"]
+    for name, difference in metrics["differences"].items():
+        found[name] = difference["difference"]
+    found["student_parameters"] = metrics["student"]["parameters"]
+    found["onnx_bytes"] = metrics["onnx"]["onnx_bytes"]
+    found["onnx_latency_ms_p50"] = timings["onnx"]["latency_ms_p50"]
+    return found
+
+
+def confusion(folder: str, classes: list[str]) -> list[list[int]]:
+    """[C, C] test images by actual (row) and predicted class (column)."""
+    with (Path(folder) / "plots" / "confusion.csv").open(newline="", encoding="utf-8") as stream:
+        counts = Counter((row["actual"], row["predicted"]) for row in csv.DictReader(stream))
+    return [[counts[actual, predicted] for predicted in classes] for actual in classes]

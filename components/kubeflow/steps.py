@@ -1,0 +1,327 @@
+"""One component a step, in pipeline order; the docstrings are what Kubeflow's user interface shows.
+
+They are lightweight components: their source travels in the compiled pipeline and runs in the project's image, where it
+finds the steps installed. So each stands by itself and imports inside.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+
+from components.image import image
+
+component = partial(dsl.component, base_image=image(), install_kfp_package=False)
+
+
+@component
+def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> NamedTuple(
+    "Sections",
+    [
+        ("prepare", dict),
+        ("teacher", dict),
+        ("baseline", dict),
+        ("kd", dict),
+        ("distill", dict),
+        ("export", dict),
+        ("evaluate", dict),
+        ("register", dict),
+    ],
+):
+    """Check the parameters as a whole and give every step the sections it reads, and no more.
+
+    Args:
+        params: Content of params.yaml.
+        overrides: A list of section.key=value.
+        data_source: Replaces data.source unless empty.
+        mlflow: Address of the MLflow server; replaces tracking.uri unless empty.
+    """
+    from components.kubeflow.sections import divide
+    from components.kubeflow.settings import resolve
+    from components.kubeflow.task import running
+    from components.teacher import refuse_ahead
+
+    with running("settings"):
+        found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
+        refuse_ahead(found)
+        return tuple(divide(found).values())
+
+
+@component
+def prepare(settings: dict, dvc_repo: str, dvc_path: str, dvc_rev: str, data: Output[Dataset]):
+    """Read the images, split them, and write the prepared format.
+
+    Args:
+        settings: The section data of the parameters.
+        dvc_repo: Git repository whose DVC-tracked data is read instead of data.root; empty for none.
+        dvc_path: What to fetch from it.
+        dvc_rev: Tag, branch or commit of it; empty for the newest.
+        data: The prepared images with dataset.json; the metadata has digest, counts, and the DVC revision and md5.
+    """
+    from pathlib import Path
+
+    from components import prepare as step
+    from components.kubeflow.metadata import of_data
+    from components.kubeflow.source import from_dvc
+    from components.kubeflow.task import running
+
+    with running("prepare", settings) as task:
+        params, revision = from_dvc(task, dvc_repo, dvc_path, dvc_rev)
+        step.run(out=Path(data.path), params=params)
+        data.metadata.update(of_data(data.path, revision))
+
+
+@component
+def teacher(settings: dict, data: Input[Dataset], teacher: Output[Model]):
+    """Train the teacher, or check and import teacher.source.
+
+    Args:
+        settings: The section teacher of the parameters.
+        data: The prepared images.
+        teacher: One network or several, listed in teacher.json.
+    """
+    from pathlib import Path
+
+    from components import teacher as step
+    from components.kubeflow.metadata import of_teacher
+    from components.kubeflow.task import running
+
+    with running("teacher", settings) as task:
+        step.run(data=Path(data.path), out=Path(teacher.path), work=task.work, params=task.params)
+        teacher.metadata.update(of_teacher(teacher.path))
+
+
+@component
+def baseline(settings: dict, data: Input[Dataset], baseline: Output[Model]):
+    """Train the student alone on the same budget: what distillation is compared with.
+
+    Args:
+        settings: The sections student, train and references of the parameters.
+        data: The prepared images.
+        baseline: The network, or a note that references.baseline is off.
+    """
+    from pathlib import Path
+
+    from components import distill as step
+    from components.kubeflow.metadata import of_student
+    from components.kubeflow.task import running
+
+    with running("baseline", settings) as task:
+        step.run(
+            data=Path(data.path),
+            teacher=None,
+            out=Path(baseline.path),
+            work=task.work,
+            params=task.params,
+            reference="baseline",
+        )
+        baseline.metadata.update(of_student(baseline.path))
+
+
+@component
+def kd(settings: dict, data: Input[Dataset], teacher: Input[Model], kd: Output[Model]):
+    """Train the student by plain soft-label distillation on the same budget.
+
+    Args:
+        settings: The sections student, train and references of the parameters.
+        data: The prepared images.
+        teacher: The network or networks it learns from.
+        kd: The network, or a note that references.kd is off.
+    """
+    from pathlib import Path
+
+    from components import distill as step
+    from components.kubeflow.metadata import of_student
+    from components.kubeflow.task import running
+
+    with running("kd", settings) as task:
+        step.run(
+            data=Path(data.path),
+            teacher=Path(teacher.path),
+            out=Path(kd.path),
+            work=task.work,
+            params=task.params,
+            reference="kd",
+        )
+        kd.metadata.update(of_student(kd.path))
+
+
+@component
+def distill(settings: dict, data: Input[Dataset], teacher: Input[Model], student: Output[Model]):
+    """Train the student by distill.method.
+
+    Args:
+        settings: The sections student, train and distill of the parameters.
+        data: The prepared images.
+        teacher: The network or networks it learns from.
+        student: The network, its curves, and training.json.
+    """
+    from pathlib import Path
+
+    from components import distill as step
+    from components.kubeflow.metadata import of_student
+    from components.kubeflow.task import running
+
+    with running("distill", settings) as task:
+        step.run(
+            data=Path(data.path),
+            teacher=Path(teacher.path),
+            out=Path(student.path),
+            work=task.work,
+            params=task.params,
+        )
+        student.metadata.update(of_student(student.path))
+
+
+@component
+def export(settings: dict, data: Input[Dataset], teacher: Input[Model], student: Input[Model], deploy: Output[Model]):
+    """Package the student as ONNX, check it against torch, and write its manifest.
+
+    Args:
+        settings: The section export of the parameters.
+        data: The prepared images; torch and onnxruntime are compared on those for validation.
+        teacher: For the lineage.
+        student: The network to package.
+        deploy: model.onnx and manifest.json; the metadata has the whole lineage.
+    """
+    from pathlib import Path
+
+    from components import export as step
+    from components.kubeflow.metadata import of_deployment
+    from components.kubeflow.task import running
+
+    with running("export", settings) as task:
+        step.run(
+            data=Path(data.path),
+            teacher=Path(teacher.path),
+            student=Path(student.path),
+            out=Path(deploy.path),
+            params=task.params,
+        )
+        deploy.metadata.update(of_deployment(deploy.path))
+
+
+@component
+def evaluate(
+    settings: dict,
+    data: Input[Dataset],
+    teacher: Input[Model],
+    baseline: Input[Model],
+    kd: Input[Model],
+    student: Input[Model],
+    deploy: Input[Model],
+    report: Output[Artifact],
+    page: Output[HTML],
+    metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+):
+    """Measure all networks and the final ONNX file on the test images, and write the report.
+
+    Args:
+        settings: The section evaluate of the parameters, and those the report shows.
+        data: The prepared images; only here the test split is read.
+        teacher: The large network or networks.
+        baseline: The student trained alone.
+        kd: The student trained by plain distillation.
+        student: The student trained by the method.
+        deploy: The exported student.
+        report: metrics.json, timings.json, predictions, plots and the page.
+        page: The report as one HTML page.
+        metrics: Accuracies in [0, 1], differences, size and latency.
+        confusion: Test images by actual and predicted class, for the student.
+    """
+    import shutil
+    from pathlib import Path
+
+    from components import evaluate as step
+    from components.kubeflow.metadata import confusion as confusion_of
+    from components.kubeflow.metadata import of_report, scalars
+    from components.kubeflow.task import running
+    from gkd_core.files import read_json, write_json
+
+    with running("evaluate", settings) as task:
+        step.run(
+            data=Path(data.path),
+            teacher=Path(teacher.path),
+            baseline=Path(baseline.path),
+            kd=Path(kd.path),
+            student=Path(student.path),
+            deploy=Path(deploy.path),
+            out=Path(report.path),
+            params=task.params,
+        )
+        report.metadata.update(of_report(report.path))
+        shutil.copy(Path(report.path) / "report.html", page.path)
+        for name, value in scalars(report.path).items():
+            metrics.log_metric(name, value)
+        write_json(Path(metrics.path), scalars(report.path))
+        classes = read_json(Path(data.path) / "dataset.json", "the data folder")["classes"]
+        matrix = confusion_of(report.path, classes)
+        confusion.log_confusion_matrix(classes, matrix)
+        write_json(Path(confusion.path), {"classes": classes, "matrix": matrix})
+
+
+@component
+def register(
+    settings: dict,
+    teacher: Input[Model],
+    baseline: Input[Model],
+    kd: Input[Model],
+    student: Input[Model],
+    deploy: Input[Model],
+    report: Input[Artifact],
+    registration: Output[Artifact],
+):
+    """Log the runs in MLflow, register the student as challenger, and let the gate decide on champion.
+
+    A refusal is a result: the task succeeds and champion stays where it was, unless gate.on_refusal is fail.
+
+    Args:
+        settings: The sections gate and tracking of the parameters, and those the runs are logged with.
+        teacher: The large network or networks.
+        baseline: The student trained alone.
+        kd: The student trained by plain distillation.
+        student: The student trained by the method.
+        deploy: The exported student, which becomes the version.
+        report: What was measured.
+        registration: gate.json and version.json.
+    """
+    from pathlib import Path
+
+    from components import register as step
+    from components.kubeflow.metadata import of_registration
+    from components.kubeflow.task import running
+
+    with running("register", settings) as task:
+        step.run(
+            teacher=Path(teacher.path),
+            baseline=Path(baseline.path),
+            kd=Path(kd.path),
+            student=Path(student.path),
+            deploy=Path(deploy.path),
+            report=Path(report.path),
+            out=Path(registration.path),
+            params=task.params,
+        )
+        registration.metadata.update(of_registration(registration.path))
+
+
+@component
+def ended(status: dsl.PipelineTaskFinalStatus, ending: Output[Artifact]):
+    """Say how the pipeline ended, whatever happened.
+
+    Args:
+        status: Of everything before.
+        ending: The state, and what went wrong, as JSON.
+    """
+    from pathlib import Path
+
+    from components.kubeflow.task import running
+    from gkd_core.files import write_json
+
+    with running("ended"):
+        reason = status.error_message or ""
+        print(f"the pipeline ended: {status.state}{': ' if reason else ''}{reason}", flush=True)
+        ending.metadata.update({"state": status.state, "error": reason})
+        write_json(Path(ending.path), {"state": status.state, "error": reason})

@@ -1,0 +1,88 @@
+"""What surrounds a step inside a task: its parameters, a place for checkpoints, and one sentence when it fails."""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gkd_core.config import Params, params_of_sections
+from gkd_core.errors import GkdError
+
+BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
+TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a step is given.
+
+    Attributes:
+        params: the sections the step reads; the others have their defaults.
+        work: for checkpoints. Where GKD_WORK names a volume, a task that is started again goes on from there.
+        scratch: an empty folder that is gone afterwards.
+    """
+
+    params: Params
+    work: Path
+    scratch: Path
+
+
+@contextlib.contextmanager
+def running(step: str, settings: dict[str, Any] | None = None) -> Iterator[Task]:
+    """Surround a step.
+
+    A failure the user can mend ends the process with one sentence and the exit code the command line would give; what
+    nobody expected keeps its traceback. Where GKD_TASKS names a folder, the state is kept there as JSON, for whoever
+    started the pipeline here: Kubeflow's local runner knows no more than that a task failed.
+
+    Args:
+        step: its name in the pipeline.
+        settings: of the `settings` task.
+    """
+    print(f"{BEGIN} {step}", file=sys.stderr, flush=True)
+    record = _record(step)
+    record(state="running", pid=os.getpid())
+    try:
+        with tempfile.TemporaryDirectory(prefix="gkd-") as name:
+            scratch = Path(name)
+            work = Path(os.environ.get("GKD_WORK") or scratch / "work")
+            yield Task(params_of_sections(settings or {}), work, scratch)
+    except GkdError as error:
+        _fail(step, str(error), error.exit_code, record)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(step, f"{where}{error.strerror or error}: mend that and run the pipeline again", 2, record)
+    except BaseException as error:
+        record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=1)
+        raise
+    record(state="done")
+    print(f"{END} {step}", file=sys.stderr, flush=True)
+
+
+def _record(step: str) -> Any:
+    """A function that keeps facts about this task in GKD_TASKS, if there is such a folder."""
+    folder = os.environ.get("GKD_TASKS")
+    file = Path(folder) / f"{step}-{uuid.uuid4().hex}.json" if folder else None
+    facts: dict[str, Any] = {"step": step}
+
+    def record(**more: Any) -> None:
+        facts.update(more)
+        if file is not None:
+            file.write_text(json.dumps(facts), encoding="utf-8")
+
+    return record
+
+
+def _fail(step: str, sentence: str, exit_code: int, record: Any) -> None:
+    record(state="failed", sentence=sentence, exit_code=exit_code)
+    print(f"gkd: {sentence}\n{END} {step}", file=sys.stderr, flush=True)
+    if "KUBERNETES_SERVICE_HOST" in os.environ:
+        with contextlib.suppress(OSError):
+            TERMINATION_LOG.write_text(f"{step}: {sentence}"[:4096], encoding="utf-8")
+    raise SystemExit(exit_code)

@@ -1,0 +1,108 @@
+"""Pipelines as files: which there are, and what must not be in one."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from components.kubeflow.settings import resolve
+from gkd_core.config import Params, read_sections
+from gkd_core.errors import GkdError, unknown
+from pipelines.profile import Profile, load_profile
+
+PIPELINES = ("distillation", "sweep")
+
+
+def compile_pipeline(
+    file: Path,
+    *,
+    params: Path,
+    overrides: list[str] | None = None,
+    profile: str | None = None,
+    which: str = "distillation",
+) -> dict[str, Any]:
+    """Write a pipeline as YAML that Kubeflow Pipelines takes; the same input gives the same bytes.
+
+    Args:
+        file: to write.
+        params: params.yaml, the default of the pipeline's argument of that name.
+        overrides: likewise, `section.key=value`.
+        profile: name or file; None asks for no resources.
+        which: one of PIPELINES.
+    Returns:
+        {"pipeline", "profile", "image", "path"}.
+    Raises:
+        GkdError: something is not valid, or the file would hold a password or a place of this machine.
+    """
+    from kfp.compiler import Compiler
+
+    from components.image import image
+
+    given = load_profile(profile) if profile else None
+    content = cluster_params(params, overrides or [], given)
+    pipeline = create_pipeline(which, content, overrides or [], given)
+    if file.suffix not in (".yaml", ".yml"):
+        raise GkdError(f"-o {file}: give the file a name that ends in .yaml")
+    if not file.parent.is_dir():
+        raise GkdError(f"-o {file}: there is no folder {file.parent}, make it first")
+    Compiler().compile(pipeline, package_path=str(file))
+    return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
+
+
+def create_pipeline(which: str, params: dict[str, Any], overrides: list[str], profile: Profile | None) -> Any:
+    """The pipeline of a name, as a kfp component.
+
+    Raises:
+        GkdError: there is none of this name.
+    """
+    if which == "distillation":
+        from pipelines.distillation import distillation
+
+        return distillation(params, overrides, profile)
+    if which == "sweep":
+        from pipelines.sweep import sweep
+
+        return sweep(params, overrides, profile)
+    raise GkdError(unknown("--pipeline", which, PIPELINES))
+
+
+def cluster_params(file: Path, overrides: list[str], profile: Profile | None) -> dict[str, Any]:
+    """Content of params.yaml as a cluster may have it.
+
+    With several accelerators in a pod, `train.devices` and `teacher.train.devices` are set to their number unless the
+    file has them.
+
+    Raises:
+        GkdError: it is not valid, holds a password, or names a place that only this machine has.
+    """
+    content = read_sections(file)
+    devices = profile.devices if profile else 1
+    if devices > 1:
+        content.setdefault("train", {}).setdefault("devices", devices)
+        content.setdefault("teacher", {}).setdefault("train", {}).setdefault("devices", devices)
+    params = resolve(content, overrides)
+    _refuse_places(params, profile)
+    return content
+
+
+def _refuse_places(params: Params, profile: Profile | None) -> None:
+    """Raises: GkdError: the data or the teacher is a place on this machine."""
+    mounts = [volume.mount for volume in profile.volumes] if profile else []
+    for name, value in (("data.root", params.data.root), ("teacher.source", params.teacher.source)):
+        if value is None or re.match(r"[a-z0-9]+:", value):
+            continue
+        if not any(Path(value).is_relative_to(mount) for mount in mounts):
+            instead = (
+                "pass dvc_repo, dvc_path and dvc_rev when you start the run"
+                if name == "data.root"
+                else "register it and give models:/NAME@ALIAS"
+            )
+            raise GkdError(
+                f"{name} is {value}, a place on this machine, which a cluster's pods do not have: set it to null and "
+                f"{instead}, or name a volume of the profile"
+            )
+    uri = params.tracking.uri or ""
+    if uri.startswith("sqlite"):
+        raise GkdError(
+            f"tracking.uri is {uri}, a file on this machine, which a cluster's pods do not have: give the address of "
+            "an MLflow server"
+        )

@@ -1,0 +1,72 @@
+"""From a profile to the pods of a pipeline's tasks."""
+
+from collections.abc import Callable
+
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+
+from components.kubeflow import steps
+from pipelines.profile import TRAINING, Profile
+
+
+def configure(task: PipelineTask, step: str, profile: Profile | None) -> PipelineTask:
+    """Give a task's pod what the profile says; without a profile the task stays as it is.
+
+    Args:
+        task: of a pipeline under construction.
+        step: whose task it is.
+        profile: of the cluster.
+    """
+    if profile is None:
+        return task
+    pod = profile.pod(step)
+    task.set_cpu_request(pod.cpu_request).set_memory_request(pod.memory_request)
+    if pod.cpu_limit:
+        task.set_cpu_limit(pod.cpu_limit)
+    if pod.memory_limit:
+        task.set_memory_limit(pod.memory_limit)
+    if pod.accelerator:
+        task.set_accelerator_type(pod.accelerator.type).set_accelerator_limit(pod.accelerator.count)
+    for label, value in pod.node_selector.items():
+        kubernetes.add_node_selector(task, label, value)
+    for toleration in pod.tolerations:
+        kubernetes.add_toleration(task, toleration.key, toleration.operator, toleration.value, toleration.effect)
+    if pod.shared_memory:
+        kubernetes.empty_dir_mount(
+            task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=pod.shared_memory
+        )
+    # A task that waits for a TrainJob waits as long as the training may take.
+    patient = profile.training if step in TRAINING else pod
+    if patient.retries.count:
+        task.set_retry(
+            num_retries=patient.retries.count,
+            backoff_duration=f"{patient.retries.backoff_seconds}s",
+            backoff_factor=patient.retries.backoff_factor,
+            backoff_max_duration=f"{patient.retries.longest_backoff_seconds}s",
+        )
+    kubernetes.set_timeout(task, patient.timeout_seconds)
+    if profile.work and step in TRAINING:
+        kubernetes.mount_pvc(task, pvc_name=profile.work.claim, mount_path=profile.work.mount)
+        task.set_env_variable("GKD_WORK", profile.work.mount)
+    for volume in profile.volumes:
+        kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount)
+    for secret in profile.secrets:
+        if step in secret.steps:
+            kubernetes.use_secret_as_env(task, secret.name, secret.env, optional=secret.optional)
+    for name, value in profile.env.items():
+        task.set_env_variable(name, value)
+    kubernetes.set_image_pull_policy(task, profile.image_pull_policy)
+    if profile.image_pull_secrets:
+        kubernetes.set_image_pull_secrets(task, list(profile.image_pull_secrets))
+    kubernetes.set_security_context(
+        task,
+        run_as_user=profile.security.run_as_user,
+        run_as_group=profile.security.run_as_group,
+        run_as_non_root=True,
+    )
+    return task
+
+
+def trained_by(step: str, profile: Profile | None) -> Callable[..., PipelineTask]:
+    """The component of a training step: it trains in its own pod, or on the nodes of a TrainJob."""
+    return getattr(steps, step)

@@ -1,0 +1,215 @@
+"""A profile says what a cluster gives the pipeline's tasks: nodes, memory, volumes, secrets by name, patience.
+
+`profiles/` holds four; a file of one's own is validated the same way. Nothing secret belongs into one: secrets are
+named, their values stay in the cluster.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gkd_core.config import read_sections, sentence
+from gkd_core.errors import GkdError, unknown
+
+SHIPPED = Path(__file__).with_name("profiles")
+STEPS = ("settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended")
+TRAINING = ("teacher", "baseline", "kd", "distill")
+Step = Literal["settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended"]
+
+
+def _quantity(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(m|[EPTGMK]i?)?", value):
+        raise ValueError(f"{value!r} is no amount: write 2, 500m, 4G or 4Gi (not 4GB)")
+    return value
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", value):
+        raise ValueError(f"{value!r} is no Kubernetes name: small letters, digits, - and .")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(f"{value!r} is no place in a container: start it with /")
+    return value.rstrip("/") or "/"
+
+
+Quantity = Annotated[str, AfterValidator(_quantity)]
+Name = Annotated[str, AfterValidator(_name)]
+Place = Annotated[str, AfterValidator(_absolute)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Accelerator(_Part):
+    """What a training pod asks for."""
+
+    type: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
+    """Resource name."""
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many a pod; with more than one, `train.devices` is set to it unless params.yaml says otherwise."""
+
+
+class Toleration(_Part):
+    """Of a taint."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Toleration":
+        if (self.operator == "Equal") != (self.value is not None):
+            raise ValueError("a toleration's operator Equal goes with a value, and Exists without")
+        if self.key is None and self.operator == "Equal":
+            raise ValueError("a toleration's operator Equal needs a key")
+        return self
+
+
+class Retries(_Part):
+    """Again after a failure: a preempted training goes on from its checkpoint in `work`."""
+
+    count: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further tries; 0 is none."""
+    backoff_seconds: Annotated[int, Field(ge=0)] = 60
+    """Pause before the first."""
+    backoff_factor: Annotated[float, Field(ge=1.0)] = 2.0
+    """Each pause is so many times the one before."""
+    longest_backoff_seconds: Annotated[int, Field(ge=1)] = 3600
+    """Pauses grow no longer."""
+
+
+class Pod(_Part):
+    """What one kind of task gets."""
+
+    cpu_request: Quantity = "1"
+    cpu_limit: Quantity | None = None
+    """None is no limit."""
+    memory_request: Quantity = "2Gi"
+    memory_limit: Quantity | None = "4Gi"
+    accelerator: Accelerator | None = None
+    """null is the processor alone."""
+    node_selector: dict[str, str] = {}
+    """Labels a node must have."""
+    tolerations: list[Toleration] = []
+    """Taints it may have."""
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm, taken from the pod's memory; null leaves the container's 64 MB."""
+    retries: Retries = Retries()
+    timeout_seconds: Annotated[int, Field(ge=1)] = 3600
+    """A pod that runs longer is stopped (and tried again)."""
+
+
+class Volume(_Part):
+    """A persistent volume claim that exists."""
+
+    claim: Name
+    mount: Place
+    """Place in the container."""
+
+
+class Secret(_Part):
+    """Keys of a Kubernetes secret as environment variables; their values never leave the cluster."""
+
+    name: Name
+    env: dict[str, Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]]
+    """Variable by key of the secret."""
+    steps: list[Step] = ["prepare", "teacher", "register"]
+    """Tasks that need it; no other sees it."""
+    optional: bool = False
+    """Whether tasks start without it."""
+
+
+class Security(_Part):
+    """Who runs in the containers: never root."""
+
+    run_as_user: Annotated[int, Field(ge=1)] | None = 1000
+    """User; null leaves it to the cluster, as OpenShift wants."""
+    run_as_group: Annotated[int, Field(ge=0)] | None = 0
+    """Group; the image's files belong to group 0."""
+
+
+class Nodes(_Part):
+    """Trainings on several nodes, as a TrainJob of Kubeflow Trainer."""
+
+    count: Annotated[int, Field(ge=2, le=64)]
+    """Nodes; each gives `training.accelerator`."""
+    runtime: Name = "torch-distributed"
+    """ClusterTrainingRuntime."""
+    namespace: Name | None = None
+    """null is the pipeline's own."""
+
+
+class Profile(_Part):
+    """What a cluster gives the pipeline's tasks."""
+
+    light: Pod = Pod()
+    """Every task that does not train."""
+    training: Pod = Pod()
+    """teacher, baseline, kd and distill."""
+    nodes: Nodes | None = None
+    """null trains in the task's own pod."""
+    work: Volume | None = None
+    """For checkpoints. null: a task that is started again trains from the beginning."""
+    volumes: list[Volume] = []
+    """More of them, in every task: images for `data.root`, say."""
+    secrets: list[Secret] = []
+    """By name."""
+    env: dict[str, str] = {}
+    """Environment variables that are no secret, in every task."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: list[Name] = []
+    security: Security = Security()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Profile":
+        if self.nodes is not None and self.work is None:
+            raise ValueError("nodes is given but work is null: the nodes meet in that volume, so name a claim")
+        for name in self.env:
+            if re.search("PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", name.upper()):
+                raise ValueError(f"env names {name}, which looks like a secret: name a Kubernetes secret in secrets")
+        mounts = [volume.mount for volume in [*([self.work] if self.work else []), *self.volumes]]
+        for mount in mounts:
+            if mounts.count(mount) > 1:
+                raise ValueError(f"two volumes are mounted at {mount}: give each its own place")
+        return self
+
+    def pod(self, step: str) -> Pod:
+        """What a step's task gets; with `nodes` the training itself runs elsewhere, and its task only waits."""
+        return self.training if step in TRAINING and self.nodes is None else self.light
+
+    @property
+    def devices(self) -> int:
+        """Accelerators of one training pod, at least 1."""
+        return self.training.accelerator.count if self.training.accelerator else 1
+
+
+def names() -> list[str]:
+    """The profiles that come with the package."""
+    return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+
+
+def load_profile(which: str) -> Profile:
+    """A profile by its name, or from a file.
+
+    Args:
+        which: one of `names()`, or the path of a YAML file.
+    Raises:
+        GkdError: there is no such profile, or something in it is wrong.
+    """
+    path = Path(which)
+    if which in names():
+        path = SHIPPED / f"{which}.yaml"
+    elif path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise GkdError(unknown("--profile", which, names()) + ", or a YAML file")
+    content = read_sections(path, holds="a profile (light, training, work, …)", option="--profile")
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise GkdError(f"{which}: {sentence(error, Profile, 'profile key')}") from None
