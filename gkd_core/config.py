@@ -237,8 +237,11 @@ class Distillation(Section):
         for method in value:
             if method not in methods.METHODS:
                 raise ValueError(unknown("options: method", method, methods.METHODS))
-        # 4.0 and 4 are one value: else the same options would have two digests, one before JSON and one after.
-        return {method: _whole(chosen) for method, chosen in value.items()}
+        # 4.0 is 4 and null is the default: the same options have one digest, before a pipeline's JSON and after.
+        return {
+            method: {name: _whole(one) for name, one in chosen.items() if one is not None}
+            for method, chosen in value.items()
+        }
 
     def hyperparameters(self) -> dict[str, Any]:
         """The chosen method's arguments: its options, with `temperature` put in."""

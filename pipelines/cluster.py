@@ -1,0 +1,346 @@
+"""How a Kubeflow Pipelines server is reached: address, credentials, and its errors as sentences.
+
+kfp's own client waits without end for a silent server, takes a login page for an answer, retries a refused health check
+with tracebacks, and writes a file in the home folder; `connect` mends those four and leaves the rest to it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from gkd_core.errors import GkdError
+
+if TYPE_CHECKING:
+    import kfp
+
+HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
+TOKEN_VARIABLE = "GKD_KFP_TOKEN"
+COOKIE_VARIABLE = "GKD_KFP_COOKIE"
+IN_CLUSTER_HOST = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
+CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
+LONGEST_QUOTE = 300  # characters of a server's own words that go into a sentence
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the server is and who asks. Its text shows no secret.
+
+    Attributes:
+        host: http(s) address of the Kubeflow Pipelines API; None takes KF_PIPELINES_ENDPOINT.
+        token: bearer token as it is.
+        token_file: file that holds the bearer token; read again at each request, so a rotated one keeps working.
+        cookie: what a browser session behind a login proxy sends as its Cookie header.
+        in_cluster: use the service account token mounted into this pod, and the cluster's own address.
+        namespace: profile namespace; needed where a server has several users.
+        ca_certificate: PEM file of the authority that signed the server's certificate.
+    """
+
+    host: str | None = None
+    token: str | None = None
+    token_file: Path | None = None
+    cookie: str | None = None
+    in_cluster: bool = False
+    namespace: str | None = None
+    ca_certificate: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"Access(host={self.host!r}, namespace={self.namespace!r})"
+
+
+class ClusterError(GkdError):
+    """The server refused, or could not be asked. `status` is its HTTP status, None where there was no answer."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same question may well be answered in a moment."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A server that answered.
+
+    Attributes:
+        client: kfp's client; call it through `call`.
+        host: the server's address.
+        namespace: the profile namespace, None on a server with one user.
+        secrets: what must not appear in any message.
+    """
+
+    client: "kfp.Client"
+    host: str
+    namespace: str | None
+    secrets: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Cluster(host={self.host!r}, namespace={self.namespace!r})"
+
+    def call(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+        """Ask the server, with what kfp prints kept off stdout.
+
+        Raises:
+            ClusterError: it refused or did not answer, in one sentence.
+        """
+        return _asked(self.host, self.namespace, self.secrets, function, *arguments, **options)
+
+    def link(self, kind: str, identifier: str) -> str:
+        """Address of a run ("runs") or schedule ("recurringrun") in the web interface."""
+        page = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or self.host
+        return f"{page.rstrip('/')}/#/{kind}/details/{identifier}"
+
+
+def connect(access: Access) -> Cluster:
+    """Reach the server and make sure that it is one.
+
+    Raises:
+        GkdError: the address or the credentials given cannot be right.
+        ClusterError: nobody answers there, it is something else, or it refuses the credentials.
+    """
+    host = _host(access)
+    options, secrets = _credentials(access, host)
+    if access.ca_certificate is not None:
+        if not access.ca_certificate.is_file():
+            raise GkdError(f"--ca-certificate {access.ca_certificate} is not a file: name the authority's PEM file")
+        options["ssl_ca_cert"] = str(access.ca_certificate)
+
+    client = _asked(host, access.namespace, secrets, lambda: _client_class()(host=host, **options))
+    health = _asked(host, access.namespace, secrets, client.get_kfp_healthz)
+    namespace = access.namespace or client.get_user_namespace() or None
+    if health.multi_user and not namespace:
+        raise GkdError(f"{host} has several users: say whose runs you mean with --namespace")
+    return Cluster(client, host, namespace, secrets)
+
+
+def _host(access: Access) -> str:
+    host = access.host or os.environ.get(HOST_VARIABLE) or (IN_CLUSTER_HOST if access.in_cluster else None)
+    if not host:
+        raise GkdError(
+            f"no server is named: pass --host with the address of Kubeflow Pipelines, or set {HOST_VARIABLE}"
+        )
+    host = host.strip().rstrip("/")
+    host = host if "://" in host else f"https://{host}"
+    try:
+        parts = urlsplit(host)
+        parts.port  # noqa: B018  its value is checked when it is read
+    except ValueError:
+        raise GkdError("--host is not an address: write it like https://kubeflow.example.org/pipeline") from None
+    if parts.username or parts.password:
+        raise GkdError("--host holds a user name or password: leave it out and pass --token-file or --cookie instead")
+    if parts.scheme not in ("http", "https") or not parts.hostname or any(c.isspace() for c in host):
+        raise GkdError(f"--host {host!r} is not an address: write it like https://kubeflow.example.org/pipeline")
+    return host
+
+
+def _credentials(access: Access, host: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Options of kfp's client, and the secrets among them. What is given by name wins over the environment."""
+    ways = {
+        "--token": access.token,
+        "--token-file": access.token_file,
+        "--cookie": access.cookie,
+        "--in-cluster": access.in_cluster or None,
+    }
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1 and set(given) != {"--token", "--cookie"} and set(given) != {"--token-file", "--cookie"}:
+        raise GkdError(f"{' and '.join(given)} say twice who asks: pass one of them")
+    token, cookie = access.token, access.cookie
+    if not given:
+        token, cookie = os.environ.get(TOKEN_VARIABLE), os.environ.get(COOKIE_VARIABLE)
+
+    options: dict[str, Any] = {}
+    secrets = []
+    if cookie is not None:
+        secrets += [options.setdefault("cookies", _one_line(cookie, "the cookie"))]
+        # What a message may echo is a cookie's value alone.
+        secrets += [part.partition("=")[2].strip() for part in cookie.split(";") if "=" in part]
+    if token is not None:
+        secrets += [options.setdefault("existing_token", _one_line(token, "the token"))]
+    elif access.token_file or access.in_cluster:
+        from kfp.client import (
+            KF_PIPELINES_SA_TOKEN_ENV,
+            KF_PIPELINES_SA_TOKEN_PATH,
+            ServiceAccountTokenVolumeCredentials,
+        )
+
+        mounted = os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH
+        file = access.token_file or Path(mounted)
+        secrets += [_token_in(file, "--token-file" if access.token_file else "--in-cluster: the mounted token")]
+        options["credentials"] = ServiceAccountTokenVolumeCredentials(str(file))
+    parts = urlsplit(host)
+    name = parts.hostname or ""
+    near = name in ("localhost", "127.0.0.1", "::1") or name.endswith((".svc", ".cluster.local")) or "." not in name
+    if secrets and parts.scheme == "http" and not near:
+        print(f"gkd: the credentials travel unencrypted to {host}; https would keep them", file=sys.stderr)
+    return options, tuple(filter(None, secrets))
+
+
+def _token_in(file: Path, what: str) -> str:
+    try:
+        return _one_line(file.read_text().strip(), f"what {file} holds")
+    except OSError as error:
+        mend = "run inside a pod that has a projected token for Kubeflow Pipelines, or pass --token-file"
+        raise GkdError(f"{what} {file} cannot be read ({error.strerror}): {mend}") from None
+    except UnicodeDecodeError:
+        raise GkdError(f"{what} {file} is not text: it must hold the token and nothing else") from None
+
+
+def _one_line(secret: str, what: str) -> str:
+    """Refuse what no header may hold, without repeating it."""
+    secret = secret.strip()
+    if not secret or not secret.isascii() or not secret.isprintable():
+        raise GkdError(f"{what} is empty or not one line of plain characters: copy it again")
+    return secret
+
+
+def _client_class() -> "type[kfp.Client]":
+    """kfp's client with a health check that ends, and that leaves the home folder alone."""
+    import kfp
+
+    class Client(kfp.Client):
+        def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
+            _guard(self._healthz_api.api_client)
+            return self._healthz_api.healthz_service_get_healthz()
+
+        def set_user_namespace(self, namespace: str) -> None:
+            self._context_setting["namespace"] = namespace
+
+    return Client
+
+
+class _NotTheApi(Exception):
+    """An answer that is not JSON: a login page, or another service."""
+
+
+def _guard(api_client: Any) -> None:
+    """Give every request a time limit, and take nothing but a JSON object for an answer."""
+    rest = api_client.rest_client
+    if getattr(rest, "guarded", False):
+        return
+    ask = rest.request
+
+    def request(method: str, url: str, **options: Any) -> Any:
+        options["_request_timeout"] = (CONNECT_SECONDS, ANSWER_SECONDS)
+        answer = ask(method, url, **options)
+        try:
+            if not isinstance(json.loads(answer.data), dict):
+                raise _NotTheApi
+        except ValueError:
+            raise _NotTheApi from None
+        return answer
+
+    rest.request = request
+    rest.guarded = True
+
+
+def _asked(
+    host: str,
+    namespace: str | None,
+    secrets: tuple[str, ...],
+    function: Callable[..., Result],
+    *arguments: Any,
+    **options: Any,
+) -> Result:
+    import kfp_server_api
+    import urllib3.exceptions as transport
+
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces every retry
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: PTH123, SIM115
+            warnings.simplefilter("ignore")
+            return function(*arguments, **options)
+    except kfp_server_api.ApiException as error:
+        words = _without(_words(error), secrets)
+        raise ClusterError(_refusal(error.status, words, host, namespace), error.status or None) from None
+    except _NotTheApi:
+        raise ClusterError(
+            f"{host} answers, but not as Kubeflow Pipelines does (a login page, or another service): give the API's "
+            "address, often ending in /pipeline, and credentials with --token-file or --cookie",
+            status=200,
+        ) from None
+    except AttributeError as error:  # the generated client trips over an answer that never came
+        if not isinstance(error.__context__, kfp_server_api.ApiException):
+            raise
+        raise ClusterError(_unreachable(str(error.__context__.reason), host)) from None
+    except transport.HTTPError as error:
+        raise ClusterError(_unreachable(_without(_cause(error), secrets), host)) from None
+    except (OSError, ValueError) as error:
+        raise ClusterError(_unreachable(_without(str(error), secrets), host)) from None
+
+
+def _words(error: Any) -> str:
+    """What the server said, on one line: `message` of a JSON body, else the beginning of the body."""
+    body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
+    with contextlib.suppress(ValueError):
+        content = json.loads(body)
+        if isinstance(content, dict):
+            body = str(content.get("message") or content.get("error_message") or content.get("error") or "")
+    if body.lstrip().startswith("<"):
+        body = ""  # a proxy's page
+    line = " ".join(body.split())
+    return line if len(line) <= LONGEST_QUOTE else line[: LONGEST_QUOTE - 1] + "…"
+
+
+def _without(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _refusal(status: int, words: str, host: str, namespace: str | None) -> str:
+    said = f" ({words})" if words else ""
+    match status:
+        case 401:
+            mend = "pass a fresh one with --token-file, --cookie or --in-cluster"
+            return f"{host} does not accept the credentials, or wants some{said}: {mend}"
+        case 403:
+            where = f" in namespace {namespace}" if namespace else ""
+            return f"{host} does not allow this{where}{said}: ask for the right, or pass another --namespace or token"
+        case 404:
+            return f"{host} knows nothing under that address or name{said}: check --host and what you named"
+        case 400 | 409 | 422:
+            return f"{host} refuses the request{said or f' (status {status})'}: mend what it names and try again"
+        case 0:
+            return _unreachable(words or "no answer", host)
+    return f"{host} fails with status {status}{said}: try again later, or look at its ml-pipeline pod"
+
+
+def _unreachable(cause: str, host: str) -> str:
+    lowered = cause.lower()
+    if "ssl" in lowered or "certificate" in lowered:
+        return f"{host} has a certificate that is not trusted here: pass its authority with --ca-certificate, or http"
+    if "timed out" in lowered or "timeout" in lowered:
+        return f"{host} did not answer in time: check --host, and whether a tunnel or proxy stands between"
+    cause = " ".join(cause.split())[:LONGEST_QUOTE]
+    return f"{host} cannot be reached ({cause}): check --host, and that a port-forward to it still runs"
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason of urllib3's nested errors, in a few words."""
+    import urllib3.exceptions as transport
+
+    reason = getattr(error, "reason", None) or error
+    match reason:
+        case transport.NameResolutionError():
+            return "its name is unknown"
+        case transport.ConnectTimeoutError() | transport.ReadTimeoutError():
+            return "timed out"
+        case transport.SSLError():
+            return "ssl"
+        case transport.NewConnectionError():
+            return str(reason).rpartition(": ")[2]
+        case transport.ProtocolError():
+            return "the connection broke"
+    return str(reason)
