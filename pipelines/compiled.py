@@ -81,7 +81,16 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
         content.setdefault("teacher", {}).setdefault("train", {}).setdefault("devices", devices)
     params = resolve(content, overrides)
     _refuse_places(params, profile)
-    return content
+    return without_nulls(content)
+
+
+def without_nulls(content: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that are null, which say no more than keys left out; kfp's compiler knows no null."""
+    return {
+        key: without_nulls(value) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if value is not None
+    }
 
 
 def _refuse_places(params: Params, profile: Profile | None) -> None:

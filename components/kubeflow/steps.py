@@ -19,14 +19,14 @@ component = partial(dsl.component, base_image=image(), install_kfp_package=False
 def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> NamedTuple(
     "Sections",
     [
-        ("prepare", dict),
-        ("teacher", dict),
-        ("baseline", dict),
-        ("kd", dict),
-        ("distill", dict),
-        ("export", dict),
-        ("evaluate", dict),
-        ("register", dict),
+        ("prepare", str),
+        ("teacher", str),
+        ("baseline", str),
+        ("kd", str),
+        ("distill", str),
+        ("export", str),
+        ("evaluate", str),
+        ("register", str),
     ],
 ):
     """Check the parameters as a whole and give every step the sections it reads, and no more.
@@ -37,6 +37,8 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
         data_source: Replaces data.source unless empty.
         mlflow: Address of the MLflow server; replaces tracking.uri unless empty.
     """
+    import json
+
     from components.kubeflow.sections import divide
     from components.kubeflow.settings import resolve
     from components.kubeflow.task import running
@@ -45,15 +47,15 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
     with running("settings"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_ahead(found)
-        return tuple(divide(found).values())
+        return tuple(json.dumps(sections) for sections in divide(found).values())
 
 
 @component
-def prepare(settings: dict, dvc_repo: str, dvc_path: str, dvc_rev: str, data: Output[Dataset]):
+def prepare(settings: str, dvc_repo: str, dvc_path: str, dvc_rev: str, data: Output[Dataset]):
     """Read the images, split them, and write the prepared format.
 
     Args:
-        settings: The section data of the parameters.
+        settings: As JSON, the section data of the parameters.
         dvc_repo: Git repository whose DVC-tracked data is read instead of data.root; empty for none.
         dvc_path: What to fetch from it.
         dvc_rev: Tag, branch or commit of it; empty for the newest.
@@ -73,11 +75,11 @@ def prepare(settings: dict, dvc_repo: str, dvc_path: str, dvc_rev: str, data: Ou
 
 
 @component
-def teacher(settings: dict, data: Input[Dataset], teacher: Output[Model]):
+def teacher(settings: str, data: Input[Dataset], teacher: Output[Model]):
     """Train the teacher, or check and import teacher.source.
 
     Args:
-        settings: The section teacher of the parameters.
+        settings: As JSON, the section teacher of the parameters.
         data: The prepared images.
         teacher: One network or several, listed in teacher.json.
     """
@@ -93,11 +95,11 @@ def teacher(settings: dict, data: Input[Dataset], teacher: Output[Model]):
 
 
 @component
-def baseline(settings: dict, data: Input[Dataset], baseline: Output[Model]):
+def baseline(settings: str, data: Input[Dataset], baseline: Output[Model]):
     """Train the student alone on the same budget: what distillation is compared with.
 
     Args:
-        settings: The sections student, train and references of the parameters.
+        settings: As JSON, the sections student, train and references of the parameters.
         data: The prepared images.
         baseline: The network, or a note that references.baseline is off.
     """
@@ -120,11 +122,11 @@ def baseline(settings: dict, data: Input[Dataset], baseline: Output[Model]):
 
 
 @component
-def kd(settings: dict, data: Input[Dataset], teacher: Input[Model], kd: Output[Model]):
+def kd(settings: str, data: Input[Dataset], teacher: Input[Model], kd: Output[Model]):
     """Train the student by plain soft-label distillation on the same budget.
 
     Args:
-        settings: The sections student, train and references of the parameters.
+        settings: As JSON, the sections student, train and references of the parameters.
         data: The prepared images.
         teacher: The network or networks it learns from.
         kd: The network, or a note that references.kd is off.
@@ -148,11 +150,11 @@ def kd(settings: dict, data: Input[Dataset], teacher: Input[Model], kd: Output[M
 
 
 @component
-def distill(settings: dict, data: Input[Dataset], teacher: Input[Model], student: Output[Model]):
+def distill(settings: str, data: Input[Dataset], teacher: Input[Model], student: Output[Model]):
     """Train the student by distill.method.
 
     Args:
-        settings: The sections student, train and distill of the parameters.
+        settings: As JSON, the sections student, train and distill of the parameters.
         data: The prepared images.
         teacher: The network or networks it learns from.
         student: The network, its curves, and training.json.
@@ -175,11 +177,11 @@ def distill(settings: dict, data: Input[Dataset], teacher: Input[Model], student
 
 
 @component
-def export(settings: dict, data: Input[Dataset], teacher: Input[Model], student: Input[Model], deploy: Output[Model]):
+def export(settings: str, data: Input[Dataset], teacher: Input[Model], student: Input[Model], deploy: Output[Model]):
     """Package the student as ONNX, check it against torch, and write its manifest.
 
     Args:
-        settings: The section export of the parameters.
+        settings: As JSON, the section export of the parameters.
         data: The prepared images; torch and onnxruntime are compared on those for validation.
         teacher: For the lineage.
         student: The network to package.
@@ -204,7 +206,7 @@ def export(settings: dict, data: Input[Dataset], teacher: Input[Model], student:
 
 @component
 def evaluate(
-    settings: dict,
+    settings: str,
     data: Input[Dataset],
     teacher: Input[Model],
     baseline: Input[Model],
@@ -219,7 +221,7 @@ def evaluate(
     """Measure all networks and the final ONNX file on the test images, and write the report.
 
     Args:
-        settings: The section evaluate of the parameters, and those the report shows.
+        settings: As JSON, the section evaluate of the parameters, and those the report shows.
         data: The prepared images; only here the test split is read.
         teacher: The large network or networks.
         baseline: The student trained alone.
@@ -264,7 +266,7 @@ def evaluate(
 
 @component
 def register(
-    settings: dict,
+    settings: str,
     teacher: Input[Model],
     baseline: Input[Model],
     kd: Input[Model],
@@ -278,7 +280,7 @@ def register(
     A refusal is a result: the task succeeds and champion stays where it was, unless gate.on_refusal is fail.
 
     Args:
-        settings: The sections gate and tracking of the parameters, and those the runs are logged with.
+        settings: As JSON, the sections gate and tracking of the parameters, and those the runs are logged with.
         teacher: The large network or networks.
         baseline: The student trained alone.
         kd: The student trained by plain distillation.

@@ -34,7 +34,7 @@ class Task:
 
 
 @contextlib.contextmanager
-def running(step: str, settings: dict[str, Any] | None = None) -> Iterator[Task]:
+def running(step: str, settings: str = "{}") -> Iterator[Task]:
     """Surround a step.
 
     A failure the user can mend ends the process with one sentence and the exit code the command line would give; what
@@ -43,7 +43,8 @@ def running(step: str, settings: dict[str, Any] | None = None) -> Iterator[Task]
 
     Args:
         step: its name in the pipeline.
-        settings: of the `settings` task.
+        settings: sections of the parameters as JSON, from the `settings` task. JSON as text, since Kubeflow's own
+            numbers are all floats and its local runner knows no null.
     """
     print(f"{BEGIN} {step}", file=sys.stderr, flush=True)
     record = _record(step)
@@ -52,7 +53,7 @@ def running(step: str, settings: dict[str, Any] | None = None) -> Iterator[Task]
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
             work = Path(os.environ.get("GKD_WORK") or scratch / "work")
-            yield Task(params_of_sections(settings or {}), work, scratch)
+            yield Task(params_of_sections(json.loads(settings)), work, scratch)
     except GkdError as error:
         _fail(step, str(error), error.exit_code, record)
     except OSError as error:
