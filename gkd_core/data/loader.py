@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gkd_core.data.augment import Augmentation, crop_and_flip, cut_out, mix
 from gkd_core.data.prepared import Split
+from gkd_core.data.shards import ALONE, Shards
 from gkd_core.errors import GkdError
 
 # What is left is for weights, activations and whoever else is on the device.
@@ -27,6 +28,7 @@ class Batch(NamedTuple):
         targets: [B, num_classes] float32 with mixup, else None.
         topology: [B, F] float32, persistence features of the unaugmented images by their indices (with mixup, of the
             first of each pair); None where the data has none.
+        shards: which rows of the whole batch these are, where several processes share it.
     """
 
     images: Tensor
@@ -34,6 +36,20 @@ class Batch(NamedTuple):
     indices: Tensor
     targets: Tensor | None
     topology: Tensor | None = None
+    shards: Shards = ALONE
+
+
+class _Draws(NamedTuple):
+    """What chance decides about a whole batch; None where nothing is asked of it."""
+
+    shifts: Tensor | None
+    coins: Tensor | None
+    centres: Tensor | None
+    partners: Tensor | None
+
+    def of(self, rows: slice) -> "_Draws":
+        """For these rows alone."""
+        return _Draws(*(None if drawn is None else drawn[rows] for drawn in self))
 
 
 class Loader:
@@ -42,12 +58,16 @@ class Loader:
     The order and every augmentation are a function of (seed, epoch) alone, so a training resumed at an epoch needs no
     state from here; and the same whether the split is resident or streamed.
 
-    The last, short batch is kept. When shuffled (that is, in training) a last batch of a single image, which batch
-    normalisation refuses, joins the batch before it, which then has batch_size + 1.
+    The last, short batch is kept. When shuffled (that is, in training) a last batch that would leave a process a single
+    image, which batch normalisation refuses, joins the batch before it: one of a single image with one process, of
+    fewer than 2·n with n.
+
+    Several processes go through the same batches, each with its own rows of every one: order, augmentation and mixup's
+    pairs are drawn for the whole batch, so they are the same however many share it.
 
     Args:
         split: what to load.
-        batch_size: images a batch.
+        batch_size: images a batch, all processes together.
         device: where the batches are wanted.
         seed: of order and augmentation.
         augmentation: random changes; null changes nothing.
@@ -55,6 +75,8 @@ class Loader:
         num_classes: width of mixup's targets.
         drop_last: leave a short last batch out.
         resident: keep all images on the device (True), stream them (False), or decide by free memory (null).
+        processes: how many share each batch.
+        rank: which of them this is; it gets a batch's rows in order of rank, in validation perhaps none of a short one.
     Raises:
         GkdError: fewer images than the batches need.
         ValueError: cutout without the data's mean.
@@ -72,6 +94,8 @@ class Loader:
         num_classes: int,
         drop_last: bool = False,
         resident: bool | None = None,
+        processes: int = 1,
+        rank: int = 0,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
@@ -82,8 +106,10 @@ class Loader:
         self.num_classes = num_classes
         if self.augmentation.cutout and not split.mean:
             raise ValueError("cutout fills with the data's mean, but this split has none")
-        self._bounds = _bounds(len(split), batch_size, drop_last=drop_last, merge_single=shuffle)
-        if not self._bounds or (shuffle and len(split) < 2):
+        smallest = 2 * processes if shuffle else 1
+        self._bounds = _bounds(len(split), batch_size, drop_last=drop_last, smallest=smallest)
+        self._shards = [Shards.of(stop - start, processes, rank) for start, stop in self._bounds]
+        if not self._bounds or len(split) < smallest:
             raise GkdError(
                 f"{len(split)} images are too few for batches of {batch_size}: add images, or lower train.batch_size"
             )
@@ -92,7 +118,9 @@ class Loader:
         if split.topology is not None:
             self._topology = torch.from_numpy(np.array(split.topology)).to(self.device)
         self._fill = torch.tensor(split.mean, dtype=torch.float32, device=self.device)
-        self.resident = fits(split.images.nbytes, self.device) if resident is None else resident
+        # Processes on a CPU share its memory; accelerators have their own.
+        copies = processes if self.device.type == "cpu" else 1
+        self.resident = fits(copies * split.images.nbytes, self.device) if resident is None else resident
         self._images = torch.from_numpy(np.array(split.images)).to(self.device) if self.resident else None
 
     @property
@@ -109,53 +137,72 @@ class Loader:
         alpha = self.augmentation.mixup
         shares = host.beta(alpha, alpha, self.steps_per_epoch) if alpha else np.ones(self.steps_per_epoch)
         indices = _to_device(order, self.device)
-        for (start, stop), share, pixels in zip(self._bounds, shares, self._pixels(order, indices), strict=True):
+        batches = zip(self._bounds, self._shards, shares, self._pixels(order, indices), strict=True)
+        for (start, stop), shards, share, pixels in batches:
+            draws = self._draw(stop - start, pixels.shape[1:3], generator)
             chosen = indices[start:stop]
-            labels = self._labels[chosen]
-            images, targets = self._augment(pixels.permute(0, 3, 1, 2), labels, generator, float(share))
-            topology = None if self._topology is None else self._topology[chosen]
-            yield Batch(images, labels, chosen, targets, topology)
+            targets = None
+            if draws.partners is None:
+                images = self._augment(pixels.permute(0, 3, 1, 2), draws.of(shards.mine))
+            else:
+                whole = self._augment(pixels.permute(0, 3, 1, 2), draws)
+                whole, mixed = mix(whole, self._labels[chosen], draws.partners, float(share), self.num_classes)
+                images, targets = whole[shards.mine], mixed[shards.mine]
+            chosen = chosen[shards.mine]
+            if len(chosen):
+                topology = None if self._topology is None else self._topology[chosen]
+                yield Batch(images, self._labels[chosen], chosen, targets, topology, shards)
+
+    def _rows(self) -> list[slice]:
+        """Where in the order the rows stand that this process reads, batch by batch."""
+        if self.augmentation.mixup:  # a row's partner may be anywhere in the batch: all make the whole of it
+            return [slice(start, stop) for start, stop in self._bounds]
+        mine = zip(self._bounds, self._shards, strict=True)
+        return [slice(start + shards.mine.start, start + shards.mine.stop) for (start, _), shards in mine]
 
     def _pixels(self, order: Tensor, indices: Tensor) -> Iterator[Tensor]:
-        """uint8 [B, H, W, C] on the device, batch by batch."""
+        """uint8 [rows, H, W, C] on the device, batch by batch."""
         if self._images is not None:
-            for start, stop in self._bounds:
-                yield self._images[indices[start:stop]]
+            for rows in self._rows():
+                yield self._images[indices[rows]]
             return
 
-        def read(bounds: tuple[int, int]) -> Tensor:
-            rows = torch.from_numpy(self.split.images[order[slice(*bounds)].numpy()])
-            return rows.pin_memory() if self.device.type == "cuda" else rows
+        def read(rows: slice) -> Tensor:
+            pixels = torch.from_numpy(self.split.images[order[rows].numpy()])
+            return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
         # One batch is read ahead while the device works on the last.
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(read, self._bounds[0])
-            for following in [*self._bounds[1:], None]:
-                rows = ahead.result()
+            first, *others = self._rows()
+            ahead = reader.submit(read, first)
+            for following in [*others, None]:
+                pixels = ahead.result()
                 if following is not None:
                     ahead = reader.submit(read, following)
-                yield rows.to(self.device, non_blocking=True)
+                yield pixels.to(self.device, non_blocking=True)
 
-    def _augment(
-        self, pixels: Tensor, labels: Tensor, generator: torch.Generator, share: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """uint8 [B, C, H, W] → float32 in [0, 1], changed as asked; mixup's targets."""
-        augmentation, batch, device = self.augmentation, len(pixels), self.device
+    def _draw(self, batch: int, size: tuple[int, ...], generator: torch.Generator) -> _Draws:
+        """For a whole batch of images of size (H, W)."""
+        augmentation, device = self.augmentation, self.device
+        shifts = coins = centres = partners = None
         if augmentation.crop_padding or augmentation.flip:
-            padding = augmentation.crop_padding
-            shifts = torch.randint(2 * padding + 1, (batch, 2), generator=generator, device=device)
+            shifts = torch.randint(2 * augmentation.crop_padding + 1, (batch, 2), generator=generator, device=device)
             coins = torch.rand(batch, generator=generator, device=device) < (0.5 if augmentation.flip else 0.0)
-            pixels = crop_and_flip(pixels, shifts, coins, padding)
-        images = pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255
         if augmentation.cutout:
-            height, width = images.shape[2:]
             uniform = torch.rand(batch, 2, generator=generator, device=device)
-            centres = torch.stack(((uniform[:, 0] * height).long(), (uniform[:, 1] * width).long()), 1)
-            images = cut_out(images, centres, augmentation.cutout, self._fill)
-        if not augmentation.mixup:
-            return images, None
-        partners = torch.rand(batch, generator=generator, device=device).argsort()
-        return mix(images, labels, partners, share, self.num_classes)
+            centres = torch.stack(((uniform[:, 0] * size[0]).long(), (uniform[:, 1] * size[1]).long()), 1)
+        if augmentation.mixup:
+            partners = torch.rand(batch, generator=generator, device=device).argsort()
+        return _Draws(shifts, coins, centres, partners)
+
+    def _augment(self, pixels: Tensor, draws: _Draws) -> Tensor:
+        """uint8 [B, C, H, W] → float32 in [0, 1], changed as drawn; mixup comes after it."""
+        if draws.shifts is not None and draws.coins is not None:
+            pixels = crop_and_flip(pixels, draws.shifts, draws.coins, self.augmentation.crop_padding)
+        images = pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255
+        if draws.centres is not None:
+            images = cut_out(images, draws.centres, self.augmentation.cutout, self._fill)
+        return images
 
 
 def fits(size_bytes: int, device: torch.device) -> bool:
@@ -175,13 +222,13 @@ def _free_bytes(device: torch.device) -> int:
         return page * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _bounds(count: int, batch_size: int, *, drop_last: bool, merge_single: bool) -> tuple[tuple[int, int], ...]:
-    """(start, stop) of every batch."""
+def _bounds(count: int, batch_size: int, *, drop_last: bool, smallest: int) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of every batch; a last one of fewer than `smallest` joins the one before it."""
     starts = list(range(0, count, batch_size))
     stops = [min(start + batch_size, count) for start in starts]
     if starts and stops[-1] - starts[-1] < batch_size and drop_last:
         starts, stops = starts[:-1], stops[:-1]
-    elif merge_single and len(starts) > 1 and stops[-1] - starts[-1] == 1:
+    elif len(starts) > 1 and stops[-1] - starts[-1] < smallest:
         starts, stops = starts[:-1], [*stops[:-2], count]
     return tuple(zip(starts, stops, strict=True))
 
