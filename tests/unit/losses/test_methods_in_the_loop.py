@@ -1,9 +1,14 @@
 """Every method of the registry in the real training loop: two epochs, interrupted and resumed to the bit.
 
-A new method joins by being in METHODS; nothing is to be added here.
+A new method joins by being in METHODS; nothing is to be added here. The arrangements that change what the loop is given
+or have a loss of their own are here too.
 """
 
+import copy
 import inspect
+import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,16 +16,18 @@ import torch
 from torch import Tensor
 
 from gkd_core.data.augment import Augmentation
-from gkd_core.data.loader import Loader
+from gkd_core.data.loader import Batch, Loader
 from gkd_core.data.prepared import Split
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.methods import METHODS, check_hyperparameters, hyperparameters
+from gkd_core.methods import METHODS, SCHEDULES, check_hyperparameters, hyperparameters
+from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network, NetworkSpec
+from gkd_core.schedules import create_schedule
 from gkd_core.training import loop
 from gkd_core.training.learning_rate import learning_rate_factor
+from gkd_core.training.lesson import Lesson
 from gkd_core.training.optimizer import create_optimizer
-from gkd_core.training.teacher import OnlineTeacher
 
 CPU = torch.device("cpu")
 EPOCHS = 2
@@ -29,14 +36,40 @@ TAUGHT = [name for name, method in METHODS.items() if method.teacher]
 
 # Choices that lead through other code than the defaults.
 VARIANTS = [
-    *((name, {}) for name in METHODS),
-    ("dynamickd", {"per_sample": True}),
-    ("cmkd", {"direction": "hard_by_value"}),
-    ("crd", {"mode": "relaxed"}),
-    ("crd", {"shared_negatives": True, "negatives": 20}),
+    *((name, {}, "single") for name in METHODS),
+    ("dynamickd", {"per_sample": True}, "single"),
+    ("cmkd", {"direction": "hard_by_value"}, "single"),
+    ("crd", {"mode": "relaxed"}, "single"),
+    ("crd", {"shared_negatives": True, "negatives": 20}, "single"),
 ]
-IDS = [" ".join([name, *(f"{k}={v}" for k, v in options.items())]) for name, options in VARIANTS]
-every_method = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
+# Where the arrangement brings another teacher or its own loss.
+ARRANGED = [
+    ("kd", {}, "mutual"),
+    ("ce", {}, "mutual"),
+    ("kd", {}, "amalgamation"),
+    ("kd", {}, "multi_teacher"),
+    ("cmkd", {}, "multi_teacher"),
+]
+# `exact` transport is left out: it is computed on the host, for tests and small work.
+SOLVERS = [("gompertz", {"solver": solver}, "single") for solver in ("sinkhorn", "sliced", "quantile")]
+SETTINGS = {"mutual": {"peers": 3}, "multi_teacher": {"weighting": "confidence"}}
+CLASSES = ("a", "b", "c", "d")
+PARTS = (("c", "a"), ("b", "c", "d"))
+
+
+def _ids(variants):
+    return [
+        " ".join([name, *(f"{k}={v}" for k, v in options.items()), *([where] if where != "single" else [])])
+        for name, options, where in variants
+    ]
+
+
+def over(variants):
+    return pytest.mark.parametrize(("name", "options", "where"), variants, ids=_ids(variants))
+
+
+every_method = over(VARIANTS)
+everything = over([*VARIANTS, *ARRANGED])
 
 
 def stripes(count: int, seed: int) -> Split:
@@ -49,23 +82,35 @@ def stripes(count: int, seed: int) -> Split:
     return Split(images.astype(np.uint8), labels, (0.2,))
 
 
-def network(name: str, seed: int) -> Network:
+def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network:
     torch.manual_seed(seed)
-    return Network(NetworkSpec(name, "auto", ("a", "b", "c", "d"), 1, 8, (0.2,), (0.3,)))
+    return Network(NetworkSpec(name, "auto", classes, 1, 8, (0.2,), (0.3,)))
 
 
 class Run:
     """One training, everything in it made anew, as a new process does."""
 
-    def __init__(self, folder, name: str, options: dict, *, weight: float = 0.7) -> None:
+    def __init__(self, folder, name: str, options: dict, where: str = "single", *, count: int = COUNT, **how) -> None:
+        lesson = Lesson(
+            name, options, how.get("schedule"), how.get("curve", {}), arrangement=where, options=SETTINGS.get(where, {})
+        )
         self.student = network("resnet8", 1)
         # Wider than the student, so that whatever adapts channels has work to do.
-        teacher = network("wrn_16_2", 2) if METHODS[name].teacher else None
-        self.teacher = None if teacher is None else OnlineTeacher(teacher, device=CPU, autocast=False)
-        split = stripes(COUNT, 1)
+        match lesson.teachers, where:
+            case "none", _:
+                teachers = []
+            case "several", "amalgamation":
+                teachers = [network("wrn_16_2", 2 + i, part) for i, part in enumerate(PARTS)]
+            case "several", _:
+                teachers = [network("wrn_16_2", 2), network("resnet8", 4)]
+            case _:
+                teachers = [network("wrn_16_2", 2)]
+        self.teacher = lesson.create_teacher(teachers, classes=CLASSES, device=CPU, autocast=False)
+        split = stripes(count, 1)
         torch.manual_seed(3)
-        context = Context(self.student, teacher, torch.from_numpy(split.labels), EPOCHS, 0)
-        self.loss: Loss = METHODS[name].load()(context, **check_hyperparameters(name, options))
+        first = self.teacher.networks[0] if self.teacher else None
+        context = Context(self.student, first, torch.from_numpy(split.labels), EPOCHS, 0)
+        self.loss: Loss = lesson.create_loss(context, teachers, autocast=False)
         self.optimizer = create_optimizer(
             self.student, self.loss, name="sgd", learning_rate=0.01, weight_decay=5e-4, momentum=0.9
         )
@@ -80,7 +125,7 @@ class Run:
             ),
             "teacher": self.teacher,
             "learning_rate": learning_rate_factor("cosine", epochs=EPOCHS),
-            "weight": lambda t: weight,
+            "weight": create_schedule(lesson.schedule, epochs=EPOCHS, **lesson.curve) if how else lambda t: 0.7,
             "epochs": EPOCHS,
             "checkpoint": folder / "checkpoint.pt",
             "fingerprint": "f",
@@ -97,10 +142,18 @@ class Run:
             state |= {f"optimizer.{i}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
         return {name: value.clone() for name, value in state.items()}
 
-    def step(self) -> Step:
+    def classes(self) -> set[type]:
+        """Of this project, whose instances take part in a step."""
+        parts = [self.loss, self.student, *(self.teacher.networks if self.teacher else ())]
+        found = {cls for part in parts for module in part.modules() for cls in type(module).__mro__}
+        found |= {type(self.teacher)} if self.teacher else set()
+        return {cls for cls in found if cls.__module__.startswith("gkd_core")}
+
+    def step(self, batch: Batch | None = None, epoch: float = 0.5) -> Step:
         """The first batch, as the loop hands it to the loss."""
-        batch = next(iter(self.arguments["loader"].epoch(0)))
-        taught = self.teacher(batch.images, batch.indices) if self.teacher else None
+        if batch is None:
+            batch = next(iter(self.arguments["loader"].epoch(0)))
+        taught = self.teacher(batch.images, batch.indices, batch.labels) if self.teacher else None
         return Step(
             self.student(batch.images),
             taught,
@@ -108,7 +161,7 @@ class Run:
             batch.labels,
             None,
             batch.indices,
-            0.5,
+            epoch,
             lambda logits: torch.nn.functional.cross_entropy(logits.float(), batch.labels),
         )
 
@@ -118,12 +171,11 @@ class Interrupted(Exception):
 
 
 @every_method
-def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options, tmp_path, monkeypatch):
-    whole = Run(tmp_path / "whole", name, options)
+def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options, where, tmp_path, monkeypatch):
+    whole = Run(tmp_path / "whole", name, options, where)
     before = whole.state()
-    teacher_before = (
-        {} if whole.teacher is None else {k: v.clone() for k, v in whole.teacher.network.state_dict().items()}
-    )
+    teachers = whole.teacher.networks if whole.teacher else ()
+    teachers_before = [{k: v.clone() for k, v in teacher.state_dict().items()} for teacher in teachers]
     expected = whole.go()
 
     # It trained: finite, every trained parameter of the loss moved, and the teacher as it was.
@@ -132,11 +184,11 @@ def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options
     after = whole.state()
     for key, parameter in whole.loss.named_parameters():
         assert not parameter.requires_grad or not torch.equal(before[f"loss.{key}"], after[f"loss.{key}"]), key
-    if whole.teacher is not None:
-        assert not any(module.training for module in whole.teacher.network.modules())
-        now = whole.teacher.network.state_dict()
+    for teacher, teacher_before in zip(teachers, teachers_before, strict=True):
+        assert not any(module.training for module in teacher.modules())
+        now = teacher.state_dict()
         assert all(torch.equal(now[k], v) for k, v in teacher_before.items())
-        assert all(p.grad is None for p in whole.teacher.network.parameters())
+        assert all(p.grad is None for p in teacher.parameters())
 
     save = loop.save_checkpoint
 
@@ -144,12 +196,12 @@ def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options
         save(path, content)
         raise Interrupted
 
-    cut = Run(tmp_path / "cut", name, options)
+    cut = Run(tmp_path / "cut", name, options, where)
     monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
     with pytest.raises(Interrupted):
         cut.go()
     monkeypatch.undo()
-    resumed = Run(tmp_path / "cut", name, options)
+    resumed = Run(tmp_path / "cut", name, options, where)
     torch.manual_seed(99)  # whatever the new process starts with
     got = resumed.go()
     assert got.history == expected.history
@@ -158,60 +210,184 @@ def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options
     assert [key for key in after if not torch.equal(state[key], after[key])] == []
 
 
-@every_method
+@everything
 class TestOneStep:
-    def test_terms_are_finite_scalars_and_one_is_cross_entropy(self, name, options, tmp_path):
-        run = Run(tmp_path, name, options)
+    def test_terms_are_finite_scalars_and_one_is_cross_entropy(self, name, options, where, tmp_path):
+        run = Run(tmp_path, name, options, where)
         terms = run.loss(run.step())
         assert "ce" in terms
         assert all(term.shape == () and term.isfinite() for term in terms.values())
         assert (set(terms) == {"ce"}) == (name == "ce")
 
-    def test_the_student_learns_from_every_term(self, name, options, tmp_path):
-        run = Run(tmp_path, name, options)
+    def test_the_student_learns_from_every_term(self, name, options, where, tmp_path):
+        run = Run(tmp_path, name, options, where)
         for term, value in run.loss(run.step()).items():
             gradients = torch.autograd.grad(value, list(run.student.parameters()), retain_graph=True, allow_unused=True)
             assert sum(g.abs().sum() for g in gradients if g is not None) > 0, term
 
-    def test_no_gradient_into_the_teacher(self, name, options, tmp_path):
-        if METHODS[name].teacher:
-            run = Run(tmp_path, name, options)
-            step = run.step()
-            outputs = [step.teacher.logits, step.teacher.embedding, *step.teacher.stages]
-            for output in outputs:
-                output.requires_grad_()
-            sum(run.loss(step).values()).backward()
-            assert all(output.grad is None for output in outputs)
-            assert all(p.grad is None for p in run.teacher.network.parameters())
-
-    def test_nothing_is_read_from_the_device(self, name, options, tmp_path, monkeypatch):
-        """A number read every step makes an accelerator wait: the classic slow loop."""
-        run = Run(tmp_path, name, options)
+    def test_no_gradient_into_the_teacher(self, name, options, where, tmp_path):
+        run = Run(tmp_path, name, options, where)
+        if run.teacher is None:
+            return
         step = run.step()
-        reads: list[str] = []
-        for reader in ("item", "tolist", "numpy", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
-            real = getattr(Tensor, reader)
+        outputs = [step.teacher.logits, step.teacher.embedding, *step.teacher.stages]
+        assert not any(output.requires_grad for output in outputs)
+        for output in outputs:
+            output.requires_grad_()
+        sum(run.loss(step).values()).backward()
+        assert all(output.grad is None for output in outputs)
+        assert all(p.grad is None for teacher in run.teacher.networks for p in teacher.parameters())
 
-            def read(tensor, *args, reader=reader, real=real, **kwargs):
-                reads.append(reader)
-                return real(tensor, *args, **kwargs)
-
-            monkeypatch.setattr(Tensor, reader, read)
-        run.loss(step)
-        monkeypatch.undo()
-        assert reads == []
-
-    def test_two_instances_share_no_state(self, name, options, tmp_path):
+    def test_two_instances_share_no_state(self, name, options, where, tmp_path):
         """Counters and hooks on the class are shared by all: the second instance must start where the first did."""
-        first, second = Run(tmp_path, name, options), Run(tmp_path, name, options)
-        attributes = dict(vars(type(first.loss)))
+        first, second = Run(tmp_path, name, options, where), Run(tmp_path, name, options, where)
+        classes = {cls for run in (first, second) for cls in run.classes()}
+        assert {type(first.loss), type(first.student), Loss, type(first.student.classifier)} <= classes
+        before = {cls: kept_by(cls) for cls in classes}
         torch.manual_seed(0)
         expected = {k: v.item() for k, v in first.loss(first.step()).items()}
         torch.manual_seed(0)
         first.loss(first.step())
         torch.manual_seed(0)
         assert {k: v.item() for k, v in second.loss(second.step()).items()} == expected
-        assert dict(vars(type(first.loss))) == attributes
+        for cls in classes:
+            assert same_content(kept_by(cls), before[cls]), f"{cls.__name__} keeps something that all instances share"
+
+
+def kept_by(cls: type) -> dict:
+    """A copy of the data in a class's own attributes: what changes later, within a list or a tensor too, shows."""
+    return {
+        name: copy.deepcopy(value)
+        for name, value in vars(cls).items()
+        if not (name.startswith("__") or callable(value) or isinstance(value, property | staticmethod | classmethod))
+    }
+
+
+def same_content(first: object, second: object) -> bool:
+    """Equality in depth, where tensors are compared by their elements."""
+    if type(first) is not type(second):
+        return False
+    match first:
+        case Tensor():
+            return torch.equal(first, second)
+        case dict():
+            return first.keys() == second.keys() and all(same_content(first[k], second[k]) for k in first)
+        case list() | tuple():
+            return len(first) == len(second) and all(map(same_content, first, second))
+    return bool(first == second)
+
+
+def test_state_in_a_class_is_noticed_however_deep():
+    class Counting:
+        calls: tuple[dict, ...] = ({"seen": [1], "sum": torch.zeros(2)},)
+
+    before = kept_by(Counting)
+    assert same_content(kept_by(Counting), before)
+    Counting.calls[0]["seen"].append(2)
+    assert not same_content(kept_by(Counting), before)
+    Counting.calls[0]["seen"].pop()
+    Counting.calls[0]["sum"] += 1
+    assert not same_content(kept_by(Counting), before)
+
+
+@over([*VARIANTS, *ARRANGED, *SOLVERS])
+def test_nothing_is_read_from_the_device(name, options, where, tmp_path, nothing_read_back):
+    """A number read every step makes an accelerator wait: the classic slow loop. Teacher, loss and both passes."""
+    run = Run(tmp_path, name, options, where)
+    batch = next(iter(run.arguments["loader"].epoch(0)))
+    with nothing_read_back():
+        terms = run.loss(run.step(batch))
+        sum(terms.values()).backward()
+    assert all(term.isfinite() for term in terms.values())
+
+
+LOGITS_ONLY = [name for name, method in METHODS.items() if method.reads == "logits"]
+
+
+def without_maps(output: Output) -> Output:
+    """The same answer from networks that have neither feature maps nor, as several teachers, an embedding."""
+    return Output(output.logits, (), output.logits.new_empty(len(output.logits), 0))
+
+
+@pytest.mark.parametrize("name", LOGITS_ONLY)
+def test_a_method_that_needs_logits_looks_at_nothing_else(name, tmp_path):
+    """Its terms and its gradient are the same bits whether or not there are stages and an embedding."""
+    results = []
+    for strip in (lambda output: output, without_maps):
+        run = Run(tmp_path, name, {})
+        step = run.step()
+        taught = None if step.teacher is None else strip(step.teacher)
+        torch.manual_seed(0)
+        terms = run.loss(replace(step, student=strip(step.student), teacher=taught))
+        gradient = torch.autograd.grad(sum(terms.values()), step.student.logits)[0]
+        results.append(({key: value.item() for key, value in terms.items()}, gradient))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_network_without_feature_maps_is_taken_by_all_that_need_none(name, make_network, make_context, make_step):
+    """As a vision transformer is: an embedding and no stages. Who compares feature maps says so by name."""
+    student, teacher = make_network("no-maps", seed=1), make_network("no-maps", channels=6)
+    context = make_context(student, teacher if METHODS[name].teacher else None)
+    context = replace(context, train_labels=torch.arange(8) % 4)
+    assert student.stage_shapes() == ()
+    if METHODS[name].reads == "feature maps":
+        assert METHODS[name].load().feature_maps, "the step refuses it before anything is trained"
+        with pytest.raises(GkdError, match=r"no-maps has none"):
+            METHODS[name].load()(context)
+        return
+    assert not METHODS[name].load().feature_maps
+    sum(METHODS[name].load()(context)(make_step(context)).values()).backward()
+    assert student.classifier.linear.weight.grad.abs().sum() > 0
+
+
+# A schedule that is not the method's own: constant where that is another, else all others in turn.
+TURNS = itertools.cycle(schedule for schedule in SCHEDULES if schedule != "constant")
+OTHERWISE_SCHEDULED = [
+    (name, next(TURNS) if method.schedule == "constant" else "constant")
+    for name, method in METHODS.items()
+    if name != "ce"
+]
+
+
+@pytest.mark.parametrize(("name", "schedule"), OTHERWISE_SCHEDULED)
+def test_any_schedule_weighs_any_method(name, schedule, tmp_path):
+    """One step of the loop against the step written out: CE + β·others, with β of the schedule by its formula."""
+    options = {"warmup_epochs": 0.0} if "warmup_epochs" in hyperparameters(name) else {}
+    how = {"schedule": schedule, "curve": {"beta_min": 0.25, "beta_max": 0.6}}
+    rise = math.exp(-math.exp(2.0))
+    beta = {
+        "gompertz": 0.25 + 0.35 * rise,
+        "adaptive-gompertz": 0.25 + 0.35 * rise,
+        "reversed-gompertz": 0.25 + 0.35 * math.exp(-math.exp(2.0 - 7.0)),
+        "linear": 0.25,
+        "cosine": 0.25,
+        "constant": 0.6,
+    }[schedule]
+
+    by_hand = Run(tmp_path, name, options, count=16, **how)
+    by_hand.student.train()
+    torch.manual_seed(7)
+    terms = by_hand.loss(by_hand.step(epoch=0.0))
+    others = torch.stack([value for key, value in terms.items() if key != "ce"]).sum()
+    assert others.abs() > 1e-3
+    (terms["ce"] + beta * others).backward()
+    by_hand.optimizer.step()
+
+    run = Run(tmp_path, name, options, count=16, **how)
+    run.arguments |= {"epochs": 1, "learning_rate": lambda t: 1.0}
+    torch.manual_seed(7)
+    trained = run.go()
+    assert trained.steps[:, 1].tolist() == pytest.approx([beta], rel=1e-6)
+    assert trained.history[0]["train_loss"] == pytest.approx((terms["ce"] + beta * others).item(), rel=1e-5)
+    weights = dict(by_hand.student.named_parameters())
+    for key, weight in run.student.named_parameters():
+        torch.testing.assert_close(weight, weights[key], rtol=1e-5, atol=1e-6)
+
+
+def test_every_schedule_had_its_turn():
+    assert {schedule for _, schedule in OTHERWISE_SCHEDULED} == set(SCHEDULES)
 
 
 @pytest.mark.parametrize("name", METHODS)
