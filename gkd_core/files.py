@@ -242,6 +242,31 @@ def seal(folder: Path) -> None:
     write_bytes(folder / SIDECAR, head + lines)
 
 
+def sealed(folder: Path) -> dict[str, str]:
+    """What `seal` wrote: sha256 by file name.
+
+    Raises:
+        GkdError: there is no such list, or it is not as it was written.
+    """
+    path = folder / SIDECAR
+    try:
+        head, _, lines = path.read_bytes().partition(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise GkdError(
+            f"{folder} has no {SIDECAR}, the list of its files: run the step that makes it (again, if an earlier gkd "
+            "made it)"
+        ) from None
+    except OSError as error:
+        raise GkdError(f"{path} cannot be read ({error.strerror})") from None
+    if head != f"{SIDECAR_HEAD}{hashlib.sha256(lines).hexdigest()}".encode():
+        raise GkdError(f"{path} was changed: its first line is not the sha256 of the others")
+    try:
+        entries = [line.split("  ", 1) for line in lines.decode().splitlines()]
+        return {name: digest for digest, name in entries}
+    except ValueError:  # not UTF-8, or a line of another form
+        raise GkdError(f"{path} is no list of hashes and names") from None
+
+
 # What varies from one run to the next by nature: times, hosts, pictures with dates in them, the list of their hashes.
 VARIES = frozenset({"run.json", "timings.json", "report.html", SIDECAR})
 

@@ -3,9 +3,14 @@
 The rules, kept in `dataset.json` too: the first frame counts; the EXIF orientation is applied; transparency is laid
 over white; 16-bit grey is scaled by 255/65535; the centre square is scaled to size (the shorter side is resized, then
 the centre cropped), bilinear with antialiasing; colour becomes grey by ITU-R BT.601, grey becomes colour by repetition.
+
+A file says how large it is before it is decoded: what would need gigabytes is refused, and so is every format but
+those in `FORMATS` (Pillow knows some forty, and runs Ghostscript for one of them).
 """
 
+import warnings
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +20,39 @@ PREPARATION = (
     "first frame; EXIF orientation applied; transparency over white; 16-bit grey by 255/65535; "
     "shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R BT.601"
 )
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: some 270 MB while it is decoded
+
+# Pillow warns of large pictures on stderr, and refuses larger ones; here one limit refuses, in one sentence.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Unreadable(Exception):
     """A picture that cannot be decoded; the message says why, without the file's name."""
 
 
-def read_image(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
-    """Decode a file and `fit` it.
+def read_image(file: Path | IO[bytes], size: int, channels: int) -> NDArray[np.uint8]:
+    """Decode a file, or an open stream of its bytes, and `fit` it.
 
     Returns:
         uint8 [size, size, channels].
     Raises:
-        Unreadable: not an image, truncated, damaged, or of a depth without an agreed range (32 bit).
+        Unreadable: not an image of a known format, truncated, damaged, too large (`MAX_PIXELS`), or of a depth without
+            an agreed range (32 bit).
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse_huge(image)
             # A JPEG decodes faster at half, a quarter, an eighth; twice the final size keeps the resampling honest.
             image.draft(None, (2 * size, 2 * size))
             return fit(ImageOps.exif_transpose(image), size, channels)
     except Unreadable:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
-        raise Unreadable(" ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(file, Path):
+            reason = reason.replace(str(file), file.name)
+        raise Unreadable(reason) from None
 
 
 def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
@@ -50,7 +65,8 @@ def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDA
     Returns:
         uint8 [size, size, channels]; the same values where nothing had to change.
     Raises:
-        Unreadable: 32-bit integer or floating-point pixels, which have no agreed range.
+        Unreadable: it is too large (`MAX_PIXELS`), or has 32-bit integer or floating-point pixels, which have no agreed
+            range.
     """
     if isinstance(image, np.ndarray):
         if image.ndim == 2:
@@ -58,10 +74,20 @@ def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDA
         if image.shape == (size, size, channels):
             return image
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    _refuse_huge(image)
     image = _plain(image).convert("RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _refuse_huge(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(
+            f"it is {width} × {height} pixels large, and more than {MAX_PIXELS / 1e6:.0f} million are not decoded: "
+            "make it smaller"
+        )
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -1,5 +1,11 @@
 """One picture in any mode becomes the same square uint8 array."""
 
+import io
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +156,57 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
     with pytest.raises(Unreadable, match="32 bits deep"):
         read_image(tmp_path / "float.tiff", 8, 3)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A valid PNG of a few kilobytes that says it is this large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest undoes the filter of ours
+@pytest.mark.parametrize("side", [8193, 12_000, 60_000])
+def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(
+    side: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(side, side))
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match=r"million|decompression bomb"):
+        read_image(tmp_path / "bomb.png", 8, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+    assert capsys.readouterr().err == ""
+
+
+def test_one_pixel_more_than_allowed_is_too_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("gkd_core.data.images.MAX_PIXELS", 64)
+    halves(RED, BLUE).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 4, 3).shape == (4, 4, 3)
+    Image.new("RGB", (13, 5)).save(tmp_path / "b.png")
+    with pytest.raises(Unreadable, match="13 × 5 pixels"):
+        read_image(tmp_path / "b.png", 4, 3)
+    with pytest.raises(Unreadable, match="13 × 5 pixels"):
+        fit(Image.new("RGB", (13, 5)), 4, 3)
+
+
+def test_a_stream_is_read_like_a_file(tmp_path: Path) -> None:
+    halves(RED, BLUE).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as stream:
+        assert np.array_equal(read_image(stream, 8, 3), read_image(tmp_path / "a.png", 8, 3))
+    with pytest.raises(Unreadable, match="cannot identify"):
+        read_image(io.BytesIO(b"nothing"), 8, 3)
+
+
+def test_formats_that_run_other_programs_are_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n%%EOF\n")
+    with pytest.raises(Unreadable, match="cannot identify"):
+        read_image(tmp_path / "a.png", 8, 3)
+
+
+def test_it_needs_no_torch() -> None:
+    program = "import sys, gkd_core.data.images; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

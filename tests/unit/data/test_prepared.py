@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gkd_core.data import prepare
+from gkd_core.data import prepare, prepared
+from gkd_core.data.arrays import open_array
 from gkd_core.data.images import Unreadable
 from gkd_core.data.prepare import write_prepared
 from gkd_core.data.prepared import PreparedData, SplitWriter
@@ -91,7 +92,10 @@ def test_the_digest_is_of_the_content(folder: Path, tmp_path_factory: pytest.Tem
     images = np.load(folder / "test" / "images.npy", mmap_mode="r+")
     images[3, 2, 1, 0] ^= 1
     images.flush()
-    assert PreparedData.open(folder).digest() != data.info.sha256
+    assert data.digest() != data.info.sha256
+    with pytest.raises(GkdError, match=r"is damaged \(an image or a label is not the one"):
+        PreparedData.open(folder)
+    assert PreparedData.open(folder, check=False).info == data.info
 
 
 def test_files_are_the_same_bytes_every_time(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -104,8 +108,7 @@ def test_files_are_the_same_bytes_every_time(folder: Path, tmp_path_factory: pyt
 
 def test_the_test_split_is_not_opened_before_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    load: Callable[..., np.ndarray] = np.load
-    monkeypatch.setattr(np, "load", lambda path, **more: (opened.append(Path(path).parent.name), load(path, **more))[1])
+    monkeypatch.setattr(prepared, "open_array", lambda path: (opened.append(path.parent.name), open_array(path))[1])
     data = PreparedData.open(folder)
     assert opened == []
     assert len(data.train) + len(data.validation) == 48
@@ -152,14 +155,25 @@ def cut_images(folder: Path) -> None:
 def test_a_damaged_folder_is_one_sentence(folder: Path, spoil: Callable[[Path], None], sentence: str) -> None:
     spoil(folder)
     with pytest.raises(GkdError) as error:
-        _ = PreparedData.open(folder).train
+        _ = PreparedData.open(folder, check=False).train
     assert sentence in str(error.value)
+    with pytest.raises(GkdError):
+        PreparedData.open(folder)
+
+
+def test_arrays_in_another_order_are_refused(folder: Path) -> None:
+    """The same shape and size, the same bytes after the header, and other pixels."""
+    path = folder / "train" / "images.npy"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
+    with pytest.raises(GkdError, match=r"images\.npy is damaged .*in Fortran order"):
+        _ = PreparedData.open(folder).train
 
 
 def test_an_object_array_is_never_unpickled(folder: Path) -> None:
     np.save(folder / "train" / "labels.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(GkdError, match=r"labels\.npy is damaged"):
-        PreparedData.open(folder).split("train")
+        PreparedData.open(folder, check=False).split("train")
 
 
 def test_unreadable_files_are_refused_and_all_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -149,10 +149,13 @@ class TestPrepare:
             (tmp_path / split).mkdir()
             for file in ("images.npy", "labels.npy"):
                 (tmp_path / split / file).symlink_to(prepared / split / file)
-        (tmp_path / "dataset.json").symlink_to(prepared / "dataset.json")
+        for file in ("dataset.json", "files.sha256"):
+            (tmp_path / file).symlink_to(prepared / file)
         np.save(tmp_path / "train" / "topology.npy", np.zeros((3, FEATURES), np.float32))
         with pytest.raises(GkdError, match=r"train/topology\.npy is damaged.*gkd prepare"):
-            _ = PreparedData.open(tmp_path).train
+            PreparedData.open(tmp_path)
+        with pytest.raises(GkdError, match=r"train/topology\.npy is damaged.*gkd prepare"):
+            _ = PreparedData.open(tmp_path, check=False).train
 
     def test_without_gudhi_it_says_what_to_install(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "gudhi.representations", None)
