@@ -1,30 +1,43 @@
-"""The export step: the student as one ONNX file, checked against torch, with its manifest."""
+"""The export step: the student as one ONNX file, checked against torch, smaller files of it, and the manifest."""
 
 import time
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config import Params
-from gkd_core.data.prepared import PreparedData
+from gkd_core.config import Export, Int8, Params
+from gkd_core.data.prepared import PreparedData, Split
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import MODEL_FILE, build_manifest, lineage, write_manifest
+from gkd_core.export.fidelity import fidelity, fp16_shortfall, int8_shortfall
+from gkd_core.export.half import to_half
+from gkd_core.export.manifest import (
+    FILES,
+    MODEL_FILE,
+    build_manifest,
+    dropped_file,
+    kept_file,
+    lineage,
+    write_manifest,
+)
 from gkd_core.export.onnx import export_onnx, input_shape, parity
+from gkd_core.export.quantise import quantise, stratified_pick
+from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest, read_json, whole_folder, write_json
 from gkd_core.models.network import load_network
 from gkd_core.run_facts import run_facts
 
 
 def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) -> dict[str, Any]:
-    """Write model.onnx, manifest.json and run.json to `out`.
+    """Write model.onnx, manifest.json, run.json, and the smaller files that are good enough, to `out`.
 
     Args:
-        data: folder of the prepare step; its validation images are what torch and onnxruntime are compared on.
+        data: folder of the prepare step; int8 is calibrated on training images, and every file is judged on the
+            validation images.
         teacher: folder of the teacher step; only its digest is read, for the lineage.
         student: folder of the distill step.
         out: appears whole or not at all.
         params: reads `export`.
     Returns:
-        The model's path, size, digest and parity.
+        The model's path, size, digest and parity; by smaller precision {"kept", and "reason" or "bytes"}.
     Raises:
         GkdError: the folders do not belong together, the network cannot be exported, or the file disagrees with torch.
     """
@@ -44,10 +57,11 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             image_size=info.image_size,
             input=settings.input,
             opset=settings.opset,
-            metadata={**digests, "method": training["method"], "network": network.spec.name},
+            metadata={**digests, "method": training["method"], "network": network.spec.name, "precision": "fp32"},
             name=f"the student {network.spec.name}",
         )
         agreement = parity(network, model, prepared.validation.images, tolerance=settings.parity_tolerance)
+        smaller = _smaller(model, prepared, settings)
         manifest = build_manifest(
             model,
             input=settings.input,
@@ -64,6 +78,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
                 "std": list(network.spec.std),
             },
             parity=agreement,
+            smaller=smaller,
         )
         write_manifest(folder, manifest)
         write_json(folder / "run.json", run_facts(seconds=time.monotonic() - start))
@@ -72,7 +87,72 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
         "bytes": manifest["model"]["size_bytes"],
         "sha256": manifest["model"]["sha256"],
         "parity_max_abs": agreement["max_abs"],
+        **{
+            precision: {"kept": True, "bytes": entry["size_bytes"]}
+            if entry["kept"]
+            else {"kept": False, "reason": entry["reason"]}
+            for precision, entry in smaller.items()
+        },
     }
+
+
+def _smaller(model: Path, prepared: PreparedData, settings: Export) -> dict[str, dict[str, Any]]:
+    """Make the smaller files beside `model`, keep those that are near enough to it; the manifest's entries."""
+    validation, reference = prepared.validation, None
+    entries: dict[str, dict[str, Any]] = {
+        "int8": dropped_file("export.int8.enabled is false"),
+        "fp16": dropped_file("export.fp16 is false"),
+    }
+    for precision, wanted in (("int8", settings.int8.enabled), ("fp16", settings.fp16)):
+        if not wanted:
+            continue
+        if reference is None:
+            reference = run_session(session(model), validation.images)
+        file = model.with_name(FILES[precision])
+        try:
+            facts = _int8(model, file, prepared.train, settings.int8) if precision == "int8" else _fp16(model, file)
+        except GkdError as error:  # there is still the model itself
+            entries[precision] = dropped_file(str(error))
+            continue
+        found = fidelity(run_session(session(file), validation.images), reference, validation.labels)
+        reason = (
+            int8_shortfall(
+                found,
+                min_agreement=settings.int8.min_agreement,
+                max_accuracy_drop=settings.int8.max_accuracy_drop,
+            )
+            if precision == "int8"
+            else fp16_shortfall(found, tolerance=settings.fp16_tolerance)
+        )
+        facts |= {"validation": found}
+        if reason is None:
+            entries[precision] = kept_file(file, facts)
+        else:
+            file.unlink()
+            entries[precision] = dropped_file(reason, facts)
+    return entries
+
+
+def _int8(model: Path, file: Path, train: Split, settings: Int8) -> dict[str, Any]:
+    chosen = stratified_pick(train.labels, settings.calibration_images, settings.seed)
+    quantise(
+        model,
+        file,
+        train.images[chosen],
+        calibration=settings.calibration,
+        percentile=settings.percentile,
+        reduce_range=settings.reduce_range,
+    )
+    return {
+        "calibration": settings.calibration,
+        "calibration_images": len(chosen),
+        "reduce_range": settings.reduce_range,
+    }
+
+
+def _fp16(model: Path, file: Path) -> dict[str, Any]:
+    to_half(model, file)
+    return {}
 
 
 def trained_facts(student: Path, *, data_sha256: str, data: Path, teacher: Path) -> dict[str, Any]:

@@ -413,6 +413,37 @@ class Evaluate(Section):
     """onnxruntime threads while timing."""
 
 
+class Int8(Section):
+    """Static int8 quantisation, and what the smaller file must show on the validation split to be kept."""
+
+    enabled: bool = True
+    """Try it; model_int8.onnx is there only when it passed."""
+    calibration_images: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Training images, stratified by class, on which the ranges of activations are measured; all when there are
+    fewer."""
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """How a range follows from the values seen: all of them; what loses least information (KL divergence); all but
+    the rarest on either side."""
+    percentile: Annotated[float, Field(gt=50.0, lt=100.0)] | None = None
+    """With `percentile`: where the range ends, in percent; null is 99.99."""
+    reduce_range: bool = True
+    """Weights in 7 bits. x86 CPUs without VNNI add products of 8 bits up in 16, which overflow; 7 bits do not, and
+    cost little elsewhere. Never taken from the CPU at hand: the same inputs must give the same file everywhere.
+    `false` where all servers have VNNI, or are ARM."""
+    min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.98
+    """Part of the validation images on which int8 and float32 must name the same class."""
+    max_accuracy_drop: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """Top-1 on the validation images that int8 may lose."""
+    seed: Seed = 0
+    """Seed of the choice of calibration images."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Int8":
+        if self.percentile is not None and self.calibration != "percentile":
+            raise ValueError(f"percentile is set but calibration is {self.calibration}: set calibration to percentile")
+        return self
+
+
 class Export(Section):
     """How the student is packaged."""
 
@@ -423,6 +454,13 @@ class Export(Section):
     """ONNX operator set; asserted on the finished file."""
     parity_tolerance: Positive = 1e-4
     """Largest |onnxruntime − torch| allowed on the logits of validation images."""
+    int8: Int8 = Int8()
+    """The smaller file for CPUs."""
+    fp16: bool = False
+    """Also write model_fp16.onnx, half the size, for GPUs; input and output keep their types."""
+    fp16_tolerance: Positive = 0.05
+    """Largest |float16 − float32| allowed on the logits of validation images; a file that exceeds it is not kept.
+    Far looser than `parity_tolerance`: a half has eleven bits, so a logit of 16 is off by 0.008 from rounding alone."""
 
 
 class Gate(Section):

@@ -1,7 +1,8 @@
 """The manifest beside an exported model: what it is, and what it was made from. Imports no torch.
 
 The lineage it holds: `data_sha256` (the prepared images) → `teacher_digest` → `student_digest` → `model.sha256`, with
-`config_digest` (how the student was trained and exported) and `code_sha256` (by which sources). The same inputs give
+`config_digest` (how the student was trained and exported) and `code_sha256` (by which sources). `int8` and `fp16` say
+whether there is a smaller file, its digest and what it showed, or why there is none. The same inputs give
 the same bytes; what varies by run is in run.json beside it.
 """
 
@@ -10,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core import __version__
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, unknown
 from gkd_core.files import file_digest, json_digest, read_json, write_json
 
 FORMAT = 1
 PACKAGES = ("gkd_core", "components", "pipelines")
 SOURCES = (".py", ".j2")
 MODEL_FILE = "model.onnx"
+FILES = {"fp32": MODEL_FILE, "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}  # by precision
 
 
 def code_sha256() -> str:
@@ -63,6 +65,7 @@ def build_manifest(
     network: str,
     preprocessing: dict[str, Any],
     parity: dict[str, Any],
+    smaller: dict[str, dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json for an exported file.
 
@@ -72,6 +75,7 @@ def build_manifest(
         lineage: what `lineage` gives.
         preprocessing: what the graph does to its input, for people; clients need to do none of it.
         parity: what `gkd_core.export.onnx.parity` gave.
+        smaller: by precision (int8, fp16) what `kept_file` or `dropped_file` gave.
     """
     return {
         "format": FORMAT,
@@ -93,7 +97,35 @@ def build_manifest(
         "network": network,
         "preprocessing": preprocessing,
         "parity": parity,
+        **(smaller or {}),
     }
+
+
+def kept_file(file: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's entry for a smaller file that stands beside the model; `facts` says what it showed."""
+    return {**facts, "kept": True, "file": file.name, "sha256": file_digest(file), "size_bytes": file.stat().st_size}
+
+
+def dropped_file(reason: str, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A manifest's entry for a smaller file that is not there, and why, in one sentence."""
+    return {**(facts or {}), "kept": False, "reason": reason}
+
+
+def model_entry(manifest: dict[str, Any], precision: str, where: str = "the deploy folder") -> dict[str, Any]:
+    """file, sha256 and size_bytes of the model in one precision.
+
+    Raises:
+        GkdError: there is no such precision, or its file was not kept: the sentence says why.
+    """
+    if precision not in FILES:
+        raise GkdError(unknown("precision", precision, FILES))
+    if precision == "fp32":
+        entry: dict[str, Any] = manifest["model"]
+        return entry
+    entry = manifest.get(precision) or dropped_file("it was exported before there was one")
+    if not entry.get("kept"):
+        raise GkdError(f"{where} has no {precision} model: {entry.get('reason', 'no reason given')}; take fp32")
+    return entry
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -102,18 +134,19 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest in a deploy folder, checked against the model file beside it.
+    """The manifest in a deploy folder or a bundle, checked against the model files beside it.
 
     Raises:
-        GkdError: manifest or model missing, of another format, or the model is not the one it describes.
+        GkdError: manifest or a model missing, of another format, or a model is not the one it describes.
     """
     manifest: dict[str, Any] = read_json(folder / "manifest.json", "the deploy folder")
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise GkdError(f"{folder / 'manifest.json'} is not a manifest of format {FORMAT}: run `gkd export` again")
     read_json(folder / "manifest.json", "the deploy folder", keys=["model", "classes", "student_digest", "data_sha256"])
-    model = folder / Path(manifest["model"]["file"]).name
-    if not model.is_file():
-        raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")
-    if file_digest(model) != manifest["model"]["sha256"]:
-        raise GkdError(f"{model} is not the file its manifest describes (sha256 differs): run `gkd export` again")
+    for entry in (manifest["model"], *(manifest[name] for name in FILES if manifest.get(name, {}).get("kept"))):
+        model = folder / Path(entry["file"]).name
+        if not model.is_file():
+            raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")
+        if file_digest(model) != entry["sha256"]:
+            raise GkdError(f"{model} is not the file its manifest describes (sha256 differs): run `gkd export` again")
     return manifest

@@ -1,12 +1,7 @@
 """A network as one ONNX file: preprocessing, class names and lineage inside, the same bytes every time."""
 
-import contextlib
 import copy
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
+from gkd_core.export.quiet import quiet
 from gkd_core.export.session import run_session, session
+from gkd_core.export.strip import set_metadata, strip
 from gkd_core.files import write_bytes
 
 InputForm = Literal["uint8_nhwc", "float_nchw"]
@@ -76,7 +73,7 @@ def export_onnx(
     shape = (2, *input_shape(input, channels, image_size))
     example = torch.zeros(shape, dtype=torch.uint8 if input == "uint8_nhwc" else torch.float32)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 deployed,
                 (example,),
@@ -95,9 +92,9 @@ def export_onnx(
         ) from None
     assert program is not None
     model = program.model_proto
-    _strip(model)
+    strip(model)
     entries = {**(metadata or {}), "classes": json.dumps(classes, ensure_ascii=False), "input": input}
-    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
+    set_metadata(model, entries)
 
     imported = {entry.domain: entry.version for entry in model.opset_import}
     if imported != {"": opset}:
@@ -149,37 +146,3 @@ def parity(
             )
         largest = max(largest, difference)
     return {"max_abs": float(f"{largest:.1e}"), "batch_sizes": list(batch_sizes), "images": min(start, len(images))}
-
-
-def _strip(model: onnx.ModelProto) -> None:
-    """Take out what tells of the machine and not of the model: source lines, stack traces, tool versions."""
-    model.producer_name, model.producer_version = "gkd", ""
-    model.doc_string = ""
-    model.domain = ""
-    model.model_version = 0
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.name = "gkd"
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    del graph.value_info[:]
-    for part in [*graph.node, *graph.initializer, *graph.input, *graph.output]:
-        part.doc_string = ""
-        del part.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its steps and warns about its own internals; neither is news to the user."""
-    level = logging.root.manager.disable
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)

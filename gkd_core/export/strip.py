@@ -1,0 +1,34 @@
+"""Take out of a graph what tells of the machine and not of the model, so that equal models are equal files."""
+
+import onnx
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Remove source lines, stack traces, tool versions, intermediate shapes and operator sets that no node uses."""
+    model.producer_name, model.producer_version = "gkd", ""
+    model.doc_string = ""
+    model.domain = ""
+    model.model_version = 0
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.name = "gkd"
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for part in [*graph.node, *graph.initializer, *graph.input, *graph.output]:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    used = {node.domain for node in graph.node} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+
+
+def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
+    """Make `entries` the file's metadata, sorted by name."""
+    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
+
+
+def metadata(model: onnx.ModelProto) -> dict[str, str]:
+    """The file's metadata by name."""
+    return {entry.key: entry.value for entry in model.metadata_props}
