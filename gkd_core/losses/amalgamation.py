@@ -25,6 +25,7 @@ class Amalgamation(Loss):
     Source: the setting, Shen et al. 2019 (arXiv:1811.02796); the formula is ours.
     """
 
+    across_samples = "nothing"
     columns: Tensor
 
     def __init__(self, context: Context, *, parts: Sequence[Sequence[int]], temperature: float = 4.0) -> None:

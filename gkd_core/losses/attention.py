@@ -64,6 +64,7 @@ class AttentionTransfer(Loss):
     """
 
     feature_maps = True
+    across_samples = "nothing"
 
     def __init__(
         self,

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from gkd_core.data.shards import ALONE, Shards
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 
@@ -42,6 +44,7 @@ class Step:
         indices: [B] int64, each sample's position in the training split.
         epoch: time t in epochs, a float: epoch + step / steps_per_epoch.
         cross_entropy: logits [B, C] → the mean cross-entropy with the labels, label smoothing and mixup applied.
+        shards: which part of a batch this is, where several processes share it, and the way to the other parts.
     """
 
     student: Output
@@ -52,6 +55,7 @@ class Step:
     indices: Tensor
     epoch: float
     cross_entropy: Callable[[Tensor], Tensor]
+    shards: Shards = ALONE
 
 
 class Loss(nn.Module):
@@ -64,10 +68,16 @@ class Loss(nn.Module):
     Class attributes:
         hard_labels: the method needs integer labels, so mixup is refused.
         feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
+        across_samples: what a sample's loss has to do with the other samples of the batch, which several processes
+            share; every loss says so, there is no default. `nothing`: terms are means over samples, and those of the
+            processes are averaged. `gathered`: it asks the other processes for what it needs (`Step.shards`).
+            `refused`: it would be another loss on several processes, so they are refused. (Batch norms do not count:
+            on CUDA they see the whole batch by themselves.)
     """
 
     hard_labels = False
     feature_maps = False
+    across_samples: ClassVar[Literal["nothing", "gathered", "refused"]]
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Named scalar terms, each already weighted by the method.

@@ -79,6 +79,8 @@ class CorrelationMatching(Loss):
     Source: the idea, Niu et al. 2024 (arXiv:2410.06561); the formula is ours.
     """
 
+    across_samples = "nothing"
+
     def __init__(
         self,
         context: Context,

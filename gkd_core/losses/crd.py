@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.class_sampler import ClassSampler
@@ -70,6 +71,7 @@ class ContrastiveRepresentation(Loss):
     """
 
     hard_labels = True
+    across_samples = "gathered"
     memory_student: Tensor
     memory_teacher: Tensor
     log_normaliser_student: Tensor
@@ -118,20 +120,25 @@ class ContrastiveRepresentation(Loss):
         """
         student = self.student_head(step.student.embedding)
         teacher = self.teacher_head(teacher_output(step).embedding.detach())
-        positives = step.indices if self.mode == "exact" else self.sampler.same_class(step.labels)
+        # Drawn for the whole batch, also where processes share it: all know the same memory and remember the same.
+        shards, labels = step.shards, step.shards.gather(step.labels)
+        positives = step.indices
+        if self.mode == "relaxed":
+            positives = shards.common(self.sampler.same_class(labels))[shards.mine]
         if self.shared_negatives:
-            negatives = torch.randint(self.images, (self.negatives,), device=student.device)
+            negatives = shards.common(torch.randint(self.images, (self.negatives,), device=student.device))
         else:
-            negatives = self.sampler.other_classes(step.labels, self.negatives)
+            negatives = shards.common(self.sampler.other_classes(labels, self.negatives))[shards.mine]
         student_scores = self._scores(student, self.memory_teacher, step.labels, positives, negatives)
         teacher_scores = self._scores(teacher, self.memory_student, step.labels, positives, negatives)
-        self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores)
-        self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores)
+        self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores, shards)
+        self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores, shards)
         contrast = contrastive_loss(student_scores, self.log_normaliser_student, self.images)
         contrast = contrast + contrastive_loss(teacher_scores, self.log_normaliser_teacher, self.images)
         if self.training:
-            self.memory_student = self._remember(self.memory_student, student, step.indices)
-            self.memory_teacher = self._remember(self.memory_teacher, teacher, step.indices)
+            indices = shards.gather(step.indices)
+            self.memory_student = self._remember(self.memory_student, shards.gather(student.detach()), indices)
+            self.memory_teacher = self._remember(self.memory_teacher, shards.gather(teacher.detach()), indices)
         return {"ce": step.cross_entropy(step.student.logits), "contrast": self.weight * contrast}
 
     def _scores(self, anchors: Tensor, memory: Tensor, labels: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
@@ -147,9 +154,10 @@ class ContrastiveRepresentation(Loss):
             return torch.cat([positive, negative], dim=1) / self.critic_temperature
 
     @torch.no_grad()
-    def _log_normaliser(self, known: Tensor, scores: Tensor) -> Tensor:
+    def _log_normaliser(self, known: Tensor, scores: Tensor, shards: Shards) -> Tensor:
         """log Z; Z is N times the mean of exp(score) over the first batch ever seen, and unchanged after it."""
-        estimate = scores.flatten().logsumexp(0) - (scores.isfinite().sum() / self.images).log()
+        sums, counts = shards.each(scores.flatten().logsumexp(0)), shards.each(scores.isfinite().sum())
+        estimate = sums.logsumexp(0) - (counts.sum() / self.images).log()
         return torch.where(known.isinf(), estimate.to(known.dtype), known)
 
     @torch.no_grad()

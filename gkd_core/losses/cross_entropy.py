@@ -8,6 +8,8 @@ from gkd_core.losses.base import Context, Loss, Step
 class CrossEntropy(Loss):
     """L = CE(z_S, y)."""
 
+    across_samples = "nothing"
+
     def __init__(self, context: Context) -> None:
         super().__init__()
 

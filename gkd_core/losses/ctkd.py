@@ -56,6 +56,8 @@ class CurriculumTemperature(Loss):
         scripts/run_cifar_distill.sh of zhengli97/CTKD.
     """
 
+    across_samples = "nothing"
+
     def __init__(
         self,
         context: Context,

@@ -49,6 +49,8 @@ class Dist(Loss):
     Source: Huang et al. 2022 (arXiv:2205.10536); hunto/DIST_KD.
     """
 
+    across_samples = "gathered"
+
     def __init__(
         self,
         context: Context,
@@ -70,7 +72,9 @@ class Dist(Loss):
             ValueError: the step holds no teacher output.
         """
         student = step.student.logits
-        inter, intra = relation_losses(student, teacher_output(step).logits, self.temperature)
+        # The relation within a class reaches over the whole batch, whoever has its rows.
+        everyone = step.shards.gather(student), step.shards.gather(teacher_output(step).logits)
+        inter, intra = relation_losses(*everyone, self.temperature)
         scale = self.temperature**2
         return {
             "ce": step.cross_entropy(student),

@@ -78,6 +78,7 @@ class DecoupledKD(Loss):
     """
 
     hard_labels = True
+    across_samples = "nothing"
 
     def __init__(
         self,

@@ -49,6 +49,8 @@ class DynamicKD(Loss):
     Source: the idea, Zhu et al. 2024, Pattern Recognition (arXiv:2305.05233); the formula is ours.
     """
 
+    across_samples = "nothing"
+
     def __init__(
         self,
         context: Context,

@@ -68,6 +68,7 @@ class FitNet(Loss):
     """
 
     feature_maps = True
+    across_samples = "nothing"
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class Gompertz(Loss):
     """
 
     feature_maps = True
+    across_samples = "gathered"
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class Gompertz(Loss):
             seed=_step_seed(self.seed, step.epoch),
             position_weight=self.position_weight,
             normalise=self.normalise,
+            shards=step.shards,
         )
 
     def _gradient(self, step: Step, taught: Output) -> Tensor:

@@ -21,6 +21,8 @@ class KnowledgeDistillation(Loss):
     Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
     """
 
+    across_samples = "nothing"
+
     def __init__(
         self,
         context: Context,

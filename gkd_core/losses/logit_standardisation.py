@@ -54,6 +54,8 @@ class LogitStandardisation(Loss):
     Source: Sun et al. 2024 (arXiv:2403.01427); sunshangquan/logit-standardization-KD.
     """
 
+    across_samples = "nothing"
+
     def __init__(
         self,
         context: Context,

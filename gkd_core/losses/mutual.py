@@ -29,6 +29,8 @@ class MutualLearning(Loss):
     Source: Zhang et al. 2018, §2 (arXiv:1706.00384).
     """
 
+    across_samples = "nothing"
+
     def __init__(
         self,
         context: Context,

@@ -99,6 +99,7 @@ class ReviewKD(Loss):
     """
 
     feature_maps = True
+    across_samples = "nothing"
 
     def __init__(
         self,

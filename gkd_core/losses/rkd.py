@@ -88,6 +88,8 @@ class RelationalDistillation(Loss):
     Source: Park et al. 2019 (arXiv:1904.05068), in the form of RepDistiller's distiller_zoo/RKD.py.
     """
 
+    across_samples = "gathered"
+
     def __init__(
         self,
         context: Context,
@@ -106,7 +108,9 @@ class RelationalDistillation(Loss):
         Raises:
             ValueError: the step holds no teacher output.
         """
-        student, teacher = step.student.embedding, teacher_output(step).embedding
+        # Pairs and triples reach over the whole batch, whoever has its rows.
+        student = step.shards.gather(step.student.embedding)
+        teacher = step.shards.gather(teacher_output(step).embedding)
         terms = {"ce": step.cross_entropy(step.student.logits)}
         if self.weight_distance:
             terms["distance"] = self.weight_distance * rkd_distance_loss(student, teacher)

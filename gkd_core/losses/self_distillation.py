@@ -87,6 +87,7 @@ class SelfDistillation(Loss):
     """
 
     feature_maps = True
+    across_samples = "nothing"
 
     def __init__(
         self,

@@ -5,6 +5,9 @@
 Read it top to bottom. Order and augmentation of images are a pure function of (seed, epoch), learning rate and β of
 time; so what a checkpoint holds at the end of an epoch is all there is, and a run that was killed and started again
 ends with the same bits as one that was not (CPU).
+
+Several processes (`distributed.py`) go through it side by side, each with its rows of every batch. What they decide on
+is reduced over all of them first, so they take every turn together.
 """
 
 import copy
@@ -21,12 +24,15 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core.data.loader import Loader
+from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss, Step
+from gkd_core.losses.base import Loss
 from gkd_core.losses.precision import at_least_float32
 from gkd_core.models.network import Network
 from gkd_core.schedules import Observer
+from gkd_core.training import distributed
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from gkd_core.training.learner import Learner
 from gkd_core.training.learning_rate import Factor
 from gkd_core.training.progress import TrainingProgress
 from gkd_core.training.teacher import Teacher
@@ -95,7 +101,7 @@ def train(
         learning_rate: factor on it at time t in epochs.
         weight: β(t) on the sum of all terms but "ce"; one that observes is told the validation accuracies so far before
             every epoch, which after a resume are the checkpoint's.
-        checkpoint: file written at the end of every epoch.
+        checkpoint: file written at the end of every epoch, and read, by the first process alone.
         fingerprint: digest of inputs and configuration; a checkpoint of another one is refused.
         clip_norm: largest gradient norm, over network and loss together; a companion of the loss, which is a network
             in a training of its own, is clipped by itself.
@@ -119,16 +125,17 @@ def train(
         average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
     schedule: object = weight
     state = _State()
-    if (saved := load_checkpoint(checkpoint, fingerprint)) is not None:
+    if (saved := distributed.of_first(lambda: load_checkpoint(checkpoint, fingerprint))) is not None:
         _restore(saved, state, network, loss, optimizer, average)
+    learner = distributed.replicated(Learner(network, loss, label_smoothing=label_smoothing, autocast=autocast))
 
     start = time.monotonic()
-    with TrainingProgress(name, steps=epochs * loader.steps_per_epoch, done=len(state.steps)) as progress:
+    shown = distributed.rank() == 0
+    with TrainingProgress(name, steps=epochs * loader.steps_per_epoch, done=len(state.steps), shown=shown) as progress:
         for epoch in range(state.epoch, epochs):
             if isinstance(schedule, Observer):
                 progress.epoch(schedule.observe([row["validation_top1"] for row in state.history]))
-            network.train()
-            loss.train()
+            learner.train()
             meter = _Meter(name, epoch, loader.steps_per_epoch, device)
             for i, batch in enumerate(loader.epoch(epoch)):
                 t = epoch + i / loader.steps_per_epoch
@@ -139,27 +146,21 @@ def train(
 
                 target = batch.labels if batch.targets is None else batch.targets
                 taught = teacher(batch.images, batch.indices, target) if teacher else None
-                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                    output = network(batch.images, batch.topology)
-
-                def cross_entropy(logits: Tensor, target: Tensor = target) -> Tensor:
-                    return functional.cross_entropy(at_least_float32(logits), target, label_smoothing=label_smoothing)
-
-                terms = loss(
-                    Step(output, taught, batch.images, batch.labels, batch.targets, batch.indices, t, cross_entropy)
-                )
+                terms, logits = learner(batch, target, taught, t)
                 total = _total(terms, beta)
                 optimizer.zero_grad(set_to_none=True)
-                total.backward()  # type: ignore[no-untyped-call]
+                # Gradients are averaged over processes; the weight makes every sample count alike.
+                (batch.shards.weight * total).backward()  # type: ignore[no-untyped-call]
                 norm = _clip(clipped_together, math.inf if clip_norm is None else clip_norm)
                 optimizer.step()
                 if average is not None:
                     average.update_parameters(network)
 
-                hits = (output.logits.argmax(1) == batch.labels).sum()
-                meter.add(len(batch.labels), {"loss": total, **terms, "gradient_norm": norm}, hits)
-                progress.advance(len(batch.labels), state=meter.state(beta))
+                hits = (logits.argmax(1) == batch.labels).sum()
+                meter.add(batch.shards, {"loss": total, **terms, "gradient_norm": norm}, hits)
+                progress.advance(batch.shards.total, state=meter.state(beta))
             meter.check()
+            distributed.share_buffers(network, loss, average)
 
             evaluated = network if average is None else cast("Network", average.module)
             top1, nll = validate(evaluated, validation, autocast=autocast)
@@ -183,7 +184,9 @@ def train(
                 state.best_epoch = epoch + 1
                 if select == "best":
                     state.best_weights = {k: v.detach().cpu().clone() for k, v in evaluated.state_dict().items()}
-            save_checkpoint(checkpoint, _content(fingerprint, state, network, loss, optimizer, average))
+            content = _content(fingerprint, state, network, loss, optimizer, average)
+            if distributed.rank() == 0:
+                save_checkpoint(checkpoint, content)
             progress.epoch(_epoch_line(row, epochs))
         throughput = progress.images_per_second
 
@@ -208,14 +211,15 @@ def validate(network: Network, loader: Loader, *, autocast: bool = False) -> tup
     device = network.mean.device
     hits = torch.zeros((), dtype=torch.int64, device=device)
     nll = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    count = 0
+    count = torch.zeros((), dtype=torch.int64)
     for batch in loader.epoch(0):
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = network(batch.images, batch.topology).logits
         hits += (logits.argmax(1) == batch.labels).sum()
         nll += functional.cross_entropy(at_least_float32(logits), batch.labels, reduction="sum")
         count += len(batch.labels)
-    return int(hits) / count, float(nll) / count
+    images = int(distributed.total(count))
+    return int(distributed.total(hits)) / images, float(distributed.total(nll)) / images
 
 
 def _total(terms: dict[str, Tensor], beta: float) -> Tensor:
@@ -250,12 +254,12 @@ class _Meter:
         self._sizes: list[int] = []
         self._hits = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, size: int, values: dict[str, Tensor], hits: Tensor) -> None:
+    def add(self, shards: Shards, values: dict[str, Tensor], hits: Tensor) -> None:
         if not self._names:
             self._names = list(values)
             self._values = torch.zeros(self._capacity, len(self._names), device=self._device)
-        self._values[len(self._sizes)] = torch.stack([v.detach().float() for v in values.values()])
-        self._sizes.append(size)
+        self._values[len(self._sizes)] = shards.mean(torch.stack([v.detach().float() for v in values.values()]))
+        self._sizes.append(shards.total)
         self._hits += hits
 
     def state(self, beta: float) -> str | None:
@@ -287,7 +291,7 @@ class _Meter:
         values = self._values[: len(self._sizes)].double().cpu()
         means = (values * sizes[:, None]).sum(0) / sizes.sum()
         row = {f"train_{n}": float(v) for n, v in zip(self._names, means, strict=True)}
-        return row | {"train_top1": int(self._hits) / sum(self._sizes)}
+        return row | {"train_top1": int(distributed.total(self._hits)) / sum(self._sizes)}
 
 
 def _kept(epochs: int) -> str:
@@ -320,7 +324,7 @@ def _content(
         "loss": loss.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": None if average is None else average.state_dict(),
-        "random": dict(_random_states(network.mean.device)),
+        "random": distributed.of_each(dict(_random_states(network.mean.device))),
     }
 
 
@@ -342,10 +346,11 @@ def _restore(
     optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
     if average is not None:
         average.load_state_dict(saved["average"])
-    torch.set_rng_state(saved["random"]["cpu"])
+    random = saved["random"][distributed.rank()]
+    torch.set_rng_state(random["cpu"])
     device = network.mean.device
-    if "cuda" in saved["random"] and device.type == "cuda":
-        torch.cuda.set_rng_state(saved["random"]["cuda"], device)
+    if "cuda" in random and device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"], device)
 
 
 def _random_states(device: torch.device) -> Iterator[tuple[str, Tensor]]:

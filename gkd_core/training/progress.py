@@ -16,17 +16,19 @@ class TrainingProgress:
         steps: of the whole training.
         done: steps that an earlier, interrupted run has already made.
         line_seconds: without a terminal, the longest silence between two lines.
+        shown: show anything at all; of several processes one does.
     """
 
-    def __init__(self, name: str, *, steps: int, done: int = 0, line_seconds: float = 30.0) -> None:
+    def __init__(self, name: str, *, steps: int, done: int = 0, line_seconds: float = 30.0, shown: bool = True) -> None:
         self.name, self._steps, self._done, self._first = name, steps, done, done
         self._start = self._last_line = time.monotonic()
         self._images = 0
         self._line_seconds = line_seconds
+        self._shown = shown
         console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task = TaskID(0)
-        if console.is_terminal:
+        if console.is_terminal and shown:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -76,6 +78,8 @@ class TrainingProgress:
             self._line(text)
 
     def _line(self, text: str) -> None:
+        if not self._shown:
+            return
         self._last_line = time.monotonic()
         made = self._done - self._first
         left = (self._steps - self._done) * (self._last_line - self._start) / made if made else 0.0

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from gkd_core.data.shards import ALONE, Shards
+
 
 def atoms(features: Tensor) -> Tensor:
     """[B, C, H, W] → [B, H·W, C], one atom of equal mass per position, row by row."""
@@ -28,7 +30,7 @@ def euclidean(first: Tensor, second: Tensor) -> Tensor:
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def teacher_rms(teacher_atoms: Tensor) -> Tensor:
+def teacher_rms(teacher_atoms: Tensor, shards: Shards = ALONE) -> Tensor:
     """√(mean over batch and atoms of ‖x‖²) of [B, m, d]: a scalar, detached, kept above 0."""
-    mean_square = teacher_atoms.detach().square().sum(2).mean()
+    mean_square = shards.mean(teacher_atoms.detach().square().sum(2).mean())
     return mean_square.clamp_min(torch.finfo(mean_square.dtype).tiny).sqrt()

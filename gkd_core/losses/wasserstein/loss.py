@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from gkd_core.data.shards import ALONE, Shards
 from gkd_core.losses.precision import at_least_float32, full_precision
 from gkd_core.losses.wasserstein.clouds import atoms, euclidean, positions, teacher_rms
 from gkd_core.losses.wasserstein.exact import exact_distance
@@ -28,6 +29,7 @@ def wasserstein_loss(
     seed: int = 0,
     position_weight: float = 0.0,
     normalise: Normalisation = "none",
+    shards: Shards = ALONE,
 ) -> Tensor:
     """W1 with Euclidean ground cost between two feature maps, mean over the batch.
 
@@ -45,6 +47,7 @@ def wasserstein_loss(
         position_weight: λ_pos; adds λ_pos·‖pos_x − pos_y‖, positions in [0, 1]², to the ground cost of `sinkhorn`
             and `exact`.
         normalise: `teacher_rms` divides both clouds by √(mean over batch and atoms of ‖x‖²) of the teacher, detached.
+        shards: where several processes share the batch; `teacher_rms` is of the whole of it.
     Raises:
         ValueError: shapes do not fit, an argument is out of range, or the solver knows no positions.
     Source: Yang & Qin 2025, eq. 1 (arXiv:2510.21649). The solver and the adapter of channels are not given there.
@@ -54,7 +57,7 @@ def wasserstein_loss(
         student = at_least_float32(student_features)
         teacher = at_least_float32(teacher_features.detach()).to(student.dtype)
         if normalise == "teacher_rms":
-            rms = teacher_rms(atoms(teacher))
+            rms = teacher_rms(atoms(teacher), shards)
             student, teacher = student / rms, teacher / rms
         if solver == "quantile":
             return quantile_distance(student, teacher).mean()

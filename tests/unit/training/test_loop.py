@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
+from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.cross_entropy import CrossEntropy
@@ -175,8 +177,8 @@ def test_a_loss_that_swallows_the_teacher_is_refused(tmp_path):
 
 def test_means_count_a_short_last_batch_by_its_size():
     meter = loop._Meter("x", 0, 2, CPU)
-    meter.add(16, {"ce": torch.tensor(1.0)}, torch.tensor(8))
-    meter.add(4, {"ce": torch.tensor(6.0)}, torch.tensor(2))
+    meter.add(Shards((16,)), {"ce": torch.tensor(1.0)}, torch.tensor(8))
+    meter.add(Shards((4,)), {"ce": torch.tensor(6.0)}, torch.tensor(2))
     assert meter.means() == {"train_ce": 2.0, "train_top1": 0.5}
 
 
@@ -265,27 +267,71 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term_named(tmp_path, monk
     assert all(torch.isfinite(v).all() for v in saved["network"].values())
 
 
-def test_nothing_is_read_from_the_device_between_reads(tmp_path, monkeypatch):
-    """A hidden wait for the device each step is the classic slow loop: only validation may read within an epoch."""
+class Watched:
+    """A loader after whose batches nothing may be read back, until the next is asked for."""
+
+    def __init__(self, loader: Loader, watch) -> None:
+        self._loader, self._watch = loader, watch
+        self.batches = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self._loader, name)
+
+    def epoch(self, n: int):
+        for batch in self._loader.epoch(n):
+            self.batches += 1
+            self._watch.watching = True
+            yield batch
+            self._watch.watching = False
+
+
+@pytest.mark.parametrize(
+    "extras", [{}, {"ema_decay": 0.9, "clip_norm": 1.0, "label_smoothing": 0.1, "mixup": 0.4, "autocast": True}]
+)
+def test_nothing_in_a_step_waits_for_the_device(tmp_path, monkeypatch, nothing_read_back, extras):
+    """From one batch to the next: teacher, both passes, optimiser, averages, counting and progress.
+
+    Terms are read every so many steps and when the epoch is over, validation's sums at its end.
+    """
     monkeypatch.setitem(loop.STEPS_BETWEEN_READS, "cpu", 50)
-    reads: list[str] = []
-    in_step = False
-    item, boolean = Tensor.item, Tensor.__bool__
-    run = Run(tmp_path, KnowledgeDistillation, teacher=network(7), epochs=1)
-    forward = run.loss.forward
+    run = Run(tmp_path, KnowledgeDistillation, teacher=network(7), epochs=2, **extras)
+    watch = nothing_read_back()
+    watch.watching = False
+    average = AveragedModel.update_parameters
 
-    def watched(step: Step) -> dict[str, Tensor]:
-        nonlocal in_step
-        in_step = True
-        terms = forward(step)
-        in_step = False
-        return terms
+    def host_counter(self, model):
+        # It asks its own counter whether this is the first time, which is on the host wherever the network is.
+        watch.watching = False
+        average(self, model)
+        watch.watching = True
 
-    run.loss.forward = watched
-    monkeypatch.setattr(Tensor, "item", lambda s: (reads.append("item") if in_step else None, item(s))[1])
-    monkeypatch.setattr(Tensor, "__bool__", lambda s: (reads.append("bool") if in_step else None, boolean(s))[1])
-    run.go()
-    assert reads == []
+    assert AveragedModel(nn.Linear(1, 1, device="meta")).n_averaged.device == CPU
+    monkeypatch.setattr(AveragedModel, "update_parameters", host_counter)
+    loaders = {name: Watched(run.arguments[name], watch) for name in ("loader", "validation")}
+    with watch:
+        run.go(**loaders)
+    assert {name: watched.batches for name, watched in loaders.items()} == {"loader": 8, "validation": 4}
+
+
+class _Reading(Loss):
+    """Reads its own term at every step."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        ce = step.cross_entropy(step.student.logits)
+        return {"ce": ce * (1.0 if ce.item() > 0 else 2.0)}
+
+
+def test_the_watch_sees_a_loss_that_reads_and_a_loop_that_reads_each_step(tmp_path, monkeypatch, nothing_read_back):
+    for loss_class, between in ((_Reading, 50), (CrossEntropy, 1)):
+        monkeypatch.setitem(loop.STEPS_BETWEEN_READS, "cpu", between)
+        run = Run(tmp_path / loss_class.__name__, loss_class, epochs=1)
+        watch = nothing_read_back()
+        watch.watching = False
+        with watch, pytest.raises(AssertionError, match="waits for the device"):
+            run.go(loader=Watched(run.arguments["loader"], watch))
 
 
 def test_bf16_autocast_comes_near_float32(tmp_path):
