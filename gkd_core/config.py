@@ -85,7 +85,7 @@ class Training(Section):
     epochs: Annotated[int, Field(ge=1)] = 20
     """Passes over the training split."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """Images a step."""
+    """Images a step, all devices together."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum, or AdamW."""
     learning_rate: Positive = 0.05
@@ -116,6 +116,9 @@ class Training(Section):
     """`bf16` autocast, full `float32`, or bf16 exactly where the device has it (`auto`; CPU: float32)."""
     device: Device = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    devices: Annotated[int, Field(ge=1, le=1024)] = 1
+    """GPUs of one machine to train on, a process each, every one with its part of each batch; on a CPU so many
+    processes. Inside a job that torchrun started (a Kubeflow TrainJob, say) the job's number counts instead."""
     seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
     augment: Augment = Augment()
@@ -137,6 +140,15 @@ class Training(Section):
             raise ValueError("warmup_epochs is set but schedule is onecycle, which warms up by itself")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0.0):
             raise ValueError("nesterov needs optimizer sgd and momentum above 0")
+        if self.batch_size % self.devices or self.batch_size < 2 * self.devices:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of devices ({self.devices}) with at least 2 images "
+                "for each: it counts all devices together"
+            )
+        if self.devices > 1 and ":" in self.device:
+            raise ValueError(f"device {self.device} names one device but devices is {self.devices}: set device to cuda")
+        if self.devices > 1 and self.device == "mps":
+            raise ValueError(f"device is mps, of which there is one, but devices is {self.devices}: set devices to 1")
         return self
 
 
@@ -523,11 +535,15 @@ class Params(Section):
         """sha256 of the named sections as they came out of validation, defaults included.
 
         Left out is what does not change the result: where data and teacher were read from (their own digests tell
-        what they are), and the options of methods that were not chosen.
+        what they are), and the options of methods that were not chosen. `devices` stays out while it is 1; several add
+        up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another configuration.
         """
         content = self.model_dump(mode="json", include=set(sections))
         content.get("data", {}).pop("root", None)
         content.get("teacher", {}).pop("source", None)
+        for training in (content.get("teacher", {}).get("train", {}), content.get("train", {})):
+            if training.get("devices") == 1:
+                del training["devices"]
         if "distill" in content:
             options = content["distill"]["options"]
             content["distill"]["options"] = {k: v for k, v in options.items() if k == self.distill.method}
