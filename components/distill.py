@@ -34,8 +34,8 @@ def run(
         out: appears whole or not at all.
         work: checkpoints live here; started again after an interruption, the training goes on from the last epoch.
         params: reads `student`, `train`, and `distill`; for a reference `references` instead of `distill`.
-        reference: "baseline" trains the student alone, "kd" by plain soft labels; a reference that params switch off
-            leaves a folder that says so.
+        reference: "baseline" trains the student alone, "kd" by plain soft labels, without assistants in between; a
+            reference that params switch off leaves a folder that says so.
     Returns:
         Facts of the training.
     Raises:
@@ -48,7 +48,8 @@ def run(
         return facts
 
     prepared = PreparedData.open(data)
-    teachers = [] if teacher is None else open_teachers(teacher, prepared.info.classes)
+    opened = _without_assistants if reference == "kd" else open_teachers
+    teachers = [] if teacher is None else opened(teacher, prepared.info.classes)
     lesson = _lesson(params, reference, len(teachers))
     if lesson.arrangement != "born_again":
         _refuse_misfit(lesson, teachers, prepared.info.classes, teacher)
@@ -86,6 +87,16 @@ def _lesson(params: Params, reference: Reference | None, teachers: int) -> Lesso
         arrangement=distill.arrangement,
         options={} if options is None else options.model_dump(),
     )
+
+
+def _without_assistants(folder: Path, classes: tuple[str, ...]) -> list[Network]:
+    """Who teaches plain KD: of a chain of assistants the network it begins with, for the chain is compared with what
+    that one teaches directly; else the same networks as teach the student."""
+    listed = read_json(folder / "teacher.json", "the teacher folder", keys=["networks"])
+    trained = listed.get("trained", [])
+    if len(trained) > len(listed["networks"]):
+        return [load_network(folder / trained[0], classes)]
+    return open_teachers(folder, classes)
 
 
 def _refuse_misfit(lesson: Lesson, teachers: list[Network], classes: tuple[str, ...], folder: Path | None) -> None:

@@ -145,6 +145,21 @@ def test_a_chain_hands_on_its_last_and_keeps_its_lineage(tmp_path, few_digits, m
     assert folder_digest(tmp_path / "cut") == folder_digest(whole)
 
 
+def test_plain_kd_knows_no_assistants(tmp_path, few_digits):
+    """What a chain is compared with is taught by the network it begins with: bit for bit that one alone."""
+    params = chain(method="kd")
+    teacher.run(data=few_digits, out=tmp_path / "chain", work=tmp_path / "w", params=params)
+    alone = settings(teacher={"name": "resnet14", "train": SHORT}, distill={"method": "kd"})
+    teacher.run(data=few_digits, out=tmp_path / "alone", work=tmp_path / "w", params=alone)
+    common = {"data": few_digits, "work": tmp_path / "w", "params": params}
+    weights = {}
+    for name, folder, reference in (("student", "chain", None), ("kd", "chain", "kd"), ("direct", "alone", "kd")):
+        distill.run(**common, teacher=tmp_path / folder, out=tmp_path / name, reference=reference)
+        weights[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert weights["kd"] == weights["direct"]
+    assert weights["kd"] != weights["student"]
+
+
 # The distill step
 
 MUTUAL = {"method": "kd", "arrangement": "mutual", "arrangement_options": {"mutual": {"peers": 2}}}

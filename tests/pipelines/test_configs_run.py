@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from components import distill, teacher
 from gkd_core.arrangements import ARRANGEMENTS
-from gkd_core.config import load_params, parse_params
+from gkd_core.config import Params, load_params, parse_params
 from gkd_core.files import read_json
+from gkd_core.losses.base import Context
+from gkd_core.models.network import Network, NetworkSpec
+from gkd_core.schedules import create_schedule
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MOMENT = {"epochs": 2, "batch_size": 50, "schedule": "cosine", "milestones": [], "device": "cpu"}
@@ -45,6 +49,56 @@ def test_it_runs(file, tmp_path, few_digits, teachers):
     assert facts["method"] == params.distill.method
     assert facts["arrangement"] == params.distill.arrangement
     assert facts["schedule"] == params.distill.schedule or params.distill.schedule is None
+
+
+def is_its_own_reference(params: Params) -> bool:
+    """Whether the distill step and the reference `kd` would be one training: the same lesson from the same teachers."""
+    one = Network(NetworkSpec("resnet8", "auto", ("a", "b"), 1, 8, (0.2,), (0.3,)))
+    several = len(params.teacher.members)
+    mine, plain = distill._lesson(params, None, several or 1), distill._lesson(params, "kd", several or 1)
+    if mine.method != plain.method or mine.arrangement == "assistant":  # an assistant is not who teaches plain KD
+        return False
+    how = [(lesson.hyperparameters | {"temperature": lesson.temperature}) for lesson in (mine, plain)]
+    for lesson, arguments in zip((mine, plain), how, strict=True):
+        if not ARRANGEMENTS[lesson.arrangement].brings_its_loss:
+            arguments["alpha"] = lesson.create_loss(
+                Context(one, one, torch.arange(2), 1, 0), [one], autocast=False
+            ).alpha
+    curves = [create_schedule(lesson.schedule, epochs=10, **lesson.curve) for lesson in (mine, plain)]
+    times = [0.0, 2.5, 9.9]
+    # Views and weightings: cross_modal shows both the same, averaging is what plain KD does with several.
+    same_teachers = mine.options.get("weighting", "average") == "average" and mine.arrangement not in (
+        "mutual",
+        "amalgamation",
+        "born_again",
+    )
+    return same_teachers and how[0] == how[1] and [curves[0](t) for t in times] == [curves[1](t) for t in times]
+
+
+def test_no_student_is_compared_with_itself():
+    """A reference that is the student's own training over again would be a difference of nothing but zeros."""
+    same = {file.stem for file in CONFIGS if is_its_own_reference(load_params(file))}
+    assert same == {"digits-kd", "digits-multi-teacher"}
+    assert {file.stem for file in CONFIGS if file.stem in same and load_params(file).references.kd} == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"temperature": 4.0}, True),
+        ({"temperature": 2.0}, False),
+        ({"options": {"kd": {"alpha": 0.9}}}, True),
+        ({"options": {"kd": {"alpha": 0.5}}}, False),
+        ({"schedule": "gompertz"}, False),
+        ({"curve": {"beta_max": 2.0}}, False),
+        ({"method": "dkd"}, False),
+        ({"arrangement": "mutual"}, False),
+        ({"arrangement": "born_again"}, False),
+    ],
+)
+def test_what_makes_a_student_its_own_reference(changes, same):
+    assert is_its_own_reference(parse_params({"distill": {"method": "kd"} | changes})) is same
 
 
 def test_there_is_one_for_every_arrangement():
