@@ -12,7 +12,7 @@ import typer
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError
-from pipelines.commands import cluster, compare, lists, registry, steps
+from pipelines.commands import bundle, cluster, compare, kubeflow, lists, registry, steps
 
 app = typer.Typer(
     name="gkd",
@@ -22,10 +22,12 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(steps.app)
+app.add_typer(bundle.app)
 app.add_typer(compare.app)
 app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")
-app.add_typer(cluster.app, name="pipeline")
+kubeflow.app.add_typer(cluster.app)
+app.add_typer(kubeflow.app, name="pipeline")
 
 
 def main() -> None:

@@ -129,7 +129,7 @@ class Secret(_Part):
 class Security(_Part):
     """Who runs in the containers: never root."""
 
-    run_as_user: Annotated[int, Field(ge=1)] | None = 1000
+    run_as_user: Annotated[int, Field(ge=1)] | None = 10001
     """User; null leaves it to the cluster, as OpenShift wants."""
     run_as_group: Annotated[int, Field(ge=0)] | None = 0
     """Group; the image's files belong to group 0."""

@@ -1,6 +1,5 @@
 """Where the prepare task's images come from: what the parameters say, or a DVC repository at a revision."""
 
-import re
 from typing import Any
 
 from components.kubeflow.task import Task
@@ -16,7 +15,7 @@ def from_dvc(task: Task, repo: str, path: str, rev: str) -> tuple[Params, dict[s
         path: in it, a file or folder that DVC tracks.
         rev: tag, branch or commit, or empty for the newest.
     Returns:
-        The parameters, and {} or {"repo", "path", "rev", "revision", "md5", …} without passwords.
+        The parameters, and {} or {"repo", "path", "rev" (the commit), "md5", "asked"}, without credentials.
     Raises:
         GkdError: half of it is given, or it cannot be fetched.
     """
@@ -33,8 +32,7 @@ def from_dvc(task: Task, repo: str, path: str, rev: str) -> tuple[Params, dict[s
         )
     from components.dvc_source import fetch
 
-    root = task.scratch / path.rstrip("/").rpartition("/")[2]
-    found = fetch(repo, path, rev or None, root)
+    root = task.scratch / "source"
+    found = fetch(repo, path, rev or None, root, unpack=task.params.data.source == "folder")
     data = task.params.data.model_copy(update={"root": str(root)})
-    known = {"repo": re.sub(r"://[^/@]*@", "://", repo), "path": path, "rev": rev, **found}
-    return task.params.model_copy(update={"data": data}), known
+    return task.params.model_copy(update={"data": data}), found | {"asked": rev or "the newest"}

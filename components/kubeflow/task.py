@@ -47,6 +47,7 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
             numbers are all floats and its local runner knows no null.
     """
     print(f"{BEGIN} {step}", file=sys.stderr, flush=True)
+    sys.argv = ["kubeflow", step]  # what run.json calls the command; Kubeflow's own has all arguments in it, as JSON
     record = _record(step)
     record(state="running", pid=os.getpid())
     try:
@@ -60,7 +61,7 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         where = f"{error.filename}: " if error.filename else ""
         _fail(step, f"{where}{error.strerror or error}: mend that and run the pipeline again", 2, record)
     except BaseException as error:
-        record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=1)
+        record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=2)
         raise
     record(state="done")
     print(f"{END} {step}", file=sys.stderr, flush=True)

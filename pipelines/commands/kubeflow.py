@@ -1,0 +1,82 @@
+"""`gkd pipeline compile|run`: the steps as a Kubeflow pipeline, as a file or on this machine."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import PARAMS, Overrides, ParamsFile, finish
+
+app = typer.Typer(help="The steps as a Kubeflow pipeline: compile it, run it here or on a cluster.", no_args_is_help=True)
+
+Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (methods × pairs × seeds).")]
+
+
+@app.command("compile")
+def compile_(
+    out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
+    profile: Annotated[
+        str | None,
+        typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node, or a file; none asks for nothing."),
+    ] = None,
+    pipeline: Which = "distillation",
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Write the pipeline as YAML for Kubeflow Pipelines; params.yaml and --set become its arguments' defaults."""
+    warn_of_moving_image()
+    from pipelines.compiled import compile_pipeline
+
+    finish(compile_pipeline(out, params=params, overrides=overrides, profile=profile, which=pipeline))
+
+
+@app.command("run")
+def run(
+    runner: Annotated[str, typer.Option(help="subprocess (no Docker), or docker.")] = "subprocess",
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts, the checkpoints and the log.")] = Path(
+        "pipeline-run"
+    ),
+    pipeline: Which = "distillation",
+    data_source: Annotated[str, typer.Option(help="Replaces data.source.")] = "",
+    dvc_repo: Annotated[str, typer.Option(help="Git repository whose DVC-tracked data is read.")] = "",
+    dvc_path: Annotated[str, typer.Option(help="What to fetch from it.")] = "",
+    dvc_rev: Annotated[str, typer.Option(help="Tag, branch or commit of it; the newest without.")] = "",
+    mlflow: Annotated[str, typer.Option(help="Address of the MLflow server; replaces tracking.uri.")] = "",
+    user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """Run the pipeline on this machine, through kfp's local runner; the artifacts stay in --out."""
+    if runner == "docker":
+        warn_of_moving_image()
+    from pipelines.local import run_pipeline
+
+    arguments = {"data_source": data_source, "mlflow": mlflow}
+    arguments |= {"dvc_repo": dvc_repo, "dvc_path": dvc_path, "dvc_rev": dvc_rev}
+    done = run_pipeline(
+        runner=runner,
+        params=params,
+        overrides=overrides,
+        out=out,
+        which=pipeline,
+        arguments={name: value for name, value in arguments.items() if value},
+        user=user,
+    )
+    from pipelines.summary import show_summary
+
+    if pipeline == "distillation":
+        done |= show_summary(report=out / "report", deploy=out / "deploy", registration=out / "registration")
+    finish(done)
+
+
+def warn_of_moving_image() -> None:
+    """Say on stderr that the image may be another one tomorrow."""
+    from components.image import image, moving
+
+    if moving(image()):
+        print(
+            f"gkd: GKD_IMAGE is {image()}, which may be another image tomorrow, and a cluster's cache would not "
+            "notice: give a version, a commit or a digest (NAME@sha256:…)",
+            file=sys.stderr,
+        )
