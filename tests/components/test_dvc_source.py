@@ -1,0 +1,221 @@
+"""Data fetched from real git repositories with DVC in them, and from remotes that work and that do not."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+from PIL import Image
+
+from components.dvc_source import fetch
+from gkd_core.errors import GkdError
+
+
+def git(repo: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org", "-c", "init.defaultBranch=main"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=repo, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def set_remote(repo: Path, address: object, **settings: str) -> None:
+    """What `dvc remote add --default` and `dvc remote modify` write."""
+    lines = [f"    {name} = {value}" for name, value in {"url": str(address), **settings}.items()]
+    (repo / ".dvc" / "config").write_text(
+        "\n".join(["[core]", "    remote = store", "['remote \"store\"']", *lines, ""])
+    )
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A repository with images at two tags, pushed to a remote in a folder beside it."""
+    top = tmp_path_factory.mktemp("dvc")
+    repo = top / "repo"
+    repo.mkdir()
+    git(repo, "init", "--quiet")
+    Repo.init(str(repo)).close()
+    set_remote(repo, top / "store")
+    for number, tag in enumerate(("v1", "v2"), start=1):
+        for label, name in enumerate(("cat", "dog")):
+            (repo / "images" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (60 * number, 100 * label, 9)).save(repo / "images" / name / f"{number}.png")
+        with zipfile.ZipFile(repo / "images.zip", "w") as packed:
+            for file in sorted((repo / "images").rglob("*.png")):
+                packed.write(file, file.relative_to(repo / "images"))
+        with Repo(str(repo)) as opened:
+            opened.add([str(repo / "images"), str(repo / "images.zip")])
+        (repo / "notes.txt").write_text(tag)
+        git(repo, "add", "--all")
+        git(repo, "commit", "--quiet", "--message", tag)
+        git(repo, "tag", tag)
+    with Repo(str(repo)) as opened:
+        opened.push(all_tags=True)
+    return repo
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("address", ["{}", "file://{}"])
+def test_fetches_the_folder_at_the_tag(published, tmp_path, address):
+    repo = address.format(published)
+    facts = fetch(repo, "images", "v1", tmp_path / "images")
+    assert files(tmp_path / "images") == ["cat/1.png", "dog/1.png"]
+    assert facts["rev"] == git(published, "rev-parse", "v1^{commit}")
+    # DVC's md5 of a folder: of the list of its files with theirs, sorted by path, as JSON.
+    listed = [
+        {"md5": hashlib.md5((tmp_path / "images" / name).read_bytes()).hexdigest(), "relpath": name}
+        for name in files(tmp_path / "images")
+    ]
+    assert facts["md5"] == hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+    assert facts["repo"] == repo
+    assert facts["path"] == "images"
+    assert list(tmp_path.iterdir()) == [tmp_path / "images"]
+
+
+def test_a_commit_and_no_revision_at_all(published, tmp_path):
+    newest, older = git(published, "rev-parse", "HEAD"), git(published, "rev-parse", "v1^{commit}")
+    assert fetch(str(published), "images", older, tmp_path / "older")["rev"] == older
+    assert fetch(f"file://{published}", "images", None, tmp_path / "newest")["rev"] == newest
+    assert files(tmp_path / "newest") == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+
+
+def test_what_is_not_committed_is_not_read(published, tmp_path):
+    shutil.copytree(published, tmp_path / "repo", symlinks=True)
+    (tmp_path / "repo" / "notes.txt").write_text("not committed")
+    fetch(str(tmp_path / "repo"), "notes.txt", None, tmp_path / "notes")
+    assert (tmp_path / "notes" / "notes.txt").read_text() == "v2"
+
+
+def test_part_of_a_folder_and_one_file_of_it(published, tmp_path):
+    fetch(str(published), "images/dog", "v2", tmp_path / "dog")
+    facts = fetch(str(published), "images/dog/2.png", "v2", tmp_path / "one")
+    assert files(tmp_path / "dog") == ["1.png", "2.png"]
+    assert files(tmp_path / "one") == ["2.png"]
+    assert facts["md5"] == hashlib.md5((published / "images/dog/2.png").read_bytes()).hexdigest()
+
+
+def test_an_archive_is_left_as_it_is_or_unpacked(published, tmp_path):
+    packed = fetch(str(published), "images.zip", "v1", tmp_path / "packed")
+    unpacked = fetch(str(published), "images.zip", "v1", tmp_path / "unpacked", unpack=True)
+    assert files(tmp_path / "packed") == ["images.zip"]
+    assert files(tmp_path / "unpacked") == ["cat/1.png", "dog/1.png"]
+    assert packed["md5"] == unpacked["md5"]
+    fetch(str(published), "images", "v1", tmp_path / "folder", unpack=True)
+    assert files(tmp_path / "folder") == files(tmp_path / "unpacked")
+
+
+def test_no_passwd_entry_and_no_place_to_write(published, tmp_path, monkeypatch):
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr("getpass.getuser", lambda: os.environ.get("USER") or nobody())
+    monkeypatch.delenv("USER", raising=False)
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
+    fetch(str(published), "images", "v1", tmp_path / "images")
+    assert files(tmp_path / "images") == ["cat/1.png", "dog/1.png"]
+    assert "USER" not in os.environ
+    assert "DVC_SITE_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("repo", "path", "rev", "message"),
+    [
+        ("{}", "images", "v9", "has no revision 'v9': name a tag, a branch or a commit"),
+        ("file://{}", "images", "v9", "has no revision 'v9'"),
+        ("{}", "pictures", "v1", "pictures is not in .* at revision 'v1'"),
+        ("file://{}", "pictures", None, "pictures is not in .* at the default branch"),
+        ("file://{}-elsewhere", "images", "v1", "-elsewhere cannot be read as a git repository"),
+        ("{}-elsewhere", "images", "v1", "-elsewhere cannot be read as a git repository"),
+        ("{}/../store", "images", "v1", "has no git history, so no revision can be recorded"),
+    ],
+)
+def test_what_is_not_there_is_named(published, tmp_path, repo, path, rev, message):
+    with pytest.raises(GkdError, match=message) as caught:
+        fetch(repo.format(published), path, rev, tmp_path / "images")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_the_way(published, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.png").touch()
+    with pytest.raises(GkdError, match="images is there already"):
+        fetch(str(published), "images", "v1", tmp_path / "images")
+
+
+def copy_without_cache(published: Path, top: Path) -> Path:
+    shutil.copytree(published, top / "repo", symlinks=True)
+    shutil.rmtree(top / "repo" / ".dvc" / "cache")
+    return top / "repo"
+
+
+def test_a_remote_that_lacks_the_data(published, tmp_path):
+    repo = copy_without_cache(published, tmp_path)
+    set_remote(repo, tmp_path / "empty")
+    git(repo, "commit", "--all", "--quiet", "--message", "another remote")
+    with pytest.raises(GkdError, match=r"images of .* cannot be had from its DVC remote: .*`dvc push`"):
+        fetch(f"file://{repo}", "images", None, tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_damaged_remote(published, tmp_path):
+    repo = copy_without_cache(published, tmp_path)
+    shutil.copytree(published.parent / "store", tmp_path / "store")
+    set_remote(repo, tmp_path / "store")
+    git(repo, "commit", "--all", "--quiet", "--message", "another remote")
+    digest = hashlib.md5((published / "images.zip").read_bytes()).hexdigest()
+    stored = tmp_path / "store" / "files" / "md5" / digest[:2] / digest[2:]
+    stored.chmod(0o600)
+    stored.write_bytes(b"something else")
+    with pytest.raises(GkdError, match=r"images.zip of .* came damaged \(md5 [0-9a-f]{32}, DVC has " + digest):
+        fetch(f"file://{repo}", "images.zip", None, tmp_path / "images")
+
+
+@pytest.mark.parametrize(("credentials", "message"), [(False, "credentials are missing"), (True, "not reachable")])
+def test_object_storage_that_does_not_answer(published, tmp_path, monkeypatch, credentials, message):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    if credentials:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    repo = copy_without_cache(published, tmp_path)
+    set_remote(repo, "s3://bucket/data", endpointurl="http://127.0.0.1:9")
+    git(repo, "commit", "--all", "--quiet", "--message", "object storage")
+    with pytest.raises(GkdError, match=message) as caught:
+        fetch(f"file://{repo}", "images", None, tmp_path / "images")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_password_in_the_address_is_not_shown(tmp_path):
+    with pytest.raises(GkdError, match=r"https://127\.0\.0\.1:9/data\.git cannot be read") as caught:
+        fetch("https://somebody:secret@127.0.0.1:9/data.git", "images", "v1", tmp_path / "images")
+    assert "secret" not in str(caught.value)
+
+
+def test_archives_that_reach_elsewhere_or_are_none(published, tmp_path):
+    repo = copy_without_cache(published, tmp_path)
+    with tarfile.open(repo / "bad.tar", "w") as packed:
+        (tmp_path / "picture.png").write_bytes(b"")
+        packed.add(tmp_path / "picture.png", "../../picture.png")
+    with zipfile.ZipFile(repo / "bad.zip", "w") as packed_zip:
+        packed_zip.writestr("../../picture.png", b"")
+    git(repo, "add", "--all")
+    git(repo, "commit", "--quiet", "--message", "archives")
+    for name, message in {
+        "bad.tar": "cannot be unpacked",
+        "bad.zip": "would land outside its folder",
+        "notes.txt": "neither a zip nor a tar archive",
+    }.items():
+        with pytest.raises(GkdError, match=message):
+            fetch(str(repo), name, None, tmp_path / "images", unpack=True)
+        assert not (tmp_path / "images").exists()
