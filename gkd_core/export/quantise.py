@@ -161,7 +161,7 @@ def _operators() -> list[str]:
 
 
 def _first_convolutions(model: onnx.ModelProto) -> list[str]:
-    """Names of the convolutions that see the image itself; a depthwise one has few channels a group, but many groups."""
+    """Names of the convolutions that see the image itself. A depthwise one has few channels too, but many groups."""
     shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
     found = []
     for node in model.graph.node:

@@ -1,0 +1,304 @@
+"""A folder with all that is needed to serve a student: Triton repository, KServe manifest, README, model card.
+
+The same inputs give the same bytes: nothing in it depends on the clock or the machine.
+"""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gkd_core import __version__
+from gkd_core.data.prepared import DatasetInfo, PreparedData
+from gkd_core.errors import GkdError
+from gkd_core.export.manifest import FILES, model_entry, read_manifest
+from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.methods import METHODS
+
+FORMAT = 1
+MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
+QUEUE_DELAY_US = 1000  # and waits this long for them
+WORST = 3
+NAME = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"  # a DNS label: KServe makes a host name of it
+ROLES = {"teacher": "teacher", "baseline": "student alone", "kd": "student, plain KD", "student": "student"}
+# Environment variable, Kubernetes secret, key; the names are those of the shipped pipeline profiles.
+SECRETS = (
+    ("MLFLOW_TRACKING_URI", "gkd-mlflow", "uri"),
+    ("MLFLOW_TRACKING_USERNAME", "gkd-mlflow", "username"),
+    ("MLFLOW_TRACKING_PASSWORD", "gkd-mlflow", "password"),
+    ("AWS_ACCESS_KEY_ID", "gkd-object-storage", "access_key"),
+    ("AWS_SECRET_ACCESS_KEY", "gkd-object-storage", "secret_key"),
+)
+
+
+def write_bundle(
+    out: Path,
+    *,
+    data: Path,
+    student: Path,
+    deploy: Path,
+    report: Path,
+    registration: Path | None = None,
+    name: str | None = None,
+    storage_uri: str | None = None,
+    registry_uri: str | None = None,
+    precision: str = "fp32",
+    image: str,
+) -> dict[str, Any]:
+    """Write the bundle; `out` appears whole or not at all.
+
+    Args:
+        data, student, deploy, report: folders of the steps; of data only dataset.json's facts are used.
+        registration: folder of the register step; gives the name and the registry URI where none is given.
+        name: of the model on the servers, a DNS label; None takes the registered model's, else `gkd-student`.
+        storage_uri: where triton/'s content will lie for KServe; or
+        registry_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, which gkd's own server takes from MLflow. With
+            neither and no registration there is no KServe file.
+        precision: of the file that the servers take.
+        image: container image of gkd's server.
+    Returns:
+        Content of bundle.json with `path`.
+    Raises:
+        GkdError: the folders do not belong together, the precision is not there, a name or URI is not valid.
+    """
+    manifest = read_manifest(deploy)
+    chosen = model_entry(manifest, precision, f"the deploy folder {deploy}")
+    info = PreparedData.open(data).info
+    training, metrics = _checked(manifest, info, data=data, student=student, deploy=deploy, report=report)
+    version = _registered(registration, deploy) if registration is not None else None
+    if storage_uri is None and registry_uri is None and version is not None:
+        registry_uri = f"models:/{version['name']}/{version['version']}"
+    _check_uris(storage_uri, registry_uri)
+    if not re.fullmatch(r"[\w./:@-]+", image, re.ASCII):
+        raise GkdError(
+            f"--image {image!r} is no container image's name: give REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
+        )
+    name = _name(name, version)
+    lineage = _lineage(manifest, chosen, precision)
+    facts = {
+        "name": name,
+        "manifest": manifest,
+        "model": manifest["model"],
+        "classes": manifest["classes"],
+        "chosen": chosen,
+        "precision": precision,
+        "precision_option": "" if precision == "fp32" else f" --precision {precision}",
+        "smaller": {p: manifest[p] for p in FILES if manifest.get(p, {}).get("kept")},
+        "dropped": [
+            f"There is no {p} file: {manifest[p]['reason']}."
+            for p in FILES
+            if p in manifest and not manifest[p]["kept"]
+        ],
+        "info": info,
+        "training": training,
+        "hyperparameters": json.dumps(training.get("hyperparameters", {}), sort_keys=True, ensure_ascii=False),
+        "method": METHODS.get(training["method"]) or {"teacher": bool(training["teacher_digest"])},
+        "metrics": metrics,
+        "level": f"{100 * metrics['data']['confidence']:g} %",
+        "rows": [(label, metrics[role]) for role, label in ROLES.items() if role in metrics],
+        "gains": _gains(metrics),
+        "worst": _worst(report / "plots" / "per_class.csv"),
+        "lineage": lineage,
+        "image": image,
+        "storage_uri": storage_uri,
+        "registry_uri": registry_uri,
+        "secrets": SECRETS,
+        "max_batch_size": MAX_BATCH_SIZE,
+        "queue_delay_us": QUEUE_DELAY_US,
+        "header": _header(name, training, metrics, precision),
+    }
+    with whole_folder(out, [data, student, deploy, report, registration]) as folder:
+        entries = [manifest["model"], *(manifest[p] for p in FILES if manifest.get(p, {}).get("kept"))]
+        for file in ["manifest.json", *(Path(entry["file"]).name for entry in entries)]:
+            shutil.copyfile(deploy / file, folder / file)
+        repository = folder / "triton" / name
+        (repository / "1").mkdir(parents=True)
+        shutil.copyfile(deploy / Path(chosen["file"]).name, repository / "1" / "model.onnx")
+        _render("config.pbtxt.j2", repository / "config.pbtxt", facts)
+        labels = "".join(f"{' '.join(label.split())}\n" for label in manifest["classes"])
+        write_bytes(repository / "labels.txt", labels.encode())
+        _render("README.md.j2", folder / "README.md", facts)
+        _render("MODEL_CARD.md.j2", folder / "MODEL_CARD.md", facts)
+        if storage_uri or registry_uri:
+            (folder / "kserve").mkdir()
+            _render("inference-service.yaml.j2", folder / "kserve" / "inference-service.yaml", facts)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        bundle = {
+            "format": FORMAT,
+            "gkd_version": __version__,
+            "name": name,
+            "precision": precision,
+            "files": {path.relative_to(folder).as_posix(): file_digest(path) for path in files},
+        }
+        write_json(folder / "bundle.json", bundle)
+    return {"path": str(out), **bundle}
+
+
+def _checked(
+    manifest: dict[str, Any], info: DatasetInfo, *, data: Path, student: Path, deploy: Path, report: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """training.json and metrics.json, once it is sure that all folders speak of one model."""
+    if manifest["student_digest"] != folder_digest(student):
+        raise GkdError(
+            f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
+        )
+    if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
+        raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
+    training = read_json(
+        student / "training.json", "the student folder", keys=["network", "method", "teacher_digest", "epochs", "seed"]
+    )
+    metrics = read_json(
+        report / "metrics.json",
+        "the report folder",
+        keys=["data", "teacher", "student", "onnx", "differences", "digests"],
+    )
+    if metrics["digests"].get("manifest") != file_digest(deploy / "manifest.json"):
+        raise GkdError(f"{report} measures another model than the one in {deploy}: run `gkd evaluate` again")
+    return training, metrics
+
+
+def _registered(registration: Path, deploy: Path) -> dict[str, Any]:
+    version = read_json(
+        registration / "version.json", "the registration folder", keys=["name", "version", "manifest", "alias"]
+    )
+    if version["manifest"] != file_digest(deploy / "manifest.json"):
+        raise GkdError(
+            f"{registration} registered another model than the one in {deploy}: run `gkd register` again, or pass "
+            "--no-registration"
+        )
+    return version
+
+
+def _check_uris(storage_uri: str | None, registry_uri: str | None) -> None:
+    if storage_uri is not None and registry_uri is not None:
+        raise GkdError(
+            "--storage-uri and --registry-uri are both given, KServe takes the model from one place: give one"
+        )
+    if storage_uri is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s@]+", storage_uri):
+        raise GkdError(
+            f"--storage-uri {_shown(storage_uri)} is not of the form SCHEME://PLACE (s3://bucket/path, "
+            "pvc://claim/path, …) without credentials: those belong into a Kubernetes secret"
+        )
+    if registry_uri is not None and not re.fullmatch(r"models:/[^/@\s]+(@[^/@\s]+|/\d+)", registry_uri):
+        raise GkdError(
+            f"--registry-uri {_shown(registry_uri)} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"
+        )
+
+
+def _shown(uri: str) -> str:
+    """A URI without what stands before an @ after its scheme, which may be a password."""
+    return repr(re.sub(r"//[^/]*@", "//…@", uri))
+
+
+def _name(name: str | None, version: dict[str, Any] | None) -> str:
+    if name is None:
+        made = re.sub(r"[^a-z0-9]+", "-", (version["name"] if version else "gkd-student").lower()).strip("-")
+        name = made[:63].rstrip("-") if re.fullmatch(NAME, made[:63].rstrip("-")) else "gkd-student"
+    if not re.fullmatch(NAME, name):
+        raise GkdError(
+            f"--name {name!r} cannot be a service's name: up to 63 small letters, digits and hyphens, a letter first"
+        )
+    return name
+
+
+def _lineage(manifest: dict[str, Any], chosen: dict[str, Any], precision: str) -> dict[str, str]:
+    keys = ("data_sha256", "teacher_digest", "student_digest", "config_digest", "code_sha256")
+    return {
+        **{key: manifest[key] for key in keys if manifest.get(key)},
+        "model_sha256": chosen["sha256"],
+        "precision": precision,
+    }
+
+
+def _gains(metrics: dict[str, Any]) -> list[str]:
+    level = f"{100 * metrics['data']['confidence']:g} %"
+    words = (("baseline", "the same network trained alone"), ("kd", "the same network taught by plain KD"))
+    sentences = []
+    for role, other in words:
+        found = metrics["differences"].get(f"student_minus_{role}")
+        if found is None:
+            continue
+        points, low, high = (_signed(100 * found[key]) for key in ("difference", "low", "high"))
+        zero = found["low"] <= 0 <= found["high"]
+        conclusion = "this test set cannot tell the two apart" if zero else "more than chance explains"
+        sentences.append(f"{points} points of top-1 against {other} ({level} interval {low} to {high}): {conclusion}.")
+    return sentences
+
+
+def _worst(table: Path) -> list[dict[str, Any]]:
+    """The classes with the lowest recall below 1, three at most."""
+    try:
+        with table.open(newline="", encoding="utf-8") as stream:
+            rows = [
+                {"name": row["name"], "recall": float(row["recall"]), "support": int(row["support"])}
+                for row in csv.DictReader(stream)
+                if row["recall"]
+            ]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise GkdError(f"{table} cannot be read ({error}): run `gkd evaluate` again") from None
+    below = [row for row in rows if row["recall"] < 1.0]
+    return sorted(below, key=lambda row: (row["recall"], row["name"]))[:WORST]
+
+
+def _header(name: str, training: dict[str, Any], metrics: dict[str, Any], precision: str) -> str:
+    """The YAML header of a model card as model hubs read it; its numbers are those of the file that is served."""
+    served = {"ece": metrics["student"]["ece"], **metrics["onnx" if precision == "fp32" else precision]}
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": metrics["data"]["source"], "type": metrics["data"]["source"], "split": "test"},
+        "metrics": [
+            {"type": "accuracy", "name": "top-1", "value": served["top1"]},
+            {"type": "ece", "name": "expected calibration error", "value": served["ece"]},
+        ],
+    }
+    header = {
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "knowledge-distillation", "onnx", training["method"], training["network"]],
+        "model-index": [{"name": name, "results": [result]}],
+    }
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _render(template: str, path: Path, facts: dict[str, Any]) -> None:
+    environment = Environment(
+        loader=PackageLoader("gkd_core.export", "templates"),
+        autoescape=False,  # no HTML here: each format has its own filter
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"yaml": _yaml, "pbtxt": _pbtxt, "md": _markdown, "percent": _percent}
+    text = environment.get_template(template).render(**facts)
+    # Conditions leave runs of empty lines behind.
+    write_bytes(path, (re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n").encode())
+
+
+def _yaml(value: str) -> str:
+    """A string as one double-quoted YAML scalar."""
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).strip()
+
+
+def _pbtxt(value: str) -> str:
+    """A string as a literal of protobuf's text format: anything but plain ASCII as octal bytes."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in value.encode())
+    return f'"{"".join(plain)}"'
+
+
+def _markdown(value: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!$])", r"\\\1", " ".join(str(value).split()))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")

@@ -1,0 +1,56 @@
+"""`gkd bundle`: a folder that servers take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import Data, Deploy, Registration, Report, Student, finish
+
+app = typer.Typer()
+
+
+@app.command()
+def bundle(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    data: Data = Path("data"),
+    student: Student = Path("student"),
+    deploy: Deploy = Path("deploy"),
+    report: Report = Path("report"),
+    registration: Registration = Path("registration"),
+    no_registration: Annotated[
+        bool, typer.Option("--no-registration", help="Take nothing from the registration folder.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model on the servers; else that of the registered model.")
+    ] = None,
+    storage_uri: Annotated[
+        str | None, typer.Option(help="For KServe: where the content of triton/ will lie (s3://…, gs://…, pvc://…).")
+    ] = None,
+    registry_uri: Annotated[
+        str | None,
+        typer.Option(help="For KServe: models:/NAME@ALIAS or models:/NAME/VERSION; else the registered version."),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Which file the servers take: fp32, int8 or fp16.")] = "fp32",
+    image: Annotated[str | None, typer.Option(help="Container image of gkd's server; else GKD_IMAGE.")] = None,
+) -> None:
+    """Put together what Triton, KServe or `gkd serve` need, with README and model card."""
+    from components.image import image as default_image
+    from gkd_core.export.bundle import write_bundle
+
+    registered = registration if registration.is_dir() and not no_registration else None
+    finish(
+        write_bundle(
+            out,
+            data=data,
+            student=student,
+            deploy=deploy,
+            report=report,
+            registration=registered,
+            name=name,
+            storage_uri=storage_uri,
+            registry_uri=registry_uri,
+            precision=precision,
+            image=image or default_image(),
+        )
+    )
