@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -90,13 +91,13 @@ class Cluster:
     def __repr__(self) -> str:
         return f"Cluster(host={self.host!r}, namespace={self.namespace!r})"
 
-    def call(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    def call(self, function: Callable[..., Result], /, *arguments: Any, **options: Any) -> Result:
         """Ask the server, with what kfp prints kept off stdout.
 
         Raises:
             ClusterError: it refused or did not answer, in one sentence.
         """
-        return _asked(self.host, self.namespace, self.secrets, function, *arguments, **options)
+        return _asked(self.host, self.namespace, self.secrets, partial(function, *arguments, **options))
 
     def link(self, kind: str, identifier: str) -> str:
         """Address of a run ("runs") or schedule ("recurringrun") in the web interface."""
@@ -118,7 +119,7 @@ def connect(access: Access) -> Cluster:
             raise GkdError(f"--ca-certificate {access.ca_certificate} is not a file: name the authority's PEM file")
         options["ssl_ca_cert"] = str(access.ca_certificate)
 
-    client = _asked(host, access.namespace, secrets, lambda: _client_class()(host=host, **options))
+    client = _asked(host, access.namespace, secrets, partial(_client_class(), host=host, **options))
     health = _asked(host, access.namespace, secrets, client.get_kfp_healthz)
     namespace = access.namespace or client.get_user_namespace() or None
     if health.multi_user and not namespace:
@@ -227,10 +228,14 @@ class _NotTheApi(Exception):
 
 def _guard(api_client: Any) -> None:
     """Give every request a time limit, and take nothing but a JSON object for an answer."""
+    from urllib3 import Retry
+
     rest = api_client.rest_client
     if getattr(rest, "guarded", False):
         return
     ask = rest.request
+    # Unless told otherwise urllib3 waits for a silent server four times over.
+    rest.pool_manager.connection_pool_kw["retries"] = Retry(total=3, connect=2, read=0)
 
     def request(method: str, url: str, **options: Any) -> Any:
         options["_request_timeout"] = (CONNECT_SECONDS, ANSWER_SECONDS)
@@ -246,14 +251,8 @@ def _guard(api_client: Any) -> None:
     rest.guarded = True
 
 
-def _asked(
-    host: str,
-    namespace: str | None,
-    secrets: tuple[str, ...],
-    function: Callable[..., Result],
-    *arguments: Any,
-    **options: Any,
-) -> Result:
+def _asked(host: str, namespace: str | None, secrets: tuple[str, ...], question: Callable[[], Result]) -> Result:
+    """The answer, or a ClusterError that says in one sentence why there is none."""
     import kfp_server_api
     import urllib3.exceptions as transport
 
@@ -261,7 +260,7 @@ def _asked(
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            return function(*arguments, **options)
+            return question()
     except kfp_server_api.ApiException as error:
         words = _without(_words(error), secrets)
         raise ClusterError(_refusal(error.status, words, host, namespace), error.status or None) from None
@@ -339,12 +338,12 @@ def _cause(error: Exception) -> str:
     match reason:
         case transport.NameResolutionError():
             return "its name is unknown"
+        case transport.NewConnectionError():  # to urllib3 a kind of ConnectTimeoutError
+            return str(reason).rpartition(": ")[2]
         case transport.ConnectTimeoutError() | transport.ReadTimeoutError():
             return "timed out"
         case transport.SSLError():
             return "ssl"
-        case transport.NewConnectionError():
-            return str(reason).rpartition(": ")[2]
         case transport.ProtocolError():
             return "the connection broke"
     return str(reason)

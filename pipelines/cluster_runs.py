@@ -76,7 +76,8 @@ class Clock:
         fields = self.cron.split()
         if len(fields) == 5:
             raise GkdError(
-                f"--cron {self.cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: write '0 {self.cron}'"
+                f"--cron {self.cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: "
+                f"write '0 {self.cron}'"
             )
         if len(fields) != 6 and not self.cron.startswith("@"):
             raise GkdError(f"--cron {self.cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")

@@ -250,8 +250,10 @@ def _work(
     given = dict(_argument(text) for text in arguments or [])
     with tempfile.TemporaryDirectory() as folder:
         if package is None:
+            from pipelines.commands.kubeflow import warn_of_moving_image
             from pipelines.compiled import compile_pipeline
 
+            warn_of_moving_image()
             package = Path(folder) / "pipeline.yaml"
             compile_pipeline(package, params=params or PARAMS, overrides=overrides, profile=profile, which=which)
         else:

@@ -1,0 +1,524 @@
+"""`gkd pipeline submit|schedule|status|list` as real processes against a server that checks what it is asked."""
+
+import http.server
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.kfp_server import KfpServer, misfit
+
+ROOT = Path(__file__).parents[2]
+SECRET = "s3cr3t-t0k3n"
+
+
+def gkd(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KF_PIPELINES", "GKD_", "HTTP", "http"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "pipeline", *arguments], cwd=cwd, capture_output=True, text=True,
+        timeout=120, env=kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HOME": str(cwd)} | environment,
+    )  # fmt: skip
+
+
+def answer(result: subprocess.CompletedProcess[str], code: int = 0):
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str) -> str:
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("gkd: ")
+    for part in parts:
+        assert part in lines[0]
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A small compiled pipeline with one argument that has a default and one that has none."""
+    from kfp import compiler, dsl
+
+    @dsl.component(base_image="gkd:test", install_kfp_package=False)
+    def work(params: dict, epochs: int) -> str:
+        return str(params)
+
+    @dsl.pipeline(name="tiny")
+    def tiny(epochs: int, params: dict = {"train": {"epochs": 1}}, overrides: list = []):  # noqa: B006
+        work(params=params, epochs=epochs)
+
+    file = tmp_path_factory.mktemp("package") / "tiny.yaml"
+    compiler.Compiler().compile(tiny, str(file))
+    return file
+
+
+def test_the_pipeline_is_compiled_and_submitted_and_waited_for(tmp_path):
+    (tmp_path / "params.yaml").write_text("train: {epochs: 1}\n")
+    with KfpServer(token=SECRET) as server:
+        result = gkd(
+            "submit", "--host", server.host, "--profile", "gpu", "--set", "train.epochs=2", "--argument",
+            "mlflow=http://mlflow:5000", "--run-name", "nightly", "--experiment", "digits", "--wait", "--poll", "0.05",
+            cwd=tmp_path, GKD_KFP_TOKEN=SECRET,
+        )  # fmt: skip
+    facts = answer(result)
+    run = server.runs[facts["run_id"]]
+    assert facts["state"] == "SUCCEEDED"
+    assert [task["name"] for task in facts["tasks"]] == ["prepare", "teacher", "distill"]
+    assert {task["state"] for task in facts["tasks"]} == {"SUCCEEDED"}
+    assert run["display_name"] == "nightly"
+    assert [e["display_name"] for e in server.experiments.values()] == ["digits"]
+    assert run["runtime_config"] == {"parameters": {"mlflow": "http://mlflow:5000"}}
+    sent = run["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
+    assert sent["params"]["defaultValue"] == {"train": {"epochs": 1}}
+    assert sent["overrides"]["defaultValue"] == ["train.epochs=2"]
+    assert "nvidia.com/gpu" in json.dumps(run["pipeline_spec"]["pipeline_spec"])
+    assert "gkd-work" in json.dumps(run["pipeline_spec"]["platform_spec"])
+    assert not server.refused
+    told = result.stderr.splitlines()
+    assert told.index("teacher: running") < told.index("teacher: succeeded") < told.index("run: succeeded")
+    assert SECRET not in result.stdout + result.stderr + json.dumps(run)
+    assert not (tmp_path / ".config").exists()
+
+
+def test_a_failed_run_ends_in_one_and_names_the_task(tmp_path, package):
+    submit = ["submit", "--package", str(package), "--argument", "epochs=3", "--wait", "--poll", "0.05"]
+    with KfpServer(fail="teacher") as server:
+        result = gkd(*submit, "--host", server.host, "--params", "p.yaml", cwd=tmp_path)
+        assert "p.yaml" in refused(result)
+        (tmp_path / "p.yaml").write_text("train: {epochs: 5}\n")
+        result = gkd(
+            *submit,
+            "--host",
+            server.host,
+            "--params",
+            str(tmp_path / "p.yaml"),
+            "--set",
+            "train.epochs=6",
+            cwd=tmp_path,
+        )
+        facts = answer(result, code=1)
+        (run,) = server.runs.values()
+        assert run["runtime_config"]["parameters"] == {
+            "epochs": 3, "params": {"train": {"epochs": 5}}, "overrides": ["train.epochs=6"],
+        }  # fmt: skip
+        assert facts["state"] == "FAILED"
+        assert facts["tasks"][-1] == {"name": "teacher", "state": "FAILED", "error": None}
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith(
+            f"gkd: run {facts['run_id']} failed in teacher: its tasks' logs are at {server.host}/#/runs/"
+        )
+
+        # By name as by identifier, and a look is no failure.
+        again = gkd("status", facts["name"], "--host", server.host, cwd=tmp_path)
+        assert answer(again)["run_id"] == facts["run_id"]
+        assert "failed in teacher" in again.stderr
+        assert re.search(r"teacher\W+failed", again.stdout)
+        assert not server.refused or all("not found" in s for s in server.refused)
+
+
+def test_a_schedule(tmp_path, package):
+    common = ["--package", str(package), "--argument", "epochs=3", "--name", "weekly", "--upload", "gkd"]
+    with KfpServer(cookie="authservice_session=abc", multi_user=True) as server:
+        access = ["--host", server.host, "--cookie", "authservice_session=abc", "--namespace", "team"]
+        times = ["--start", "2026-12-01T00:00:00Z", "--end", "2027-12-01T00:00:00+01:00"]
+        clock = ["--cron", "0 0 3 * * 1", *times, "--max-concurrency", "2", "--disable"]
+        made = answer(gkd("schedule", *clock, *common, *access, cwd=tmp_path))
+        sent = server.schedules[made["schedule_id"]]
+        assert sent["trigger"] == {
+            "cron_schedule": {"cron": "0 0 3 * * 1", "start_time": times[1], "end_time": times[3]}
+        }
+        assert (sent["max_concurrency"], sent["mode"], sent["no_catchup"]) == ("2", "DISABLE", True)
+        assert sent["pipeline_version_reference"]["pipeline_version_id"] in server.versions
+        assert made["enabled"] is False
+        assert made["end"] == "2027-11-30T23:00:00+00:00"
+
+        bad = gkd("schedule", "--cron", "0 0 25 * * MONDAYS", *common, "--replace", *access, cwd=tmp_path)
+        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 25 * * MONDAYS")
+        assert list(server.schedules) == [made["schedule_id"]], "a refused replacement leaves the old one at work"
+
+        listed = gkd("list", "--schedules", "--experiment", "gkd", *access, cwd=tmp_path)
+        assert [row["cron"] for row in answer(listed)] == ["0 0 3 * * 1"]
+        assert "weekly" in listed.stdout
+        assert answer(gkd("unschedule", "weekly", *access, cwd=tmp_path))["removed"] == made["schedule_id"]
+        assert not server.schedules
+        assert [said for said in server.refused if "cron" not in said] == []
+
+
+@pytest.fixture
+def silent():
+    """An address where somebody listens and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def closed() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_refusals_reach_the_user_as_one_sentence(tmp_path, closed):
+    refused(gkd("list", "--host", closed, cwd=tmp_path), closed, "cannot be reached", "refused")
+    with KfpServer(token="other") as server:
+        (tmp_path / "token").write_text(f"{SECRET}\n")
+        result = gkd("status", "x", "--host", server.host, "--token-file", "token", cwd=tmp_path)
+        sentence = refused(result, "does not accept the credentials", "Bearer ***")
+        assert SECRET not in sentence + result.stdout
+
+
+# From here on in this process: the same functions, without a second of imports each.
+
+
+@pytest.fixture
+def connect(monkeypatch, tmp_path):
+    from pipelines import cluster
+
+    for name in ("KF_PIPELINES_ENDPOINT", cluster.TOKEN_VARIABLE, cluster.COOKIE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+    return lambda **access: cluster.connect(cluster.Access(**access))
+
+
+def sentence(raised: pytest.ExceptionInfo) -> str:
+    text = str(raised.value)
+    assert "\n" not in text
+    assert SECRET not in text
+    return text
+
+
+@pytest.fixture
+def refuses():
+    from gkd_core.errors import GkdError
+
+    return pytest.raises(GkdError)
+
+
+class TestAccess:
+    @pytest.mark.parametrize(
+        ("access", "parts"),
+        [
+            ({}, ["pass --host", "KF_PIPELINES_ENDPOINT"]),
+            ({"host": "ftp://x"}, ["is not an address"]),
+            ({"host": "http://x:notaport"}, ["is not an address"]),
+            ({"host": f"http://me:{SECRET}@x"}, ["user name or password"]),
+            ({"host": "http://x", "token": "a", "in_cluster": True}, ["--token and --in-cluster", "one of them"]),
+            ({"host": "http://x", "token": f"{SECRET}\r\nHost: y"}, ["not one line of plain characters"]),
+            ({"host": "http://x", "token": ""}, ["the token is empty"]),
+            ({"host": "http://x", "token_file": Path("/nowhere/token")}, ["/nowhere/token cannot be read"]),
+            ({"in_cluster": True}, ["--in-cluster", "cannot be read", "inside a pod"]),
+            ({"host": "http://x", "ca_certificate": Path("/nowhere.pem")}, ["--ca-certificate /nowhere.pem"]),
+        ],
+    )
+    def test_what_cannot_be_right_is_refused_before_anybody_is_asked(self, connect, refuses, access, parts):
+        with refuses as raised:
+            connect(**access)
+        for part in parts:
+            assert part in sentence(raised)
+
+    def test_a_silent_server(self, connect, refuses, silent):
+        with refuses as raised:
+            connect(host=silent)
+        assert "did not answer in time" in sentence(raised)
+
+    def test_a_login_page_is_no_answer(self, connect, refuses, tmp_path):
+        """Status 200, as a login proxy gives it: kfp's client alone takes it for an empty answer."""
+        (tmp_path / "index.html").write_text("<html>Log in</html>")
+
+        class Login(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                page = b"<html>Log in</html>"
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+            def log_message(self, *_):
+                pass
+
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            with refuses as raised:
+                connect(host=f"http://127.0.0.1:{server.server_address[1]}")
+            server.shutdown()
+        assert "login page" in sentence(raised)
+
+    def test_another_service(self, connect, refuses):
+        with KfpServer() as server, refuses as raised:
+            connect(host=f"{server.host}/elsewhere")
+        assert "knows nothing under that address" in sentence(raised)
+
+    def test_a_certificate_nobody_vouches_for(self, connect, refuses, tmp_path, certificate):
+        with KfpServer(token=SECRET) as server:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+            host = server.host.replace("http://", "https://").replace("127.0.0.1", "localhost")
+            with refuses as raised:
+                connect(host=host, token=SECRET)
+            assert "certificate that is not trusted" in sentence(raised)
+            assert connect(host=host, token=SECRET, ca_certificate=certificate).host == host
+
+    def test_the_mounted_token_is_read_again(self, connect, refuses, monkeypatch, tmp_path):
+        token = tmp_path / "token"
+        token.write_text("first")
+        monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(token))
+        with KfpServer(token="first") as server:
+            found = connect(host=server.host, in_cluster=True)
+            found.call(found.client.list_runs)
+            server.token = "second"
+            with refuses:
+                found.call(found.client.list_runs)
+            token.write_text("second")
+            found.call(found.client.list_runs)
+
+    def test_nothing_shows_a_secret(self, connect):
+        from pipelines.cluster import Access
+
+        access = Access("http://x", token=SECRET, cookie=f"a={SECRET}")
+        assert SECRET not in f"{access!r} {access}"
+        with KfpServer(token=SECRET) as server:
+            assert SECRET not in repr(connect(host=server.host, token=SECRET))
+
+    def test_credentials_over_plain_http_are_pointed_out(self, connect, capsys):
+        from pipelines.cluster import Access, _credentials
+
+        for host, warned in [
+            ("http://kfp.example.org", True),
+            ("https://kfp.example.org", False),
+            ("http://localhost:8888", False),
+            ("http://ml-pipeline.kubeflow.svc.cluster.local:8888", False),
+        ]:
+            _credentials(Access(host, token=SECRET), host)
+            said = capsys.readouterr().err
+            assert ("unencrypted" in said) is warned
+            assert SECRET not in said
+
+
+@pytest.fixture
+def certificate(tmp_path) -> Path:
+    """A certificate for localhost that vouches for itself, with its key, in one PEM file."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "certificate.pem"
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    file.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain) + made.public_bytes(pem))
+    return file
+
+
+@pytest.fixture
+def work(package):
+    from pipelines.cluster_runs import Work
+
+    return Work(package, {"epochs": 1}, "name")
+
+
+class TestRuns:
+    def test_a_schedule_is_made_once_and_its_file_uploaded_once(self, connect, refuses, work):
+        from dataclasses import replace
+
+        from pipelines import cluster_runs
+
+        weekly = replace(work, name="weekly", pipeline="gkd")
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            first = cluster_runs.schedule(found, weekly, cluster_runs.Clock("0 0 3 * * 1"))
+            with refuses as raised:
+                cluster_runs.schedule(found, weekly, cluster_runs.Clock("0 0 4 * * 1"))
+            assert "a schedule 'weekly' is there already" in sentence(raised)
+            second = cluster_runs.schedule(found, weekly, cluster_runs.Clock("0 0 4 * * 1"), replace=True)
+            assert list(server.schedules) == [second["schedule_id"]] != [first["schedule_id"]]
+            assert len(server.pipelines) == 1
+            digests = [v["display_name"] for v in server.versions.values() if v["display_name"] != "gkd"]
+            assert len(digests) == 1
+            assert digests[0].startswith("sha256-")
+            assert not server.refused
+
+    def test_several_users_need_a_namespace(self, connect, refuses):
+        with KfpServer(multi_user=True) as server, refuses as raised:
+            connect(host=server.host)
+        assert "several users: say whose runs you mean with --namespace" in sentence(raised)
+
+    def test_waiting_outlasts_a_server_that_stumbles(self, connect, work):
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            run = cluster_runs.submit(found, work)["run_id"]
+            server.broken = 3
+            lines = []
+            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01, progress=lines.append)
+        assert facts["state"] == "SUCCEEDED"
+        assert facts["finished_at"] == "2026-11-21T13:00:00+00:00"
+        assert sum("no answer, trying again" in line for line in lines) == 3
+
+    def test_a_server_that_stays_away_is_given_up(self, connect, refuses, work):
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            run = cluster_runs.submit(found, work)["run_id"]
+            server.broken = 1000
+            with refuses as raised:
+                cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.001)
+        assert "fails with status 503" in sentence(raised)
+
+    def test_a_cancelled_run_has_ended(self, connect, work):
+        """kfp's own loop waits for it for ever."""
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            server.cancel = True
+            found = connect(host=server.host)
+            run = cluster_runs.submit(found, work)["run_id"]
+            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+        assert cluster_runs.failure(facts).startswith(f"run {run} was cancelled")
+
+    def test_patience_ends_and_the_run_goes_on(self, connect, refuses, work):
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            run = cluster_runs.submit(found, work)["run_id"]
+            with refuses as raised:
+                cluster_runs.wait(found, run, timeout_seconds=0.01, poll_seconds=1)
+        assert "is still pending after 0.01 seconds" in sentence(raised)
+        assert raised.value.exit_code == 2
+
+    def test_what_a_task_says_is_repeated(self, connect, work):
+        from pipelines import cluster_runs
+
+        with KfpServer(fail="distill", fail_says="gkd: the teacher has\n100 classes") as server:
+            found = connect(host=server.host)
+            run = cluster_runs.submit(found, work)["run_id"]
+            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+        assert "failed in distill (gkd: the teacher has 100 classes)" in cluster_runs.failure(facts)
+
+    def test_lists_go_on_past_the_first_page(self, connect, work):
+        from dataclasses import replace
+
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            for number in range(5):
+                cluster_runs.submit(found, replace(work, name=f"run {number}", experiment=f"e{number % 2}"))
+            names = [run["name"] for run in cluster_runs.runs(found, limit=3)]
+            assert names == ["run 4", "run 3", "run 2"]
+            page, cluster_runs.PAGE = cluster_runs.PAGE, 2
+            try:
+                assert len(cluster_runs.runs(found, limit=50)) == 5
+            finally:
+                cluster_runs.PAGE = page
+            assert [run["name"] for run in cluster_runs.runs(found, experiment="e1")] == ["run 3", "run 1"]
+            assert not server.refused
+
+    @pytest.mark.parametrize(
+        ("change", "parts"),
+        [
+            ({"arguments": {"epochs": 1, "parms": {}}}, ["'parms' is unknown", "did you mean 'params'?"]),
+            ({"arguments": {}}, ["the pipeline wants epochs", "--argument epochs="]),
+            ({"package": Path("nowhere.yaml")}, ["nowhere.yaml cannot be read (No such file"]),
+            ({"package": ROOT / "params.yaml"}, ["is not a compiled pipeline"]),
+            ({"package": ROOT / "README.md"}, ["is not a .yaml file"]),
+        ],
+    )
+    def test_what_cannot_run_is_refused(self, connect, refuses, work, change, parts):
+        from dataclasses import replace
+
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            with refuses as raised:
+                cluster_runs.submit(found, replace(work, **change))
+            assert not server.runs
+        for part in parts:
+            assert part in sentence(raised)
+
+    def test_unknown_names(self, connect, work):
+        from gkd_core.errors import GkdError
+        from pipelines import cluster_runs
+
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            cluster_runs.submit(found, work)
+            with pytest.raises(GkdError, match="has no run 'nam'"):
+                cluster_runs.find(found, "nam")
+            with pytest.raises(GkdError, match="experiment 'gdk' is unknown; did you mean 'gkd'"):
+                cluster_runs.runs(found, experiment="gdk")
+            with pytest.raises(GkdError, match="schedule 'weekly' is unknown"):
+                cluster_runs.unschedule(found, "weekly")
+
+    def test_somebody_elses_namespace(self, connect, refuses):
+        from pipelines import cluster_runs
+
+        with KfpServer(multi_user=True) as server, refuses as raised:
+            cluster_runs.runs(connect(host=server.host, namespace="others"))
+        assert "does not allow this in namespace others" in sentence(raised)
+
+    @pytest.mark.parametrize(
+        ("clock", "parts"),
+        [
+            ({"cron": "0 3 * * 1"}, ["has five fields", "write '0 0 3 * * 1'"]),
+            ({"cron": "monday"}, ["has 1 fields, not six"]),
+            ({"cron": "@daily", "start": "tomorrow"}, ["--start 'tomorrow' is not a time"]),
+            ({"cron": "@daily", "end": "2026-12-01T00:00:00"}, ["--end", "names no time zone"]),
+            (
+                {"cron": "@daily", "start": "2026-12-01T00:00:00Z", "end": "2026-12-01T00:30:00+01:00"},
+                ["is not after --start"],
+            ),
+        ],
+    )
+    def test_clocks_that_make_no_sense(self, refuses, clock, parts):
+        from pipelines.cluster_runs import Clock
+
+        with refuses as raised:
+            Clock(**clock)
+        for part in parts:
+            assert part in sentence(raised)
+
+
+def test_the_server_of_these_tests_refuses_what_the_api_has_not():
+    assert misfit({"display_name": "a", "runtime_config": {"parameters": {"x": 1}}}, "V2beta1Run", "body") is None
+    assert "body.displayName is not a field" in misfit({"displayName": "a"}, "V2beta1Run", "body")
+    assert "is not of type str" in misfit({"display_name": 1}, "V2beta1Run", "body")
+    assert "is not one of" in misfit({"mode": "ON"}, "V2beta1RecurringRun", "body")
+    assert "no time zone" in misfit({"created_at": "2026-01-01T00:00:00"}, "V2beta1Run", "body")
+    assert "is not of type str" in misfit({"max_concurrency": 1}, "V2beta1RecurringRun", "body")
+    with KfpServer() as server:
+        import urllib3
+
+        strange = urllib3.request("GET", f"{server.host}/apis/v2beta1/runs?page=1")
+        assert (strange.status, server.refused) == (400, ["unknown query parameters ['page']"])
+        assert urllib3.request("GET", f"{server.host}/apis/v1beta1/runs").status == 404
