@@ -301,6 +301,21 @@ def test_nothing_is_read_from_the_device(name, options, where, tmp_path, nothing
     assert all(term.isfinite() for term in terms.values())
 
 
+@over([("kd", {}, "single"), *ARRANGED])
+def test_a_teacher_answers_for_the_very_images_it_is_shown(name, options, where, tmp_path):
+    """An answer kept from another augmentation of the same image would be another teacher's."""
+    run, fresh = Run(tmp_path, name, options, where), Run(tmp_path, name, options, where)
+    if run.teacher is None:
+        return
+    first, second = (next(iter(run.arguments["loader"].epoch(n))) for n in (0, 1))
+    run.teacher(first.images, first.indices, first.labels)
+    other = first.images.flip(2)
+    answer = run.teacher(other, first.indices, first.labels).logits
+    assert torch.equal(answer, fresh.teacher(other, first.indices, first.labels).logits)
+    again = run.teacher(second.images, second.indices, second.labels).logits
+    assert torch.equal(again, fresh.teacher(second.images, second.indices, second.labels).logits)
+
+
 LOGITS_ONLY = [name for name, method in METHODS.items() if method.reads == "logits"]
 
 

@@ -103,11 +103,12 @@ def test_the_total_is_cross_entropy_plus_beta_times_the_rest():
     assert loop._total({"ce": torch.tensor(2.0)}, 0.25).item() == 2.0
 
 
-def test_one_step_is_the_step_written_out_by_hand(tmp_path):
-    """One batch, one epoch, no augmentation: compare with plain torch."""
-    run = Run(tmp_path, epochs=1, count=16, weight=lambda t: 0.0)
+@pytest.mark.parametrize("count", [16, 10])
+def test_one_step_is_the_step_written_out_by_hand(tmp_path, count):
+    """One batch, one epoch, no augmentation: compare with plain torch. A short batch counts by its own size."""
+    run = Run(tmp_path, epochs=1, count=count, weight=lambda t: 0.0)
     run.arguments["loader"] = plain = Loader(
-        Split(16, 1), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=3
+        Split(count, 1), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=3
     )
     reference = copy.deepcopy(run.network).train()
     batch = next(iter(plain.epoch(0)))
@@ -186,6 +187,7 @@ def test_means_count_a_short_last_batch_by_its_size():
 @pytest.mark.parametrize("extras", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, {"select": "best", "mixup": 0.4}])
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, interrupted_after, extras):
     teacher = network(7)
+    extras = extras | {"weight": lambda t: 0.2 + 0.3 * t}  # a schedule that begins anew is another training
     whole = Run(tmp_path / "whole", KnowledgeDistillation, teacher=teacher, **extras)
     expected = whole.go()
 
@@ -381,13 +383,21 @@ class _Peer(Loss):
     def __init__(self, context: Context) -> None:
         super().__init__()
         self.peer = network(11)
+        self.modes: list[tuple[bool, bool]] = []
 
     def forward(self, step: Step) -> dict[str, Tensor]:
+        self.modes.append((self.training, self.peer.classifier.training))
         peers = step.cross_entropy(self.peer(step.images).logits)
         return {"ce": step.cross_entropy(step.student.logits) + 1000 * peers}
 
     def companions(self) -> dict[str, Network]:
         return {"peer2": self.peer}
+
+
+def test_what_the_loss_trains_goes_back_to_train_mode_after_every_validation(tmp_path):
+    run = Run(tmp_path, _Peer, epochs=3, count=16)
+    run.go()
+    assert run.loss.modes == [(True, True)] * 3
 
 
 def test_a_companion_is_clipped_by_itself(tmp_path):
