@@ -18,10 +18,13 @@ from components.registry import CHALLENGER, CHAMPION, PREVIOUS, make_champion
 from components.tracking import NETWORK, RunRecord, Store, Version, connect
 from gkd_core import __version__
 from gkd_core.config import Params
+from gkd_core.data.arrays import open_array
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import read_manifest
 from gkd_core.files import file_digest, folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.gate import Champion, Decision, GateRefused, decide
+from gkd_core.records import read_teacher, read_training
+from gkd_core.tables import Row, read_table
 
 CORRECT = "correct.npy"  # whether the version was right on each test image: what a later challenger is compared with
 SECTIONS = {
@@ -89,7 +92,7 @@ def run(
         folders = {"baseline": baseline, "kd": kd, "student": student}
         records = _teacher_records(teacher, metrics, timings, params)
         records |= {role: [_record(role, folder, metrics, timings, params)] for role, folder in folders.items()
-                    if read_json(folder / "training.json", f"the {role} folder").get("trained")}  # fmt: skip
+                    if read_training(folder, role)["trained"]}  # fmt: skip
         records["student"] = [
             _with_deployment(records["student"][0], manifest_digest, deploy, report, Path(name) / CORRECT)
         ]
@@ -174,14 +177,14 @@ def _champion(store: Store, number: int | None) -> Champion | None:
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
         kept = store.download(version, f"gate/{CORRECT}", Path(name))
         try:
-            correct = None if kept is None else np.load(kept, allow_pickle=False)
-        except (ValueError, EOFError):  # damaged in the store: as good as not kept
+            correct = None if kept is None else np.array(open_array(kept), dtype=bool)
+        except ValueError:  # damaged in the store: as good as not kept
             correct = None
     return Champion(
         version=number,
         data_sha256=version.tags.get("gkd.data"),
         top1=None if top1 is None else float(top1),
-        correct=None if correct is None else correct.astype(bool),
+        correct=correct,
     )
 
 
@@ -206,12 +209,16 @@ def _correct(report: Path, manifest: dict[str, Any], metrics: dict[str, Any]) ->
     """[N] whether the final ONNX was right on each test image; the labels are those beside the report's confusion."""
     positions = {name: position for position, name in enumerate(manifest["classes"])}
     try:
-        predictions = np.load(report / "predictions.npy", allow_pickle=False)
+        predictions = np.array(open_array(report / "predictions.npy"))
         with (report / "plots" / "confusion.csv").open(newline="", encoding="utf-8") as stream:
             labels = np.array([positions[row["actual"]] for row in csv.DictReader(stream)])
         correct: NDArray[np.bool_] = predictions == labels
-        agrees = correct.shape == labels.shape and abs(float(correct.mean()) - metrics["onnx"]["top1"]) < 1e-5
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        agrees = (
+            predictions.shape == labels.shape
+            and len(labels) > 0
+            and abs(float(correct.mean()) - metrics["onnx"]["top1"]) < 1e-5
+        )
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise GkdError(f"the predictions in {report} cannot be read ({error}): run `gkd evaluate` again") from None
     if not agrees:
         raise GkdError(f"the predictions in {report} do not agree with its metrics.json: run `gkd evaluate` again")
@@ -225,6 +232,11 @@ def _version_tags(
     tags = {
         "gkd.manifest": manifest_digest,
         "gkd.model": manifest["model"]["sha256"],
+        **{
+            f"gkd.model_{precision}": manifest[precision]["sha256"]
+            for precision in ("int8", "fp16")
+            if manifest.get(precision, {}).get("kept")
+        },
         "gkd.data": manifest["data_sha256"],
         "gkd.teacher": manifest["teacher_digest"],
         "gkd.student": manifest["student_digest"],
@@ -241,7 +253,7 @@ def _version_tags(
 
 def _checkout(file: Path) -> dict[str, str]:
     """Git revision, dirty flag and host a folder was made at, as far as its run.json knows them."""
-    facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    facts = read_json(file, "the folder") if file.exists() else {}
     known = {f"gkd.{key}": facts.get(key) for key in ("git_revision", "git_dirty", "host")}
     return {key: str(value) for key, value in known.items() if value is not None}
 
@@ -249,7 +261,7 @@ def _checkout(file: Path) -> dict[str, str]:
 def _teacher_records(
     teacher: Path, metrics: dict[str, Any], timings: dict[str, Any], params: Params
 ) -> dict[str, list[RunRecord]]:
-    names = read_json(teacher / "teacher.json", "the teacher folder", keys=["networks"])["networks"]
+    names = read_teacher(teacher)["networks"]
     if len(names) > 1:  # measured together, not one by one
         metrics = {**metrics, "teacher": {}}
         timings = {**timings, "teacher": {}}
@@ -258,7 +270,7 @@ def _teacher_records(
 
 def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str, Any], params: Params) -> RunRecord:
     """What a network's run holds: how it was trained, its curves, what it reached on the test images."""
-    training = read_json(folder / "training.json", f"the {role} folder")
+    training = read_training(folder, role)
     digest = folder_digest(folder)
     facts = {key: value for key, value in training.items() if not key.endswith(("_digest", "_sha256"))}
     # Those of today's params.yaml are the network's own only while its digest says so.
@@ -270,6 +282,9 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         final |= {
             f"onnx_{key.removeprefix('onnx_')}": value for key, value in (metrics["onnx"] | timings["onnx"]).items()
         }
+        for precision in ("int8", "fp16"):
+            if precision in metrics:
+                final |= _flat({precision: metrics[precision] | timings.get(precision, {})}, separator="_")
         final |= _flat(metrics["differences"], separator="_")
     how = training.get("method")
     return RunRecord(
@@ -297,12 +312,9 @@ def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, repo
     )
 
 
-def _history(file: Path) -> list[dict[str, float | None]]:
+def _history(file: Path) -> list[Row]:
     """history.csv, a row an epoch; an imported network has none."""
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return [{key: float(cell) if cell else None for key, cell in row.items()} for row in csv.DictReader(stream)]
+    return read_table(file) if file.exists() else []
 
 
 def _flat(content: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

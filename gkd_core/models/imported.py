@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import read_json
 from gkd_core.models.network import Network, NetworkSpec, load_network
 from gkd_core.models.registry import TORCHVISION, torchvision_name
+from gkd_core.records import read_teacher
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +103,7 @@ def _folder(folder: Path, classes: tuple[str, ...] | None) -> Network:
     if classes is not None:
         raise GkdError(f"teacher.classes describes a state-dict file, but {folder} carries its own: leave it out")
     if (folder / "teacher.json").is_file():
-        content = read_json(folder / "teacher.json", "the teacher folder")
-        networks = content.get("networks") if isinstance(content, dict) else None
-        if not isinstance(networks, list) or not all(isinstance(entry, str) for entry in networks):
-            raise GkdError(f"{folder / 'teacher.json'} does not list its networks: run the teacher step again")
+        networks = read_teacher(folder)["networks"]
         if len(networks) != 1:
             raise GkdError(
                 f"the teacher folder {folder} holds {len(networks)} networks ({', '.join(networks)}): give the folder "

@@ -67,8 +67,9 @@ def test_a_teacher_folder_gives_its_network(tmp_path):
     ("content", "sentence"),
     [
         ({"networks": ["a", "b"]}, r"holds 2 networks \(a, b\)"),
-        ({"networks": []}, "holds 0 networks"),
-        ({"network": "a"}, "does not list its networks"),
+        ({"networks": []}, "lists no network"),
+        ({"networks": ["../a"]}, "lists '../a', which is no folder's name"),
+        ({"network": "a"}, "lacks 'networks'"),
         ([], "holds no JSON object"),
     ],
 )

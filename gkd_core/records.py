@@ -1,0 +1,43 @@
+"""The small JSON files of the steps' folders, read with their types checked. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+from gkd_core.errors import GkdError
+from gkd_core.files import Shape, read_json
+
+DIGESTS: Shape = {"data_sha256": str, "teacher_digest": str, "config_digest": str}
+
+
+def read_teacher(folder: Path) -> dict[str, Any]:
+    """teacher.json. Its `networks`, one at least, are names of folders inside `folder`.
+
+    Raises:
+        GkdError: it is missing, damaged, or names what is no folder's plain name.
+    """
+    content = read_json(folder / "teacher.json", "the teacher folder", shape={"networks": [str]})
+    trained = content.get("trained", [])
+    names = [*content["networks"], *(trained if isinstance(trained, list) else [trained])]
+    wrong = next((name for name in names if not is_plain_name(name)), None)
+    if wrong is not None or not content["networks"]:
+        reason = "lists no network" if wrong is None else f"lists {wrong!r}, which is no folder's name"
+        raise GkdError(f"{folder / 'teacher.json'} {reason}: run the teacher step again")
+    return content
+
+
+def read_training(folder: Path, role: str) -> dict[str, Any]:
+    """training.json of a network's folder; with `trained` false it only says why there is none (`reason`).
+
+    Raises:
+        GkdError: it is missing or damaged, or speaks of a training without saying of which network on what.
+    """
+    path, what = folder / "training.json", f"the {role} folder"
+    content = read_json(path, what, keys=["trained"])
+    if content["trained"]:
+        read_json(path, what, shape={"network": str, "method": str, **DIGESTS})
+    return content
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether it is the name of a file or folder in a folder, and no way out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
