@@ -4,14 +4,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from components.fit import ALONE, fit, forget, kept, new_network, workspace
+from components.fit import ALONE, fit, forget, kept, new_network, step_folder, workspace
+from components.launch import launch, must_launch
 from components.teacher import lesson_of, open_teachers
 from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.files import folder_digest, read_json, whole_folder, write_json
+from gkd_core.files import folder_digest, read_json, write_json
 from gkd_core.models.network import Network, load_network
+from gkd_core.training.distributed import joined
 from gkd_core.training.lesson import Lesson
 
 Reference = Literal["baseline", "kd"]
@@ -41,12 +43,23 @@ def run(
     Raises:
         GkdError: inputs are missing or do not go together.
     """
-    if reference and not getattr(params.references, reference):
+    off = reference is not None and not getattr(params.references, reference)
+    where = {"data": data, "teacher": teacher, "out": out, "work": work}
+    if must_launch(params.train) and not off:
+        return launch(__name__, params=params, training=params.train, reference=reference, **where)
+    with joined(params.train.device):
+        if not off:
+            return _train(params=params, reference=reference, **where)
         facts = {"trained": False, "role": reference, "reason": f"references.{reference} is false"}
-        with whole_folder(out, [data, teacher, work]) as folder:
+        with step_folder(out, [data, teacher, work]) as folder:
             write_json(folder / "training.json", facts)
         return facts
 
+
+def _train(
+    *, data: Path, teacher: Path | None, out: Path, work: Path, params: Params, reference: Reference | None
+) -> dict[str, Any]:
+    """`run`, in one process or in each of several."""
     prepared = PreparedData.open(data)
     opened = _without_assistants if reference == "kd" else open_teachers
     teachers = [] if teacher is None else opened(teacher, prepared.info.classes)
@@ -62,7 +75,7 @@ def run(
     role = reference or "student"
     space = workspace(work / role, inputs)
     train = _generations if lesson.arrangement == "born_again" else _once
-    with whole_folder(out, [data, teacher, work]) as folder:
+    with step_folder(out, [data, teacher, work]) as folder:
         facts = train(params, prepared, lesson, teachers, role, inputs, space, folder)
     forget(space)
     return facts

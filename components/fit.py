@@ -1,7 +1,9 @@
 """What the teacher step and the distill step share: from a `train` section to a trained network's folder."""
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from gkd_core.losses.base import Context
 from gkd_core.models.network import LUMA, Network, NetworkSpec, save_network
 from gkd_core.run_facts import run_facts
 from gkd_core.schedules import create_schedule
-from gkd_core.training.device import choose_device, use_bf16
+from gkd_core.training import distributed
+from gkd_core.training.device import use_bf16
 from gkd_core.training.learning_rate import learning_rate_factor
 from gkd_core.training.lesson import Lesson
 from gkd_core.training.loop import train
@@ -92,7 +95,7 @@ def fit(
         GkdError: the method does not go with these networks or with mixup, or training came to numbers that are not
             finite.
     """
-    device = choose_device(training.device)
+    device = distributed.own_device(training.device)
     autocast = use_bf16(training.precision, device)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 × on a CPU
     _refuse_unfit(lesson, network, teachers, training)
@@ -111,6 +114,8 @@ def fit(
         seed=training.seed,
     )
     loss = lesson.create_loss(context, teachers, autocast=autocast).to(device)
+    distributed.own_random_numbers(training.seed)
+    several = {"processes": distributed.processes()} if distributed.processes() > 1 else {}
     by = "" if lesson.method == "ce" else f" ({lesson.method})"
     assert lesson.schedule is not None
     trained = train(
@@ -139,7 +144,7 @@ def fit(
         weight=create_schedule(lesson.schedule, epochs=training.epochs, **lesson.curve),
         epochs=training.epochs,
         checkpoint=work / "checkpoint.pt",
-        fingerprint=json_digest(inputs),
+        fingerprint=json_digest(inputs | several),
         label_smoothing=training.label_smoothing,
         clip_norm=training.clip_norm,
         ema_decay=training.ema_decay,
@@ -157,6 +162,7 @@ def fit(
         "seed": training.seed,
         **loss.conclude(network, trained.history),
         **inputs,
+        **several,
     }
     save_network(network, folder)
     write_record(folder, trained, facts, steps_per_epoch=loader.steps_per_epoch)
@@ -179,20 +185,48 @@ def kept(folder: Path, make: Callable[[Path], Any]) -> Path:
         folder: in the workspace.
         make: fills an empty folder.
     """
-    if not folder.exists():
-        with whole_folder(folder) as building:
+    if not distributed.of_first(folder.exists):
+        with step_folder(folder) as building:
             make(building)
     return folder
 
 
+@contextlib.contextmanager
+def step_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
+    """`whole_folder` for a step that may run in several processes: the first one's folder becomes `out`.
+
+    The others' are thrown away, and all see `out` after the block. That takes storage that every machine sees.
+    """
+    if distributed.rank():
+        with tempfile.TemporaryDirectory(prefix="gkd-") as folder:
+            yield Path(folder)
+            distributed.wait_for_all()
+    else:
+        with whole_folder(out, inputs) as folder:
+            yield folder
+            distributed.wait_for_all()  # what stops one of them stops this one before the folder is `out`
+    distributed.wait_for_all()
+
+
 def forget(work: Path) -> None:
     """Remove the workspace of a step that is complete; one that is not there is no error."""
-    shutil.rmtree(work, ignore_errors=True)
+    if distributed.rank() == 0:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _refuse_unfit(lesson: Lesson, network: Network, teachers: Sequence[Network], training: Training) -> None:
     """Raises: GkdError: the lesson does not go with these networks, or with how they are to be trained."""
-    loss_class = lesson.loss_class
+    loss_class, processes = lesson.loss_class, distributed.processes()
+    if processes > 1 and loss_class.across_samples == "refused":
+        raise GkdError(
+            f"distill.method {lesson.method} looks across the samples of a batch in a way that {processes} processes "
+            "cannot share: set train.devices to 1, or choose another method"
+        )
+    if training.batch_size % processes or training.batch_size < 2 * processes:
+        raise GkdError(
+            f"train.batch_size is {training.batch_size}, but {processes} processes share each batch: make it a "
+            f"multiple of {processes}, at least {2 * processes}"
+        )
     if loss_class.hard_labels and training.augment.mixup:
         raise GkdError(
             f"distill.method {lesson.method} needs plain labels, train.augment.mixup mixes them: set it to 0"
@@ -229,6 +263,7 @@ def _loaders(data: PreparedData, training: Training, device: torch.device) -> tu
         cutout=augment.cutout,
         mixup=augment.mixup,
     )
+    share = {"processes": distributed.processes(), "rank": distributed.rank()}
     loader = Loader(
         data.train,
         batch_size=training.batch_size,
@@ -237,6 +272,7 @@ def _loaders(data: PreparedData, training: Training, device: torch.device) -> tu
         augmentation=augmentation,
         shuffle=True,
         num_classes=classes,
+        **share,
     )
     validation = Loader(
         data.validation,
@@ -245,6 +281,7 @@ def _loaders(data: PreparedData, training: Training, device: torch.device) -> tu
         augmentation=None,
         shuffle=False,
         num_classes=classes,
+        **share,
     )
     return loader, validation
 

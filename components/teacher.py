@@ -6,17 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.fit import ALONE, fit, forget, kept, new_network, workspace
+from components.fit import ALONE, fit, forget, kept, new_network, step_folder, workspace
+from components.launch import launch, must_launch
 from gkd_core import __version__
 from gkd_core.config import Distillation, Params, Teacher
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, whole_folder, write_json
+from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write_json
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
 from gkd_core.run_facts import run_facts
+from gkd_core.training.distributed import joined
 from gkd_core.training.lesson import Lesson
 
 
@@ -57,11 +59,18 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
         GkdError: the source is missing, damaged, or its classes do not cover the data's.
     """
     prepared = PreparedData.open(data)
-    teacher = params.teacher
     refuse_ahead(params)
-    if teacher.source is not None:
-        return _import(prepared, out, params)
+    training = params.teacher.train
+    imported = params.teacher.source is not None
+    if must_launch(training) and not imported:
+        return launch(__name__, params=params, training=training, data=data, out=out, work=work)
+    with joined(training.device):
+        return _import(prepared, out, params) if imported else _train_all(prepared, out, work, params)
 
+
+def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) -> dict[str, Any]:
+    """In one process, or in each of several."""
+    teacher = params.teacher
     inputs = {
         "gkd_version": __version__,
         "data_sha256": prepared.info.sha256,
@@ -71,7 +80,7 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
     space = workspace(work / "teacher", inputs)
     plan = _plan(teacher)
     _refuse_uncovered(teacher, prepared.info.classes)
-    with whole_folder(out, [data, work]) as folder:
+    with step_folder(out, [prepared.folder, work]) as folder:
         before: Path | None = None
         for training in plan:
             make = partial(_train, training, prepared, teacher, inputs, space / f"{training.folder}.training", before)
@@ -223,7 +232,7 @@ def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]
         "teacher_digest": "",
         "config_digest": params.digest("teacher"),
     }
-    with whole_folder(out, [prepared.folder, Path(source)]) as folder:
+    with step_folder(out, [prepared.folder, Path(source)]) as folder:
         (folder / name).mkdir()
         save_network(network, folder / name)
         write_json(folder / name / "training.json", facts)

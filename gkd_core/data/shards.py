@@ -58,7 +58,7 @@ class Shards:
             rows = rows.float()
         largest = max(self.sizes)
         filled = functional.pad(rows, [0, 0] * (rows.ndim - 1) + [0, largest - len(rows)])
-        parts = all_gather(filled)
+        parts = all_gather(filled)  # type: ignore[no-untyped-call]
         return torch.cat([part[:size] for part, size in zip(parts, self.sizes, strict=True)])
 
     def each(self, value: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ show progress) is done by the first. With one process everything here is a no-op
 """
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
@@ -24,8 +25,12 @@ TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def started_by_torchrun() -> bool:
-    """Whether this process is one of several that belong together, here or in a cluster's training job."""
-    return all(name in os.environ for name in TOLD) and int(os.environ["WORLD_SIZE"]) > 1
+    """Whether this process was started as one of those that train together, here or in a cluster's training job."""
+    return all(name in os.environ for name in TOLD)
+
+
+def _one_of_several() -> bool:
+    return started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextlib.contextmanager
@@ -35,7 +40,7 @@ def joined(device: str) -> Iterator[None]:
     Args:
         device: what they train on, as `choose_device` takes it. CUDA tensors travel by NCCL, all others by gloo.
     """
-    if not started_by_torchrun() or dist.is_initialized():
+    if not _one_of_several() or dist.is_initialized():
         yield
         return
     cuda = choose_device(device).type == "cuda"
@@ -64,7 +69,7 @@ def own_device(name: str) -> torch.device:
         GkdError: the device is not there, or cannot be shared out among processes.
     """
     device = choose_device(name)
-    if not started_by_torchrun():
+    if not _one_of_several():
         return device
     place = int(os.environ["LOCAL_RANK"])
     refuse_too_many(int(os.environ.get("LOCAL_WORLD_SIZE", place + 1)), name)
@@ -98,7 +103,9 @@ def replicated(module: nn.Module) -> nn.Module:
     # Buffers are made equal once an epoch (`share_buffers`), not at each step: a loss's memory may be large.
     # Looking for unused parameters costs a walk over the graph; it allows a method to leave some out, and keeps
     # gradients in the same buckets from the first step on, so that a resumed training adds them in the same order.
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+    known = inspect.signature(DistributedDataParallel).parameters
+    at_each_step = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+    return DistributedDataParallel(module, find_unused_parameters=True, **{at_each_step: False})  # type: ignore[arg-type]
 
 
 def share_buffers(*modules: nn.Module | None) -> None:
