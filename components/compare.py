@@ -60,25 +60,36 @@ def run(
         GkdError: an unknown method, doubled seeds, settings that would not be the same for all, or a run that failed.
     """
     chosen = list(dict.fromkeys([reference, *(methods or registry.METHODS)]))
-    _check(params, chosen, seeds)
-    prepared = PreparedData.open(data)
-    inputs = {
-        "data_sha256": prepared.info.sha256,
-        "teacher_digest": folder_digest(teacher),
-        "code_sha256": code_sha256(),
-    }
+    check(params, chosen, seeds)
     results = []
     with progress("compare", len(seeds) * len(chosen), unit="trainings") as advance:
         for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
             for method in chosen:
-                one = _settings(params, method, seed)
-                digest = json_digest(inputs | {"configuration": one.digest("student", "train", "distill")})
-                folder = work / "compare" / f"{method}-seed{seed}-{digest[:16]}"
-                if not (folder / "result.json").exists():
-                    _train(data, teacher, folder, work, one, prepared)
-                results.append(read_json(folder / "result.json", "the finished run", keys=COLUMNS))
+                results.append(contend(data, teacher, work, params, method, seed))
                 advance(1)
     return conclude(results, out=out, reference=reference, inputs=[data, teacher, work])
+
+
+def contend(data: Path, teacher: Path, work: Path, params: Params, method: str, seed: int) -> dict[str, Any]:
+    """One method with one seed: trained and measured on the test split unless `work` has it already.
+
+    Returns:
+        A row for `conclude`.
+    """
+    prepared = PreparedData.open(data)
+    one = _settings(params, method, seed)
+    digest = json_digest(
+        {
+            "data_sha256": prepared.info.sha256,
+            "teacher_digest": folder_digest(teacher),
+            "code_sha256": code_sha256(),
+            "configuration": one.digest("student", "train", "distill"),
+        }
+    )
+    folder = work / "compare" / f"{method}-seed{seed}-{digest[:16]}"
+    if not (folder / "result.json").exists():
+        _train(data, teacher, folder, work, one, prepared)
+    return read_json(folder / "result.json", "the finished run", keys=COLUMNS)
 
 
 def conclude(
@@ -136,7 +147,13 @@ def markdown(pair: str, rows: Sequence[Standing], reference: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
+def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
+    """See that methods and seeds can be compared, before anything is trained.
+
+    Raises:
+        GkdError: an unknown method, doubled seeds, a wrong hyperparameter, or settings that would not be the same for
+            all.
+    """
     for method in chosen:
         if method not in registry.METHODS:
             raise GkdError(unknown("--methods: method", method, registry.METHODS))
