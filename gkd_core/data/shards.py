@@ -35,7 +35,9 @@ class Shards:
 
     @property
     def mine(self) -> slice:
-        """This process's rows within the batch."""
+        """This process's rows within the batch; of one process all, however many there are."""
+        if len(self.sizes) == 1:
+            return slice(None)
         start = sum(self.sizes[: self.rank])
         return slice(start, start + self.sizes[self.rank])
 
