@@ -1,6 +1,7 @@
 """From a profile to the pods of a pipeline's tasks."""
 
 from collections.abc import Callable
+from functools import partial
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
@@ -69,4 +70,8 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
 
 def trained_by(step: str, profile: Profile | None) -> Callable[..., PipelineTask]:
     """The component of a training step: it trains in its own pod, or on the nodes of a TrainJob."""
-    return getattr(steps, step)
+    if profile is None or profile.nodes is None:
+        return getattr(steps, step)
+    from pipelines import node_steps
+
+    return partial(getattr(node_steps, step), profile=profile.model_dump_json())

@@ -1,0 +1,103 @@
+"""A training step on several nodes: its inputs go to a shared volume, a TrainJob trains there, its result comes back.
+
+Artifacts of a pipeline lie in the pod of their task alone; the volume `work` of the profile is what all pods see.
+`train_on_nodes` runs in the task, `main` in every process of the TrainJob.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from gkd_core import __version__
+from gkd_core.config import Params
+from gkd_core.errors import GkdError
+from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
+from pipelines.profile import Profile, Step
+
+COMMAND = ("python", "-m", "torch.distributed.run", "-m", "pipelines.nodes")
+
+
+def train_on_nodes(
+    step: Step, *, settings: str, params: Params, inputs: dict[str, Path], out: Path, work: Path, profile: str
+) -> None:
+    """Run a training step as a TrainJob; what trains nothing (an imported teacher, say) runs right here.
+
+    Args:
+        step: teacher, baseline, kd or distill.
+        settings: the sections of the parameters as JSON, which the job reads too.
+        params: the same, read.
+        inputs: folders by the name of the step's argument: data, and teacher except for the teacher.
+        out: folder to write.
+        work: where the profile's work volume is mounted, here as in the job.
+        profile: as JSON; it has `nodes`.
+    Raises:
+        GkdError: as `train_job.launch`, and what the step itself says.
+    """
+    if not _trains(step, params):
+        _run(step, params, inputs, out, work)
+        return
+    from components.image import image
+    from pipelines.train_job import launch, of_profile
+
+    given = Profile.model_validate_json(profile)
+    assert given.nodes is not None
+    content = {"step": step, "settings": settings, "gkd_version": __version__, "image": image()}
+    content["inputs"] = {name: folder_digest(folder) for name, folder in inputs.items()}
+    key = json_digest(content)[:16]
+    place = work / "nodes" / f"{step}-{key}"
+    result = place / "out"
+    if not result.exists():
+        for name, folder in inputs.items():
+            _copy(folder, place / name)
+        write_json(place / "task.json", content | {"inputs": sorted(inputs)})
+        job = of_profile(
+            given, step=step, name=f"gkd-{step}-{key}", image=image(), command=(*COMMAND, str(place), str(work))
+        )
+        patience = given.training.timeout_seconds
+        launch(job, timeout_seconds=patience, namespace=given.nodes.namespace, complete=result.exists)
+        if not result.exists():
+            raise GkdError(
+                f"TrainJob {job.name} is complete but {result} is not there: claim {given.work and given.work.claim} "
+                "must be one that several nodes mount (ReadWriteMany), in the namespace of the job"
+            )
+    _copy(result, out)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _trains(step: Step, params: Params) -> bool:
+    if step == "teacher":
+        return params.teacher.source is None
+    return step == "distill" or bool(getattr(params.references, step))
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all; one that is there already is complete."""
+    if not target.exists():
+        with whole_folder(target, [source]) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _run(step: Step, params: Params, inputs: dict[str, Path], out: Path, work: Path) -> None:
+    from components import distill, teacher
+
+    options: dict[str, Any] = {"data": inputs["data"], "out": out, "work": work, "params": params}
+    if step == "teacher":
+        teacher.run(**options)
+    elif step == "distill":
+        distill.run(teacher=inputs["teacher"], **options)
+    else:
+        distill.run(teacher=inputs.get("teacher"), reference=step, **options)  # type: ignore[arg-type]
+
+
+def main(place: Path, work: Path) -> None:
+    """What each process of the TrainJob does: the step, on the volume."""
+    from components.kubeflow.task import running
+
+    task = read_json(place / "task.json", "the TrainJob's folder", keys=["step", "settings", "inputs"])
+    with running(task["step"], task["settings"]) as given:
+        _run(task["step"], given.params, {name: place / name for name in task["inputs"]}, place / "out", work)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,450 @@
+"""A training on several nodes, as a TrainJob of Kubeflow Trainer v2 (trainer.kubeflow.org/v1alpha1).
+
+`manifest` is a pure function; `launch` creates the job through the `kubeflow` SDK's client, follows it, and raises with
+its last lines when it fails. The controller sets PET_* in the job's containers, so that a plain
+`python -m torch.distributed.run …` there knows the other nodes.
+"""
+
+import contextlib
+import logging
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from gkd_core.errors import GkdError
+from gkd_core.files import json_digest
+from pipelines.profile import Pod, Profile, Step
+
+if TYPE_CHECKING:
+    from kubeflow.trainer import TrainerClient
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+MANAGER = "gkd/pipeline"  # whose patch of the runtime it is
+SPEC_DIGEST = "gkd/spec-sha256"
+NODE = "node"  # what Trainer calls the replicated job and the container that train
+LAST_LINES = 20
+PATIENCE = 10  # questions in a row to the cluster that may go unanswered
+TIMES = {"_request_timeout": (10, 60)}  # seconds to connect, and to answer
+Keep = Literal["never", "failed", "always"]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What is to run, and on what.
+
+    Attributes:
+        name: of the job; pods are called after it. At most 40 small letters, digits and hyphens.
+        image: container image.
+        command: runs on each node, as it is, without a shell.
+        nodes: how many.
+        processes: on each node.
+        pod: what each node's pod asks for.
+        runtime: TrainingRuntime or ClusterTrainingRuntime that it is made from.
+        env: environment variables that are no secret.
+        secrets: (variable, name of the Kubernetes secret, key in it, whether it may be missing).
+        claims: (persistent volume claim, place in the container).
+        user, group: who runs in the containers; None leaves it to the cluster.
+        pull_secrets: names of secrets for the image's registry.
+    """
+
+    name: str
+    image: str
+    command: tuple[str, ...]
+    nodes: int
+    processes: int
+    pod: Pod
+    runtime: str = "torch-distributed"
+    env: dict[str, str] = field(default_factory=dict)
+    secrets: tuple[tuple[str, str, str, bool], ...] = ()
+    claims: tuple[tuple[str, str], ...] = ()
+    user: int | None = 1000
+    group: int | None = 0
+    pull_secrets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name):
+            raise GkdError(
+                f"TrainJob name {self.name!r}: take at most 40 small letters, digits and hyphens, a letter first"
+            )
+
+
+def of_profile(profile: Profile, *, step: Step, name: str, image: str, command: tuple[str, ...]) -> TrainJob:
+    """The job of a training step under a profile that has `nodes`.
+
+    Args:
+        step: whose secrets it gets.
+        command: as in TrainJob.
+    """
+    assert profile.nodes is not None
+    assert profile.work is not None
+    return TrainJob(
+        name=name,
+        image=image,
+        command=command,
+        nodes=profile.nodes.count,
+        processes=profile.devices,
+        pod=profile.training,
+        runtime=profile.nodes.runtime,
+        env={"GKD_WORK": profile.work.mount} | profile.env,
+        secrets=tuple(
+            (variable, secret.name, key, secret.optional)
+            for secret in profile.secrets
+            if step in secret.steps
+            for key, variable in secret.env.items()
+        ),
+        claims=tuple((volume.claim, volume.mount) for volume in (profile.work, *profile.volumes)),
+        user=profile.security.run_as_user,
+        group=profile.security.run_as_group,
+        pull_secrets=tuple(profile.image_pull_secrets),
+    )
+
+
+def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> dict[str, Any]:
+    """The TrainJob as Kubernetes takes it.
+
+    Variables stand in `spec.trainer`, since a patch must not set any for the container `node`; volumes, node selection
+    and who runs are a patch of the runtime (`runtimePatches`; Trainer before 2.2 called it podSpecOverrides).
+
+    Raises:
+        GkdError: something in it is of the wrong type.
+    """
+    from kubeflow_trainer_api import models
+    from pydantic import ValidationError
+
+    pod = job.pod
+    requests = {"cpu": pod.cpu_request, "memory": pod.memory_request}
+    limits = {"cpu": pod.cpu_limit, "memory": pod.memory_limit}
+    if pod.accelerator:
+        for amounts in (requests, limits):
+            amounts[pod.accelerator.type] = str(pod.accelerator.count)
+    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(job.env.items())]
+    for name, secret, key, optional in job.secrets:
+        reference = {"name": secret, "key": key, "optional": optional}
+        variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+
+    volumes: list[dict[str, Any]] = []
+    mounts = []
+    for number, (claim, place) in enumerate(job.claims):
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": f"claim-{number}", "mountPath": place})
+    if pod.shared_memory:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shared_memory}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    # A cluster that gives out users itself gives out the volumes' group as well.
+    who = {"runAsUser": job.user, "runAsGroup": job.group, "fsGroup": job.group if job.user else None}
+    container = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    pod_patch: dict[str, Any] = {
+        "volumes": volumes,
+        "nodeSelector": dict(pod.node_selector),
+        "tolerations": [toleration.model_dump(exclude_none=True) for toleration in pod.tolerations],
+        "imagePullSecrets": [{"name": name} for name in job.pull_secrets],
+        "securityContext": {"runAsNonRoot": True} | {key: value for key, value in who.items() if value is not None},
+        "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": container}],
+    }
+    template = {"spec": {"template": {"spec": {key: value for key, value in pod_patch.items() if value}}}}
+    runtime_spec = {"template": {"spec": {"replicatedJobs": [{"name": NODE, "template": template}]}}}
+    spec = {
+        "runtimeRef": {"apiGroup": GROUP, "kind": runtime_kind, "name": job.runtime},
+        "trainer": {
+            "image": job.image,
+            "command": list(job.command),
+            "env": variables,
+            "numNodes": job.nodes,
+            "numProcPerNode": job.processes,
+            "resourcesPerNode": {"requests": requests, "limits": {k: v for k, v in limits.items() if v is not None}},
+        },
+        "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": runtime_spec}],
+        "activeDeadlineSeconds": pod.timeout_seconds,
+    }
+    made = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": {
+            "name": job.name,
+            "labels": {"app.kubernetes.io/managed-by": "gkd"},
+            "annotations": {SPEC_DIGEST: json_digest(spec)},
+        },
+        "spec": spec,
+    }
+    try:
+        models.TrainerV1alpha1TrainJob.from_dict(made)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise GkdError(f"the TrainJob {job.name} would not be valid: {place}: {first['msg']}") from None
+    return made
+
+
+def launch(
+    job: TrainJob,
+    *,
+    timeout_seconds: float,
+    namespace: str | None = None,
+    keep: Keep = "failed",
+    poll_seconds: float = 5,
+    complete: Callable[[], bool] = lambda: True,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Run the job to its end, or find it running and wait with it.
+
+    A task that is started again (its own pod was preempted, the training was not) meets a job of its name: the same job
+    still at work is joined, a complete one is taken as it is, a failed one or one that asks for something else is
+    replaced.
+
+    Args:
+        timeout_seconds: for all of it; a job that is not through then is removed unless `keep` is "always".
+        namespace: None takes this pod's, or that of the kubeconfig's context.
+        keep: which ended jobs stay in the cluster to be looked at.
+        complete: whether the result of a job that was complete before is still there; if not, it is replaced too.
+        say: told what happens and what node 0 prints; stderr unless given.
+    Raises:
+        GkdError: no cluster can be reached, Trainer or the runtime is not installed there, the job is refused, or it
+            failed; then with its last lines.
+    """
+    if say is None:
+        say = _to_stderr
+    give_up = time.monotonic() + timeout_seconds
+    with _in_words(f"TrainJob {job.name}"):
+        client = _client(namespace)
+        kind = _runtime_kind(client, job.runtime)
+        wanted = manifest(job, runtime_kind=kind)
+        found = _get(client, job.name)
+        lost = found is not None and _end(found) == "Complete" and not complete()
+        if found is not None and (lost or _end(found) == "Failed" or not _same(found, wanted)):
+            say(f"TrainJob {job.name} of an earlier try is replaced")
+            _remove(client, job.name, give_up, poll_seconds)
+            found = None
+        if found is None:
+            _create(client, wanted)
+        say(f"TrainJob {job.name}: {job.nodes} nodes × {job.processes} processes{' (joined)' if found else ''}")
+        follower = _Follower(client, job.name, poll_seconds, say)
+        end = _wait(client, job.name, give_up, poll_seconds)
+        follower.stop()
+        if end == "Complete":
+            if keep != "always":
+                _remove(client, job.name, time.monotonic() + 60, poll_seconds, wait=False)
+            return
+        reason = _reason(client, job.name, end, timeout_seconds)
+        lines = _last_lines(client, job.name) or list(follower.last)
+        if keep == "never" or (end is None and keep == "failed"):
+            _remove(client, job.name, time.monotonic() + 60, poll_seconds, wait=False)
+    raise GkdError(_failure(job.name, reason, lines))
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _in_words(what: str) -> Iterator[None]:
+    """The SDK's and Kubernetes' errors as one sentence each."""
+    from kubernetes.client import ApiException
+    from kubernetes.config import ConfigException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ConfigException:
+        raise GkdError(
+            f"{what}: no cluster is at hand (no kubeconfig, and this is not a pod): run inside the cluster, or set "
+            "KUBECONFIG"
+        ) from None
+    except ApiException as error:
+        raise GkdError(f"{what}: {_refusal(error)}") from None
+    except (HTTPError, OSError, RuntimeError, TimeoutError) as error:
+        cause = error.__cause__
+        if isinstance(cause, ApiException):
+            raise GkdError(f"{what}: {_refusal(cause)}") from None
+        words = " ".join(str(cause or error).split())[:300]
+        raise GkdError(f"{what}: the Kubernetes API cannot be asked ({words}): check the cluster's address") from None
+
+
+def _refusal(error: Any) -> str:
+    import json
+
+    try:
+        words = str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        words = str(error.reason)
+    words = " ".join(words.split())[:600]
+    if error.status in (401, 403):
+        return f"the cluster does not allow it ({words}): give the service account the role in docs/kubernetes.md"
+    return f"the cluster refuses it ({words})"
+
+
+def _client(namespace: str | None) -> "TrainerClient":
+    from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
+
+    logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns of a control plane that does not tell its version
+    return TrainerClient(KubernetesBackendConfig(namespace=namespace))
+
+
+def _runtime_kind(client: "TrainerClient", name: str) -> str:
+    from kubernetes.client import ApiException
+
+    try:
+        return client.get_runtime(name).kind.value
+    except RuntimeError as error:
+        if isinstance(error.__cause__, ApiException) and error.__cause__.status == 404:
+            raise GkdError(
+                f"the cluster has no training runtime {name!r}: install Kubeflow Trainer 2.2 or later with its "
+                "runtimes, or name another in the profile's nodes.runtime"
+            ) from None
+        raise
+
+
+def _get(client: "TrainerClient", name: str) -> dict[str, Any] | None:
+    """The job as the cluster has it, None when there is none."""
+    from kubernetes.client import ApiException
+
+    api = client.backend
+    try:
+        return api.custom_api.get_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, name, **TIMES)
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def _create(client: "TrainerClient", wanted: dict[str, Any]) -> None:
+    from kubernetes.client import ApiException
+
+    api = client.backend
+    try:
+        api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
+    except ApiException as error:
+        if error.status != 409:  # another try of this task was a moment faster, with the same job
+            raise
+
+
+def _remove(client: "TrainerClient", name: str, give_up: float, poll_seconds: float, *, wait: bool = True) -> None:
+    """Delete the job; with `wait`, until it and its pods are gone."""
+    from kubernetes.client import ApiException, V1DeleteOptions
+
+    api = client.backend
+    options = V1DeleteOptions(propagation_policy="Foreground")
+    try:
+        api.custom_api.delete_namespaced_custom_object(
+            GROUP, VERSION, api.namespace, PLURAL, name, body=options, **TIMES
+        )
+    except ApiException as error:
+        if error.status != 404:
+            raise
+    while wait and _get(client, name) is not None:
+        if time.monotonic() > give_up:
+            raise GkdError(f"TrainJob {name} of an earlier try does not go away: look at it with kubectl")
+        time.sleep(poll_seconds)
+
+
+def _same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether both ask for the same; the cluster fills in defaults, so what we asked is compared by its digest."""
+    digests = [(job["metadata"].get("annotations") or {}).get(SPEC_DIGEST) for job in (found, wanted)]
+    return digests[0] == digests[1] and "deletionTimestamp" not in found["metadata"]
+
+
+def _conditions(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return (found.get("status") or {}).get("conditions") or []
+
+
+def _end(found: dict[str, Any]) -> str | None:
+    """ "Complete", "Failed", or None while it works."""
+    return next(
+        (c["type"] for c in _conditions(found) if c["type"] in ("Complete", "Failed") and c["status"] == "True"), None
+    )
+
+
+def _wait(client: "TrainerClient", name: str, give_up: float, poll_seconds: float) -> str | None:
+    """How the job ended; None when time was over first. The SDK's own wait ends at the first unanswered question."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    unanswered = 0
+    while time.monotonic() < give_up:
+        try:
+            found = _get(client, name)
+            unanswered = 0
+        except (ApiException, HTTPError) as error:
+            unanswered += 1
+            refused = isinstance(error, ApiException) and error.status in (401, 403)
+            if refused or unanswered >= PATIENCE:
+                raise
+        else:
+            if found is None:
+                raise GkdError(f"TrainJob {name} was deleted while it worked: start the task again")
+            if end := _end(found):
+                return end
+        time.sleep(poll_seconds)
+    return None
+
+
+def _reason(client: "TrainerClient", name: str, end: str | None, timeout_seconds: float) -> str:
+    """What the cluster says of the end."""
+    if end is None:
+        events = []
+        with contextlib.suppress(Exception):  # events only help; without them the sentence is still true
+            events = [event.message for event in client.get_job_events(name)]
+        seen = f"; the cluster says: {' '.join(events[-1].split())}" if events else ""
+        return f"is not through after {timeout_seconds:g} seconds{seen}"
+    found = _get(client, name) or {}
+    said = next((c for c in _conditions(found) if c["type"] == end), {})
+    words = " ".join(f"{said.get('reason') or ''}: {said.get('message') or ''}".split()).strip(": ")
+    return f"failed ({words})" if words else "failed"
+
+
+def _last_lines(client: "TrainerClient", name: str) -> list[str]:
+    """What the first failed node printed last, else node 0; empty when no log can be read."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        steps = client.get_job(name).steps
+        failed = [step.name for step in steps if step.status == "Failed"] or [f"{NODE}-0"]
+        tail: deque[str] = deque(client.get_job_logs(name, step=failed[0]), maxlen=LAST_LINES * 5)
+    except (ApiException, HTTPError, RuntimeError, TimeoutError):
+        return []
+    return list(tail)
+
+
+def _failure(name: str, reason: str, lines: list[str]) -> str:
+    """The job's own sentence first, since torch.distributed.run prints much after it; then the last lines."""
+    said = [line.partition("gkd: ")[2] for line in lines if re.match(r"(\[\w+\]:)?gkd: (?!begins|ends)", line)]
+    own = said[-1] if said else ""
+    head = f"TrainJob {name} {reason}{': ' + own if own else ''}"
+    if not lines:
+        return f"{head}; it left no log"
+    return "\n  ".join([f"{head}; its last lines:", *lines[-LAST_LINES:]])
+
+
+class _Follower:
+    """Repeats what node 0 prints while the job works."""
+
+    def __init__(self, client: "TrainerClient", name: str, poll_seconds: float, say: Callable[[str], None]) -> None:
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self._client, self._name, self._poll, self._say = client, name, poll_seconds, say
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name=f"log of {name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """After the job's end: what is still on its way is waited for a moment."""
+        self._over.set()
+        self._thread.join(timeout=5)
+
+    def _follow(self) -> None:
+        told = 0  # lines, since a broken stream begins again at the first
+        while True:
+            over = self._over.is_set()
+            with contextlib.suppress(Exception):  # a log that cannot be followed must not end the training
+                for number, line in enumerate(self._client.get_job_logs(self._name, follow=not over)):
+                    if number >= told:
+                        told = number + 1
+                        self.last.append(line)
+                        self._say(line)
+            if over:
+                return
+            self._over.wait(self._poll)
