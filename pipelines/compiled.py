@@ -68,20 +68,21 @@ def create_pipeline(which: str, params: dict[str, Any], overrides: list[str], pr
 def cluster_params(file: Path, overrides: list[str], profile: Profile | None) -> dict[str, Any]:
     """Content of params.yaml as a cluster may have it.
 
-    With several accelerators in a pod, `train.devices` and `teacher.train.devices` are set to their number unless the
+    With several accelerators a training, `train.devices` and `teacher.train.devices` are set to their number unless the
     file has them.
 
     Raises:
         GkdError: it is not valid, holds a password, or names a place that only this machine has.
     """
     content = read_sections(file)
-    devices = profile.devices if profile else 1
+    devices = profile.devices * (profile.nodes.count if profile.nodes else 1) if profile else 1
+    resolve(content, [])  # so that what follows finds sections where sections belong
+    content = without_nulls(content)
     if devices > 1:
         content.setdefault("train", {}).setdefault("devices", devices)
         content.setdefault("teacher", {}).setdefault("train", {}).setdefault("devices", devices)
-    params = resolve(content, overrides)
-    _refuse_places(params, profile)
-    return without_nulls(content)
+    _refuse_places(resolve(content, overrides), profile)
+    return content
 
 
 def without_nulls(content: dict[str, Any]) -> dict[str, Any]:

@@ -108,9 +108,12 @@ def run_pipeline(
 
             chosen, stop = SubprocessRunner(use_venv=False), _stopper(tasks)
         given |= {"params": without_nulls(content), "overrides": more}
-        with (out / LOG).open("w", encoding="utf-8") as log, _environment(surroundings), _stopping(stop):
-            failure = _run(pipeline, given, chosen, root, _Screen(log, sys.stderr))
-        made = _hand_over(root, out, folders)
+        made: list[str] = []
+        try:
+            with (out / LOG).open("w", encoding="utf-8") as log, _environment(surroundings), _stopping(stop):
+                failure = _run(pipeline, given, chosen, root, _Screen(log, sys.stderr))
+        finally:
+            made += _hand_over(root, out, folders)
         _raise_failure(tasks, failure, out, [name for name in folders.values() if name not in made])
     artifacts = {name: folder_digest(out / name) for name in folders.values()}
     return {"runner": runner, "out": str(out), "log": str(out / LOG), "artifacts": artifacts}

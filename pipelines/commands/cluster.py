@@ -247,7 +247,7 @@ def _work(
 
     What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
     """
-    given = dict(_argument(text) for text in arguments or [])
+    given = dict(argument(text) for text in arguments or [])
     with tempfile.TemporaryDirectory() as folder:
         if package is None:
             from pipelines.commands.kubeflow import warn_of_moving_image
@@ -270,7 +270,7 @@ def _work(
         yield package, given
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def argument(text: str) -> tuple[str, Any]:
     import yaml
 
     name, equals, value = text.partition("=")

@@ -8,7 +8,9 @@ import typer
 
 from pipelines.commands.options import PARAMS, Overrides, ParamsFile, finish
 
-app = typer.Typer(help="The steps as a Kubeflow pipeline: compile it, run it here or on a cluster.", no_args_is_help=True)
+app = typer.Typer(
+    help="The steps as a Kubeflow pipeline: a file, a run here, a run on a cluster.", no_args_is_help=True
+)
 
 Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (methods × pairs × seeds).")]
 
@@ -43,6 +45,10 @@ def run(
     dvc_path: Annotated[str, typer.Option(help="What to fetch from it.")] = "",
     dvc_rev: Annotated[str, typer.Option(help="Tag, branch or commit of it; the newest without.")] = "",
     mlflow: Annotated[str, typer.Option(help="Address of the MLflow server; replaces tracking.uri.")] = "",
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--argument", metavar="NAME=VALUE", help="Another argument, in YAML (sweep: seeds=[0,1,2])."),
+    ] = None,
     user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
@@ -52,15 +58,18 @@ def run(
         warn_of_moving_image()
     from pipelines.local import run_pipeline
 
-    arguments = {"data_source": data_source, "mlflow": mlflow}
-    arguments |= {"dvc_repo": dvc_repo, "dvc_path": dvc_path, "dvc_rev": dvc_rev}
+    from pipelines.commands.cluster import argument
+
+    given = {"data_source": data_source, "mlflow": mlflow}
+    given |= {"dvc_repo": dvc_repo, "dvc_path": dvc_path, "dvc_rev": dvc_rev}
+    given |= dict(argument(text) for text in arguments or [])
     done = run_pipeline(
         runner=runner,
         params=params,
         overrides=overrides,
         out=out,
         which=pipeline,
-        arguments={name: value for name, value in arguments.items() if value},
+        arguments={name: value for name, value in given.items() if value},
         user=user,
     )
     from pipelines.summary import show_summary

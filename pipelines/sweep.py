@@ -1,0 +1,90 @@
+"""Methods × pairs × seeds on Kubeflow: trainings side by side, so many at a time, and one comparison at the end."""
+
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+from components.kubeflow import contest, steps
+from pipelines.pods import configure
+from pipelines.profile import Profile
+
+NAME = "gkd-sweep"
+PARALLELISM = 4
+
+
+def sweep(
+    params: dict[str, Any],
+    overrides: list[str] | None = None,
+    profile: Profile | None = None,
+    parallelism: int = PARALLELISM,
+) -> GraphComponent:
+    """The pipeline, with defaults for its arguments.
+
+    Args:
+        params, overrides: defaults of the arguments of these names.
+        profile: what the cluster gives; None asks for nothing.
+        parallelism: trainings at a time.
+    """
+    default_params, default_overrides = params, list(overrides or [])
+
+    @dsl.pipeline(name=NAME, description="Methods against each other, by pairs of networks and seeds, on one budget.")
+    def pipeline(
+        params: dict = default_params,
+        overrides: list = default_overrides,
+        data_source: str = "",
+        dvc_repo: str = "",
+        dvc_path: str = "",
+        dvc_rev: str = "",
+        mlflow: str = "",
+        methods: list = [],  # noqa: B006  # an argument's default in the compiled file
+        pairs: list = [],  # noqa: B006
+        seeds: list = [0, 1, 2],  # noqa: B006
+        reference: str = "kd",
+    ):
+        """Methods against each other, by pairs of networks and seeds, on one budget.
+
+        Args:
+            params: Content of params.yaml.
+            overrides: A list of section.key=value, such as train.epochs=30.
+            data_source: Replaces data.source unless empty.
+            dvc_repo: Git repository whose DVC-tracked data is read instead of data.root; empty for none.
+            dvc_path: What to fetch from it.
+            dvc_rev: Tag, branch or commit of it; empty for the newest.
+            mlflow: Address of the MLflow server, without password; replaces tracking.uri unless empty.
+            methods: Names of methods; an empty list is every method there is.
+            pairs: A list of [teacher, student]; an empty list is the pair of the parameters.
+            seeds: Of the students; three or more give intervals.
+            reference: The method that the others are compared with.
+        """
+        ended = configure(steps.ended(), "ended", profile)
+        ended.set_caching_options(False)
+        with dsl.ExitHandler(ended, name="steps"):
+            plan = contest.plan(
+                params=params,
+                overrides=overrides,
+                data_source=data_source,
+                mlflow=mlflow,
+                methods=methods,
+                pairs=pairs,
+                seeds=seeds,
+                reference=reference,
+            )
+            prepare = steps.prepare(
+                settings=plan.outputs["prepare"], dvc_repo=dvc_repo, dvc_path=dvc_path, dvc_rev=dvc_rev
+            )
+            data = prepare.outputs["data"]
+            with dsl.ParallelFor(plan.outputs["teachers"], parallelism=parallelism) as settings:
+                teacher = steps.teacher(settings=settings, data=data)
+            gather = contest.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
+            with dsl.ParallelFor(plan.outputs["contenders"], parallelism=parallelism) as contender:
+                contend = contest.contend(contender=contender, data=data, teachers=gather.outputs["together"])
+            compare = contest.compare(results=dsl.Collected(contend.outputs["result"]), reference=reference)
+            configure(plan, "settings", profile)
+            configure(prepare, "prepare", profile)
+            configure(teacher, "teacher", profile)
+            configure(gather, "export", profile)
+            configure(contend, "distill", profile)
+            configure(compare, "evaluate", profile)
+
+    return pipeline
