@@ -12,13 +12,26 @@ from typing import Any
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import file_digest, json_digest, read_json, write_json
+from gkd_core.files import Shape, file_digest, json_digest, read_json, write_json
+from gkd_core.records import is_plain_name
 
 FORMAT = 1
 PACKAGES = ("gkd_core", "components", "pipelines")
 SOURCES = (".py", ".j2")
 MODEL_FILE = "model.onnx"
 FILES = {"fp32": MODEL_FILE, "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}  # by precision
+SMALLER = tuple(precision for precision in FILES if precision != "fp32")
+
+# What readers count on.
+ENTRY: Shape = {"file": str, "sha256": str, "size_bytes": int}
+SHAPE: Shape = {
+    "model": {**ENTRY, "opset": int, "input": str, "input_name": str, "input_shape": [int], "output": str},
+    "classes": [str],
+    **dict.fromkeys(("data_sha256", "teacher_digest", "student_digest", "config_digest", "code_sha256"), str),
+    "method": str,
+    "network": str,
+    "parity": {"max_abs": float},
+}
 
 
 def code_sha256() -> str:
@@ -139,12 +152,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         GkdError: manifest or a model missing, of another format, or a model is not the one it describes.
     """
-    manifest: dict[str, Any] = read_json(folder / "manifest.json", "the deploy folder")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise GkdError(f"{folder / 'manifest.json'} is not a manifest of format {FORMAT}: run `gkd export` again")
-    read_json(folder / "manifest.json", "the deploy folder", keys=["model", "classes", "student_digest", "data_sha256"])
-    for entry in (manifest["model"], *(manifest[name] for name in FILES if manifest.get(name, {}).get("kept"))):
-        model = folder / Path(entry["file"]).name
+    path = folder / "manifest.json"
+    manifest = read_json(path, "the deploy folder")
+    if manifest.get("format") != FORMAT:
+        raise GkdError(f"{path} is not a manifest of format {FORMAT}: run `gkd export` again")
+    kept = [name for name in SMALLER if isinstance(manifest.get(name), dict) and manifest[name].get("kept")]
+    read_json(path, "the deploy folder", shape={**SHAPE, **dict.fromkeys(kept, ENTRY)})
+    for entry in (manifest["model"], *(manifest[name] for name in kept)):
+        if not is_plain_name(entry["file"]):
+            raise GkdError(f"{path} names the file {entry['file']!r}, which is not beside it: run `gkd export` again")
+        model = folder / entry["file"]
         if not model.is_file():
             raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")
         if file_digest(model) != entry["sha256"]:
