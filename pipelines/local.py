@@ -86,6 +86,7 @@ def run_pipeline(
     content = read_sections(params)
     found = resolve(content, overrides or [], data_source=given.get("data_source", ""), mlflow=given.get("mlflow", ""))
     pipeline = create_pipeline(which, {}, [], None)
+    _refuse_arguments(pipeline, given)
     folders = FOLDERS[which]
     for name in folders.values():
         refuse_to_replace(out / name)
@@ -117,6 +118,17 @@ def run_pipeline(
         _raise_failure(tasks, failure, out, [name for name in folders.values() if name not in made])
     artifacts = {name: folder_digest(out / name) for name in folders.values()}
     return {"runner": runner, "out": str(out), "log": str(out / LOG), "artifacts": artifacts}
+
+
+def _refuse_arguments(pipeline: Any, given: dict[str, Any]) -> None:
+    """Raises: GkdError: the pipeline has no such argument, or it is of another kind."""
+    known = pipeline.component_spec.inputs
+    for name, value in given.items():
+        if name not in known:
+            raise GkdError(unknown("--argument", name, known))
+        kind = {"List": list, "Dict": dict, "String": str}[known[name].type]
+        if not isinstance(value, kind):
+            raise GkdError(f"--argument {name} is {value!r}, but it is a {kind.__name__}: write it in YAML")
 
 
 def _run(pipeline: Any, arguments: dict[str, Any], runner: Any, root: Path, screen: "_Screen") -> Exception | None:

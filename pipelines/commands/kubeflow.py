@@ -56,9 +56,8 @@ def run(
     """Run the pipeline on this machine, through kfp's local runner; the artifacts stay in --out."""
     if runner == "docker":
         warn_of_moving_image()
-    from pipelines.local import run_pipeline
-
     from pipelines.commands.cluster import argument
+    from pipelines.local import run_pipeline
 
     given = {"data_source": data_source, "mlflow": mlflow}
     given |= {"dvc_repo": dvc_repo, "dvc_path": dvc_path, "dvc_rev": dvc_rev}

@@ -1,0 +1,157 @@
+"""What the pipeline's tasks need as containers on this machine: who they are, what they see, what they are told."""
+
+import contextlib
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gkd_core.config import Params
+from gkd_core.errors import GkdError
+
+SHARED_MEMORY = "2g"  # the engine gives 64 MB
+HANDED_ON = re.compile(r"(MLFLOW|AWS)_.*|OMP_NUM_THREADS|(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_FILE|GKD_IMAGE")
+LABEL = "gkd.run"
+
+
+class Containers:
+    """kfp's DockerRunner, set up for one run.
+
+    Attributes:
+        overrides: parameters with this machine's places written out, since a container starts elsewhere.
+        arguments: of the pipeline, likewise.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        arguments: dict[str, Any],
+        root: Path,
+        work: Path,
+        environment: dict[str, str],
+        user: str | None,
+    ) -> None:
+        """Look at what the run will need.
+
+        Args:
+            params: as the run will have them.
+            arguments: of the pipeline.
+            root: folder of the artifacts, which kfp mounts, and of GKD_TASKS, which is mounted here.
+            work: for checkpoints.
+            environment: for the tasks, beside what is handed on from here.
+            user: UID:GID; None is whoever runs this.
+        Raises:
+            GkdError: there is no engine, or not this image; a path of the parameters does not exist.
+        """
+        self._name = uuid.uuid4().hex
+        self._user = _user(user)
+        self._environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)} | environment
+        self._environment["HOME"] = "/tmp"
+        self._mounts: dict[Path, bool] = {root: True, work.resolve(): True}
+        self._network: str | None = None
+        self.overrides: list[str] = []
+        self.arguments: dict[str, Any] = {}
+        self._see_data(params)
+        self._see_tracking(params)
+        repo = arguments.get("dvc_repo", "")
+        if repo and Path(repo).exists():
+            self.arguments["dvc_repo"] = str(Path(repo).resolve())
+            self._mounts[Path(repo).resolve()] = False
+
+    def runner(self) -> Any:
+        """The DockerRunner.
+
+        Raises:
+            GkdError: there is no engine that answers, or not this image.
+        """
+        import docker
+        from docker.types import DeviceRequest, Mount
+        from kfp.local import DockerRunner
+
+        from components.image import image
+
+        try:
+            client = docker.from_env()
+            runtimes = client.info().get("Runtimes", {})
+        except (docker.errors.DockerException, OSError) as error:
+            raise GkdError(
+                f"there is no container engine that answers ({_first_line(error)}): start Docker, set DOCKER_HOST, or "
+                "take --runner subprocess"
+            ) from None
+        with contextlib.closing(client):
+            try:
+                client.images.get(image())
+            except docker.errors.ImageNotFound:
+                raise GkdError(
+                    f"the image {image()} is not here: build it with `make image`, or name another in GKD_IMAGE"
+                ) from None
+        options: dict[str, Any] = {
+            "user": self._user,
+            "shm_size": SHARED_MEMORY,
+            "environment": self._environment,
+            "labels": {LABEL: self._name},
+            "mounts": [
+                Mount(str(place), str(place), type="bind", read_only=not writable)
+                for place, writable in self._mounts.items()
+            ],
+        }
+        if self._network:
+            options["network_mode"] = self._network
+        if "nvidia" in runtimes:
+            options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
+        return DockerRunner(**options)
+
+    def stop(self) -> None:
+        """End the containers of this run."""
+        import docker
+
+        with contextlib.closing(docker.from_env()) as client:
+            for container in client.containers.list(filters={"label": f"{LABEL}={self._name}"}):
+                with contextlib.suppress(docker.errors.APIError):
+                    container.kill()
+
+    def _see_data(self, params: Params) -> None:
+        if params.data.root is not None:
+            root = Path(params.data.root).expanduser().resolve()
+            if not root.exists() and params.data.source == "folder":
+                raise GkdError(f"data.root {params.data.root} does not exist: correct it")
+            root.mkdir(parents=True, exist_ok=True)  # what is downloaded stays there for the next time
+            self.overrides.append(f"data.root={root}")
+            self._mounts[root] = params.data.source != "folder"
+        source = params.teacher.source
+        if source is not None and not re.match(r"[a-z0-9]+:", source):
+            if not Path(source).exists():
+                raise GkdError(f"teacher.source {source} does not exist: correct it")
+            self.overrides.append(f"teacher.source={Path(source).resolve()}")
+            self._mounts[Path(source).resolve()] = False
+
+    def _see_tracking(self, params: Params) -> None:
+        """The tracking store: a database file is mounted with its folder; a server of this machine is reached."""
+        import sqlalchemy
+
+        from components.tracking import resolve_uri
+
+        uri = resolve_uri(params.tracking.uri)
+        if uri.startswith("sqlite"):
+            database = Path(sqlalchemy.make_url(uri).database or "mlflow.db").resolve()
+            database.parent.mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{database}"
+            self._mounts[database.parent] = True
+        elif re.search(r"://([^/@]*@)?(localhost|127\.0\.0\.1|\[::1\])([:/]|$)", uri):
+            self._network = "host"
+        self._environment["MLFLOW_TRACKING_URI"] = uri
+        if params.tracking.uri is not None:
+            self.arguments["mlflow"] = uri
+
+
+def _user(given: str | None) -> str:
+    if given is None:
+        return f"{os.getuid()}:{os.getgid()}"
+    if not re.fullmatch(r"\d+:\d+", given):
+        raise GkdError(f"--user {given!r} is not of the form UID:GID, such as 1234:0")
+    return given
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
