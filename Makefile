@@ -7,10 +7,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test e2e lint format lock docs bench clean
+.PHONY: help install demo test e2e lint format lock image docker-test docs bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 install: $(READY)  ## make .venv from requirements.lock (the other targets do it by themselves)
 
@@ -38,11 +38,21 @@ lint: $(READY)  ## ruff and mypy
 format: $(READY)  ## let ruff mend what it can
 	@ruff check --fix . && ruff format .
 
-lock: $(READY)  ## make requirements.lock and requirements-serve.lock anew from pyproject.toml
+lock: $(READY)  ## make the requirements*.lock files anew from pyproject.toml
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--extra all --extra dev --extra bench pyproject.toml --output-file requirements.lock $(LOCK)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--extra serve pyproject.toml --output-file requirements-serve.lock $(LOCK)
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--constraint requirements.lock --extra all pyproject.toml --output-file requirements-train.lock $(LOCK)
+	@printf 'cyclonedx-bom\nhatchling\npip\n' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --constraint requirements.lock - --output-file requirements-build.lock $(LOCK)
+
+image:  ## build the container images gkd:VERSION and gkd-serve:VERSION (BASE_IMAGE=…, IMAGE=…; see .ci/image)
+	@BASE_IMAGE='$(BASE_IMAGE)' IMAGE='$(IMAGE)' .ci/image
+
+docker-test: $(READY)  ## build the images and run the pipeline and the server in containers (an engine: see .ci/engine)
+	@pytest tests/docker -m docker
 
 docs: $(READY)  ## make docs/parameters.md and docs/methods.md from the code
 	@gkd params --markdown > docs/parameters.md

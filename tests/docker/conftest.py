@@ -1,0 +1,65 @@
+"""The images, built once from this checkout unless they are given, and commands run in them as nobody in particular."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gkd_core import __version__
+from tests.docker.containers import ROOT, USER, docker
+
+
+def pytest_collection_modifyitems(items):
+    """Building an image takes longer than other tests may."""
+    for item in items:
+        if ROOT / "tests" / "docker" in item.path.parents:
+            item.add_marker(pytest.mark.timeout(3600))
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A container engine that answers; without one these tests fail rather than be passed over."""
+    if docker("info", check=False).returncode:
+        pytest.fail("no container engine answers: `.ci/engine start DIR && . DIR/env`", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def images(engine) -> dict[str, str]:
+    """Target of the Dockerfile → image: GKD_IMAGE and GKD_SERVE_IMAGE where given, else built from this checkout."""
+    given = {"train": os.environ.get("GKD_IMAGE"), "serve": os.environ.get("GKD_SERVE_IMAGE")}
+    own = {"train": f"gkd:{__version__}", "serve": f"gkd-serve:{__version__}"}
+    if missing := [target for target, image in given.items() if not image]:
+        command = [ROOT / ".ci" / "image", *missing]
+        settings = os.environ | {"IMAGE": own["train"], "PROGRESS": "plain"}
+        done = subprocess.run(
+            command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if done.returncode:
+            pytest.fail(f".ci/image {' '.join(missing)} failed:\n{done.stdout[-6000:]}", pytrace=False)
+    return {target: image or own[target] for target, image in given.items()}
+
+
+@pytest.fixture(scope="session")
+def train_image(images) -> str:
+    return images["train"]
+
+
+@pytest.fixture(scope="session")
+def serve_image(images) -> str:
+    return images["serve"]
+
+
+@pytest.fixture(scope="session")
+def run(train_image) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a command in the train image as an arbitrary user on a root that cannot be written, `folder` being /work."""
+
+    def run(*command: str, folder: Path, mounts: tuple[str, ...] = (), check: bool = True, **environment: str):
+        folder.chmod(0o777)
+        options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--user", USER, "--volume", f"{folder}:/work"]
+        options += [word for mount in mounts for word in ("--volume", mount)]
+        options += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
+        return docker("run", *options, train_image, *command, check=check)
+
+    return run
