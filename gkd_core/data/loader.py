@@ -157,8 +157,11 @@ class Loader:
         """Where in the order the rows stand that this process reads, batch by batch."""
         if self.augmentation.mixup:  # a row's partner may be anywhere in the batch: all make the whole of it
             return [slice(start, stop) for start, stop in self._bounds]
-        mine = zip(self._bounds, self._shards, strict=True)
-        return [slice(start + shards.mine.start, start + shards.mine.stop) for (start, _), shards in mine]
+        rows = []
+        for (start, stop), shards in zip(self._bounds, self._shards, strict=True):
+            first, end, _ = shards.mine.indices(stop - start)
+            rows.append(slice(start + first, start + end))
+        return rows
 
     def _pixels(self, order: Tensor, indices: Tensor) -> Iterator[Tensor]:
         """uint8 [rows, H, W, C] on the device, batch by batch."""
