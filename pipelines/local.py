@@ -96,6 +96,9 @@ def run_pipeline(
         root = Path(name).resolve()
         tasks = root / "tasks"
         tasks.mkdir()
+        if user is not None:  # whoever that is writes here
+            for place in (root, tasks, work):
+                place.chmod(0o777)
         surroundings = {"GKD_TASKS": str(tasks), "GKD_WORK": str(work.resolve())}
         more = list(overrides or [])
         if runner == "docker":
@@ -136,8 +139,9 @@ def _run(pipeline: Any, arguments: dict[str, Any], runner: Any, root: Path, scre
     from kfp import local
 
     local.init(runner, pipeline_root=str(root / "artifacts"), workspace_root=str(root / "workspace"))
-    (root / "workspace").mkdir()  # kfp mounts it into containers, and removes it
-    (root / "artifacts").mkdir()
+    for name in ("workspace", "artifacts"):  # kfp mounts them into containers, and removes the first
+        (root / name).mkdir()
+        (root / name).chmod(root.stat().st_mode & 0o777)
     with warnings.catch_warnings(), contextlib.redirect_stdout(screen), _quoted_python():
         warnings.simplefilter("ignore")  # of images without "python" in the name
         try:
@@ -169,7 +173,8 @@ def _raise_failure(tasks: Path, failure: Exception | None, out: Path, missing: l
     for state in (json.loads(file.read_text(encoding="utf-8")) for file in states):
         step = state["step"]
         if state["state"] == "failed":
-            raise StepFailed(f"{step}: {state['sentence']}", state["exit_code"])
+            where = "" if state.get("expected", True) else f" (the traceback is in {out / LOG})"
+            raise StepFailed(f"{step}: {state['sentence']}{where}", state["exit_code"])
         if state["state"] == "running":
             raise StepFailed(
                 f"{step} was killed, for want of memory perhaps: see {out / LOG}; started again, a training goes on "

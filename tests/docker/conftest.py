@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from gkd_core import __version__
 from tests.docker.containers import ROOT, USER, docker
+
+GKD = [sys.executable, "-m", "pipelines.cli"]
 
 
 def pytest_collection_modifyitems(items):
@@ -63,3 +66,31 @@ def run(train_image) -> Callable[..., subprocess.CompletedProcess[str]]:
         return docker("run", *options, train_image, *command, check=check)
 
     return run
+
+
+TWO_EPOCHS = (
+    "teacher.name=resnet8",
+    "teacher.train.epochs=2",
+    "train.epochs=2",
+    "train.device=cpu",
+    "teacher.train.device=cpu",
+    "evaluate.latency_runs=10",
+)
+
+
+@pytest.fixture(scope="session")
+def pipeline_run(train_image, tmp_path_factory) -> Path:
+    """What the whole pipeline left: each task a container of kfp's DockerRunner, run as a user nobody knows."""
+    top = tmp_path_factory.mktemp("pipeline")
+    (top / "store").mkdir()
+    (top / "store").chmod(0o777)
+    overrides = [*TWO_EPOCHS, f"tracking.uri=sqlite:///{top / 'store' / 'mlflow.db'}"]
+    command = [*GKD, "pipeline", "run", "--runner", "docker", "--user", USER, "--out", str(top / "out")]
+    command += ["--params", str(ROOT / "params.yaml"), *(word for given in overrides for word in ("--set", given))]
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    settings |= {"GKD_IMAGE": train_image, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+    log = top / "out" / "pipeline.log"
+    if done.returncode:
+        pytest.fail(f"{done.stderr[-4000:]}\n{log.read_text()[-6000:] if log.exists() else ''}", pytrace=False)
+    return top / "out"
