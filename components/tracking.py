@@ -42,6 +42,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gkd_core.config import Tracking
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest
+from gkd_core.redact import redact
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 NETWORK = "network"  # where a run keeps its network folder
@@ -132,6 +133,23 @@ def connect(settings: Tracking, *, again: str = "gkd register") -> Iterator["Sto
             yield Store(uri, settings)
 
 
+@contextlib.contextmanager
+def registered(uri: str, settings: Tracking, *, again: str) -> Iterator[tuple["Store", "Version"]]:
+    """The store and the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Args:
+        again: as in `connect`.
+    Raises:
+        GkdError: it is not of that form, there is no such model, alias or version, or the store does not answer.
+    """
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if match is None:
+        raise GkdError(f"{uri!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = match.groups()
+    with connect(settings.model_copy(update={"model_name": name}), again=again) as store:
+        yield store, store.version(alias or number)
+
+
 def download_network(uri: str, settings: Tracking) -> Path:
     """The network folder of a registered student, copied to a folder that is removed when the process ends.
 
@@ -140,12 +158,7 @@ def download_network(uri: str, settings: Tracking) -> Path:
     Raises:
         GkdError: there is no such model, alias or version, it came without a network folder, or the copy is damaged.
     """
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
-    if match is None:
-        raise GkdError(f"{uri!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = match.groups()
-    with connect(settings.model_copy(update={"model_name": name}), again="gkd teacher") as store:
-        version = store.version(alias or number)
+    with registered(uri, settings, again="gkd teacher") as (store, version):
         folder = Path(tempfile.mkdtemp(prefix="gkd-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         found = store.download(version, NETWORK, folder)
@@ -306,6 +319,13 @@ class Store:
         if not any(item.path.rpartition("/")[2] == last for item in listed):
             return None
         return Path(self._client.download_artifacts(version.run_id, place, str(folder)))
+
+    def download_model(self, version: Version, folder: Path) -> Path | None:
+        """Copy the ONNX file that a version serves into a new folder; None when it has none."""
+        folder.mkdir()
+        uri = f"models:/{self.name}/{version.number}"
+        found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+        return next(iter(sorted(found.rglob("*.onnx"))), None)
 
     def _registered(self) -> Any:
         try:
@@ -486,19 +506,15 @@ def _cause(error: BaseException | None) -> str:
         while (inner := error.__cause__ or error.__context__) is not None:
             error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return _without_password(lines[0][:300] if lines else type(error).__name__).rstrip(".")
+    return redact(lines[0][:300] if lines else type(error).__name__).rstrip(".")
 
 
 def _shown(uri: str) -> str:
-    return _without_password(uri)
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"(://[^:/@\s]+):[^@/\s]+@", r"\1:***@", text)
+    return redact(uri)
 
 
 def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(redact(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -261,7 +261,7 @@ def sealed(folder: Path) -> dict[str, str]:
     if head != f"{SIDECAR_HEAD}{hashlib.sha256(lines).hexdigest()}".encode():
         raise GkdError(f"{path} was changed: its first line is not the sha256 of the others")
     try:
-        entries = [line.split("  ", 1) for line in lines.decode().splitlines()]
+        entries = [line.split("  ", 1) for line in lines.decode().split("\n")[:-1]]
         return {name: digest for digest, name in entries}
     except ValueError:  # not UTF-8, or a line of another form
         raise GkdError(f"{path} is no list of hashes and names") from None

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from gkd_core.redact import redact
+
 
 def run_facts(*, seconds: float | None = None, device: torch.device | None = None) -> dict[str, Any]:
     """Git revision and dirty flag (None outside a checkout), host, platform, versions, UTC time.
@@ -29,7 +31,7 @@ def run_facts(*, seconds: float | None = None, device: torch.device | None = Non
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
     if seconds is not None:
         facts["seconds"] = round(seconds, 1)

@@ -1,7 +1,7 @@
 """`gkd`, the command line. Heavy imports happen inside commands: `gkd --help` answers at once.
 
 Progress goes to stderr; the last line on stdout is JSON. Exit codes: 0 done (a gate's refusal included), 1 the gate
-refused and `gate.on_refusal` is fail, 2 something given is wrong.
+refused and `gate.on_refusal` is fail, or `gkd verify` found a link that does not hold, 2 something given is wrong.
 """
 
 import signal
@@ -12,7 +12,8 @@ import typer
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError
-from pipelines.commands import bundle, cluster, compare, kubeflow, lists, registry, steps
+from gkd_core.redact import redact
+from pipelines.commands import bundle, cluster, compare, kubeflow, lists, registry, steps, verify
 
 app = typer.Typer(
     name="gkd",
@@ -26,6 +27,7 @@ app.add_typer(bundle.app)
 app.add_typer(compare.app)
 app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")
+app.add_typer(verify.app)
 kubeflow.app.add_typer(cluster.app)
 app.add_typer(kubeflow.app, name="pipeline")
 
@@ -37,7 +39,7 @@ def main() -> None:
     try:
         app()
     except GkdError as error:
-        print(f"gkd: {error}", file=sys.stderr)
+        print(f"gkd: {redact(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:  # no permission, no space, a folder where a file should be
         where = f"{error.filename}: " if error.filename else ""

@@ -1,0 +1,188 @@
+"""gkd verify: the chain from data to deployed model, into the registry and out to a running server. Imports no torch.
+
+MLflow is imported only where there is a registry to ask.
+"""
+
+import json
+import os
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gkd_core.config import Tracking
+from gkd_core.errors import GkdError
+from gkd_core.export.manifest import FILES, read_manifest
+from gkd_core.files import file_digest, read_json
+from gkd_core.verify import LINEAGE, Broken, Chain, Gap, Link, folders_of, walk_folders
+
+MODEL = "models:/"
+TAGS = {
+    "gkd.data": "data_sha256",
+    "gkd.teacher": "teacher_digest",
+    "gkd.student": "student_digest",
+    "gkd.config": "config_digest",
+    "gkd.code": "code_sha256",
+    "gkd.method": "method",
+    "gkd.network": "network",
+}
+DEFAULT_NAME = "gkd-student"
+TOKEN = "GKD_TOKEN"  # the server's bearer token, where it wants one
+TIMEOUT_SECONDS = 10.0
+LARGEST_REPLY = 1 << 22
+
+
+def run(target: str, *, server: str | None, tracking: Tracking | None) -> Chain:
+    """Walk the chain as far as there is something to walk.
+
+    Args:
+        target: a run's folder, a deploy folder, a bundle, or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        server: address of a running server; None leaves it out.
+        tracking: where the registry is; None takes MLFLOW_TRACKING_URI, else the database in the run's folder.
+    Raises:
+        GkdError: there is nothing to verify there, or the registry or the server does not answer.
+    """
+    if target.startswith(MODEL):
+        with tempfile.TemporaryDirectory(prefix="gkd-") as place:
+            return _version(target, Path(place), server, tracking or Tracking())
+    root = Path(target)
+    folders = folders_of(root)
+    chain = Chain().walk(walk_folders(folders, lists_required=folders != {"deploy": root}))
+    if "registration" in folders and "deploy" in folders:
+        chain.walk(_registry(folders, root, tracking))
+    else:
+        chain.gaps.append(Gap("manifest → registry", "nothing says where it is registered"))
+    _ask(chain, folders, server)
+    return chain
+
+
+def _version(uri: str, place: Path, server: str | None, tracking: Tracking) -> Chain:
+    """A registered version: its tags, its ONNX file, and the folders kept with its run."""
+    from components.tracking import registered
+
+    with registered(uri, tracking, again=f"gkd verify {uri}") as (store, version):
+        kept = {name: store.download(version, where, place) for name, where in _KEPT.items()}
+        folders = {name: folder for name, folder in kept.items() if folder is not None}
+        if "deploy" not in folders:
+            raise GkdError(f"{uri} (version {version.number}) came without its deploy folder: gkd did not register it")
+        chain = Chain().walk(walk_folders(folders, lists_required=False))
+        chain.walk(_tags(version, folders["deploy"]))
+        chain.walk(_registered_file(store, version, folders["deploy"], place))
+    _ask(chain, folders, server)
+    return chain
+
+
+_KEPT = {"student": "network", "deploy": "deploy", "report": "report"}
+
+
+def _registry(folders: dict[str, Path], root: Path, tracking: Tracking | None) -> Iterator[Link | Gap]:
+    """The version that registration/ speaks of, in the store as it is now."""
+    settings = tracking or Tracking()
+    if settings.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        database = root / "mlflow.db"
+        if not database.is_file():
+            yield Gap("manifest → registry", f"there is no {database}: pass --params, or set MLFLOW_TRACKING_URI")
+            return
+        settings = settings.model_copy(update={"uri": f"sqlite:///{database.resolve()}"})
+    try:
+        from components.tracking import connect
+    except ImportError as error:
+        yield Gap("manifest → registry", f"MLflow is not installed ({error}): install gkd[track]")
+        return
+    written = read_json(folders["registration"] / "version.json", "the registration folder")
+    settings = settings.model_copy(update={"model_name": written["name"]})
+    with connect(settings, again="gkd verify") as store, tempfile.TemporaryDirectory(prefix="gkd-") as place:
+        try:
+            version = store.version(str(written["version"]))
+        except GkdError as error:
+            raise Broken(f"{folders['registration'] / 'version.json'}: {error}") from None
+        yield from _tags(version, folders["deploy"])
+        yield from _registered_file(store, version, folders["deploy"], Path(place))
+
+
+def _tags(version: Any, deploy: Path) -> Iterator[Link]:
+    manifest, tags = read_manifest(deploy), version.tags
+    wanted = {tag: manifest[key] for tag, key in TAGS.items()}
+    wanted |= {"gkd.manifest": file_digest(deploy / "manifest.json"), "gkd.model": manifest["model"]["sha256"]}
+    for tag, value in wanted.items():
+        if tags.get(tag) != value:
+            raise Broken(f"registry: the tag {tag} of version {version.number} is not what {deploy} says")
+    yield Link("manifest → registry", f"{len(wanted)} tags of version {version.number}")
+
+
+def _registered_file(store: Any, version: Any, deploy: Path, place: Path) -> Iterator[Link]:
+    digest = read_manifest(deploy)["model"]["sha256"]
+    model = store.download_model(version, place / "registered")
+    if model is None or file_digest(model) != digest:
+        what = "has no ONNX file" if model is None else f"holds another ONNX file than {deploy}"
+        raise Broken(f"registry: version {version.number} {what}")
+    yield Link("registry → file", f"{digest[:12]} is what version {version.number} serves")
+
+
+def _ask(chain: Chain, folders: dict[str, Path], server: str | None) -> None:
+    if server is None:
+        chain.gaps.append(Gap("manifest → server", "no --server was named"))
+    elif "deploy" not in folders:
+        chain.gaps.append(Gap("manifest → server", "there is no deploy folder"))
+    else:
+        chain.walk(_served(server, folders))
+
+
+def _served(server: str, folders: dict[str, Path]) -> Iterator[Link]:
+    """What a running server says of the model it serves (Open Inference Protocol v2, model metadata)."""
+    manifest = read_manifest(folders["deploy"])
+    address = _address(server, folders)
+    reply = _get(address)
+    facts = reply.get("parameters")
+    if not isinstance(facts, dict):
+        raise Broken(f"{address} says nothing of its model's lineage")
+    precision = facts.get("precision", "fp32")
+    entry = manifest["model"] if precision == "fp32" else manifest.get(precision)
+    if precision not in FILES or not isinstance(entry, dict) or "sha256" not in entry:
+        raise Broken(f"{address} serves the precision {precision!r}, which {folders['deploy']} does not have")
+    wanted = {key: manifest[key] for key in (*LINEAGE, "classes")} | {"model_sha256": entry["sha256"]}
+    for key, value in wanted.items():
+        said = facts.get(key)
+        if key == "classes" and isinstance(said, str):  # parameters are plain values with some servers
+            value = json.dumps(value, ensure_ascii=False)
+        if said != value:
+            raise Broken(f"{address} serves another model: its {key} is not the one in {folders['deploy']}")
+    yield Link("manifest → server", f"{entry['sha256'][:12]} ({precision}) answers at {address}")
+
+
+def _address(server: str, folders: dict[str, Path]) -> str:
+    """The metadata address of the model: as given, or by the registered name below the server's address."""
+    parts = urllib.parse.urlsplit(server if "://" in server else f"http://{server}")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise GkdError(f"--server {server!r} is no address: write it as http://HOST:PORT")
+    base = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+    if "/v2/models/" in parts.path:
+        return base
+    name = DEFAULT_NAME
+    if "registration" in folders:
+        name = read_json(folders["registration"] / "version.json", "the registration folder", shape={"name": str})[
+            "name"
+        ]
+    return f"{base}/v2/models/{urllib.parse.quote(name)}"
+
+
+def _get(address: str) -> dict[str, Any]:
+    request = urllib.request.Request(address, headers={"User-Agent": "gkd", "Accept": "application/json"})
+    if token := os.environ.get(TOKEN):
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            content = json.loads(answer.read(LARGEST_REPLY))
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            raise GkdError(f"{address} refuses us ({error.code}): set {TOKEN} to the server's token") from None
+        raise Broken(f"{address} does not serve the model: it answers {error.code} {error.reason}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Broken(f"{address} gives no metadata ({reason}): see that the server runs there") from None
+    if not isinstance(content, dict):
+        raise Broken(f"{address} gives no metadata: its reply is no JSON object")
+    return content

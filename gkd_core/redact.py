@@ -1,0 +1,20 @@
+"""Secrets out of text: what is printed or written never holds a password, even where an address was given with one."""
+
+import re
+
+# user:password@ (greedy: a password may itself hold @ and /), a lone token@, and what such parameters are called.
+_PASSWORD = re.compile(r"(://[^:/@\s'\"]*):[^\s'\"]*@")
+_TOKEN = re.compile(r"://[^:/@?#\s'\"]+@")
+_NAME = r"(?:password|passwd|pwd|passphrase|token|secret|api_?key|access_?key|secret_?key|signature)"
+_PARAMETER = re.compile(rf"(?i)((?:(?<![a-z])|[a-z_]+){_NAME}=|--[a-z-]*{_NAME} )[^&;\s'\"]+")
+
+
+def redact(text: str) -> str:
+    """The text with `***` for passwords and tokens in addresses and parameters.
+
+    >>> redact("postgresql://gkd:s3/cr@t@db/mlflow?sslpassword=x")
+    'postgresql://gkd:***@db/mlflow?sslpassword=***'
+    """
+    text = _PASSWORD.sub(r"\1:***@", text)
+    text = _TOKEN.sub("://***@", text)
+    return _PARAMETER.sub(r"\1***", text)

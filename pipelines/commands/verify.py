@@ -1,0 +1,59 @@
+"""`gkd verify`: does everything still belong together?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.options import PARAMS, Overrides, finish, read_params
+
+if TYPE_CHECKING:
+    from gkd_core.verify import Chain
+
+app = typer.Typer()
+
+
+@app.command()
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="DIR|models:/NAME@ALIAS", help="A run's folder, a deploy folder or bundle, a version."),
+    ] = ".",
+    server: Annotated[str | None, typer.Option(help="Also ask a running server what it serves.", metavar="URL")] = None,
+    params: Annotated[
+        Path | None,
+        typer.Option(help="The configuration, for `tracking`; by default the one in DIR."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """See that data, teacher, student, ONNX file, report, registry and server belong together; exit 1 if not."""
+    file = params or (PARAMS if target.startswith("models:/") else Path(target) / PARAMS)
+    settings = read_params(file, overrides) if params is not None or file.is_file() else None
+    from components.verify import run
+
+    chain = run(target, server=server, tracking=None if settings is None else settings.tracking)
+    _show(chain, target)
+    finish({"target": target, **chain.as_dict()})
+    if chain.broken is not None:
+        raise chain.broken
+
+
+def _show(chain: "Chain", target: str) -> None:
+    """The links as a table on stderr."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        screen = Console(stderr=True, width=120)
+    table = Table(title=f"verify {escape(target)}", title_justify="left")
+    for heading in ("link", "", "found"):
+        table.add_column(heading)
+    for link in chain.links:
+        table.add_row(link.name, "[green]holds[/]", escape(link.found))
+    for gap in chain.gaps:
+        table.add_row(gap.name, "[yellow]not walked[/]", escape(gap.reason))
+    if chain.broken is not None:
+        table.add_row("", "[red]broken[/]", escape(str(chain.broken)))
+    screen.print(table)
