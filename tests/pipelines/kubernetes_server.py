@@ -1,0 +1,294 @@
+"""A small Kubernetes API over real HTTP, with as much of Kubeflow Trainer v2 as a TrainJob's life takes.
+
+A TrainJob is checked by the schema that the published package of Trainer's API carries (`kubeflow_trainer_api`, made
+from its OpenAPI description), made strict: no field that it does not know, no null. Besides, by rules of the custom
+resource definition that a schema of types cannot say. Pods either tell what they are told to, or are real processes of
+this machine with the PET_* variables that Trainer's controller sets.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import jsonschema
+import yaml
+from kubeflow_trainer_api import models
+
+GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
+QUANTITY = r"^[+-]?(\d+|\d+\.\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$"
+RUNTIME = {
+    "apiVersion": "trainer.kubeflow.org/v1alpha1",
+    "kind": "ClusterTrainingRuntime",
+    "metadata": {"name": "torch-distributed", "labels": {"trainer.kubeflow.org/framework": "torch"}},
+    "spec": {
+        "mlPolicy": {"numNodes": 1, "torch": {}},
+        "template": {
+            "spec": {
+                "replicatedJobs": [
+                    {
+                        "name": "node",
+                        "template": {
+                            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}},
+                            "spec": {"template": {"spec": {"containers": [{"name": "node", "image": "torch"}]}}},
+                        },
+                    }
+                ]
+            }
+        },
+    },
+}
+
+
+def strict_schema() -> dict[str, Any]:
+    """JSON Schema of a TrainJob as a strict API server has it."""
+    schema = models.TrainerV1alpha1TrainJob.model_json_schema(by_alias=True)
+    schema["$defs"]["IoK8sApimachineryPkgApiResourceQuantity"] = {"type": ["string", "number"], "pattern": QUANTITY}
+    for definition in [schema, *schema["$defs"].values()]:
+        if "properties" in definition:
+            definition["additionalProperties"] = False
+        for content in definition.get("properties", {}).values():
+            content["anyOf"] = [kind for kind in content.get("anyOf", [{}]) if kind != {"type": "null"}]
+    return schema
+
+
+SCHEMA = strict_schema()
+
+
+def refusal_of(job: dict[str, Any]) -> str | None:
+    """Why an API server would not take a TrainJob; None when it would."""
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(job))
+    if error:
+        return f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
+    spec = job["spec"]
+    if spec.get("activeDeadlineSeconds", 1) < 1:
+        return "spec.activeDeadlineSeconds: must be at least 1"
+    managers = [patch["manager"] for patch in spec.get("runtimePatches", [])]
+    if len(managers) > 16 or len(set(managers)) < len(managers) or not all(0 < len(m) <= 253 for m in managers):
+        return "spec.runtimePatches: at most 16, each with a manager of its own"
+    for patch in spec.get("runtimePatches", []):
+        for replicated in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
+            pod = replicated["template"]["spec"]["template"]["spec"]
+            for container in pod.get("containers", []):
+                if container["name"] == "node" and container.get("env"):
+                    return "env of the container node can only be set by spec.trainer"
+            for named in ("volumes", "containers"):
+                names = [item["name"] for item in pod.get(named, [])]
+                if len(set(names)) < len(names):
+                    return f"{named}: two of one name"
+    names = [variable["name"] for variable in spec["trainer"].get("env", [])]
+    if len(set(names)) < len(names):
+        return "spec.trainer.env: two of one name"
+    if reserved := [name for name in names if name.startswith("PET_")]:
+        return f"spec.trainer.env: {reserved} are Trainer's own"
+    return None
+
+
+class KubernetesServer:
+    """A cluster to use as a context manager.
+
+    Attributes:
+        ends: what becomes of a job: "Complete", "Failed", None (it goes on), or "processes": its command really runs.
+        logs: what each node prints, by its number, unless it really runs.
+        jobs: by name, as they are now; created: every manifest taken; deleted: names.
+        broken: so many requests from now on are answered with 500.
+    """
+
+    def __init__(self, ends: str | None = "Complete", logs: dict[int, list[str]] | None = None) -> None:
+        self.ends, self.logs = ends, logs or {}
+        self.runtimes = {"torch-distributed": RUNTIME}
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.created: list[dict[str, Any]] = []
+        self.deleted: list[str] = []
+        self.allowed = True
+        self.broken = 0
+        self.looks = 0
+        self.environment: dict[str, str] = {}
+        self.processes: list[subprocess.Popen[str]] = []
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+
+    def __enter__(self) -> "KubernetesServer":
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self.http.shutdown()
+        self.http.server_close()
+
+    def kubeconfig(self, file: Path) -> Path:
+        """A kubeconfig that leads here, with the namespace `team`."""
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "team"}}],
+            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.http.server_address[1]}"}}],
+            "users": [{"name": "me", "user": {"token": "kube-token"}}],
+        }
+        file.write_text(yaml.safe_dump(content))
+        return file
+
+    def answer(self, verb: str, target: str, token: str | None, body: Any) -> tuple[int, Any]:
+        parts = urlsplit(target)
+        if self.broken:
+            self.broken -= 1
+            return 500, "etcd is away"
+        if token != "Bearer kube-token":
+            return 401, "Unauthorized"
+        match (verb, parts.path.removeprefix(GROUP).removeprefix("/namespaces/team").split("/")[1:]):
+            case "GET", ["trainingruntimes", name]:
+                return 404, f"trainingruntimes {name} not found"
+            case "GET", ["clustertrainingruntimes", name]:
+                found = self.runtimes.get(name)
+                return (200, found) if found else (404, f"clustertrainingruntimes {name} not found")
+            case "POST", ["trainjobs"]:
+                return self._create(body)
+            case "GET", ["trainjobs", name]:
+                return (200, self._advanced(name)) if name in self.jobs else (404, f"trainjobs {name} not found")
+            case "DELETE", ["trainjobs", name]:
+                if name not in self.jobs:
+                    return 404, f"trainjobs {name} not found"
+                self.deleted.append(name)
+                del self.jobs[name]
+                return 200, {"kind": "Status", "status": "Success"}
+        match (verb, parts.path.removeprefix("/api/v1/namespaces/team").split("/")[1:]):
+            case "GET", ["pods"]:
+                (name,) = re.findall(r"jobset-name=([\w-]+)", parse_qs(parts.query)["labelSelector"][0])
+                return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self._pods(name)}
+            case "GET", ["pods", pod, "log"]:
+                return 200, "".join(f"{line}\n" for line in self._log(int(pod.rpartition("-")[2])))
+            case "GET", ["events"]:
+                event = {
+                    "reason": "FailedScheduling",
+                    "message": "0/3 nodes are available:\n3 Insufficient nvidia.com/gpu",
+                }
+                first = {
+                    "metadata": {"name": "e", "namespace": "team"},
+                    "involvedObject": {"kind": "TrainJob", "name": next(iter(self.jobs), "")},
+                    "firstTimestamp": "2026-11-21T12:00:00Z",
+                }
+                return 200, {"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": [first | event]}
+        return 404, f"{verb} {parts.path} not found"
+
+    def _create(self, job: dict[str, Any]) -> tuple[int, Any]:
+        if not self.allowed:
+            return 403, 'trainjobs.trainer.kubeflow.org is forbidden: User "pipeline-runner" cannot create resource'
+        if problem := refusal_of(job):
+            return 422, f"TrainJob is invalid: {problem}"
+        name = job["metadata"]["name"]
+        if name in self.jobs:
+            return 409, f"trainjobs {name} already exists"
+        self.created.append(job)
+        self.looks = 0
+        made = deepcopy(job)
+        made["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-11-21T12:00:00Z"}
+        made["spec"]["suspend"] = False  # defaults that the server fills in
+        made["spec"]["managedBy"] = "trainer.kubeflow.org/trainjob-controller"
+        self.jobs[name] = made
+        if self.ends == "processes":
+            self._start(job)
+        return 201, made
+
+    def _start(self, job: dict[str, Any]) -> None:
+        """Each node as a process, with what Trainer's torch policy sets: PET_*."""
+        trainer = job["spec"]["trainer"]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = str(listener.getsockname()[1])
+        for rank in range(trainer["numNodes"]):
+            given = {variable["name"]: variable["value"] for variable in trainer["env"] if "value" in variable}
+            given |= {
+                "PET_NNODES": str(trainer["numNodes"]),
+                "PET_NPROC_PER_NODE": str(trainer["numProcPerNode"]),
+                "PET_NODE_RANK": str(rank),
+                "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": port,
+            }
+            self.processes.append(
+                subprocess.Popen(
+                    trainer["command"], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    env=os.environ | self.environment | given,
+                )
+            )  # fmt: skip
+            threading.Thread(target=self._read, args=(rank, self.processes[-1]), daemon=True).start()
+
+    def _read(self, rank: int, process: subprocess.Popen[str]) -> None:
+        lines = self.logs.setdefault(rank, [])
+        lines.extend(line.rstrip("\n") for line in process.stdout)
+
+    def _ended(self) -> str | None:
+        if self.ends == "processes":
+            codes = [process.poll() for process in self.processes]
+            return "Failed" if any(codes) else None if None in codes else "Complete"
+        self.looks += 1
+        return self.ends if self.looks > 2 else None
+
+    def _advanced(self, name: str) -> dict[str, Any]:
+        job = self.jobs[name]
+        if "status" not in job and (end := self._ended()):
+            reasons = {"Complete": ("JobsCompleted", "jobset completed successfully")}
+            reason, message = reasons.get(end, ("FailedJobs", "jobset failed due to one or more job failures"))
+            condition = {"type": end, "status": "True", "reason": reason, "message": message}
+            job["status"] = {"conditions": [condition | {"lastTransitionTime": "2026-11-21T12:30:00Z"}]}
+        return job
+
+    def _pods(self, name: str) -> list[dict[str, Any]]:
+        if name not in self.jobs:
+            return []
+        failed = self.jobs[name].get("status", {}).get("conditions", [{}])[0].get("type") == "Failed"
+        pods = []
+        for rank in range(self.jobs[name]["spec"]["trainer"]["numNodes"]):
+            labels = {
+                "jobset.sigs.k8s.io/jobset-name": name,
+                "jobset.sigs.k8s.io/replicatedjob-name": "node",
+                "batch.kubernetes.io/job-completion-index": str(rank),
+            }
+            phase = "Failed" if failed and self.logs.get(rank) else "Running"
+            pods.append(
+                {
+                    "metadata": {"name": f"{name}-node-0-{rank}", "namespace": "team", "labels": labels},
+                    "spec": {"containers": [{"name": "node", "image": "gkd"}]},
+                    "status": {"phase": phase},
+                }
+            )
+        return pods
+
+    def _log(self, rank: int) -> list[str]:
+        return list(self.logs.get(rank, []))
+
+    def _handler(server) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _do(self) -> None:
+                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                body = json.loads(sent) if sent else None
+                status, reply = server.answer(self.command, self.path, self.headers.get("Authorization"), body)
+                plain = isinstance(reply, str) and status == 200
+                if isinstance(reply, str) and not plain:
+                    reply = {"kind": "Status", "status": "Failure", "message": reply, "code": status}
+                content = reply.encode() if plain else json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain" if plain else "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET: Callable[..., None] = _do
+            do_POST = do_DELETE = _do
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler

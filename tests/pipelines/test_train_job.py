@@ -1,0 +1,305 @@
+"""TrainJobs: the manifest against Trainer's schema, their lives against a cluster's API, a training on two nodes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes.config import kube_config
+
+from gkd_core.errors import GkdError
+from pipelines.profile import Profile, load_profile
+from pipelines.train_job import TrainJob, launch, manifest, of_profile
+from tests.conftest import small
+from tests.pipelines.kubernetes_server import KubernetesServer, refusal_of
+
+ROOT = Path(__file__).parents[2]
+NODES = {
+    "training": {"cpu_request": "1", "memory_request": "1Gi", "memory_limit": None, "timeout_seconds": 200},
+    "nodes": {"count": 2},
+    "work": {"claim": "gkd-work", "mount": "/gkd/work"},
+}
+COMMAND = ("python", "-m", "pipelines.nodes")
+
+
+@pytest.fixture
+def job() -> TrainJob:
+    profile = Profile.model_validate(NODES)
+    return of_profile(profile, step="distill", name="gkd-distill-1", image="gkd:1", command=COMMAND)
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    """Starts a cluster and points the kubeconfig to it."""
+    from contextlib import contextmanager
+
+    @contextmanager
+    def start(*arguments, **options):
+        with KubernetesServer(*arguments, **options) as server:
+            monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(server.kubeconfig(tmp_path / "kube")))
+            yield server
+
+    return start
+
+
+def run(job: TrainJob, **options) -> list[str]:
+    said: list[str] = []
+    launch(job, **{"timeout_seconds": 60, "poll_seconds": 0.02, "say": said.append} | options)
+    return said
+
+
+class TestManifest:
+    def test_of_the_shipped_profile(self):
+        profile = load_profile("multi-node")
+        made = manifest(of_profile(profile, step="teacher", name="gkd-teacher-1", image="gkd:1", command=COMMAND))
+        assert refusal_of(made) is None
+        trainer = made["spec"]["trainer"]
+        assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (2, 4, "gkd:1")
+        assert trainer["command"] == list(COMMAND)
+        assert trainer["resourcesPerNode"]["limits"] == {"memory": "128Gi", "nvidia.com/gpu": "4"}
+        assert trainer["resourcesPerNode"]["requests"] == {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "4"}
+        variables = {variable["name"]: variable for variable in trainer["env"]}
+        secret = variables["MLFLOW_TRACKING_PASSWORD"]["valueFrom"]["secretKeyRef"]
+        assert secret == {"name": "gkd-mlflow", "key": "password", "optional": True}
+        (patch,) = made["spec"]["runtimePatches"]
+        (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        pod = node["template"]["spec"]["template"]["spec"]
+        assert node["name"] == "node"
+        claim, memory = pod["volumes"]
+        assert claim["persistentVolumeClaim"] == {"claimName": "gkd-work"}
+        assert memory["emptyDir"] == {"medium": "Memory", "sizeLimit": "32Gi"}
+        (container,) = pod["containers"]
+        places = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert places == {claim["name"]: "/gkd/work", memory["name"]: "/dev/shm"}
+        assert pod["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert "podSpecOverrides" not in str(made)
+
+    def test_a_step_sees_its_own_secrets_only(self):
+        profile = load_profile("multi-node")
+        made = manifest(of_profile(profile, step="kd", name="gkd-kd-1", image="gkd:1", command=COMMAND))
+        assert [variable["name"] for variable in made["spec"]["trainer"]["env"]] == ["GKD_WORK"]
+
+    def test_of_a_processor_and_a_cluster_that_gives_out_users(self, job):
+        made = manifest(replace(job, user=None))
+        assert refusal_of(made) is None
+        assert "limits" not in str(made) or made["spec"]["trainer"]["resourcesPerNode"]["limits"] == {}
+        patch = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+        security = patch["template"]["spec"]["template"]["spec"]["securityContext"]
+        assert security == {"runAsNonRoot": True, "runAsGroup": 0}
+
+    def test_the_same_again_is_the_same(self, job):
+        assert manifest(job) == manifest(job)
+        other = manifest(replace(job, image="gkd:2"))
+        assert other["metadata"]["annotations"] != manifest(job)["metadata"]["annotations"]
+
+    @pytest.mark.parametrize(
+        ("path", "value", "part"),
+        [
+            (["spec", "podSpecOverrides"], [], "podSpecOverrides"),
+            (["spec", "trainer", "numNodes"], "2", "'2' is not"),
+            (["spec", "trainer", "resourcesPerNode", "limits"], {"memory": "4GB"}, "4GB"),
+            (["spec", "runtimeRef"], None, "None"),
+            (["spec", "activeDeadlineSeconds"], 0, "at least 1"),
+            (["spec", "trainer", "env"], [{"name": "PET_NNODES", "value": "2"}], "Trainer's own"),
+        ],
+    )
+    def test_the_schema_refuses_what_a_cluster_would(self, job, path, value, part):
+        made = manifest(job)
+        place = made
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        assert part in refusal_of(made)
+
+    @pytest.mark.parametrize("name", ["Distill", "1st", "a" * 41, "kd_1", "kd-"])
+    def test_names_that_no_pod_can_have(self, job, name):
+        with pytest.raises(GkdError, match="TrainJob name"):
+            replace(job, name=name)
+
+
+class TestLife:
+    def test_a_job_that_completes(self, cluster, job):
+        with cluster("Complete", {0: ["epoch 1", "epoch 2"]}) as server:
+            said = run(job)
+            assert refusal_of(server.created[0]) is None
+            assert server.created[0]["spec"]["runtimeRef"]["kind"] == "ClusterTrainingRuntime"
+            assert server.deleted == ["gkd-distill-1"]
+        assert said[0] == "TrainJob gkd-distill-1: 2 nodes × 1 processes"
+        assert said[1:] == ["epoch 1", "epoch 2"]
+
+    def test_a_failed_job_ends_with_its_last_lines(self, cluster, job):
+        noise = [f"torch.distributed line {number}" for number in range(30)]
+        lines = ["gkd: begins: distill", "epoch 1", "gkd: the teacher has 100 classes", "gkd: ends: distill", *noise]
+        with cluster("Failed", {1: lines}) as server:
+            with pytest.raises(GkdError) as raised:
+                run(job)
+            assert server.deleted == [], "it stays to be looked at"
+            assert "gkd-distill-1" in server.jobs
+        first, *rest = str(raised.value).splitlines()
+        assert first == (
+            "TrainJob gkd-distill-1 failed (FailedJobs: jobset failed due to one or more job failures): "
+            "the teacher has 100 classes; its last lines:"
+        )
+        assert [line.strip() for line in rest] == lines[-20:]
+
+    def test_a_failed_job_without_a_log(self, cluster, job):
+        with cluster("Failed") as server:
+            with pytest.raises(GkdError, match="it left no log"):
+                run(job, keep="never")
+            assert server.deleted == ["gkd-distill-1"]
+
+    def test_a_retried_task_replaces_a_failed_job(self, cluster, job):
+        with cluster("Failed") as server:
+            with pytest.raises(GkdError):
+                run(job)
+            server.ends = "Complete"
+            said = run(job)
+            assert len(server.created) == 2
+        assert said[0] == "TrainJob gkd-distill-1 of an earlier try is replaced"
+
+    def test_a_retried_task_joins_a_job_at_work(self, cluster, job):
+        """The waiting pod was preempted, the training was not."""
+        with cluster(None) as server:
+            with pytest.raises(GkdError, match=r"is not through after 0.3 seconds; the cluster says: .* Insufficient"):
+                run(job, timeout_seconds=0.3, keep="always")
+            server.ends = "Complete"
+            said = run(job, keep="always")
+            assert len(server.created) == 1
+            assert said[0].endswith("(joined)")
+            assert run(job, keep="always")[0].endswith("(joined)"), "a complete one is taken as it is"
+            assert len(server.created) == 1
+            run(job, complete=lambda: False)
+            assert len(server.created) == 2, "but not when its result is lost"
+
+    def test_a_job_that_asks_for_something_else_is_replaced(self, cluster, job):
+        with cluster(None) as server:
+            with pytest.raises(GkdError):
+                run(job, timeout_seconds=0.3, keep="always")
+            server.ends = "Complete"
+            run(replace(job, image="gkd:2"))
+            assert [made["spec"]["trainer"]["image"] for made in server.created] == ["gkd:1", "gkd:2"]
+
+    def test_time_that_is_over_removes_the_job(self, cluster, job):
+        with cluster(None) as server:
+            with pytest.raises(GkdError, match="is not through"):
+                run(job, timeout_seconds=0.2)
+            assert not server.jobs
+
+    def test_a_cluster_that_stumbles(self, cluster, job):
+        with cluster(None) as server:
+            seen = []
+
+            def stumble(line: str) -> None:
+                if not seen:
+                    server.broken, server.ends = 4, "Complete"
+                seen.append(line)
+
+            run(job, say=stumble)
+            assert server.broken == 0
+
+    def test_a_cluster_without_trainer(self, cluster, job):
+        with cluster() as server:
+            server.runtimes = {}
+            with pytest.raises(GkdError, match=r"no training runtime 'torch-distributed': install Kubeflow Trainer"):
+                run(job)
+
+    def test_a_service_account_without_the_right(self, cluster, job):
+        with cluster() as server:
+            server.allowed = False
+            with pytest.raises(GkdError, match=r"does not allow it .*cannot create.*docs/kubernetes.md"):
+                run(job)
+
+    def test_what_the_cluster_refuses(self, cluster, job):
+        with cluster(), pytest.raises(GkdError, match=r"refuses it .*PET_X.* are Trainer's own"):
+            run(replace(job, env={"PET_X": "1"}))
+
+    def test_no_cluster_at_hand(self, job, monkeypatch, tmp_path):
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+        with pytest.raises(GkdError, match="no cluster is at hand"):
+            run(job)
+
+    def test_a_cluster_that_is_gone(self, cluster, job):
+        with cluster() as server:
+            pass
+        with pytest.raises(GkdError, match="cannot be asked"):
+            run(job)
+        assert not server.created
+
+
+TASK = """
+import json, sys
+from pathlib import Path
+from gkd_core.config import params_of_sections
+from pipelines.nodes import train_on_nodes
+here = Path(sys.argv[1])
+settings = sys.argv[2]
+train_on_nodes(
+    "baseline", settings=settings, params=params_of_sections(json.loads(settings)), inputs={"data": here / "data"},
+    out=here / "baseline", work=here / "work", profile=(here / "profile.json").read_text(),
+)
+"""
+
+
+@pytest.mark.slow
+def test_two_nodes_train_one_network(few_digits, tmp_path):
+    """The task starts a TrainJob; its nodes are processes here, started as Trainer would, that meet in the volume."""
+    import shutil
+
+    from gkd_core.files import read_json
+
+    shutil.copytree(few_digits, tmp_path / "data")
+    profile = NODES | {"work": {"claim": "gkd-work", "mount": str(tmp_path / "work")}}
+    (tmp_path / "profile.json").write_text(Profile.model_validate(profile).model_dump_json())
+    params = small(train={"epochs": 1, "batch_size": 20, "device": "cpu"})
+    settings = params.model_dump_json(include={"student", "train", "references"})
+    with KubernetesServer("processes") as server:
+        server.environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": _path()}
+        environment = {"PYTHONPATH": str(ROOT), "KUBECONFIG": str(server.kubeconfig(tmp_path / "kube"))}
+        result = subprocess.run(
+            [sys.executable, "-c", TASK, str(tmp_path), settings], cwd=tmp_path, capture_output=True, text=True,
+            timeout=250, env=os.environ | environment,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        (made,) = server.created
+    assert made["spec"]["trainer"]["command"][:4] == ["python", "-m", "torch.distributed.run", "-m"]
+    facts = read_json(tmp_path / "baseline" / "training.json", "the result")
+    assert (facts["trained"], facts["processes"]) == (True, 2)
+    assert (tmp_path / "baseline" / "model.safetensors").is_file()
+    assert not list((tmp_path / "work" / "nodes").iterdir()), "the volume is left as it was"
+    assert "2 nodes × 1 processes" in result.stderr
+
+
+def _path() -> str:
+    """`python` is this one, as in the image."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def test_a_reference_that_is_off_needs_no_nodes(few_digits, tmp_path):
+    from pipelines.nodes import train_on_nodes
+
+    params = small(references={"baseline": False})
+    out = tmp_path / "baseline"
+    train_on_nodes(
+        "baseline", settings="", params=params, inputs={"data": few_digits}, out=out, work=tmp_path, profile=""
+    )
+    assert '"trained": false' in (out / "training.json").read_text()
+
+
+def test_the_compiled_pipeline_waits_for_train_jobs(tmp_path):
+    from pipelines.compiled import compile_pipeline
+
+    (tmp_path / "params.yaml").write_text("{}")
+    file = tmp_path / "p.yaml"
+    compile_pipeline(file, params=tmp_path / "params.yaml", profile="multi-node")
+    spec, platform = yaml.safe_load_all(file.read_text())
+    executors = spec["deploymentSpec"]["executors"]
+    for step in ("teacher", "baseline", "kd", "distill"):
+        assert "train_on_nodes" in str(executors[f"exec-{step}"]["container"]["command"])
+        assert "nvidia.com/gpu" not in str(executors[f"exec-{step}"]["container"].get("resources"))
+        assert "gkd-work" in str(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"])
