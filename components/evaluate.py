@@ -15,7 +15,7 @@ from torch import nn
 
 from components.export import trained_facts
 from components.teacher import open_teachers
-from gkd_core.config import Params
+from gkd_core.config import Evaluate, Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
@@ -26,16 +26,17 @@ from gkd_core.evaluation.latency import hardware, measure_latency
 from gkd_core.evaluation.predictions import predict
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import paired_difference, wilson_interval
-from gkd_core.export.manifest import read_manifest
+from gkd_core.export.manifest import kept_precisions, read_manifest
 from gkd_core.export.onnx import export_onnx
 from gkd_core.export.session import run_session, session
-from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import load_network
 from gkd_core.models.topological import images_only
+from gkd_core.records import read_teacher, read_training
 from gkd_core.report import Findings, render_report
-from gkd_core.report.findings import Row
 from gkd_core.run_facts import run_facts
+from gkd_core.tables import Row, read_table
 from gkd_core.training.device import choose_device
 
 BATCH_SIZE = 250
@@ -67,7 +68,8 @@ def run(
         out: appears whole or not at all.
         params: reads `evaluate`; the other sections are shown in the report.
     Returns:
-        {"teacher": {"top1"}, …, "onnx": {"top1", "parity_max_abs"}, "differences", "report": {"path"}}.
+        {"teacher": {"top1"}, …, "onnx": {"top1", "parity_max_abs"}, "differences", "report": {"path"}}, and for each
+        smaller file that was kept {"top1", "agreement_with_fp32"} under its precision.
     Raises:
         GkdError: the folders do not belong together, or a network gives logits that are not finite.
     """
@@ -79,11 +81,11 @@ def run(
     facts = {
         role: trained_facts(folder, data_sha256=info.sha256, data=data, teacher=teacher)
         for role, folder in folders.items()
-        if role == "student" or read_json(folder / "training.json", f"the {role} folder").get("trained")
+        if role == "student" or read_training(folder, role)["trained"]
     }
     manifest = _own_manifest(deploy, student, data, info)
     histories = _histories(teacher, folders, facts)
-    schedule = _thinned(_read_csv(student / "steps.csv"))
+    schedule = _thinned(read_table(student / "steps.csv"))
     networks, names = _open_teacher(teacher, info.classes)
     networks |= {role: load_network(folders[role], info.classes) for role in facts}
     names |= {role: networks[role].spec.name for role in facts}  # type: ignore[union-attr]
@@ -102,6 +104,10 @@ def run(
             logits[role] = predict(network, loader, f"the {role} {names[role]}")
             advance(len(test))
     exported = run_session(session(deploy / manifest["model"]["file"]), test.images, BATCH_SIZE)
+    smaller = {
+        precision: run_session(session(deploy / manifest[precision]["file"]), test.images, BATCH_SIZE)
+        for precision in kept_precisions(manifest)
+    }
     correct = {role: top_k_correct(values, test.labels, 1) for role, values in logits.items()}
     diagrams = {role: reliability(values, test.labels, settings.calibration_bins) for role, values in logits.items()}
 
@@ -135,6 +141,10 @@ def run(
         "agreement_with_student": agreement(exported, logits["student"]),
         "onnx_bytes": manifest["model"]["size_bytes"],
     }
+    for precision, values in smaller.items():
+        metrics[precision] = _beside_fp32(values, exported, test.labels, settings) | {
+            "onnx_bytes": manifest[precision]["size_bytes"]
+        }
     metrics["differences"] = {
         f"student_minus_{role}": asdict(paired_difference(correct["student"], correct[role], settings.confidence))
         for role in REFERENCES
@@ -145,7 +155,9 @@ def run(
         metrics[role]["onnx_bytes"] = size
     metrics = _rounded(metrics)
     # Two significant digits: this one is all rounding error, and six decimals would leave nothing of it.
-    metrics["onnx"]["parity_max_abs"] = float(f"{np.abs(exported - logits['student']).max():.1e}")
+    metrics["onnx"]["parity_max_abs"] = _largest(exported, logits["student"])
+    for precision, values in smaller.items():
+        metrics[precision]["parity_max_abs"] = _largest(values, exported)
 
     findings = Findings(
         metrics=metrics,
@@ -170,6 +182,10 @@ def run(
     return {
         **{role: {"top1": metrics[role]["top1"]} for role in logits},
         "onnx": {key: metrics["onnx"][key] for key in ("top1", "parity_max_abs")},
+        **{
+            precision: {key: metrics[precision][key] for key in ("top1", "agreement_with_fp32")}
+            for precision in smaller
+        },
         "differences": metrics["differences"],
         "report": {"path": str(out / "report.html")},
     }
@@ -203,6 +219,25 @@ def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence:
     return found | {"nll": negative_log_likelihood(logits, labels)}
 
 
+def _beside_fp32(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64], settings: Evaluate
+) -> dict[str, Any]:
+    """A smaller file's quality, and what became of float32's answers."""
+    correct = top_k_correct(logits, labels, 1)
+    return {
+        **_quality(logits, labels, settings.confidence),
+        "ece": reliability(logits, labels, settings.calibration_bins).expected_calibration_error,
+        "agreement_with_fp32": agreement(logits, reference),
+        "difference_to_fp32": asdict(
+            paired_difference(correct, top_k_correct(reference, labels, 1), settings.confidence)
+        ),
+    }
+
+
+def _largest(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    return float(f"{np.abs(logits - reference).max():.1e}")
+
+
 def _cost_as_onnx(
     networks: dict[str, nn.Module],
     deploy: Path,
@@ -228,6 +263,8 @@ def _cost_as_onnx(
         sizes = {role: path.stat().st_size for role, path in models.items()}
         runs, threads = params.evaluate.latency_runs, params.evaluate.latency_threads
         models["onnx"] = deploy / manifest["model"]["file"]
+        if "int8" in kept_precisions(manifest):  # a half's speed on a CPU says nothing: it is for GPUs
+            models["int8"] = deploy / manifest["int8"]["file"]
         latencies = measure_latency(models, np.array(image), runs=runs, threads=threads)
     return {"hardware": {**hardware(), "threads": threads, "runs": runs}, **latencies}, sizes
 
@@ -271,24 +308,10 @@ def _configuration(params: Params) -> dict[str, Any]:
 
 
 def _histories(teacher: Path, folders: dict[str, Path], facts: dict[str, Any]) -> dict[str, list[Row]]:
-    names = read_json(teacher / "teacher.json", "the teacher folder", keys=["networks"])["networks"]
+    names = read_teacher(teacher)["networks"]
     found = {"teacher": teacher / names[-1] / "history.csv"}
     found |= {role: folders[role] / "history.csv" for role in facts}
-    return {role: _read_csv(path) for role, path in found.items() if path.exists()}
-
-
-def _read_csv(path: Path) -> list[Row]:
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(stream)]
-    except (OSError, ValueError) as error:
-        raise GkdError(f"{path} cannot be read ({error}): run the step that makes it again") from None
-
-
-def _number(cell: str) -> float | None:
-    if not cell:
-        return None
-    return int(cell) if cell.isdigit() else float(cell)
+    return {role: read_table(path) for role, path in found.items() if path.exists()}
 
 
 def _thinned(rows: list[Row]) -> list[Row]:

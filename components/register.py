@@ -20,7 +20,7 @@ from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.data.arrays import open_array
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import read_manifest
+from gkd_core.export.manifest import SMALLER, kept_precisions, read_manifest
 from gkd_core.files import file_digest, folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.gate import Champion, Decision, GateRefused, decide
 from gkd_core.records import read_teacher, read_training
@@ -232,11 +232,7 @@ def _version_tags(
     tags = {
         "gkd.manifest": manifest_digest,
         "gkd.model": manifest["model"]["sha256"],
-        **{
-            f"gkd.model_{precision}": manifest[precision]["sha256"]
-            for precision in ("int8", "fp16")
-            if manifest.get(precision, {}).get("kept")
-        },
+        **{f"gkd.model_{precision}": manifest[precision]["sha256"] for precision in kept_precisions(manifest)},
         "gkd.data": manifest["data_sha256"],
         "gkd.teacher": manifest["teacher_digest"],
         "gkd.student": manifest["student_digest"],
@@ -282,7 +278,7 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         final |= {
             f"onnx_{key.removeprefix('onnx_')}": value for key, value in (metrics["onnx"] | timings["onnx"]).items()
         }
-        for precision in ("int8", "fp16"):
+        for precision in SMALLER:
             if precision in metrics:
                 final |= _flat({precision: metrics[precision] | timings.get(precision, {})}, separator="_")
         final |= _flat(metrics["differences"], separator="_")

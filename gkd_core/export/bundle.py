@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gkd_core import __version__
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import FILES, model_entry, read_manifest
+from gkd_core.export.manifest import SMALLER, kept_precisions, model_entry, read_manifest
 from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
 from gkd_core.methods import METHODS
 
@@ -88,11 +88,11 @@ def write_bundle(
         "chosen": chosen,
         "precision": precision,
         "precision_option": "" if precision == "fp32" else f" --precision {precision}",
-        "smaller": {p: manifest[p] for p in FILES if manifest.get(p, {}).get("kept")},
+        "smaller": {p: manifest[p] for p in kept_precisions(manifest)},
         "dropped": [
             f"There is no {p} file: {manifest[p]['reason']}."
-            for p in FILES
-            if p in manifest and not manifest[p]["kept"]
+            for p in SMALLER
+            if isinstance(manifest.get(p), dict) and not manifest[p].get("kept") and "reason" in manifest[p]
         ],
         "info": info,
         "training": training,
@@ -113,7 +113,7 @@ def write_bundle(
         "header": _header(name, training, metrics, precision),
     }
     with whole_folder(out, [data, student, deploy, report, registration]) as folder:
-        entries = [manifest["model"], *(manifest[p] for p in FILES if manifest.get(p, {}).get("kept"))]
+        entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest))]
         for file in ["manifest.json", *(Path(entry["file"]).name for entry in entries)]:
             shutil.copyfile(deploy / file, folder / file)
         repository = folder / "triton" / name
@@ -234,15 +234,15 @@ def _worst(table: Path) -> list[dict[str, Any]]:
     """The classes with the lowest recall below 1, three at most."""
     try:
         with table.open(newline="", encoding="utf-8") as stream:
-            rows = [
-                {"name": row["name"], "recall": float(row["recall"]), "support": int(row["support"])}
+            found = [
+                (float(row["recall"]), row["name"], int(row["support"]))
                 for row in csv.DictReader(stream)
                 if row["recall"]
             ]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise GkdError(f"{table} cannot be read ({error}): run `gkd evaluate` again") from None
-    below = [row for row in rows if row["recall"] < 1.0]
-    return sorted(below, key=lambda row: (row["recall"], row["name"]))[:WORST]
+    worst = sorted(row for row in found if row[0] < 1.0)[:WORST]
+    return [{"name": name, "recall": recall, "support": support} for recall, name, support in worst]
 
 
 def _header(name: str, training: dict[str, Any], metrics: dict[str, Any], precision: str) -> str:

@@ -124,6 +124,11 @@ def dropped_file(reason: str, facts: dict[str, Any] | None = None) -> dict[str, 
     return {**(facts or {}), "kept": False, "reason": reason}
 
 
+def kept_precisions(manifest: dict[str, Any]) -> list[str]:
+    """int8, fp16: those of which there is a file."""
+    return [name for name in SMALLER if isinstance(manifest.get(name), dict) and manifest[name].get("kept")]
+
+
 def model_entry(manifest: dict[str, Any], precision: str, where: str = "the deploy folder") -> dict[str, Any]:
     """file, sha256 and size_bytes of the model in one precision.
 
@@ -135,10 +140,11 @@ def model_entry(manifest: dict[str, Any], precision: str, where: str = "the depl
     if precision == "fp32":
         entry: dict[str, Any] = manifest["model"]
         return entry
-    entry = manifest.get(precision) or dropped_file("it was exported before there was one")
-    if not entry.get("kept"):
+    if precision not in kept_precisions(manifest):
+        entry = manifest.get(precision)
+        entry = entry if isinstance(entry, dict) else dropped_file("it was exported before there was one")
         raise GkdError(f"{where} has no {precision} model: {entry.get('reason', 'no reason given')}; take fp32")
-    return entry
+    return dict(manifest[precision])
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -156,7 +162,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path, "the deploy folder")
     if manifest.get("format") != FORMAT:
         raise GkdError(f"{path} is not a manifest of format {FORMAT}: run `gkd export` again")
-    kept = [name for name in SMALLER if isinstance(manifest.get(name), dict) and manifest[name].get("kept")]
+    kept = kept_precisions(manifest)
     read_json(path, "the deploy folder", shape={**SHAPE, **dict.fromkeys(kept, ENTRY)})
     for entry in (manifest["model"], *(manifest[name] for name in kept)):
         if not is_plain_name(entry["file"]):

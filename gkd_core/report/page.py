@@ -30,6 +30,8 @@ def render_report(findings: Findings) -> str:
         verdicts=verdicts(findings),
         tiles=_tiles(findings),
         rows=_rows(findings),
+        files=_files(findings),
+        smaller=smaller_sentences(findings),
         figures={
             "comparison": figures.comparison(findings),
             "learning": figures.learning_curves(findings),
@@ -96,6 +98,46 @@ def _rows(findings: Findings) -> list[dict[str, Any]]:
         }
         for role, label in findings.roles.items()
     ]
+
+
+def smaller_sentences(findings: Findings) -> list[str]:
+    """What became of int8 and float16: what is gained where there is a file, why there is none where there is not."""
+    sentences = []
+    for precision, word in (("int8", "int8"), ("fp16", "float16")):
+        if precision not in findings.manifest:
+            continue
+        if precision not in findings.metrics:
+            sentences.append(
+                f"There is no {word} file: {findings.manifest[precision].get('reason', 'no reason given')}."
+            )
+            continue
+        measured = findings.metrics[precision]
+        ratio = findings.metrics["onnx"]["onnx_bytes"] / measured["onnx_bytes"]
+        sentence = (
+            f"The {word} file is {ratio:.1f} times smaller and names the same class as float32 on "
+            f"{_percent(measured['agreement_with_fp32'])} of the test images"
+        )
+        if precision in findings.timings:
+            speed = findings.timings["onnx"]["latency_ms_p50"] / findings.timings[precision]["latency_ms_p50"]
+            pace = f"{speed:.2f} times as fast" if speed >= 1 else f"slower ({1 / speed:.2f} times the time)"
+            sentence += f"; for one image on this machine it is {pace}"
+        sentences.append(f"{sentence}.")
+    return sentences
+
+
+def _files(findings: Findings) -> list[dict[str, Any]]:
+    """The files in the deploy folder as they were measured, float32 first."""
+    found = []
+    for precision, key in (("float32", "onnx"), ("int8", "int8"), ("float16", "fp16")):
+        if key not in findings.metrics:
+            continue
+        entry = findings.manifest["model" if key == "onnx" else key]
+        found.append({"precision": precision, "file": entry["file"], **findings.metrics[key]})
+        found[-1]["latency"] = findings.timings.get(key, {}).get("latency_ms_p50")
+        if (change := findings.metrics[key].get("difference_to_fp32")) is not None:
+            points, low, high = (_signed(100 * change[end]) for end in ("difference", "low", "high"))
+            found[-1]["change"] = f"{points} ({low} to {high})"
+    return found
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
