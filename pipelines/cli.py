@@ -13,7 +13,7 @@ import typer
 from gkd_core import __version__
 from gkd_core.errors import GkdError
 from gkd_core.redact import redact
-from pipelines.commands import bundle, cluster, compare, kubeflow, lists, registry, steps, verify
+from pipelines.commands import bundle, cluster, compare, kubeflow, lists, registry, serving, steps, verify
 
 app = typer.Typer(
     name="gkd",
@@ -27,6 +27,7 @@ app.add_typer(bundle.app)
 app.add_typer(compare.app)
 app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")
+app.add_typer(serving.app)
 app.add_typer(verify.app)
 kubeflow.app.add_typer(cluster.app)
 app.add_typer(kubeflow.app, name="pipeline")

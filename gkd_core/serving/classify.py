@@ -1,0 +1,52 @@
+"""From a picture to class names and probabilities, the same for `gkd predict`, the page and /classify."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gkd_core.data.images import Unreadable, read_image
+from gkd_core.errors import GkdError
+from gkd_core.serving.model import Model
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities [B, C] of logits [B, C]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def ranked(logits: NDArray[np.float32], classes: tuple[str, ...], top: int) -> list[list[dict[str, Any]]]:
+    """For each image its `top` likeliest classes: [{"class", "probability"}, …], the likeliest first.
+
+    Args:
+        logits: [B, C].
+        classes: C names.
+    """
+    rows = []
+    for row in softmax(logits):
+        order = np.argsort(-row, kind="stable")[:top]
+        rows.append([{"class": classes[i], "probability": round(float(row[i]), 6)} for i in order])
+    return rows
+
+
+def classify_files(model: Model, files: list[Path], top: int) -> list[list[dict[str, Any]]]:
+    """What `ranked` says of pictures, each brought to the model's size as `gkd prepare` does it.
+
+    Raises:
+        GkdError: a file is not there or no picture, or the model does not take pictures.
+    """
+    if model.picture is None:
+        raise GkdError("this model does not take square grey or colour pictures: serve it and send it tensors")
+    side, channels = model.picture
+    rows = []
+    for file in files:  # one by one: each is decoded, answered and forgotten
+        try:
+            picture = read_image(file, side, channels)
+        except Unreadable as error:
+            raise GkdError(f"{file} is no picture that can be read ({error}): name an image file") from None
+        rows += ranked(model.run(model.from_pictures(picture[None])), model.classes, top)
+    return rows

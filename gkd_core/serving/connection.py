@@ -1,0 +1,158 @@
+"""A connection with deadlines: uvicorn's own waits for ever for a client that sends or reads slowly.
+
+A client has so many seconds for the headers, so many for the whole body, so many to take an answer; headers have a
+limit in bytes, since the parser underneath has none. What HTTP does not allow is answered in JSON as well.
+"""
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gkd_core.serving.limits import Limits
+from gkd_core.serving.metrics import Metrics
+
+HEADER_BYTES = 32 << 10
+SURPLUS = "gkd.surplus"  # in a request's state: there are more connections than are allowed
+
+
+def raw_reply(status: int, sentence: str) -> bytes:
+    """A whole HTTP/1.1 answer, after which the connection closes."""
+    body = json.dumps({"error": sentence}).encode()
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection. `connection_class` makes a class with limits and metrics."""
+
+    limits: Limits
+    metrics: Metrics
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
+        self._receiving = "nothing"
+        self._header_bytes = 0  # came since the last request's headers were complete
+        self._kept_bytes = 0  # of them, in whole headers
+        self._refusal = (400, "this is not HTTP/1.1")
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._surplus = len(self.connections) > self.limits.connections
+        self._expect("nothing", self.limits.header_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        if self._taking is not None:
+            self._taking.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiving != "body":
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._receiving == "headers" and self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
+            self._refuse_headers()
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._kept_bytes = 0
+        self._expect("headers", self.limits.header_seconds)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._kept_bytes += len(name) + len(value)
+        if self._kept_bytes + len(self.url) > HEADER_BYTES:
+            self._refuse_headers()
+            raise ValueError("headers too large")
+
+    def on_headers_complete(self) -> None:
+        self._header_bytes = 0
+        if self._surplus:
+            self.scope["state"][SURPLUS] = True
+        self._expect("body", self.limits.body_seconds)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._expect(None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._await_taking()  # close() alone would wait for ever for a client that does not read
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._await_taking()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_taking()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+        if self.transport.is_closing():
+            self._await_taking()
+
+    def send_400_response(self, msg: str) -> None:
+        status, sentence = self._refusal
+        self._cut(status, sentence, "not-http" if status == 400 else "headers-too-large")
+
+    def _refuse_headers(self) -> None:
+        self._refusal = (431, f"the request's headers are larger than {HEADER_BYTES} bytes")
+
+    def _expect(self, what: str | None, seconds: float = 0.0) -> None:
+        """From now on `what` has to come whole within so many seconds."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._receiving = what or "complete"
+        if what is not None:
+            self._deadline = self.loop.call_later(seconds, self._overdue, seconds)
+
+    def _overdue(self, seconds: float) -> None:
+        if self.flow.read_paused:  # it is we who do not read
+            self._deadline = self.loop.call_later(seconds, self._overdue, seconds)
+            return
+        what = self._receiving
+        sentence = f"the request's {what} did not come whole within {seconds:g} seconds"
+        self._cut(408 if what in ("headers", "body") else None, sentence, f"slow-{what}")
+
+    def _cut(self, status: int | None, sentence: str, reason: str) -> None:
+        self.metrics.cut.labels(reason).inc()
+        if status is not None and self._may_speak() and not self.transport.is_closing():
+            self.transport.write(raw_reply(status, sentence))
+        self.transport.close()
+        self._await_taking()
+
+    def _may_speak(self) -> bool:
+        """Whether nothing else is being said on this connection."""
+        if (cycle := getattr(self, "cycle", None)) is None:  # uvicorn declares it as always there
+            return True
+        return bool(not cycle.response_started if self._receiving == "body" else cycle.response_complete)
+
+    def _await_taking(self) -> None:
+        if self._taking is None:
+            self._taking = self.loop.call_later(self.limits.write_seconds, self._not_taken)
+
+    def _not_taken(self) -> None:
+        self._taking = None
+        self.metrics.cut.labels("slow-reader").inc()
+        self.transport.abort()
+
+
+def connection_class(limits: Limits, metrics: Metrics) -> type[Connection]:
+    """A class as uvicorn wants it: it makes the connections itself."""
+    return type("BoundConnection", (Connection,), {"limits": limits, "metrics": metrics})

@@ -1,0 +1,124 @@
+"""Which model is served now, and how another one takes its place without anybody noticing.
+
+A source is asked every few seconds what ought to be served. A new model is fetched, opened and tried out in a thread
+while the old one goes on answering; then one reference changes. Requests that were read for the old model end on it.
+What cannot be served is said once, and the old model stays.
+"""
+
+import asyncio
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Protocol
+
+from gkd_core.errors import GkdError
+from gkd_core.serving.logs import log
+from gkd_core.serving.metrics import Metrics
+from gkd_core.serving.model import Found, Model
+
+
+class Source(Protocol):
+    """Where models come from."""
+
+    def look(self) -> Hashable:
+        """A mark that changes when something else ought to be served; cheap.
+
+        Raises:
+            GkdError: nobody can say.
+        """
+
+    def fetch(self) -> Found:
+        """The model's file, on this machine.
+
+        Raises:
+            GkdError: it cannot be had.
+        """
+
+
+class Served:
+    """The model being served.
+
+    Args:
+        source: where it comes from.
+        threads: within an operator of the model.
+    Raises:
+        GkdError: there is nothing to begin with.
+    """
+
+    def __init__(self, source: Source, metrics: Metrics, *, threads: int | None = None) -> None:
+        self._source = source
+        self._metrics = metrics
+        self._threads = threads
+        self._count = 0
+        self._silent = False
+        self._mark: Hashable = source.look()
+        self.model = self._load()
+        metrics.serving(self.model)
+
+    def refresh(self) -> bool:
+        """Look, and change the model if another ought to be served; whether it did. Blocks: call it in a thread."""
+        try:
+            mark = self._source.look()
+        except GkdError as error:
+            self._metrics.reloads.labels("unreachable").inc()
+            if not self._silent:  # once for each time it falls silent
+                log.warning("source-silent", extra={"reason": str(error), "kept": self.model.version})
+            self._silent = True
+            return False
+        self._silent = False
+        if mark == self._mark:
+            return False
+        self._mark = mark
+        try:
+            model = self._load()
+        except GkdError as error:
+            self._metrics.reloads.labels("refused").inc()
+            self._metrics.stale.set(1)
+            log.error("model-refused", extra={"reason": str(error), "kept": self.model.version})
+            return False
+        self._metrics.stale.set(0)
+        if (model.sha256, model.version) == (self.model.sha256, self.model.version):
+            return False
+        before, self.model = self.model, model
+        self._metrics.reloads.labels("loaded").inc()
+        self._metrics.serving(model)
+        log.info(
+            "model-changed", extra={"before": before.version, "version": model.version, "model_sha256": model.sha256}
+        )
+        return True
+
+    async def watch(self, seconds: float) -> None:
+        """Refresh every so many seconds, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await asyncio.to_thread(self.refresh)
+            except Exception as error:  # the server outlives whatever a source may raise
+                self._metrics.reloads.labels("failed").inc()
+                log.error("reload-failed", extra={"reason": f"{type(error).__name__}: {error}"})
+
+    def _load(self) -> Model:
+        found = self._source.fetch()
+        if found.version is not None:
+            return Model(found, version=found.version, threads=self._threads)
+        model = Model(found, version=str(self._count + 1), threads=self._threads)
+        if self._count and model.sha256 == self.model.sha256:  # touched, not changed
+            model.version = self.model.version
+            return model
+        self._count += 1
+        return model
+
+
+def file_mark(*files: Path) -> tuple[tuple[int, int, int], ...]:
+    """A mark of files that changes when one is written or replaced.
+
+    Raises:
+        GkdError: one is not there.
+    """
+    marks = []
+    for file in files:
+        try:
+            facts = file.stat()
+        except OSError as error:
+            raise GkdError(f"{file} cannot be read ({error.strerror})") from None
+        marks.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+    return tuple(marks)

@@ -1,0 +1,157 @@
+"""One process that serves one model: uvicorn with deadlines, and a shutdown that finishes what was accepted."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+
+import uvicorn
+
+from gkd_core.errors import GkdError
+from gkd_core.serving.app import Serving, build_app
+from gkd_core.serving.authorisation import Token
+from gkd_core.serving.batching import Batcher
+from gkd_core.serving.connection import connection_class
+from gkd_core.serving.front import Front
+from gkd_core.serving.limits import Limits
+from gkd_core.serving.logs import log
+from gkd_core.serving.metrics import Metrics
+from gkd_core.serving.reload import Served, Source
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve.
+
+    Attributes:
+        name: of the model, in paths.
+        host, port: where to listen; port 0 takes a free one.
+        limits: what clients may take.
+        max_delay: seconds an incomplete batch waits for more requests.
+        batching: False sends every request through the model alone.
+        threads: within an operator of the model; None lets onnxruntime choose.
+        poll_seconds: between two looks at the source.
+        drain_seconds: from a SIGTERM, in which the server says it is not ready and still takes requests.
+        token: what clients must send; None admits everybody.
+        log_requests: a line for every request, not for failures only.
+    """
+
+    name: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    limits: Limits = field(default_factory=Limits)
+    max_delay: float = 0.0
+    batching: bool = True
+    threads: int | None = None
+    poll_seconds: float = 10.0
+    drain_seconds: float = 1.0
+    token: Token | None = None
+    log_requests: bool = False
+
+
+def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving], None]) -> dict[str, int]:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted.
+
+    Args:
+        started: told the address once requests are taken.
+    Returns:
+        accepted, answered: numbers of requests.
+    Raises:
+        GkdError: there is no model to serve, or the address cannot be listened on.
+    """
+    metrics = Metrics()
+    limits = settings.limits
+    batcher = Batcher(
+        max_batch=limits.max_batch,
+        max_delay=settings.max_delay,
+        queue=limits.queue,
+        batching=settings.batching,
+        observe=metrics.batch,
+    )
+    listening = _listen(settings.host, settings.port)
+    try:
+        served = Served(source, metrics, threads=settings.threads)
+        serving = Serving(settings.name, served, limits, metrics, batcher, settings.poll_seconds)
+        front = Front(build_app(serving), metrics, token=settings.token, log_requests=settings.log_requests)
+        config = uvicorn.Config(
+            front,
+            http=connection_class(limits, metrics),
+            ws="none",
+            loop="asyncio",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=int(limits.idle_seconds),
+            timeout_graceful_shutdown=int(limits.timeout + limits.body_seconds) + 1,
+        )
+        host, port = listening.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        server = _Server(config, front, serving, settings.drain_seconds, lambda: started(url, serving))
+        metrics.watch(queue=lambda: batcher.waiting_images, connections=lambda: len(server.server_state.connections))
+        log.info("starting", extra={"url": url, "model": settings.name, "version": served.model.version})
+        server.run(sockets=[listening])
+    finally:
+        listening.close()
+    log.info("stopped", extra={"accepted": front.accepted, "answered": front.answered})
+    return {"accepted": front.accepted, "answered": front.answered}
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server that says it is leaving before it stops listening."""
+
+    def __init__(
+        self, config: uvicorn.Config, front: Front, serving: Serving, drain: float, started: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._front = front
+        self._serving = serving
+        self._drain = drain
+        self._tell = started
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._tell()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Not raised again at the end, as uvicorn would: to stop on demand is no failure."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._leave, sig)
+        else:
+            self.should_exit = True
+
+    def _leave(self, sig: int) -> None:
+        if self._front.leaving:  # asked twice: do not wait for others to notice
+            self.should_exit = True
+            return
+        self._serving.ready = False
+        self._front.leaving = True
+        log.info("leaving", extra={"signal": signal.Signals(sig).name, "waiting": self._serving.batcher.waiting_images})
+        asyncio.get_running_loop().call_later(self._drain, self._stop_listening)
+
+    def _stop_listening(self) -> None:
+        self.should_exit = True
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, number)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise GkdError(f"{host}:{port} cannot be listened on ({reason}): choose another --host or --port") from None
+    return listening

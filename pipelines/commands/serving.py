@@ -1,0 +1,128 @@
+"""`gkd serve` and `gkd predict`: a finished student at work. Neither needs torch."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.options import finish
+
+if TYPE_CHECKING:
+    from gkd_core.serving.app import Serving
+
+app = typer.Typer()
+
+MODEL_HELP = "An ONNX file, a folder of `gkd export` or `gkd bundle`, or models:/NAME@ALIAS."
+Precision = Annotated[str, typer.Option(help="Which of a folder's models: fp32, int8 or fp16.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow's address for models:/…; else MLFLOW_TRACKING_URI, else ./mlflow.db.")
+]
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    name: Annotated[str | None, typer.Option(help="Of the model in paths; else its registered name.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    precision: Precision = "fp32",
+    tracking_uri: TrackingUri = None,
+    poll_seconds: Annotated[float, typer.Option(min=0.05, help="Between looks for another model.")] = 10.0,
+    max_batch: Annotated[int, typer.Option(min=1, help="Images in one request, and in one run of the model.")] = 64,
+    max_delay_ms: Annotated[
+        float, typer.Option(min=0, help="How long an incomplete batch waits for more while the model is free.")
+    ] = 0.0,
+    batching: Annotated[bool, typer.Option(help="Put requests that wait together into one run.")] = True,
+    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; what comes on top is told 503.")] = 512,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Within the model; else all cores but one, which reads requests.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds a request may wait for its answer.")] = 30.0,
+    max_request_bytes: Annotated[int, typer.Option(min=1024, help="Of a body, packed or unpacked.")] = 16 << 20,
+    max_connections: Annotated[int, typer.Option(min=1, help="What comes on top is told 503.")] = 1000,
+    header_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to send its headers.")] = 10.0,
+    body_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to send its body.")] = 30.0,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, help="After SIGTERM: not ready, but still taking requests for so long.")
+    ] = 1.0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Holds the bearer token clients must send; else GKD_TOKEN; else there is none.")
+    ] = None,
+    log_requests: Annotated[bool, typer.Option(help="Log every request, not only failures.")] = False,
+) -> None:
+    """Serve a student over the Open Inference Protocol v2, with a page to try it at /.
+
+    A changed file or a moved alias is served without a restart. Prints its address as JSON once it listens; logs go to
+    stderr, metrics are at /metrics.
+    """
+    from components.model_source import default_name, open_source
+    from gkd_core.errors import GkdError
+    from gkd_core.serving.authorisation import read_token
+    from gkd_core.serving.limits import Limits
+    from gkd_core.serving.logs import start_logging
+    from gkd_core.serving.server import Settings, usable_cores
+    from gkd_core.serving.server import serve as run
+
+    if queue < max_batch:
+        raise GkdError(f"--queue {queue} is smaller than --max-batch {max_batch}: a full request would never fit")
+    token = read_token(token_file)
+    source = open_source(model, precision=precision, tracking_uri=tracking_uri)
+    settings = Settings(
+        name=name or default_name(model),
+        host=host,
+        port=port,
+        limits=Limits(
+            max_batch=max_batch,
+            queue=queue,
+            max_request_bytes=max_request_bytes,
+            memory_bytes=16 * max_request_bytes,
+            timeout=timeout,
+            header_seconds=header_seconds,
+            body_seconds=body_seconds,
+            connections=max_connections,
+        ),
+        max_delay=max_delay_ms / 1000,
+        batching=batching,
+        threads=threads or max(1, usable_cores() - 1),
+        poll_seconds=poll_seconds,
+        drain_seconds=drain_seconds,
+        token=token,
+        log_requests=log_requests,
+    )
+
+    def started(url: str, serving: "Serving") -> None:
+        now = serving.served.model
+        print(
+            json.dumps({"url": url, "name": serving.name, "version": now.version, "model_sha256": now.sha256}),
+            flush=True,
+        )
+
+    start_logging()
+    finish(run(source, settings, started=started))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Pictures.", metavar="IMAGE…")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "deploy",
+    top: Annotated[int, typer.Option(min=1, help="Classes to show of each.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    precision: Precision = "fp32",
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Classify pictures: class names and probabilities."""
+    from components.model_source import local_model
+    from gkd_core.serving.classify import classify_files
+    from gkd_core.serving.model import Model
+
+    loaded = Model(local_model(model, precision=precision, tracking_uri=tracking_uri), version="1")
+    found = classify_files(loaded, images, top)
+    if as_json:
+        finish([{"image": str(image), "predictions": rows} for image, rows in zip(images, found, strict=True)])
+        return
+    width = max(len(row["class"]) for rows in found for row in rows)
+    for image, rows in zip(images, found, strict=True):
+        print(image)
+        for row in rows:
+            print(f"  {row['class']:<{width}}  {100 * row['probability']:6.2f} %")
