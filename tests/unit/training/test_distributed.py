@@ -1,0 +1,115 @@
+"""Two processes that share each batch come to the weights of one that has it whole: every method, by real processes.
+
+Batch norms keep their statistics here, for on a CPU each process normalises its own part (CUDA has SyncBatchNorm).
+"""
+
+import importlib
+import os
+import pkgutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gkd_core.losses
+from gkd_core.losses.base import Loss
+from gkd_core.methods import METHODS
+from gkd_core.training import distributed
+
+PROGRAM = Path(__file__).with_name("side_by_side.py")
+
+
+def start(folder: Path, **told: str) -> subprocess.Popen:
+    folder.mkdir(exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | told
+    return subprocess.Popen([sys.executable, PROGRAM, folder], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finished(folder: Path, processes: list[subprocess.Popen]) -> list[dict]:
+    for process in processes:
+        _, errors = process.communicate(timeout=280)
+        assert process.returncode == 0, errors
+    return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(len(processes))]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> tuple[dict, list[dict]]:
+    """What one process comes to, and each of two."""
+    folder = tmp_path_factory.mktemp("side by side")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    two = [start(folder / "two", RANK=rank, LOCAL_RANK=rank, **told) for rank in ("0", "1")]
+    one = start(folder / "one")
+    return finished(folder / "one", [one])[0], finished(folder / "two", two)
+
+
+def names() -> list[str]:
+    sys.path.insert(0, str(PROGRAM.parent))
+    try:
+        side_by_side = importlib.import_module("side_by_side")
+    finally:
+        sys.path.pop(0)
+    return [*side_by_side.CASES, *(f"{name} mixed" for name in side_by_side.MIXED)]
+
+
+@pytest.mark.parametrize("name", names())
+def test_two_processes_come_to_the_weights_of_one(results, name):
+    one, two = results
+    expected = one["cases"][name]
+    for rank in range(2):
+        state = two[rank]["cases"][name]["state"]
+        assert state.keys() == expected["state"].keys()
+        for key, value in expected["state"].items():
+            torch.testing.assert_close(state[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, key=key: f"{key}: {m}")
+        for row, wanted in zip(two[rank]["cases"][name]["history"], expected["history"], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+
+
+def test_a_number_that_is_none_in_one_process_stops_both_with_the_same_sentence(results):
+    _, (first, second) = results
+    assert first["poisoned"] == second["poisoned"]
+    assert "at epoch 1, step 2 of 3, poison" in first["poisoned"]
+
+
+def test_both_processes_resume_each_with_its_own_random_numbers(results):
+    _, both = results
+    for result in both:
+        for key, value in both[0]["uninterrupted"]["state"].items():
+            assert torch.equal(result["resumed"]["state"][key], value), key
+    states = [result["uninterrupted"]["state"] for result in both]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), "the processes drifted apart"
+
+
+def every_loss() -> set[type[Loss]]:
+    for module in pkgutil.walk_packages(gkd_core.losses.__path__, "gkd_core.losses."):
+        importlib.import_module(module.name)
+
+    def below(kind: type[Loss]) -> set[type[Loss]]:
+        return {kind}.union(*(below(child) for child in kind.__subclasses__()))
+
+    return {kind for kind in below(Loss) - {Loss} if kind.__module__.startswith("gkd_core.")}
+
+
+def test_every_loss_says_what_it_has_to_do_with_the_other_samples_of_a_batch():
+    losses = every_loss()
+    assert {method.load() for method in METHODS.values()} <= losses
+    for kind in losses:
+        assert kind.__dict__.get("across_samples") in ("nothing", "gathered", "refused"), kind
+    # One that says nothing but asks the others, or the other way round, has forgotten to say so.
+    for kind in losses:
+        source = Path(sys.modules[kind.__module__].__file__).read_text()
+        assert ("shards" in source) == (kind.across_samples == "gathered"), kind
+
+
+def test_alone_nothing_is_asked_of_anybody():
+    assert (distributed.processes(), distributed.rank()) == (1, 0)
+    module, numbers = torch.nn.Linear(1, 1), torch.arange(3)
+    assert distributed.replicated(module) is module
+    assert distributed.total(numbers) is numbers
+    assert distributed.of_first(lambda: "made") == "made"
+    assert distributed.of_each("mine") == ["mine"]
