@@ -28,6 +28,7 @@ MANAGER = "gkd/pipeline"  # whose patch of the runtime it is
 SPEC_DIGEST = "gkd/spec-sha256"
 NODE = "node"  # what Trainer calls the replicated job and the container that train
 LAST_LINES = 20
+LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py:\d+\] failed \(exitcode")
 PATIENCE = 10  # questions in a row to the cluster that may go unanswered
 TIMES = {"_request_timeout": (10, 60)}  # seconds to connect, and to answer
 Keep = Literal["never", "failed", "always"]
@@ -397,27 +398,40 @@ def _reason(client: "TrainerClient", name: str, end: str | None, timeout_seconds
 
 
 def _last_lines(client: "TrainerClient", name: str) -> list[str]:
-    """What the first failed node printed last, else node 0; empty when no log can be read."""
+    """What a failed node printed last, one that says in a sentence of ours why before the others.
+
+    Empty when no log can be read.
+    """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
+    lines: list[str] = []
     try:
         steps = client.get_job(name).steps
-        failed = [step.name for step in steps if step.status == "Failed"] or [f"{NODE}-0"]
-        tail: deque[str] = deque(client.get_job_logs(name, step=failed[0]), maxlen=LAST_LINES * 5)
+        for step in [step.name for step in steps if step.status == "Failed"] or [f"{NODE}-0"]:
+            tail = list(deque(client.get_job_logs(name, step=step), maxlen=LAST_LINES * 10))
+            if _own_sentence(tail):
+                return tail
+            lines = lines or tail
     except (ApiException, HTTPError, RuntimeError, TimeoutError):
-        return []
-    return list(tail)
+        pass
+    return lines
+
+
+def _own_sentence(lines: list[str]) -> str | None:
+    """The last one that a step printed before it gave up; see components/kubeflow/task.py."""
+    said = [line.partition("gkd: ")[2] for line in lines if re.match(r"gkd: (?!begins:|ends:)", line)]
+    return said[-1] if said else None
 
 
 def _failure(name: str, reason: str, lines: list[str]) -> str:
-    """The job's own sentence first, since torch.distributed.run prints much after it; then the last lines."""
-    said = [line.partition("gkd: ")[2] for line in lines if re.match(r"(\[\w+\]:)?gkd: (?!begins|ends)", line)]
-    own = said[-1] if said else ""
+    """The job's own sentence first, then its last lines, without what torch.distributed.run reports of the end."""
+    own = _own_sentence(lines)
     head = f"TrainJob {name} {reason}{': ' + own if own else ''}"
     if not lines:
         return f"{head}; it left no log"
-    return "\n  ".join([f"{head}; its last lines:", *lines[-LAST_LINES:]])
+    report = next((number for number, line in enumerate(lines) if LAUNCHER_REPORT.search(line)), None)
+    return "\n  ".join([f"{head}; its last lines:", *(lines[:report] or lines)[-LAST_LINES:]])
 
 
 class _Follower:

@@ -134,9 +134,17 @@ class TestLife:
         assert said[1:] == ["epoch 1", "epoch 2"]
 
     def test_a_failed_job_ends_with_its_last_lines(self, cluster, job):
-        noise = [f"torch.distributed line {number}" for number in range(30)]
-        lines = ["gkd: begins: distill", "epoch 1", "gkd: the teacher has 100 classes", "gkd: ends: distill", *noise]
-        with cluster("Failed", {1: lines}) as server:
+        """As torch.distributed.run leaves it: a long report of its own after what the training said."""
+        said = ["gkd: begins: distill", *(f"epoch {n}" for n in range(30))]
+        said += ["gkd: the teacher has 100 classes", "gkd: ends: distill"]
+        report = "E1121 12:14:57.042 1 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 2) of x"
+        lines = [
+            *said,
+            report,
+            *(f"  File launcher line {n}" for n in range(40)),
+            "traceback : To enable traceback see",
+        ]
+        with cluster("Failed", {0: ["RuntimeError: Connection closed by peer"], 1: lines}) as server:
             with pytest.raises(GkdError) as raised:
                 run(job)
             assert server.deleted == [], "it stays to be looked at"
@@ -146,7 +154,14 @@ class TestLife:
             "TrainJob gkd-distill-1 failed (FailedJobs: jobset failed due to one or more job failures): "
             "the teacher has 100 classes; its last lines:"
         )
-        assert [line.strip() for line in rest] == lines[-20:]
+        assert [line.strip() for line in rest] == said[-20:]
+
+    def test_a_failure_nobody_expected_shows_its_traceback(self, cluster, job):
+        lines = ["epoch 1", "Traceback (most recent call last):", "ValueError: boom"]
+        report = "E1121 12:14:57 1 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) of x"
+        with cluster("Failed", {0: [*lines, report, *["noise"] * 30]}), pytest.raises(GkdError) as raised:
+            run(job)
+        assert str(raised.value).endswith("; its last lines:\n  " + "\n  ".join(lines))
 
     def test_a_failed_job_without_a_log(self, cluster, job):
         with cluster("Failed") as server:
