@@ -1,6 +1,7 @@
 """Small real things that many tests need: the digits, prepared once, and networks trained on them for a moment."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +67,70 @@ def teacher(tmp_path_factory, digits) -> Path:
     folder = tmp_path_factory.mktemp("teacher")
     step.run(data=digits, out=folder / "teacher", work=folder / "work", params=small())
     return folder / "teacher"
+
+
+@pytest.fixture(scope="session")
+def make_deploy() -> Callable[..., Path]:
+    """A function that writes a deploy folder with a small convolutional network, without torch; see `_deploy`."""
+    return _deploy
+
+
+def _deploy(folder: Path, *, seed: int = 0, side: int = 8, channels: int = 1, count: int = 10) -> Path:
+    """Pixels [B, side, side, channels] → convolution, rectifier, mean over the places, linear layer → `count` logits."""
+    import json
+
+    import numpy as np
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from gkd_core.export.manifest import build_manifest, write_manifest
+
+    random = np.random.default_rng(seed)
+    weights = {
+        "filters": random.normal(size=(16, channels, 3, 3)),
+        "head": random.normal(size=(16, count)),
+        "white": np.array(255.0),
+    }
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["pixels", "white"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "filters"], ["seen"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["seen"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["features"]),
+        helper.make_node("MatMul", ["features", "head"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", side, side, channels])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", count])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    classes = tuple(f"class {number}" for number in range(count))
+    lineage = {
+        name: f"{seed:x}"[-1] * 64 for name in ("data_sha256", "teacher_digest", "student_digest", "config_digest")
+    }
+    helper.set_model_props(model, {**lineage, "classes": json.dumps(classes), "input": "uint8_nhwc"})
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    manifest = build_manifest(
+        folder / "model.onnx",
+        input="uint8_nhwc",
+        input_shape=(side, side, channels),
+        opset=18,
+        classes=classes,
+        lineage=lineage,
+        method="gompertz",
+        network="small",
+        preprocessing={},
+        parity={"max_abs": 0.0},
+    )
+    write_manifest(folder, manifest)
+    onnx.checker.check_model(model, full_check=True)
+    return folder
 
 
 class NothingReadBack(TorchDispatchMode):
