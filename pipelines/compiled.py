@@ -1,12 +1,15 @@
 """Pipelines as files: which there are, and what must not be in one."""
 
+import itertools
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from components.kubeflow.settings import resolve
 from gkd_core.config import Params, read_sections
 from gkd_core.errors import GkdError, unknown
+from gkd_core.files import write_bytes
 from pipelines.profile import Profile, load_profile
 
 PIPELINES = ("distillation", "sweep")
@@ -44,7 +47,14 @@ def compile_pipeline(
         raise GkdError(f"-o {file}: give the file a name that ends in .yaml")
     if not file.parent.is_dir():
         raise GkdError(f"-o {file}: there is no folder {file.parent}, make it first")
-    Compiler().compile(pipeline, package_path=str(file))
+    with tempfile.TemporaryDirectory() as name:
+        made = Path(name) / "pipeline.yaml"
+        Compiler().compile(pipeline, package_path=str(made))
+        # kfp's own comments on top list dictionaries in an order that differs from one process to the next.
+        lines = made.read_text(encoding="utf-8").splitlines(keepends=True)
+    title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; made by `gkd pipeline compile`\n"
+    body = itertools.dropwhile(lambda line: line.startswith("#"), lines)
+    write_bytes(file, "".join([title, *body]).encode())
     return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
 
 

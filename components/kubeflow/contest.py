@@ -29,6 +29,11 @@ def plan(
         pairs: A list of [teacher, student]; an empty list is the one of the parameters.
         seeds: Of the students; three or more give intervals.
         reference: The method that the others are compared with.
+
+    Returns:
+        prepare: The section data, as JSON.
+        teachers: What the teacher step reads, as JSON, once for every teacher.
+        contenders: Every training, as JSON.
     """
     from components.kubeflow.grid import lay_out
     from components.kubeflow.settings import resolve
@@ -45,6 +50,8 @@ def gather(teachers: Input[list[Model]], together: Output[Model]):
 
     Args:
         teachers: Of every pair.
+
+    Returns:
         together: Folders 0, 1, …
     """
     import shutil
@@ -66,6 +73,8 @@ def contend(contender: str, data: Input[Dataset], teachers: Input[Model], result
         contender: As JSON, the teacher's place, the method, the seed, and the sections of the parameters.
         data: The prepared images.
         teachers: Side by side.
+
+    Returns:
         result: One row of the comparison, as JSON.
     """
     import json
@@ -96,6 +105,8 @@ def compare(results: Input[list[Metrics]], reference: str, comparison: Output[Ar
     Args:
         results: One row a training.
         reference: The method that the others are compared with.
+
+    Returns:
         comparison: comparison.json, comparison.md, comparison.svg and runs.csv.
         table: The table as Markdown.
     """

@@ -36,6 +36,16 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
         overrides: A list of section.key=value.
         data_source: Replaces data.source unless empty.
         mlflow: Address of the MLflow server; replaces tracking.uri unless empty.
+
+    Returns:
+        prepare: What the step of this name reads, as JSON; so with the others.
+        teacher: As JSON.
+        baseline: As JSON.
+        kd: As JSON.
+        distill: As JSON.
+        export: As JSON.
+        evaluate: As JSON, with what the report shows.
+        register: As JSON, with what the runs are logged with.
     """
     import json
 
@@ -59,6 +69,8 @@ def prepare(settings: str, dvc_repo: str, dvc_path: str, dvc_rev: str, data: Out
         dvc_repo: Git repository whose DVC-tracked data is read instead of data.root; empty for none.
         dvc_path: What to fetch from it.
         dvc_rev: Tag, branch or commit of it; empty for the newest.
+
+    Returns:
         data: The prepared images with dataset.json; the metadata has digest, counts, and the DVC revision and md5.
     """
     from pathlib import Path
@@ -81,6 +93,8 @@ def teacher(settings: str, data: Input[Dataset], teacher: Output[Model]):
     Args:
         settings: As JSON, the section teacher of the parameters.
         data: The prepared images.
+
+    Returns:
         teacher: One network or several, listed in teacher.json.
     """
     from pathlib import Path
@@ -101,6 +115,8 @@ def baseline(settings: str, data: Input[Dataset], baseline: Output[Model]):
     Args:
         settings: As JSON, the sections student, train and references of the parameters.
         data: The prepared images.
+
+    Returns:
         baseline: The network, or a note that references.baseline is off.
     """
     from pathlib import Path
@@ -129,6 +145,8 @@ def kd(settings: str, data: Input[Dataset], teacher: Input[Model], kd: Output[Mo
         settings: As JSON, the sections student, train and references of the parameters.
         data: The prepared images.
         teacher: The network or networks it learns from.
+
+    Returns:
         kd: The network, or a note that references.kd is off.
     """
     from pathlib import Path
@@ -157,6 +175,8 @@ def distill(settings: str, data: Input[Dataset], teacher: Input[Model], student:
         settings: As JSON, the sections student, train and distill of the parameters.
         data: The prepared images.
         teacher: The network or networks it learns from.
+
+    Returns:
         student: The network, its curves, and training.json.
     """
     from pathlib import Path
@@ -185,6 +205,8 @@ def export(settings: str, data: Input[Dataset], teacher: Input[Model], student: 
         data: The prepared images; torch and onnxruntime are compared on those for validation.
         teacher: For the lineage.
         student: The network to package.
+
+    Returns:
         deploy: model.onnx and manifest.json; the metadata has the whole lineage.
     """
     from pathlib import Path
@@ -228,6 +250,8 @@ def evaluate(
         kd: The student trained by plain distillation.
         student: The student trained by the method.
         deploy: The exported student.
+
+    Returns:
         report: metrics.json, timings.json, predictions, plots and the page.
         page: The report as one HTML page.
         metrics: Accuracies in [0, 1], differences, size and latency.
@@ -287,6 +311,8 @@ def register(
         student: The student trained by the method.
         deploy: The exported student, which becomes the version.
         report: What was measured.
+
+    Returns:
         registration: gate.json and version.json.
     """
     from pathlib import Path
@@ -315,6 +341,8 @@ def ended(status: dsl.PipelineTaskFinalStatus, ending: Output[Artifact]):
 
     Args:
         status: Of everything before.
+
+    Returns:
         ending: The state, and what went wrong, as JSON.
     """
     from pathlib import Path

@@ -61,10 +61,12 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         where = f"{error.filename}: " if error.filename else ""
         _fail(step, f"{where}{error.strerror or error}: mend that and run the pipeline again", 2, record)
     except BaseException as error:
-        record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=2)
+        record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=2, expected=False)
         raise
-    record(state="done")
-    print(f"{END} {step}", file=sys.stderr, flush=True)
+    else:
+        record(state="done")
+    finally:
+        print(f"{END} {step}", file=sys.stderr, flush=True)
 
 
 def _record(step: str) -> Any:
@@ -83,7 +85,7 @@ def _record(step: str) -> Any:
 
 def _fail(step: str, sentence: str, exit_code: int, record: Any) -> None:
     record(state="failed", sentence=sentence, exit_code=exit_code)
-    print(f"gkd: {sentence}\n{END} {step}", file=sys.stderr, flush=True)
+    print(f"gkd: {sentence}", file=sys.stderr, flush=True)
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         with contextlib.suppress(OSError):
             TERMINATION_LOG.write_text(f"{step}: {sentence}"[:4096], encoding="utf-8")

@@ -1,0 +1,219 @@
+"""The compiled pipeline: kfp loads it again, the profile is in it, and nothing of this machine is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.components import load_component_from_file
+from kfp.kubernetes import kubernetes_executor_config_pb2
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from gkd_core.errors import GkdError
+from pipelines.compiled import cluster_params, compile_pipeline
+from pipelines.profile import Profile, load_profile, names
+
+ROOT = Path(__file__).parents[2]
+PARAMS = ROOT / "params.yaml"
+STEPS = ["settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended"]
+
+
+def compiled(file: Path, **options) -> tuple[dict, dict]:
+    compile_pipeline(file, **({"params": PARAMS} | options))
+    return tuple(yaml.safe_load_all(file.read_text()))
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+    compile_pipeline(file, params=PARAMS, profile="gpu", overrides=["train.epochs=3"])
+    return file
+
+
+def test_kfp_loads_it_again_with_its_arguments_and_descriptions(gpu):
+    loaded = load_component_from_file(str(gpu))
+    assert set(loaded.component_spec.inputs) == {
+        "params", "overrides", "data_source", "dvc_repo", "dvc_path", "dvc_rev", "mlflow",
+    }  # fmt: skip
+    spec, platform = yaml.safe_load_all(gpu.read_text())
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())  # no unknown field
+    for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
+    defaults = {
+        name: given.get("defaultValue") for name, given in spec["root"]["inputDefinitions"]["parameters"].items()
+    }
+    assert defaults["overrides"] == ["train.epochs=3"]
+    assert defaults["params"]["distill"]["method"] == "gompertz"
+    for name in STEPS:
+        component = loaded.pipeline_spec.components[f"comp-{name}"]
+        for definitions in (component.input_definitions, component.output_definitions):
+            for kind in (definitions.parameters, definitions.artifacts):
+                assert [key for key in kind if not kind[key].description] == [], name
+
+
+def test_artifacts_are_typed(gpu):
+    components = yaml.safe_load(gpu.read_text().split("\n---\n")[0])["components"]
+    outputs = {
+        name: {key: given["artifactType"]["schemaTitle"] for key, given in found.items()}
+        for name in STEPS
+        if (found := components[f"comp-{name}"].get("outputDefinitions", {}).get("artifacts"))
+    }
+    assert outputs["prepare"] == {"data": "system.Dataset"}
+    assert outputs["teacher"] == {"teacher": "system.Model"}
+    assert outputs["distill"] == {"student": "system.Model"}
+    assert outputs["evaluate"] == {
+        "report": "system.Artifact",
+        "page": "system.HTML",
+        "metrics": "system.Metrics",
+        "confusion": "system.ClassificationMetrics",
+    }
+
+
+def test_the_profile_is_in_it(gpu):
+    spec, platform = yaml.safe_load_all(gpu.read_text())
+    executors = spec["deploymentSpec"]["executors"]
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name in ("teacher", "baseline", "kd", "distill"):
+        resources = executors[f"exec-{name}"]["container"]["resources"]
+        assert resources["accelerator"] == {
+            "count": "1", "resourceCount": "1", "resourceType": "nvidia.com/gpu", "type": "nvidia.com/gpu",
+        }  # fmt: skip
+        assert resources["resourceMemoryLimit"] == "32Gi"
+        assert {"name": "GKD_WORK", "value": "/gkd/work"} in executors[f"exec-{name}"]["container"]["env"]
+        pod = pods[f"exec-{name}"]
+        assert [(claim["constant"], claim["mountPath"]) for claim in pod["pvcMount"]] == [("gkd-work", "/gkd/work")]
+        assert pod["emptyDirMounts"] == [
+            {"volumeName": "shm", "mountPath": "/dev/shm", "medium": "Memory", "sizeLimit": "8Gi"}
+        ]
+        assert pod["nodeSelector"] == {"labels": {"nvidia.com/gpu.present": "true"}}
+        assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+        assert pod["activeDeadlineSeconds"] == "86400"
+    assert "accelerator" not in executors["exec-register"]["container"]["resources"]
+    assert "pvcMount" not in pods["exec-evaluate"]
+    for name in STEPS:
+        assert pods[f"exec-{name}"]["securityContext"]["runAsNonRoot"] is True
+        assert int(pods[f"exec-{name}"]["securityContext"]["runAsUser"]) > 0
+        assert pods[f"exec-{name}"]["imagePullPolicy"] == "IfNotPresent"
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert tasks["teacher"]["retryPolicy"] == {
+        "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "1800s",
+    }  # fmt: skip
+    assert all("retryPolicy" in task for task in tasks.values())
+    assert not tasks["register"]["cachingOptions"].get("enableCache")
+    assert tasks["teacher"]["cachingOptions"]["enableCache"]
+
+
+def test_secrets_are_named_and_only_given_to_steps_that_need_them(gpu):
+    pods = list(yaml.safe_load_all(gpu.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    users = {
+        name.removeprefix("exec-"): {secret["secretName"] for secret in pod["secretAsEnv"]}
+        for name, pod in pods.items()
+        if "secretAsEnv" in pod
+    }
+    assert users == {
+        "prepare": {"gkd-object-storage"},
+        "teacher": {"gkd-mlflow", "gkd-object-storage"},
+        "register": {"gkd-mlflow", "gkd-object-storage"},
+    }
+
+
+def test_nothing_of_this_machine_is_in_it(tmp_path):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "AWS_SECRET_ACCESS_KEY": "hidden-one",
+        "MLFLOW_TRACKING_PASSWORD": "hidden-two",
+        "MLFLOW_TRACKING_URI": "http://me:hidden-three@tracking.example",
+        "GKD_IMAGE": "registry.example/gkd:1.2",
+    }
+    texts = []
+    for name in ("first.yaml", "second.yaml"):  # two processes: another hash seed, the same bytes
+        done = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", "pipeline", "compile", "--profile", "gpu", "-o", name,
+             "--params", str(PARAMS)],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "another image tomorrow" not in done.stderr
+        texts.append((tmp_path / name).read_bytes())
+    assert texts[0] == texts[1]
+    text = texts[0].decode()
+    assert "registry.example/gkd:1.2" in text
+    for private in ("hidden-", str(ROOT), str(tmp_path), str(Path.home()) + "/", sys.prefix, os.uname().nodename):
+        assert private not in text, private
+    places = set(re.findall(r"(?<![\w.$}/])/(?:home|root|tmp|work|Users|usr|var|opt)/[^\s'\"]*", text))
+    assert not places
+
+
+def test_a_moving_tag_is_warned_about(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "pipeline", "compile", "-o", "p.yaml", "--params", str(PARAMS)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "GKD_IMAGE": "registry.example/gkd:latest"},
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "GKD_IMAGE is registry.example/gkd:latest, which may be another image tomorrow" in done.stderr
+
+
+@pytest.mark.parametrize("profile", [None, *names()])
+def test_each_profile_compiles(tmp_path, profile):
+    spec, *platform = compiled(tmp_path / "p.yaml", profile=profile)
+    assert spec["pipelineInfo"]["name"] == "gkd-distillation"
+    assert bool(platform) == (profile is not None)
+    load_component_from_file(str(tmp_path / "p.yaml"))
+
+
+def test_several_accelerators_are_asked_for_and_used(tmp_path):
+    content = cluster_params(PARAMS, [], load_profile("multi-gpu"))
+    assert content["train"]["devices"] == content["teacher"]["train"]["devices"] == 4
+    assert cluster_params(PARAMS, [], load_profile("multi-node"))["train"]["devices"] == 8
+    own = tmp_path / "own.yaml"
+    own.write_text("train: {devices: 2, epochs: 3}\nteacher: {source: null}")
+    content = cluster_params(own, [], load_profile("multi-gpu"))
+    assert content["train"] == {"devices": 2, "epochs": 3}
+    assert "devices" not in cluster_params(PARAMS, [], load_profile("gpu"))["train"]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("tracking: {uri: 'http://me:secret@tracking.example'}", ["tracking.uri holds a password", "secret"]),
+        ("tracking: {uri: 'sqlite:///mlflow.db'}", ["sqlite:///mlflow.db", "MLflow server"]),
+        ("data: {source: folder, root: pictures}", ["data.root is pictures, a place on this machine", "dvc_repo"]),
+        ("teacher: {source: ../teacher.pt}", ["teacher.source is ../teacher.pt", "models:/NAME@ALIAS"]),
+        ("train: {epoch: 3}", ["'train.epoch' is unknown", "did you mean 'train.epochs'?"]),
+    ],
+)
+def test_what_must_not_be_in_a_pipeline_is_refused(tmp_path, content, parts):
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(GkdError) as caught:
+        compile_pipeline(tmp_path / "p.yaml", params=tmp_path / "params.yaml")
+    for part in parts:
+        assert part in str(caught.value)
+    assert "me:secret" not in str(caught.value)
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_a_place_in_a_volume_of_the_profile_is_no_place_of_this_machine(tmp_path):
+    (tmp_path / "params.yaml").write_text("data: {source: folder, root: /images/birds}")
+    profile = Profile.model_validate({"volumes": [{"claim": "images", "mount": "/images"}]})
+    assert cluster_params(tmp_path / "params.yaml", [], profile)["data"]["root"] == "/images/birds"
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"which": "distilation"}, ["--pipeline 'distilation' is unknown", "'distillation'"]),
+        ({"file": "p.json"}, ["p.json", "ends in .yaml"]),
+        ({"file": "nowhere/p.yaml"}, ["no folder", "nowhere"]),
+    ],
+)
+def test_other_mistakes(tmp_path, options, parts):
+    file = tmp_path / options.pop("file", "p.yaml")
+    with pytest.raises(GkdError) as caught:
+        compile_pipeline(file, params=PARAMS, **options)
+    for part in parts:
+        assert part in str(caught.value)

@@ -1,0 +1,85 @@
+"""Profiles: the shipped ones are valid, and what is wrong in one's own is told in a sentence."""
+
+import pytest
+import yaml
+
+from gkd_core.errors import GkdError
+from pipelines.profile import SHIPPED, Profile, load_profile, names
+
+
+def test_four_profiles_come_with_the_package():
+    assert names() == ["cpu", "gpu", "multi-gpu", "multi-node"]
+    assert [load_profile(name).devices for name in names()] == [1, 1, 4, 4]
+    assert load_profile("multi-node").nodes.count == 2
+    assert load_profile("cpu").training.accelerator is None
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_profile_keeps_checkpoints_tries_again_and_is_never_root(name):
+    profile = load_profile(name)
+    assert profile.work.claim == "gkd-work"
+    assert profile.training.retries.count >= 1
+    assert profile.training.retries.backoff_seconds > 0
+    assert profile.security.run_as_user != 0
+    assert {"register"} <= set(profile.secrets[0].steps)
+
+
+def test_a_training_that_runs_elsewhere_leaves_its_task_a_light_pod():
+    assert load_profile("multi-gpu").pod("teacher").accelerator.count == 4
+    assert load_profile("multi-node").pod("teacher").accelerator is None
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"trainin": {}}, ["profile key 'trainin' is unknown", "did you mean 'training'?"]),
+        ({"training": {"acelerator": {}}}, ["'training.acelerator' is unknown", "'training.accelerator'"]),
+        ({"training": {"accelerator": {"cout": 2}}}, ["'training.accelerator.cout'", "'training.accelerator.count'"]),
+        ({"training": {"memory_limit": "4GB"}}, ["training.memory_limit", "4Gi (not 4GB)"]),
+        ({"training": {"accelerator": {"count": 0}}}, ["training.accelerator.count", "0"]),
+        ({"training": {"tolerations": [{"operator": "Equal", "key": "a"}]}}, ["Equal goes with a value"]),
+        ({"light": {"tolerations": [{"kee": "a"}]}}, ["'light.tolerations.0.kee'", "'light.tolerations.0.key'"]),
+        ({"secrets": [{"env": {}}]}, ["secrets.0.name is missing"]),
+        ({"secrets": [{"name": "a", "env": {}, "steps": ["registr"]}]}, ["secrets.0.steps.0", "'registr'"]),
+        ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, ["AWS_SECRET_ACCESS_KEY", "name a Kubernetes secret"]),
+        ({"work": {"claim": "Gkd_Work", "mount": "/w"}}, ["work.claim", "small letters"]),
+        ({"work": {"claim": "w", "mount": "w"}}, ["work.mount", "start it with /"]),
+        ({"nodes": {"count": 2}}, ["nodes is given but work is null"]),
+        ({"security": {"run_as_user": 0}}, ["security.run_as_user", "0"]),
+        (
+            {"work": {"claim": "a", "mount": "/w"}, "volumes": [{"claim": "b", "mount": "/w/"}]},
+            ["two volumes are mounted at /w"],
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_profile_is_one_sentence(tmp_path, change, parts):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(change))
+    with pytest.raises(GkdError) as caught:
+        load_profile(str(file))
+    assert "\n" not in str(caught.value)
+    for part in ["own.yaml", *parts]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ("gpuu", ["--profile 'gpuu' is unknown", "did you mean 'gpu'?", "cpu, gpu, multi-gpu, multi-node"]),
+        ("nowhere.yaml", ["nowhere.yaml does not exist", "--profile FILE"]),
+    ],
+)
+def test_a_profile_that_is_not_there(given, parts):
+    with pytest.raises(GkdError) as caught:
+        load_profile(given)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_no_shipped_profile_holds_more_than_names_of_secrets():
+    for file in SHIPPED.glob("*.yaml"):
+        assert all(
+            set(secret) <= {"name", "env", "steps", "optional"}
+            for secret in yaml.safe_load(file.read_text())["secrets"]
+        )
+    assert Profile().secrets == []
