@@ -68,7 +68,7 @@ def write_bundle(
     """
     manifest = read_manifest(deploy)
     chosen = model_entry(manifest, precision, f"the deploy folder {deploy}")
-    info = PreparedData.open(data).info
+    info = PreparedData.open(data, check=False).info
     training, metrics = _checked(manifest, info, data=data, student=student, deploy=deploy, report=report)
     version = _registered(registration, deploy) if registration is not None else None
     if storage_uri is None and registry_uri is None and version is not None:
@@ -184,7 +184,7 @@ def _check_uris(storage_uri: str | None, registry_uri: str | None) -> None:
             f"--storage-uri {_shown(storage_uri)} is not of the form SCHEME://PLACE (s3://bucket/path, "
             "pvc://claim/path, …) without credentials: those belong into a Kubernetes secret"
         )
-    if registry_uri is not None and not re.fullmatch(r"models:/[^/@\s]+(@[^/@\s]+|/\d+)", registry_uri):
+    if registry_uri is not None and not re.fullmatch(r"models:/[^/@:\r\n]+(@[^/@\s]+|/\d+)", registry_uri):
         raise GkdError(
             f"--registry-uri {_shown(registry_uri)} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"
         )

@@ -1,0 +1,288 @@
+"""The bundle is read by those it is for: Triton's own protobuf, KServe's fields, onnxruntime, a model hub's header."""
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from google.protobuf import text_format
+from PIL import Image
+
+from components import evaluate, export
+from gkd_core.config import parse_params
+from gkd_core.data.prepared import PreparedData
+from gkd_core.errors import GkdError
+from gkd_core.export.bundle import _markdown, _pbtxt, _yaml, write_bundle
+from gkd_core.export.manifest import read_manifest
+from gkd_core.export.session import run_session, session
+from gkd_core.files import file_digest, write_json
+
+SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
+NASTY = ['"quoted"', "new\nline: # no", "猫|`<b>`", "{{ x }} %{y} \\ 'z'", "5", "6", "7", "8", "9", "null"]
+
+
+def model_config(text: str) -> Any:
+    """Triton's ModelConfig from its text form; the gRPC half of the client, which would load the class, is left out."""
+    location = metadata.distribution("tritonclient").locate_file("tritonclient/grpc/model_config_pb2.py")
+    spec = importlib.util.spec_from_file_location("model_config_pb2", location)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return text_format.Parse(text, module.ModelConfig())
+
+
+@pytest.fixture(scope="module")
+def folders(project: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Deployed with all precisions, measured."""
+    root = tmp_path_factory.mktemp("run")
+    params = project.params.model_dump()
+    params["export"] |= {"fp16": True, "int8": {"min_agreement": 0.0, "max_accuracy_drop": 1.0}}
+    settings = parse_params(params)
+    inputs = project.inputs() | {"deploy": root / "deploy"}
+    common = {key: inputs[key] for key in ("data", "teacher", "student")}
+    export.run(**common, out=inputs["deploy"], params=settings)
+    evaluate.run(**inputs, out=root / "report", params=settings)
+    return {key: inputs[key] for key in ("data", "student", "deploy")} | {"report": root / "report"}
+
+
+def make(folders: dict[str, Path], out: Path, **changes: Any) -> dict[str, Any]:
+    return write_bundle(out, **{**folders, "image": "gkd:0.1.0", **changes})
+
+
+@pytest.fixture(scope="module")
+def made(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "out"
+    make(folders, out, name="digits", storage_uri="s3://models/digits")
+    return out
+
+
+def test_every_file_is_there_and_listed(made: Path, folders: dict[str, Path]) -> None:
+    bundle = json.loads((made / "bundle.json").read_text())
+    there = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert there - {"bundle.json", "files.sha256"} == set(bundle["files"]) == {
+        "MODEL_CARD.md",
+        "README.md",
+        "kserve/inference-service.yaml",
+        "manifest.json",
+        "model.onnx",
+        "model_fp16.onnx",
+        "model_int8.onnx",
+        "triton/digits/1/model.onnx",
+        "triton/digits/config.pbtxt",
+        "triton/digits/labels.txt",
+    }  # fmt: skip
+    for name, digest in bundle["files"].items():
+        assert hashlib.sha256((made / name).read_bytes()).hexdigest() == digest
+    assert (bundle["name"], bundle["precision"]) == ("digits", "fp32")
+    assert read_manifest(made) == read_manifest(folders["deploy"])
+    assert file_digest(made / "triton/digits/1/model.onnx") == file_digest(folders["deploy"] / "model.onnx")
+
+
+def test_again_gives_the_same_bytes(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    make(folders, tmp_path / "other", name="digits", storage_uri="s3://models/digits")
+    for path in made.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "other" / path.relative_to(made)).read_bytes() == path.read_bytes(), path
+
+
+def test_triton_reads_its_description_and_onnxruntime_the_model(made: Path, folders: dict[str, Path]) -> None:
+    config = model_config((made / "triton/digits/config.pbtxt").read_text())
+    images = PreparedData.open(folders["data"]).validation.images[:5]
+    model = session(made / "triton/digits/1/model.onnx")
+    (image,), (logits,) = model.get_inputs(), model.get_outputs()
+    assert (config.name, config.platform, config.max_batch_size) == ("digits", "onnxruntime_onnx", 64)
+    # Without the batch axis, which max_batch_size stands for.
+    assert (config.input[0].name, list(config.input[0].dims)) == (image.name, image.shape[1:])
+    assert (config.output[0].name, list(config.output[0].dims)) == (logits.name, logits.shape[1:])
+    kinds = config.input[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    assert kinds[config.input[0].data_type].name == "TYPE_UINT8"
+    assert kinds[config.output[0].data_type].name == "TYPE_FP32"
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    manifest = read_manifest(made)
+    assert config.parameters["student_digest"].string_value == manifest["student_digest"]
+    assert config.parameters["model_sha256"].string_value == manifest["model"]["sha256"]
+    labels = (made / "triton/digits" / config.output[0].label_filename).read_text().splitlines()
+    assert labels == manifest["classes"]
+    assert run_session(model, images).shape == (5, 10)
+
+
+def test_int8_goes_to_triton_where_it_is_asked_for(folders: dict[str, Path], tmp_path: Path) -> None:
+    make(folders, tmp_path / "out", precision="int8", registry_uri="models:/digits@champion")
+    repository = tmp_path / "out/triton/gkd-student"
+    assert file_digest(repository / "1/model.onnx") == read_manifest(folders["deploy"])["int8"]["sha256"]
+    config = model_config((repository / "config.pbtxt").read_text())
+    assert config.parameters["precision"].string_value == "int8"
+    assert "/model --precision int8\n" in (tmp_path / "out/README.md").read_text()
+    (container,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
+    assert container["args"][:3] == ["models:/digits@champion", "--precision", "int8"]
+
+
+def kserve(bundle: Path) -> dict[str, Any]:
+    content = yaml.safe_load((bundle / "kserve/inference-service.yaml").read_text())
+    jsonschema.validate(content, SCHEMA)
+    return content
+
+
+def test_kserve_takes_the_repository_from_storage(made: Path) -> None:
+    service = kserve(made)
+    assert service["metadata"]["name"] == "digits"
+    assert service["spec"]["predictor"]["model"] | {"resources": {}} == {
+        "modelFormat": {"name": "onnx"},
+        "protocolVersion": "v2",
+        "storageUri": "s3://models/digits",
+        "resources": {},
+    }
+    assert service["metadata"]["annotations"]["gkd/student_digest"] == read_manifest(made)["student_digest"]
+
+
+def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path], tmp_path: Path) -> None:
+    registration = tmp_path / "registration"
+    registration.mkdir()
+    version = {
+        "name": "My Model_1",
+        "version": 7,
+        "alias": None,
+        "manifest": file_digest(folders["deploy"] / "manifest.json"),
+    }
+    write_json(registration / "version.json", version)
+    made = make(folders, tmp_path / "out", registration=registration)
+    assert made["name"] == "my-model-1"
+    (container,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
+    assert (container["name"], container["image"]) == ("kserve-container", "gkd:0.1.0")
+    assert container["args"][0] == "models:/My Model_1/7"
+    # Addresses and passwords come from the cluster's secrets.
+    assert all(set(variable) == {"name", "valueFrom"} for variable in container["env"])
+
+    write_json(registration / "version.json", version | {"manifest": "0"})
+    with pytest.raises(GkdError, match="registered another model than"):
+        make(folders, tmp_path / "out", registration=registration)
+    assert make(folders, tmp_path / "out", name="plain")["name"] == "plain"
+    assert not (tmp_path / "out/kserve").exists()
+
+
+def test_the_readmes_program_runs_and_names_a_class(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.DOTALL)
+    images = PreparedData.open(folders["data"]).validation.images[:1]
+    for file in ("model.onnx", "model_int8.onnx"):
+        shutil.copy(made / file, tmp_path)
+    Image.fromarray(np.array(images[0, ..., 0])).save(tmp_path / "image.png")
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    expected = run_session(session(made / "model.onnx"), images).argmax()
+    assert result.stdout.strip() == read_manifest(made)["classes"][expected]
+
+
+def test_the_model_card_has_a_hubs_header_and_the_reports_numbers(made: Path, folders: dict[str, Path]) -> None:
+    _, header, body = (made / "MODEL_CARD.md").read_text().split("---\n", 2)
+    metrics = json.loads((folders["report"] / "metrics.json").read_text())
+    content = yaml.safe_load(header)
+    assert content["pipeline_tag"] == "image-classification"
+    (result,) = content["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == metrics["onnx"]["top1"]
+    student = metrics["student"]
+    interval = f"{100 * student['top1_low']:.2f} % – {100 * student['top1_high']:.2f} %"
+    assert f"| student | {100 * student['top1']:.2f} % | {interval} |" in body
+    assert f"{100 * metrics['int8']['agreement_with_fp32']:.2f} %" in body
+    for digest in ("data_sha256", "teacher_digest", "student_digest"):
+        assert read_manifest(made)[digest] in body
+
+
+def test_strange_class_names_break_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Files as a data set with such names would leave them."""
+    strange = {key: tmp_path / key for key in ("data", "deploy", "report")}
+    for key, place in strange.items():
+        shutil.copytree(folders[key], place)
+    digest = rename_classes(strange["data"], NASTY)
+    edit(strange["deploy"] / "manifest.json", classes=NASTY, data_sha256=digest)
+    metrics = json.loads((strange["report"] / "metrics.json").read_text())
+    metrics["digests"]["manifest"] = file_digest(strange["deploy"] / "manifest.json")
+    write_json(strange["report"] / "metrics.json", metrics)
+    make({**folders, **strange}, tmp_path / "out", name="digits", storage_uri="s3://b/p")
+    bundle = tmp_path / "out"
+    assert model_config((bundle / "triton/digits/config.pbtxt").read_text()).output[0].dims == [10]
+    labels = (bundle / "triton/digits/labels.txt").read_text().splitlines()
+    assert labels == [" ".join(name.split()) for name in NASTY]
+    kserve(bundle)
+    card = (bundle / "MODEL_CARD.md").read_text()
+    (listed,) = re.findall(r"## Classes\n\n(.*)\n\n## Lineage", card)  # one line, whatever the names hold
+    assert re.sub(r"\\(.)", r"\1", listed) == ", ".join(labels)
+    assert "<b>" not in card
+
+
+@pytest.mark.parametrize("text", [*NASTY, "\x85\u2028\t é 🐈", "yes", "0x1", "- a", ""])
+def test_values_survive_every_format(text: str) -> None:
+    assert yaml.safe_load(f"key: {_yaml(text)}\nnext: 1") == {"key": text, "next": 1}
+    assert model_config(f"name: {_pbtxt(text)}").name == text
+    assert "\n" not in _markdown(text)
+
+
+def rename_classes(data: Path, classes: list[str]) -> str:
+    """The data's digest with these names, which dataset.json then has."""
+    info = PreparedData.open(data).info.model_copy(update={"classes": tuple(classes)})
+    digest = PreparedData(data, info).digest()
+    edit(data / "dataset.json", classes=classes, sha256=digest)
+    return digest
+
+
+def edit(file: Path, **values: Any) -> None:
+    write_json(file, json.loads(file.read_text()) | values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"name": "No Good"}, r"--name 'No Good' cannot be a service's name"),
+        ({"precision": "int4"}, "precision 'int4' is unknown; did you mean 'int8'"),
+        ({"storage_uri": "models/digits"}, "--storage-uri 'models/digits' is not of the form"),
+        ({"registry_uri": "models:/digits"}, "is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ({"registry_uri": "models:/d/1", "storage_uri": "s3://b/p"}, "are both given"),
+        ({"image": "gkd; rm -r /"}, "is no container image's name"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_sentence(
+    folders: dict[str, Path], tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(GkdError, match=sentence):
+        make(folders, tmp_path / "out", **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(GkdError, match="without credentials") as caught:
+        make(folders, tmp_path / "out", storage_uri="https://me:secret@example.org/model")
+    assert "secret@" not in str(caught.value)
+    assert "me:" not in str(caught.value)
+
+
+def test_folders_of_different_runs_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    for key, file, sentence in (
+        ("report", "metrics.json", "measures another model than"),
+        ("student", "training.json", "exported from another student than"),
+        ("data", "dataset.json", "made from other data than"),
+    ):
+        changed = tmp_path / key
+        shutil.copytree(folders[key], changed)
+        if key == "data":
+            rename_classes(changed, NASTY)
+        else:
+            edit(changed / file, **({"digests": {}} if key == "report" else {"seed": 9}))
+        with pytest.raises(GkdError, match=sentence):
+            make({**folders, key: changed}, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_precision_that_was_not_kept_is_refused_with_its_reason(project: Any, folders: dict[str, Path]) -> None:
+    with pytest.raises(GkdError, match=r"has no fp16 model: export\.fp16 is false; take fp32"):
+        make({**folders, "deploy": project.deploy}, folders["report"].parent / "out", precision="fp16")
