@@ -76,7 +76,7 @@ def make_deploy() -> Callable[..., Path]:
 
 
 def _deploy(folder: Path, *, seed: int = 0, side: int = 8, channels: int = 1, count: int = 10) -> Path:
-    """Pixels [B, side, side, channels] → convolution, rectifier, mean over the places, linear layer → `count` logits."""
+    """Pixels [B, side, side, channels] → convolution, rectifier, mean over places, linear layer → `count` logits."""
     import json
 
     import numpy as np
@@ -110,9 +110,8 @@ def _deploy(folder: Path, *, seed: int = 0, side: int = 8, channels: int = 1, co
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     classes = tuple(f"class {number}" for number in range(count))
-    lineage = {
-        name: f"{seed:x}"[-1] * 64 for name in ("data_sha256", "teacher_digest", "student_digest", "config_digest")
-    }
+    digests = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
+    lineage = dict.fromkeys(digests, str(seed % 10) * 64)
     helper.set_model_props(model, {**lineage, "classes": json.dumps(classes), "input": "uint8_nhwc"})
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
