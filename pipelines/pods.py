@@ -6,6 +6,7 @@ from functools import partial
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
+from components.image import image
 from components.kubeflow import steps
 from pipelines.profile import TRAINING, Profile
 
@@ -49,6 +50,8 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
     if profile.work and step in TRAINING:
         kubernetes.mount_pvc(task, pvc_name=profile.work.claim, mount_path=profile.work.mount)
         task.set_env_variable("GKD_WORK", profile.work.mount)
+    if profile.nodes and step in TRAINING:
+        task.set_env_variable("GKD_IMAGE", image())  # the TrainJob's pods run in the image the task runs in
     for volume in profile.volumes:
         kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount)
     for secret in profile.secrets:

@@ -6,6 +6,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from components.kubeflow import contest, steps
+from gkd_core.errors import GkdError
 from pipelines.pods import configure
 from pipelines.profile import Profile
 
@@ -25,7 +26,14 @@ def sweep(
         params, overrides: defaults of the arguments of these names.
         profile: what the cluster gives; None asks for nothing.
         parallelism: trainings at a time.
+    Raises:
+        GkdError: the profile trains on several nodes.
     """
+    if profile is not None and profile.nodes is not None:
+        raise GkdError(
+            "a sweep trains each student in a pod of its own, side by side, but the profile has nodes: take gpu or "
+            "multi-gpu"
+        )
     default_params, default_overrides = params, list(overrides or [])
 
     @dsl.pipeline(name=NAME, description="Methods against each other, by pairs of networks and seeds, on one budget.")

@@ -177,6 +177,18 @@ def test_several_accelerators_are_asked_for_and_used(tmp_path):
     assert "devices" not in cluster_params(PARAMS, [], load_profile("gpu"))["train"]
 
 
+def test_on_several_nodes_a_training_task_only_waits(tmp_path):
+    spec, platform = compiled(tmp_path / "p.yaml", profile="multi-node")
+    container = spec["deploymentSpec"]["executors"]["exec-distill"]["container"]
+    assert "accelerator" not in container["resources"]
+    assert {"name": "GKD_IMAGE", "value": container["image"]} in container["env"]
+    pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-distill"]
+    assert pod["activeDeadlineSeconds"] == "172800"  # as long as the training may take
+    assert [claim["constant"] for claim in pod["pvcMount"]] == ["gkd-work"]
+    with pytest.raises(GkdError, match="take gpu or multi-gpu"):
+        compile_pipeline(tmp_path / "s.yaml", params=PARAMS, profile="multi-node", which="sweep")
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
