@@ -1,0 +1,267 @@
+"""`gkd pipeline run --runner subprocess`: one whole run on the digits, compared with the steps run one by one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from kfp import dsl
+
+from gkd_core.config import load_params
+from gkd_core.files import file_digest, folder_digest, read_json
+
+ROOT = Path(__file__).parents[2]
+MODEL = "gkd-student"
+PARAMS = {
+    "data": {"train_images": 200, "root": None},
+    "teacher": {"name": "resnet8", "train": {"epochs": 1, "learning_rate": 0.1, "device": "cpu"}},
+    "student": {"name": "resnet8"},
+    # Numbers and nulls that a pipeline's arguments do not keep as they are.
+    "distill": {"temperature": None, "options": {"gompertz": {"preset": "tuned", "weight_kd": 1.0, "r": None}}},
+    "train": {"epochs": 5, "batch_size": 50, "clip_norm": 5.0, "device": "cpu"},
+    "evaluate": {"latency_runs": 10, "device": "cpu"},
+}
+
+
+def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=280,
+        env=environment(),
+    )  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "GKD_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with params.yaml and a store whose champion was measured on other data, which no challenger beats."""
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("a project")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    client.create_registered_model(MODEL)
+    champion = client.create_model_version(
+        MODEL, str(folder), tags={"gkd.data": "0" * 64, "gkd.top1": "0.99", "gkd.manifest": "1" * 64}
+    )
+    client.set_registered_model_alias(MODEL, "champion", champion.version)
+    (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"tracking": {"uri": uri}}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(project) -> SimpleNamespace:
+    """The whole pipeline, in processes."""
+    done = gkd("pipeline", "run", "--set", "train.epochs=1", "--out", "made", cwd=project)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(
+        out=project / "made", summary=json.loads(done.stdout.splitlines()[-1]), stderr=done.stderr, project=project
+    )
+
+
+@pytest.fixture(scope="module")
+def by_hand(project, tmp_path_factory) -> Path:
+    """The same steps one by one, as `dvc repro` runs them."""
+    from components import distill, evaluate, export, prepare, teacher
+
+    params = load_params(project / "params.yaml", ["train.epochs=1"])
+    made = tmp_path_factory.mktemp("by hand")
+    inputs = {"data": made / "data", "teacher": made / "teacher"}
+    prepare.run(out=made / "data", params=params)
+    teacher.run(data=made / "data", out=made / "teacher", work=made / "work", params=params)
+    for reference in ("baseline", "kd"):
+        given = inputs | ({"teacher": None} if reference == "baseline" else {})
+        distill.run(**given, out=made / reference, work=made / "work", params=params, reference=reference)
+    distill.run(**inputs, out=made / "student", work=made / "work", params=params)
+    export.run(**inputs, student=made / "student", out=made / "deploy", params=params)
+    networks = {name: made / name for name in ("baseline", "kd", "student", "deploy")}
+    evaluate.run(**inputs, **networks, out=made / "report", params=params)
+    return made
+
+
+@pytest.mark.slow
+class TestARun:
+    def test_leaves_the_folders_that_dvc_leaves(self, ran):
+        stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+        folders = {stage["cmd"].split("--out ")[1].split()[0] for stage in stages.values()}
+        assert {path.name for path in ran.out.iterdir()} == folders | {"work", "pipeline.log"}
+        assert not list((ran.out / "work").rglob("*.pt"))
+
+    @pytest.mark.parametrize("name", ["data", "teacher", "baseline", "kd", "student", "deploy"])
+    def test_has_the_digests_of_the_steps_run_one_by_one(self, ran, by_hand, name):
+        assert folder_digest(ran.out / name) == folder_digest(by_hand / name)
+        assert ran.summary["artifacts"][name] == folder_digest(by_hand / name)
+
+    def test_measures_the_same(self, ran, by_hand):
+        for file in ("metrics.json", "predictions.npy", "plots/confusion.csv", "plots/schedule.csv"):
+            assert file_digest(ran.out / "report" / file) == file_digest(by_hand / "report" / file)
+
+    def test_says_what_it_did(self, ran):
+        shown = [line for line in ran.stderr.splitlines() if line.endswith(" …")]
+        assert sorted(shown) == sorted(
+            f"{step} …" for step in ("settings", *yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"], "ended")
+        )
+        assert "executor_input" not in ran.stderr
+        assert "executor_input" in (ran.out / "pipeline.log").read_text()
+        assert "the pipeline ended: SUCCEEDED" in ran.stderr
+        assert ran.summary["runner"] == "subprocess"
+
+    def test_a_gate_that_says_no_leaves_champion_and_the_run_is_green(self, ran):
+        from mlflow import MlflowClient
+
+        assert ran.summary["gate"]["passed"] is False
+        assert not read_json(ran.out / "registration" / "gate.json", "it")["passed"]
+        aliases = MlflowClient(f"sqlite:///{ran.project / 'mlflow.db'}").get_registered_model(MODEL).aliases
+        assert {name: int(number) for name, number in aliases.items()} == {"champion": 1, "challenger": 2}
+
+    def test_artifacts_carry_digests(self, ran):
+        """As kfp logged them when each task ended."""
+        log = (ran.out / "pipeline.log").read_text()
+        for name, key in (("teacher", "digest"), ("student", "digest"), ("data", "sha256")):
+            digest = (
+                read_json(ran.out / "data" / "dataset.json", "it")["sha256"]
+                if name == "data"
+                else folder_digest(ran.out / name)
+            )
+            assert f"'{key}': '{digest}'" in log or f'"{key}": "{digest}"' in log, name
+        assert "confusionMatrix" in log
+
+
+def mini(finished: Path, settings: dict) -> object:
+    """The register task alone, on what a run left."""
+    from components.kubeflow import steps
+
+    kinds = dict.fromkeys(("teacher", "baseline", "kd", "student", "deploy"), dsl.Model) | {"report": dsl.Artifact}
+
+    @dsl.pipeline(name="register-alone")
+    def alone(params: dict = {}, overrides: list = []):  # noqa: B006
+        given = {
+            name: dsl.importer(artifact_uri=str(finished / name), artifact_class=kind, reimport=True).output
+            for name, kind in kinds.items()
+        }
+        with dsl.ExitHandler(steps.ended(), name="steps"):
+            steps.register(settings=json.dumps(settings), **given)
+
+    return alone
+
+
+@pytest.mark.slow
+def test_a_gate_that_says_no_fails_the_run_where_that_is_wanted(ran, monkeypatch, tmp_path, capfd):
+    from components.kubeflow.sections import divide
+    from pipelines import local
+
+    params = load_params(ran.project / "params.yaml", ["train.epochs=1", "gate.on_refusal=fail"])
+    monkeypatch.setattr(local, "create_pipeline", lambda *_: mini(ran.out, divide(params)["register"]))
+    monkeypatch.setitem(local.FOLDERS, "distillation", {"register": "registration"})
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    with pytest.raises(local.StepFailed) as caught:
+        local.run_pipeline(runner="subprocess", params=ran.project / "params.yaml", out=tmp_path / "made")
+    assert caught.value.exit_code == 1
+    assert str(caught.value).startswith("register: ")
+    assert "not promoted" in str(caught.value) or "gate" in str(caught.value)
+    # The decision is there all the same, and it is the one that the run before came to.
+    assert read_json(tmp_path / "made" / "registration" / "gate.json", "it")["passed"] is False
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_failing_step_fails_the_pipeline_with_its_own_sentence(folder):
+    done = gkd("pipeline", "run", "--set", "data.source=folder", "--set", "data.root=nowhere", cwd=folder)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    alone = gkd("prepare", "--set", "data.source=folder", "--set", "data.root=nowhere", cwd=folder)
+    assert last == alone.stderr.strip().replace("gkd: ", "gkd: prepare: ")
+    assert "the pipeline ended: FAILED" in done.stderr
+    assert {path.name for path in (folder / "pipeline-run").iterdir()} == {"work", "pipeline.log"}
+    assert not done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--runner", "dokcer"], ["--runner 'dokcer' is unknown", "'docker'"]),
+        (["--set", "train.epoch=3"], ["'train.epoch' is unknown", "'train.epochs'"]),
+        (["--pipeline", "swep"], ["--pipeline 'swep' is unknown", "'sweep'"]),
+        (["--argument", "dvc_reop=x"], ["--argument 'dvc_reop' is unknown", "'dvc_repo'"]),
+        (["--pipeline", "sweep", "--argument", "seeds=3"], ["--argument seeds is 3", "list"]),
+        (["--out", "params.yaml"], ["--out params.yaml is a file"]),
+        (["--mlflow", "http://me:secret@mlflow.example"], ["tracking.uri holds a password"]),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(folder, arguments, parts, monkeypatch, capsys):
+    from pipelines import cli
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["gkd", "pipeline", "run", *arguments])
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    for part in parts:
+        assert part in told
+    assert "me:secret" not in told
+    assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
+def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
+    from gkd_core.errors import GkdError
+    from pipelines.local import run_pipeline
+
+    (folder / "made" / "teacher").mkdir(parents=True)
+    (folder / "made" / "teacher" / "thesis.txt").write_text("mine")
+    with pytest.raises(GkdError, match=r"thesis\.txt"):
+        run_pipeline(runner="subprocess", params=folder / "params.yaml", out=folder / "made")
+
+
+@pytest.mark.slow
+def test_stopped_it_leaves_no_process_and_nothing_half_written(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "pipeline", "run", "--set", "teacher.train.epochs=5000"],
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in process.stderr:
+        if line.startswith("teacher …"):
+            break
+    tasks = next((folder / "pipeline-run").glob(".kubeflow-*/tasks"))
+    (state,) = [read_json(file, "it") for file in tasks.glob("teacher-*.json")]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    for _ in range(100):
+        if not alive(state["pid"]):
+            break
+        time.sleep(0.1)
+    assert not alive(state["pid"])
+    left = {path.name for path in (folder / "pipeline-run").iterdir()}
+    assert left == {"data", "work", "pipeline.log"}  # what was finished is kept
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,100 @@
+"""The sweep: what it trains, how many at a time, and one small one run here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.kubeflow.grid import lay_out
+from gkd_core.config import load_params, params_of_sections, parse_params
+from gkd_core.errors import GkdError
+from pipelines.compiled import compile_pipeline
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_trainings_run_side_by_side_but_only_so_many(tmp_path):
+    compile_pipeline(tmp_path / "sweep.yaml", params=ROOT / "params.yaml", profile="gpu", which="sweep")
+    spec, platform = yaml.safe_load_all((tmp_path / "sweep.yaml").read_text())
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    loops = {name: task for name, task in tasks.items() if "parameterIterator" in task}
+    assert len(loops) == 2
+    assert all(task["iteratorPolicy"] == {"parallelismLimit": 4} for task in loops.values())
+    inner = {
+        name: set(spec["components"][task["componentRef"]["name"]]["dag"]["tasks"]) for name, task in loops.items()
+    }
+    assert sorted(map(sorted, inner.values())) == [["contend"], ["teacher"]]
+    contest = next(name for name, tasks in inner.items() if "contend" in tasks)
+    assert tasks["compare"]["dependentTasks"] == [contest]
+    assert "gather" in tasks[contest]["dependentTasks"]
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert pods["exec-contend"]["pvcMount"][0]["constant"] == "gkd-work"
+    assert spec["deploymentSpec"]["executors"]["exec-contend"]["container"]["resources"]["accelerator"]
+
+
+def test_each_teacher_is_trained_once_and_every_pair_meets_every_method_and_seed():
+    params = load_params(ROOT / "params.yaml")
+    pairs = [["resnet20", "resnet8"], ["resnet20", "resnet14"], ["resnet32", "resnet8"]]
+    prepare, teachers, contenders = lay_out(params, ["ce", "gompertz"], pairs, [0.0, 1.0], "kd")
+    assert set(json.loads(prepare)) == {"data"}
+    assert [params_of_sections(json.loads(text)).teacher.name for text in teachers] == ["resnet20", "resnet32"]
+    found = [json.loads(text) for text in contenders]
+    assert len(found) == 3 * 3 * 2 == len(set(contenders))
+    assert {(it["teacher"], it["sections"]["student"]["name"]) for it in found} == {
+        (0, "resnet8"), (0, "resnet14"), (1, "resnet8"),
+    }  # fmt: skip
+    assert {it["method"] for it in found} == {"kd", "ce", "gompertz"}
+    assert {it["seed"] for it in found} == {0, 1}
+
+
+def test_without_pairs_and_methods_it_is_the_parameters_own_and_all_methods():
+    from gkd_core.methods import METHODS
+
+    _, teachers, contenders = lay_out(load_params(ROOT / "params.yaml"), [], [], [0, 1, 2], "kd")
+    assert len(teachers) == 1
+    assert len(contenders) == 3 * len(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("change", "methods", "pairs", "seeds", "parts"),
+    [
+        ({}, ["kdd"], [], [0], ["'kdd'", "did you mean"]),
+        ({}, [], [["resnet20"]], [0], ["['resnet20']", "[teacher, student]"]),
+        ({}, [], [["resnet20", "resnett8"]], [0], ["student.name 'resnett8'", "'resnet8'"]),
+        ({}, [], [], [0.5], ["0.5", "whole numbers"]),
+        ({}, [], [], [1, 1], ["different seeds"]),
+        ({"teacher": {"source": "t"}}, [], [["resnet8", "resnet8"], ["vgg8", "resnet8"]], [0], ["teacher.source is t"]),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_the_first_task(change, methods, pairs, seeds, parts):
+    with pytest.raises(GkdError) as caught:
+        lay_out(parse_params(change), methods, pairs, seeds, "kd")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_small_one_run_here(tmp_path):
+    small = {"epochs": 1, "device": "cpu"}
+    content = {
+        "data": {"train_images": 100},
+        "teacher": {"name": "resnet8", "train": small},
+        "train": small,
+        "evaluate": {"device": "cpu"},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "pipeline", "run", "--pipeline", "sweep", "--out", "made",
+         "--argument", "methods=[ce]", "--argument", "seeds=[0, 1]"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "made" / "comparison" / "comparison.json").read_text())
+    (rows,) = found["pairs"].values()
+    assert {row["method"]: len(row["seeds"]) for row in rows} == {"ce": 2, "kd": 2}
+    assert list(found["pairs"]) == ["resnet8 → resnet8"]
+    assert done.stderr.count("contend …") == 4
