@@ -166,8 +166,9 @@ def _credentials(access: Access, host: str) -> tuple[dict[str, Any], tuple[str, 
     secrets = []
     if cookie is not None:
         secrets += [options.setdefault("cookies", _one_line(cookie, "the cookie"))]
-        # What a message may echo is a cookie's value alone.
-        secrets += [part.partition("=")[2].strip() for part in cookie.split(";") if "=" in part]
+        # A message may echo a cookie's value alone; a short one is no secret, and would be cut out of other words.
+        values = (part.partition("=")[2].strip() for part in cookie.split(";"))
+        secrets += [value for value in values if len(value) >= 8]
     if token is not None:
         secrets += [options.setdefault("existing_token", _one_line(token, "the token"))]
     elif access.token_file or access.in_cluster:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,9 +20,8 @@ FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 DEFAULT_EXPERIMENT = "gkd"
 PATIENCE = 10  # questions in a row that may go unanswered while a run is waited for
 PAGE = 100
-# Nodes of the workflow that stand for a task's machinery, and the number of an attempt.
-_MACHINERY = re.compile(r"^(root|executor|.*-driver|.*-executor)$")
-_ATTEMPT = re.compile(r"\(\d+\)$")
+# Nodes of the workflow that stand for no task of the pipeline: their machinery, attempts, and groups of tasks.
+_NO_TASK = re.compile(r"root|executor|.*-(driver|executor)|.*\(\d+\)|(exit-handler|for-loop|condition(-branches)?)-\d+")
 
 
 class RunFailed(GkdError):
@@ -295,16 +295,22 @@ def schedules(cluster: Cluster, *, experiment: str | None = None) -> list[dict[s
 def describe(cluster: Cluster, run: Any) -> dict[str, Any]:
     """A run's facts: run_id, name, state, error, times, link, and its tasks with state and error.
 
-    The server tells of a workflow's nodes, retried attempts and helpers among them; a task is told once, by its last
-    attempt. Servers up to 2.17 leave a task's `error` empty (kubeflow/pipelines issue 14007): its log has it.
+    The server tells of a workflow's nodes; those that are the pipeline's tasks are told here, in the order in which
+    they began, and numbered where a loop has several of a name. Servers up to 2.17 leave a task's `error` empty
+    (kubeflow/pipelines issue 14007): its log has it.
     """
-    tasks: dict[str, dict[str, Any]] = {}
     details = (run.run_details.task_details if run.run_details else None) or []
+    workflow = re.compile(re.escape(_pipeline_name(run)) + r"-\w{5}")
+    tasks: list[dict[str, Any]] = []
+    count: Counter[str] = Counter()
     for detail in sorted(details, key=lambda d: (d.create_time is not None, d.create_time)):
-        name = _ATTEMPT.sub("", detail.display_name or detail.task_id or "")
-        if name and not _MACHINERY.match(name) and name != run.display_name:
-            error = " ".join((detail.error.message or "").split()) if detail.error else ""
-            tasks[name] = {"name": name, "state": detail.state or "PENDING", "error": error or None}
+        name = detail.display_name or ""
+        if not name or _NO_TASK.fullmatch(name) or workflow.fullmatch(name):
+            continue
+        count[name] += 1
+        label = name if count[name] == 1 else f"{name} #{count[name]}"
+        error = " ".join((detail.error.message or "").split()) if detail.error else ""
+        tasks.append({"name": label, "state": detail.state or "PENDING", "error": error or None})
     return {
         "run_id": run.run_id,
         "name": run.display_name,
@@ -314,8 +320,14 @@ def describe(cluster: Cluster, run: Any) -> dict[str, Any]:
         "created_at": _moment(run.created_at),
         "finished_at": _moment(run.finished_at) if run.state in FINISHED else None,
         "link": cluster.link("runs", run.run_id),
-        "tasks": list(tasks.values()),
+        "tasks": tasks,
     }
+
+
+def _pipeline_name(run: Any) -> str:
+    """As the workflow is called, but for five letters at its end; empty where the server does not tell."""
+    spec = run.pipeline_spec if isinstance(run.pipeline_spec, dict) else {}
+    return str(spec.get("pipeline_spec", spec).get("pipelineInfo", {}).get("name", ""))
 
 
 def describe_schedule(cluster: Cluster, found: Any) -> dict[str, Any]:

@@ -453,12 +453,16 @@ class _Follower:
         told = 0  # lines, since a broken stream begins again at the first
         while True:
             over = self._over.is_set()
+            read = 0
             with contextlib.suppress(Exception):  # a log that cannot be followed must not end the training
-                for number, line in enumerate(self._client.get_job_logs(self._name, follow=not over)):
-                    if number >= told:
-                        told = number + 1
+                for line in self._client.get_job_logs(self._name, follow=not over):
+                    read += 1
+                    if read > told:
+                        told = read
                         self.last.append(line)
                         self._say(line)
+                if 0 < read < told:
+                    told = 0  # another pod: the job began again
             if over:
                 return
             self._over.wait(self._poll)

@@ -282,20 +282,24 @@ class KfpServer:
         begun = min(look - 1, stop + 1)
         over = look > stop + 2
         run["state"] = "PENDING" if look == 1 else "RUNNING"
-        details = [node("root", "RUNNING", 0), node("root-driver", "SUCCEEDED", 0)] if look > 1 else []
+        spec = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
+        workflow = f"{spec['pipelineInfo']['name']}-x7k2p"
+        groups = [node(name, "RUNNING", 0) for name in (workflow, "root", "exit-handler-1")]
+        details = [*groups, node("root-driver", "SUCCEEDED", 0)] if look > 1 else []
         for order, name in enumerate(names[:begun], start=1):
             ended = order < begun or over
             failed = ended and name == self.fail
             details.append(node(f"{name}-driver", "SUCCEEDED", order))
             if failed:  # the first attempt, which is not the last word
-                details.append(node(f"{name}(0)", "FAILED", order))
+                details.append(node("executor(0)", "FAILED", order))
             state = "FAILED" if failed else "SUCCEEDED" if ended else "RUNNING"
             details.append(node(name, state, order, self.fail_says if failed else None))
             details.append(node("executor", state, order))
         if over:
             run["state"] = "CANCELED" if self.cancel else "FAILED" if self.fail else "SUCCEEDED"
             run["finished_at"] = moment(60)
-            details[0]["state"] = run["state"]
+            for detail in details[: len(groups)]:
+                detail["state"] = run["state"]
         run["run_details"] = {"task_details": details}
         return run
 

@@ -424,6 +424,15 @@ class TestRuns:
             facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
         assert "failed in distill (gkd: the teacher has 100 classes)" in cluster_runs.failure(facts)
 
+    def test_a_loops_tasks_are_told_apart(self, connect, work):
+        from pipelines import cluster_runs
+
+        with KfpServer(tasks=("train", "train", "compare")) as server:
+            found = connect(host=server.host)
+            run = cluster_runs.submit(found, work)["run_id"]
+            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+        assert [task["name"] for task in facts["tasks"]] == ["train", "train #2", "compare"]
+
     def test_lists_go_on_past_the_first_page(self, connect, work):
         from dataclasses import replace
 
