@@ -17,6 +17,7 @@ from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
+from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
 from gkd_core.training.distributed import joined
 from gkd_core.training.lesson import Lesson
@@ -268,7 +269,7 @@ def open_teachers(folder: Path, classes: tuple[str, ...]) -> list[Network]:
     Raises:
         GkdError: the folder is missing or damaged, or there is a class that no network knows.
     """
-    names = read_json(folder / "teacher.json", "the teacher folder", keys=["networks"])["networks"]
+    names = read_teacher(folder)["networks"]
     if len(names) == 1:
         return [load_network(folder / names[0], classes)]
     networks = [load_network(folder / name) for name in names]

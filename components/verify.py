@@ -43,8 +43,11 @@ def run(target: str, *, server: str | None, tracking: Tracking | None) -> Chain:
         server: address of a running server; None leaves it out.
         tracking: where the registry is; None takes MLFLOW_TRACKING_URI, else the database in the run's folder.
     Raises:
-        GkdError: there is nothing to verify there, or the registry or the server does not answer.
+        GkdError: there is nothing to verify there, or `server` is no address. A registry or a server that does not
+            answer is a link that does not hold.
     """
+    if server is not None:
+        server = _address(server)
     if target.startswith(MODEL):
         with tempfile.TemporaryDirectory(prefix="gkd-") as place:
             return _version(target, Path(place), server, tracking or Tracking())
@@ -134,7 +137,7 @@ def _ask(chain: Chain, folders: dict[str, Path], server: str | None) -> None:
 def _served(server: str, folders: dict[str, Path]) -> Iterator[Link]:
     """What a running server says of the model it serves (Open Inference Protocol v2, model metadata)."""
     manifest = read_manifest(folders["deploy"])
-    address = _address(server, folders)
+    address = server if "/v2/models/" in server else f"{server}/v2/models/{urllib.parse.quote(_served_name(folders))}"
     reply = _get(address)
     facts = reply.get("parameters")
     if not isinstance(facts, dict):
@@ -153,20 +156,19 @@ def _served(server: str, folders: dict[str, Path]) -> Iterator[Link]:
     yield Link("manifest → server", f"{entry['sha256'][:12]} ({precision}) answers at {address}")
 
 
-def _address(server: str, folders: dict[str, Path]) -> str:
-    """The metadata address of the model: as given, or by the registered name below the server's address."""
+def _address(server: str) -> str:
     parts = urllib.parse.urlsplit(server if "://" in server else f"http://{server}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise GkdError(f"--server {server!r} is no address: write it as http://HOST:PORT")
-    base = urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
-    if "/v2/models/" in parts.path:
-        return base
-    name = DEFAULT_NAME
-    if "registration" in folders:
-        name = read_json(folders["registration"] / "version.json", "the registration folder", shape={"name": str})[
-            "name"
-        ]
-    return f"{base}/v2/models/{urllib.parse.quote(name)}"
+    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+        raise GkdError(f"--server {server!r} is no address: write it as http://HOST:PORT (a token goes into {TOKEN})")
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+
+
+def _served_name(folders: dict[str, Path]) -> str:
+    """What the server calls the model: the registered name, where one is known."""
+    if "registration" not in folders:
+        return DEFAULT_NAME
+    content = read_json(folders["registration"] / "version.json", "the registration folder", shape={"name": str})
+    return str(content["name"])
 
 
 def _get(address: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The text under each field is its documentation: the docs' table is made from it 
 the step; losses, models and loops take plain arguments.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -609,10 +610,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's floats (PyYAML alone reads `1e-4` as text, DVC and everybody else as a number), and no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", key.start_mark)
+        seen: dict[str, Any] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                first = seen.setdefault(key.value, key.start_mark)
+                if first is not key.start_mark:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", first)
         return super().construct_mapping(node, deep)
 
 
@@ -621,8 +624,45 @@ _Loader.add_implicit_resolver(
 )
 
 
+LARGEST_YAML = 1 << 20  # characters
+MOST_VALUES = 50_000  # with every alias written out
+
+
 def _yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # a SafeLoader: builds no objects
+    """Plain values only: a SafeLoader builds no objects.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or aliases or nesting would make more of it than anybody writes.
+    """
+    try:
+        if len(text) > LARGEST_YAML:
+            raise yaml.YAMLError(f"it has {len(text)} characters, far more than parameters need")
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            if _values(node, {}) > MOST_VALUES:
+                raise yaml.YAMLError("its aliases make an endless amount of it")
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise ValueError, KeyError, AttributeError, RecursionError, …
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"a value is not valid: {error}"
+        raise yaml.YAMLError(reason) from None
+
+
+def _values(node: yaml.Node, counted: dict[int, float]) -> float:
+    """How many values there are below a node with every alias written out; infinite where one contains itself."""
+    if id(node) not in counted:
+        counted[id(node)] = math.inf  # met again below itself
+        inner = [*node.value] if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        counted[id(node)] = 1 + sum(_values(part, counted) for part in inner)
+    return counted[id(node)]
 
 
 def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[str, ...] = ()) -> Params:

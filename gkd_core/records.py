@@ -41,3 +41,29 @@ def read_training(folder: Path, role: str) -> dict[str, Any]:
 def is_plain_name(name: Any) -> bool:
     """Whether it is the name of a file or folder in a folder, and no way out of it."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+MEASURED: Shape = {"top1": float, "top1_low": float, "top1_high": float, "parameters": int, "onnx_bytes": int}
+DIFFERENCE: Shape = {"difference": float, "low": float, "high": float, "standard_error": float}
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """metrics.json of a report folder; the references it leaves out are left out.
+
+    Raises:
+        GkdError: it is missing or damaged, or a measurement is no number.
+    """
+    path, what = folder / "metrics.json", "the report folder"
+    shape: dict[str, Any] = {
+        "data": {"sha256": str, "source": str, "test_images": int},
+        "digests": {"manifest": str, "student": str},
+        "onnx": {"top1": float, "parity_max_abs": float, "onnx_bytes": int},
+        "differences": dict,
+        "teacher": {},
+        "student": {},
+    }
+    content = read_json(path, what, shape=shape)
+    roles = [role for role in ("teacher", "baseline", "kd", "student") if role in content]
+    differences: Shape = {"differences": dict.fromkeys(content["differences"], DIFFERENCE)}
+    read_json(path, what, shape={**dict.fromkeys(roles, MEASURED), **differences})
+    return content

@@ -5,17 +5,18 @@ so a teacher with its own resolution and statistics stands beside a student with
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_core.errors import GkdError
-from gkd_core.files import read_json, write_bytes, write_json
+from gkd_core.files import Shape, read_json, write_bytes, write_json
 from gkd_core.models.classifier import Output
 from gkd_core.models.registry import create_model
 
@@ -180,19 +181,53 @@ def load_network(folder: Path, classes: tuple[str, ...] | None = None) -> Networ
     Raises:
         GkdError: files missing or damaged, weights that do not fit, classes that do not match.
     """
-    content = read_json(folder / "model.json", "the network folder")
-    try:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        spec = NetworkSpec(**fields)
-    except (AttributeError, TypeError) as error:
-        raise GkdError(f"{folder / 'model.json'} does not describe a network ({error}): make it again") from None
-    network = Network(spec, classes)
+    spec = read_spec(folder)
     path = folder / "model.safetensors"
     try:
-        network.classifier.load_state_dict(load_file(path))
+        with safe_open(path, framework="pt") as stored:  # the header alone: a file of another network is not read
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+        if not any(shape[:1] == [len(spec.classes)] for shape in shapes.values()):
+            raise ValueError(f"it has no layer for {len(spec.classes)} classes")
+        network = Network(spec, classes)
+        weights = load_file(path)
+        for name, value in network.classifier.state_dict().items():
+            if name in weights and weights[name].dtype != value.dtype:
+                raise ValueError(f"{name} is {weights[name].dtype}, not {value.dtype}")
+        network.classifier.load_state_dict(weights)
+    except GkdError:
+        raise
     except FileNotFoundError:
         raise GkdError(f"the network folder {folder} has no model.safetensors: run the step that makes it") from None
     except Exception as error:  # safetensors has no common base for its errors; torch raises RuntimeError
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GkdError(f"{path} is damaged or does not fit {spec.name} ({reason}): make it again") from None
     return network
+
+
+LARGEST_SIDE = 4096  # pixels; some networks hold a value for every place in the image
+
+
+def read_spec(folder: Path) -> NetworkSpec:
+    """What model.json says.
+
+    Raises:
+        GkdError: it is missing or damaged, or describes no network that can be.
+    """
+    path = folder / "model.json"
+    numbers: Shape = {"in_channels": int, "image_size": int, "mean": [float], "std": [float]}
+    content = read_json(path, "the network folder", shape={"name": str, "stem": str, "classes": [str], **numbers})
+    known = {part.name for part in fields(NetworkSpec)}
+    if strangers := sorted(set(content) - known):
+        raise GkdError(f"{path} does not describe a network ({strangers[0]!r} is no part of one): make it again")
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    spec = NetworkSpec(**given)
+    faults = {
+        f"in_channels is {spec.in_channels}": spec.in_channels not in (1, 3),
+        f"image_size is {spec.image_size}": not 1 <= spec.image_size <= LARGEST_SIDE,
+        "mean and std are not one for each channel": {len(spec.mean), len(spec.std)} != {spec.in_channels},
+        "std is not above 0": min(spec.std, default=0) <= 0,
+        "there are no classes, or two of one name": not spec.classes or len(set(spec.classes)) != len(spec.classes),
+    }
+    if fault := next((fault for fault, there in faults.items() if there), None):
+        raise GkdError(f"{path} does not describe a network ({fault}): make it again")
+    return spec

@@ -35,10 +35,11 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises zipfile, pickle and runtime errors alike
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GkdError(f"the checkpoint {path} is damaged ({reason}): delete it to train from the start") from None
-    if content.get("fingerprint") != fingerprint:
+    if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
         raise GkdError(f"the checkpoint {path} belongs to other inputs or another configuration: delete it")
-    return content
+    found: dict[str, Any] = content
+    return found

@@ -23,6 +23,8 @@ from gkd_core.data.images import fit
 from gkd_core.data.sources.base import Examples, Source, SplitName
 from gkd_core.errors import GkdError
 
+LARGEST_FILE = 1 << 28  # bytes; CIFAR-100's largest has 155 million
+
 
 @dataclass(frozen=True)
 class Published:
@@ -160,7 +162,11 @@ def _packed(published: Published, archive: Path) -> dict[str, bytes]:
         with tarfile.open(archive, "r|gz") as members:
             for member in members:
                 folder, _, file = member.name.rpartition("/")
-                if folder == published.folder and file in published.files and (stream := members.extractfile(member)):
+                if folder != published.folder or file not in published.files or not member.isfile():
+                    continue
+                if member.size > LARGEST_FILE:
+                    raise tarfile.TarError(f"{member.name} would have {member.size} bytes")
+                if (stream := members.extractfile(member)) is not None:
                     contents[file] = stream.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise GkdError(f"{archive} cannot be unpacked ({error}): delete it and run again") from None
@@ -187,6 +193,16 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _load(content: bytes) -> dict[bytes, Any]:
-    """A pickle of Python 2, of built-in containers and numpy arrays only; strings stay bytes."""
-    loaded: dict[bytes, Any] = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    """A pickle of Python 2, of built-in containers and numpy arrays only; strings stay bytes.
+
+    Raises:
+        GkdError: it holds anything else, or is damaged.
+    """
+    try:
+        loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # whatever a damaged pickle makes the unpickler and numpy raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise GkdError(f"a file of CIFAR is damaged ({reason}): fetch it again") from None
+    if not isinstance(loaded, dict):
+        raise GkdError("a file of CIFAR is damaged (it holds no table): fetch it again")
     return loaded

@@ -8,7 +8,8 @@ neither, both are. Classes without a single training image are left out.
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -139,7 +140,7 @@ class _NoSuchSplit(Exception):
 def _open(source: str, kind: type, root: Path, arguments: dict[str, Any], word: str | None) -> Any:
     try:
         # torchvision prints what it downloads; stdout is for the result.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _careful_extraction():
             return kind(**arguments)
     except Exception as error:  # network, archives, missing packages: torchvision has no common base for its errors
         # Sets check the word before anything else, so a refused word is not a failed download.
@@ -150,6 +151,20 @@ def _open(source: str, kind: type, root: Path, arguments: dict[str, Any], word: 
             f"{source} cannot be opened in {root} ({reason}): check the network, or put the set there as torchvision "
             "expects it, or name the folder that has it as data.root"
         ) from None
+
+
+@contextlib.contextmanager
+def _careful_extraction() -> Iterator[None]:
+    """torchvision unpacks tar archives without a filter: paths and links that lead outside, and devices, are refused.
+
+    (Its zip archives are unpacked by zipfile, which drops `..` and leading slashes by itself.)
+    """
+    before = vars(tarfile.TarFile)["extraction_filter"]
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _labels(source: str, dataset: Any) -> NDArray[np.int64] | None:

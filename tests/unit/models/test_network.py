@@ -84,7 +84,7 @@ def test_truncated_weights_are_one_sentence(network, tmp_path, kept):
 def test_a_model_json_of_something_else_is_one_sentence(network, tmp_path, content):
     save_network(network, tmp_path)
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(GkdError, match=r"does not describe a network|holds no JSON object"):
+    with pytest.raises(GkdError, match=r"holds no JSON object|lacks '(name|stem)'"):
         load_network(tmp_path)
 
 
