@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test e2e lint format lock image docker-test docs bench clean
+.PHONY: help install demo test e2e lint format lock audit image docker-test docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ docker-test: $(READY)  ## build the images and run the pipeline and the server i
 docs: $(READY)  ## make docs/parameters.md and docs/methods.md from the code
 	@gkd params --markdown > docs/parameters.md
 	@gkd methods --markdown > docs/methods.md
+
+audit: $(READY)  ## known vulnerabilities in the locked dependencies; says so where nobody can be asked
+	@python .ci/audit
 
 bench: $(READY)  ## speed, as ratios measured side by side
 	@python -m benchmarks

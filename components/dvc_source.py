@@ -152,14 +152,25 @@ def _unpack(archive: Path, folder: Path, shown: str) -> None:
                 for name in packed.namelist():
                     if not (folder / name).resolve().is_relative_to(folder.resolve()):
                         raise GkdError(f"{shown} holds {name!r}, which would land outside its folder: pack it anew")
+                _refuse_bomb(sum(member.file_size for member in packed.infolist()), archive, shown)
                 packed.extractall(folder)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as packed_tar:
+                _refuse_bomb(sum(member.size for member in packed_tar), archive, shown)
                 packed_tar.extractall(folder, filter="data")
         else:
             raise GkdError(f"{shown} is neither a zip nor a tar archive: pack it as one, or track the folder itself")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise GkdError(f"{shown} cannot be unpacked ({error}): pack it anew") from error
+
+
+GROWTH, ROOM = 100, 1 << 30  # an archive may become so many times its size, and a gigabyte
+
+
+def _refuse_bomb(total: int, archive: Path, shown: str) -> None:
+    """Pictures hardly shrink when packed, tables ten times: what grows a hundred times is no data set."""
+    if total > GROWTH * archive.stat().st_size + ROOM:
+        raise GkdError(f"{shown} would become {total / 1e9:.0f} GB, far more than data of its size: pack it anew")
 
 
 def _without_credentials(address: str) -> str:
