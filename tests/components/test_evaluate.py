@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss, recall_score, top_k_accura
 from components import evaluate
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
+from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest
 from gkd_core.models.network import load_network
 
@@ -83,6 +84,28 @@ def test_the_exported_student_is_measured_beside_the_trained_one(project: Any, e
     assert summary["onnx"]["top1"] == metrics["onnx"]["top1"]
     assert summary["teacher"] == {"top1": metrics["teacher"]["top1"]}
     json.dumps(summary)
+
+
+def test_int8_is_measured_on_test_beside_float32(project: Any, evaluated: Any) -> None:
+    out, summary, _ = evaluated
+    metrics, timings = (json.loads((out / name).read_text()) for name in ("metrics.json", "timings.json"))
+    test = PreparedData.open(project.data).test
+    float32, int8 = (
+        run_session(session(project.deploy / name), test.images) for name in ("model.onnx", "model_int8.onnx")
+    )
+    measured = metrics["int8"]
+    assert measured["top1"] == pytest.approx(accuracy_score(test.labels, int8.argmax(1)), abs=1e-6)
+    assert measured["agreement_with_fp32"] == pytest.approx((int8.argmax(1) == float32.argmax(1)).mean(), abs=1e-6)
+    assert measured["parity_max_abs"] == pytest.approx(np.abs(int8 - float32).max(), rel=0.06)
+    change = measured["difference_to_fp32"]
+    assert change["difference"] == pytest.approx(measured["top1"] - metrics["onnx"]["top1"], abs=2e-6)
+    assert change["low"] < change["difference"] < change["high"]
+    assert measured["onnx_bytes"] == (project.deploy / "model_int8.onnx").stat().st_size
+    assert 0 < timings["int8"]["latency_ms_p50"] <= timings["int8"]["latency_ms_p95"]
+    assert summary["int8"] == {key: measured[key] for key in ("top1", "agreement_with_fp32")}
+    page = (out / "report.html").read_text()
+    assert "The int8 file is " in page
+    assert "There is no float16 file: export.fp16 is false." in page
 
 
 def test_the_test_images_are_opened_once_and_no_others(evaluated: Any) -> None:

@@ -12,6 +12,7 @@ from gkd_core.config import parse_params
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import read_manifest
+from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest, read_json
 
 
@@ -45,7 +46,7 @@ def test_twice_the_same_and_the_test_images_stay_closed(
     split = PreparedData.split
     monkeypatch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
     summary = run(project, tmp_path / "deploy")
-    assert opened == ["validation"]
+    assert opened == ["validation", "train"]
     assert folder_digest(tmp_path / "deploy") == folder_digest(project.deploy)
     assert (tmp_path / "deploy" / "model.onnx").read_bytes() == (project.deploy / "model.onnx").read_bytes()
     assert summary["path"] == str(tmp_path / "deploy" / "model.onnx")
@@ -88,3 +89,48 @@ def test_a_file_outside_the_tolerance_is_not_left_behind(project: Any, tmp_path:
     with pytest.raises(GkdError, match=r"export\.parity_tolerance allows 1e-12"):
         run(project, tmp_path / "deploy", params=params)
     assert not list(tmp_path.iterdir())
+
+
+def test_int8_is_kept_where_the_validation_images_say_so(project: Any) -> None:
+    entry = read_manifest(project.deploy)["int8"]
+    data = PreparedData.open(project.data)
+    reference, found = (
+        run_session(session(project.deploy / name), data.validation.images) for name in ("model.onnx", entry["file"])
+    )
+    labels = data.validation.labels
+    assert entry["kept"]
+    assert entry["validation"]["images"] == len(labels)
+    assert entry["validation"]["agreement"] == pytest.approx((found.argmax(1) == reference.argmax(1)).mean(), abs=1e-6)
+    assert entry["validation"]["top1"] == pytest.approx((found.argmax(1) == labels).mean(), abs=1e-6)
+    assert entry["validation"]["top1_fp32"] == pytest.approx((reference.argmax(1) == labels).mean(), abs=1e-6)
+    assert entry["calibration_images"] == 256
+    assert entry["size_bytes"] == (project.deploy / entry["file"]).stat().st_size
+    facts = {item.key: item.value for item in onnx.load(project.deploy / entry["file"]).metadata_props}
+    assert facts["fp32_sha256"] == read_manifest(project.deploy)["model"]["sha256"]
+    assert facts["student_digest"] == folder_digest(project.student)
+
+
+def test_an_int8_that_is_not_good_enough_is_dropped_and_the_reason_kept(project: Any, tmp_path: Path) -> None:
+    # Ranges that cut off half of what one image shows.
+    coarse = {"calibration": "percentile", "percentile": 51.0, "calibration_images": 1, "min_agreement": 0.999}
+    params = parse_params({"export": {"int8": coarse, "fp16": True, "fp16_tolerance": 1e-9}})
+    summary = run(project, tmp_path / "deploy", params=params)
+    manifest = read_manifest(tmp_path / "deploy")
+    assert not (tmp_path / "deploy" / "model_int8.onnx").exists()
+    assert not (tmp_path / "deploy" / "model_fp16.onnx").exists()
+    assert summary["int8"] == {"kept": False, "reason": manifest["int8"]["reason"]}
+    assert manifest["int8"]["validation"]["agreement"] < 0.999
+    assert "export.int8.min_agreement asks for 99.9 %" in manifest["int8"]["reason"]
+    assert "export.fp16_tolerance allows 1e-09" in manifest["fp16"]["reason"]
+    assert manifest["model"]["sha256"] != ""
+
+
+def test_a_changed_int8_file_is_noticed_and_a_precision_can_be_switched_off(project: Any, tmp_path: Path) -> None:
+    shutil.copytree(project.deploy, tmp_path / "changed")
+    (tmp_path / "changed" / "model_int8.onnx").write_bytes(b"x")
+    with pytest.raises(GkdError, match=r"model_int8\.onnx is not the file its manifest describes"):
+        read_manifest(tmp_path / "changed")
+    run(project, tmp_path / "deploy", params=parse_params({"export": {"int8": {"enabled": False}}}))
+    manifest = read_manifest(tmp_path / "deploy")
+    assert manifest["int8"] == {"kept": False, "reason": "export.int8.enabled is false"}
+    assert manifest["fp16"] == {"kept": False, "reason": "export.fp16 is false"}
