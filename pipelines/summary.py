@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from gkd_core.files import read_json
+from gkd_core.records import read_metrics
 from pipelines.console import console
 
 ROWS = {
@@ -24,11 +25,15 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     Raises:
         GkdError: a step has not run yet.
     """
-    metrics = read_json(report / "metrics.json", "the report folder", keys=["data", "student"])
-    timings = read_json(report / "timings.json", "the report folder")
-    manifest = read_json(deploy / "manifest.json", "the deploy folder", keys=["model", "method", "parity"])
-    gate = read_json(registration / "gate.json", "the registration folder", keys=["passed", "reasons"])
-    version = read_json(registration / "version.json", "the registration folder", keys=["name", "version", "alias"])
+    metrics = read_metrics(report)
+    timed = {role: {"latency_ms_p50": float} for role in ROWS if role in metrics}
+    timings = read_json(report / "timings.json", "the report folder", shape=timed)
+    described = {"model": {"file": str, "size_bytes": int}, "method": str, "parity": {"max_abs": float}}
+    manifest = read_json(deploy / "manifest.json", "the deploy folder", shape=described)
+    where = "the registration folder"
+    reasons = [{"passed": bool, "sentence": str}]
+    gate = read_json(registration / "gate.json", where, shape={"passed": bool, "reasons": reasons})
+    version = read_json(registration / "version.json", where, keys=["alias"], shape={"name": str, "version": int})
 
     screen = console()
     table = Table(

@@ -105,6 +105,27 @@ def test_lineage_is_unbroken(summary):
     assert str(ROOT) not in (ROOT / summary["onnx"]["path"]).read_bytes().decode("latin-1"), "a path of this machine"
 
 
+def test_verify_walks_every_link_of_the_demo():
+    outcome = json.loads(run("gkd", "verify", ".").splitlines()[-1])
+    assert outcome["verified"] is True
+    links = {link["link"] for link in outcome["links"]}
+    for name in ("data", "teacher", "baseline", "kd", "student", "deploy", "report", "registration"):
+        assert f"{name}: files" in links
+    assert {"teacher → student", "student → manifest", "manifest → registry", "registry → file"} <= links
+    assert [gap["link"] for gap in outcome["not_walked"]] == ["manifest → server"]
+
+
+def test_verify_names_a_byte_that_changed(copy):
+    page = copy / "report" / "report.html"
+    content = page.read_bytes()
+    page.unlink()  # DVC may have linked it to its cache
+    page.write_bytes(content[:-2] + b"?" + content[-1:])
+    result = subprocess.run(["gkd", "verify", "."], cwd=copy, capture_output=True, text=True, timeout=600)
+    page.write_bytes(content)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("gkd: report/report.html was changed")
+
+
 def test_the_registry_holds_the_very_file(summary, tmp_path):
     program = f"""
 import hashlib, mlflow, pathlib, sys
