@@ -18,6 +18,8 @@ from gkd_core.files import file_digest, folder_digest, read_json
 
 ROOT = Path(__file__).parents[2]
 MODEL = "gkd-student"
+# Ten processes that import torch take a minute; on a machine that does much else, many.
+pytestmark = pytest.mark.timeout(1800)
 PARAMS = {
     "data": {"train_images": 200, "root": None},
     "teacher": {"name": "resnet8", "train": {"epochs": 1, "learning_rate": 0.1, "device": "cpu"}},
@@ -31,7 +33,7 @@ PARAMS = {
 
 def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=280,
+        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=1500,
         env=environment(),
     )  # fmt: skip
 
