@@ -73,7 +73,7 @@ def test_two_processes_come_to_the_weights_of_one(results, name):
 def test_a_number_that_is_none_in_one_process_stops_both_with_the_same_sentence(results):
     _, (first, second) = results
     assert first["poisoned"] == second["poisoned"]
-    assert "at epoch 1, step 2 of 3, poison" in first["poisoned"]
+    assert "at epoch 1, step 2 of 2, poison" in first["poisoned"]
 
 
 def test_both_processes_resume_each_with_its_own_random_numbers(results):
