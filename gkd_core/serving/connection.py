@@ -69,7 +69,7 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        self._kept_bytes += len(name) + len(value)
+        self._kept_bytes += len(name) + len(value) + 4  # the colon and the end of the line are bytes too
         if self._kept_bytes + len(self.url) > HEADER_BYTES:
             self._refuse_headers()
             raise ValueError("headers too large")

@@ -1,0 +1,198 @@
+"""A real `gkd serve` for tests: started on a free port, asked, put under load, stopped by its process id."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+INFER = "/v2/models/gkd-student/infer"
+
+
+def body(images: np.ndarray, **changed: Any) -> bytes:
+    entry = {"name": "image", "datatype": "UINT8", "shape": list(images.shape), "data": images.ravel().tolist()}
+    return json.dumps({"inputs": [entry | changed]}).encode()
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    content: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    @property
+    def logits(self) -> np.ndarray:
+        output = self.json["outputs"][0]
+        return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+@dataclass
+class Server:
+    """A running `gkd serve`."""
+
+    process: subprocess.Popen
+    url: str
+    log: Path
+    told: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return self.url.removeprefix("http://")
+
+    def connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self.address, timeout=60)
+
+    def ask(self, method: str, path: str, content: bytes | None = None, **headers: str) -> Reply:
+        connection = self.connection()
+        try:
+            connection.request(method, path, content, {name.replace("_", "-"): text for name, text in headers.items()})
+            reply = connection.getresponse()
+            return Reply(reply.status, {k.lower(): v for k, v in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
+
+    def infer(self, images: np.ndarray) -> Reply:
+        return self.ask("POST", INFER, body(images))
+
+    def metric(self, line: str) -> float:
+        text = self.ask("GET", "/metrics").content.decode()
+        values = [row.rpartition(" ")[2] for row in text.splitlines() if row.startswith(line + " ")]
+        return float(values[0]) if values else 0.0
+
+    def socket(self) -> socket.socket:
+        host, _, port = self.address.partition(":")
+        return socket.create_connection((host, int(port)), timeout=60)
+
+    def stop(self) -> dict[str, Any]:
+        """SIGTERM, and what it says last."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+    def ended(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        rest = self.process.stdout.read()
+        assert self.process.wait(60) == 0, self.log.read_text()
+        return json.loads(rest.splitlines()[-1])
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in map(json.loads, self.log.read_text().splitlines()) if line["event"] == name]
+
+
+@pytest.fixture(scope="session", name="until")
+def _until() -> Callable[..., None]:
+    """A function that waits until a condition holds, and fails when it never does."""
+    return until
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def load_on() -> type["Load"]:
+    """A block with clients that keep asking a server; see `Load`."""
+    return Load
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
+    """A function that starts a server on a free port and waits until it listens; all are stopped in the end."""
+    started: list[Server] = []
+
+    def begin(model: Path | str, *options: str, **environment: str) -> Server:
+        log = tmp_path_factory.mktemp("served") / "log"
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.cli",
+            "serve",
+            str(model),
+            "--port",
+            "0",
+            "--threads",
+            "1",
+            *options,
+        ]
+        surroundings = {name: text for name, text in os.environ.items() if not name.startswith(("MLFLOW_", "GKD_"))}
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=stream, text=True, env=surroundings | environment
+            )
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, log.read_text()
+        told = json.loads(line)
+        started.append(Server(process, told["url"], log, told))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        server.process.kill()
+        server.process.wait()
+        if server.process.stdout is not None:
+            server.process.stdout.close()
+
+
+class Load:
+    """Clients that ask again and again, each on a connection it keeps, and count what they hear."""
+
+    def __init__(self, server: Server, images: np.ndarray, *answers: np.ndarray, clients: int = 4) -> None:
+        self._server, self._content, self._answers = server, body(images), answers
+        self._stop = threading.Event()
+        self.heard: list[int] = [0] * len(answers)  # answers, by which model gave them
+        self.others: list[str] = []  # anything but a right answer
+        self.broken = 0  # connections that ended without one
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        connection = self._server.connection()
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", INFER, self._content)
+                reply = connection.getresponse()
+                got = Reply(reply.status, {}, reply.read())
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                with self._lock:
+                    self.broken += 1
+                time.sleep(0.01)
+                continue
+            with self._lock:
+                right = [
+                    number
+                    for number, answer in enumerate(self._answers)
+                    if got.status == 200 and np.allclose(got.logits, answer, atol=1e-5)
+                ]
+                if right:
+                    self.heard[right[0]] += 1
+                else:
+                    self.others.append(f"{got.status}: {got.content[:200]!r}")

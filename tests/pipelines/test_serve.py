@@ -1,0 +1,449 @@
+"""A real `gkd serve` and its clients: the public one of the protocol, careless, slow and vanishing ones."""
+
+import contextlib
+import gzip
+import json
+import shutil
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+INFER = "/v2/models/gkd-student/infer"
+IMAGES = np.random.default_rng(1).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
+
+
+def expected(model: Path, images: np.ndarray) -> np.ndarray:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+
+
+def body(images: np.ndarray, **changed: Any) -> bytes:
+    entry = {"name": "image", "datatype": "UINT8", "shape": list(images.shape), "data": images.ravel().tolist()}
+    return json.dumps({"inputs": [entry | changed]}).encode()
+
+
+def _logits(content: bytes) -> np.ndarray:
+    output = json.loads(content)["outputs"][0]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory, make_deploy) -> Path:
+    return make_deploy(tmp_path_factory.mktemp("first") / "deploy", seed=1)
+
+
+@pytest.fixture(scope="module")
+def server(start, deploy):
+    """One for all tests that leave it as it was."""
+    return start(
+        deploy,
+        *("--max-batch", "16", "--max-delay-ms", "2", "--max-request-bytes", "65536"),
+        *("--header-seconds", "1", "--body-seconds", "1", "--poll-seconds", "0.1"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _still_there(request) -> Iterator[None]:
+    """Whatever a test did to the shared server, it answers afterwards as before."""
+    yield
+    if "server" in request.fixturenames:
+        server, deploy = request.getfixturevalue("server"), request.getfixturevalue("deploy")
+        assert server.process.poll() is None
+        assert np.allclose(server.infer(IMAGES[:2]).logits, expected(deploy / "model.onnx", IMAGES[:2]), atol=1e-5)
+
+
+# The protocol's own client
+
+
+def test_metadata(server, deploy):
+    client = triton.InferenceServerClient(server.address)
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("gkd-student")
+    assert client.is_model_ready("gkd-student", "1")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    known = client.get_model_metadata("gkd-student")
+    assert known == client.get_model_metadata("gkd-student", "1")
+    assert known["versions"] == ["1"]
+    assert known["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}]
+    assert known["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
+    manifest = json.loads((deploy / "manifest.json").read_text())
+    facts = known["parameters"]
+    assert facts["classes"] == manifest["classes"]
+    assert facts["model_sha256"] == manifest["model"]["sha256"] == server.told["model_sha256"]
+    assert facts["precision"] == "fp32"
+    for digest in ("data_sha256", "teacher_digest", "student_digest", "config_digest"):
+        assert facts[digest] == manifest[digest]
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("answer", [None, False, True])
+def test_results_are_those_of_onnxruntime(server, deploy, binary, answer, compression):
+    tensor = triton.InferInput("image", IMAGES.shape, "UINT8")
+    tensor.set_data_from_numpy(IMAGES, binary_data=binary)
+    outputs = None if answer is None else [triton.InferRequestedOutput("logits", binary_data=answer)]
+    result = triton.InferenceServerClient(server.address).infer(
+        "gkd-student",
+        [tensor],
+        outputs=outputs,
+        request_id="seven",
+        request_compression_algorithm=compression,
+        response_compression_algorithm=compression,
+    )
+    assert np.array_equal(result.as_numpy("logits"), expected(deploy / "model.onnx", IMAGES))
+    said = result.get_response()
+    assert (said["id"], said["model_name"], said["model_version"]) == ("seven", "gkd-student", "1")
+
+
+def test_its_errors_are_sentences(server):
+    client = triton.InferenceServerClient(server.address)
+    tensor = triton.InferInput("imge", IMAGES.shape, "UINT8")
+    tensor.set_data_from_numpy(IMAGES)
+    with pytest.raises(InferenceServerException, match="input 'imge' is unknown; did you mean 'image'"):
+        client.infer("gkd-student", [tensor])
+    with pytest.raises(InferenceServerException, match="model 'student' is unknown; did you mean 'gkd-student'"):
+        client.infer("student", [tensor])
+    with pytest.raises(InferenceServerException, match="served in version 1, not '2'"):
+        client.get_model_metadata("gkd-student", "2")
+    assert not client.is_model_ready("gkd-student", "9")
+
+
+# Careless clients
+
+ENTRY = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 8, 1]}
+RAW = json.dumps({"inputs": [ENTRY | {"parameters": {"binary_data_size": 64}}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "sentence"),
+    [
+        (b'{"inputs": [', {}, 400, "the body is not JSON"),
+        (b"", {}, 400, "the body is not JSON"),
+        (body(IMAGES[:1], name="picture"), {}, 400, "input 'picture' is unknown"),
+        (body(IMAGES[:1], shape=[1, 64]), {}, 400, "has the shape [batch, 8, 8, 1], not [1, 64]"),
+        (body(IMAGES[:1], datatype="FP32"), {}, 400, 'is of datatype UINT8, not "FP32"'),
+        (body(IMAGES[:1], data=[float("nan")] * 64), {}, 400, "NaN is no number in JSON"),
+        (body(IMAGES[:1], data=[0.5] * 64), {}, 400, "type float, which is no UINT8"),
+        (body(np.repeat(IMAGES, 2, axis=0)), {}, 400, "at most 16 images, this one 32"),
+        (RAW + bytes(60), {"inference_header_content_length": str(len(RAW))}, 400, "only 60 follow"),
+        (RAW + bytes(64), {"inference_header_content_length": "100000"}, 400, "the whole body has"),
+        (RAW + bytes(64), {}, 400, "the body is not JSON"),
+        (b" " * 65537, {}, 413, "larger than the 65536 bytes"),
+        (b" " * 5_000_000, {}, 413, "larger than the 65536 bytes"),
+        (gzip.compress(bytes(50_000_000)), {"content_encoding": "gzip"}, 413, "unpacks to more"),
+        (b"no gzip", {"content_encoding": "gzip"}, 400, "is not the gzip"),
+        (b"{}", {"content_encoding": "br"}, 415, "not one of gzip, deflate, identity"),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_answered_in_one_sentence(server, content, headers, status, sentence):
+    reply = server.ask("POST", INFER, content, **headers)
+    assert reply.status == status
+    assert list(reply.json) == ["error"]
+    assert sentence in reply.json["error"]
+    assert "\n" not in reply.json["error"]
+
+
+def test_a_body_of_unknown_length_has_the_same_limits(server, deploy):
+    connection = server.connection()
+    content = body(IMAGES[:3])
+    connection.request("POST", INFER, iter([content[:100], content[100:]]), encode_chunked=True)
+    assert np.allclose(_logits(connection.getresponse().read()), expected(deploy / "model.onnx", IMAGES[:3]), atol=1e-5)
+    connection.request("POST", INFER, iter([b" " * 40_000] * 3), encode_chunked=True)
+    assert connection.getresponse().status == 413
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "application/x-www-form-urlencoded", "nonsense"])
+def test_the_content_type_does_not_matter(server, kind):
+    assert server.ask("POST", INFER, body(IMAGES[:1]), content_type=kind).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v2/nothing", 404), ("GET", INFER, 405), ("DELETE", "/v2", 405), ("GET", "/page/../page.js/x", 404),
+     ("GET", "/v2/models/%2e%2e%2fetc", 404), ("POST", "/classify?top=x", 400), ("POST", "/classify?top=0", 400)],
+)  # fmt: skip
+def test_what_is_not_there_is_said_in_json(server, method, path, status):
+    reply = server.ask(method, path)
+    assert reply.status == status
+    assert list(reply.json) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"hello\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nlong: " + b"x" * 40_000, b"431"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 9_000 + b"\r\n", b"431"),
+        (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"431"),
+        (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n", b"400"),
+    ],
+)
+def test_what_is_not_http_is_told_so(server, sent, status):
+    with server.socket() as client:
+        client.sendall(sent)
+        reply = client.makefile("rb").read()
+    head, _, content = reply.partition(b"\r\n\r\n")
+    assert head.split()[1] == status
+    assert list(json.loads(content)) == ["error"]
+
+
+# Slow ones, and ones that vanish
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", None),
+        (b"POST /v2 HTTP/1.1\r\nhost", b"408"),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\n{", b"408"),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\n{\r\n", b"408"),
+    ],
+)
+def test_a_slow_client_is_cut_off_and_nobody_waits_for_it(server, sent, status):
+    with server.socket() as client:
+        client.sendall(sent)
+        assert server.infer(IMAGES[:1]).status == 200
+        reply = client.makefile("rb").read()  # ends when the server closes
+    if status is None:
+        assert reply == b""
+    else:
+        assert reply.split()[1] == status
+        assert "did not come whole within 1 seconds" in json.loads(reply.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_a_client_that_drips_is_cut_off_all_the_same(server):
+    with server.socket() as client, contextlib.suppress(OSError):
+        client.sendall(b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n\r\n")
+        for _ in range(1000):
+            client.sendall(b" ")
+            time.sleep(0.05)
+        pytest.fail("it was allowed to drip for ever")
+
+
+def test_clients_that_vanish_leave_nothing_behind(server, deploy, until):
+    request = b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    whole = body(IMAGES[:4])
+    for number in range(40):
+        client = server.socket()
+        client.sendall(request % len(whole) + whole[: len(whole) if number % 2 else number * 10])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+        client.close()
+    until(lambda: server.metric("gkd_connections") == 1, "only the one who asks is connected")
+    assert server.metric("gkd_queue_images") == 0
+
+
+# Many at once
+
+
+def test_everybody_gets_the_own_answer_and_batches_form(server, deploy):
+    answers = expected(deploy / "model.onnx", IMAGES)
+    before = [server.metric(name) for name in ("gkd_batch_requests_count", "gkd_images_total")]
+
+    def client(seed: int) -> int:
+        random = np.random.default_rng(seed)
+        connection = server.connection()
+        for _ in range(15):
+            chosen = random.integers(0, 16, random.integers(1, 5))
+            connection.request("POST", INFER, body(IMAGES[chosen]))
+            reply = connection.getresponse()
+            assert reply.status == 200
+            assert np.allclose(_logits(reply.read()), answers[chosen], atol=1e-5)
+        connection.close()
+        return 15
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(client, range(8))) == 120
+    runs, images = (server.metric(name) for name in ("gkd_batch_requests_count", "gkd_images_total"))
+    assert runs - before[0] < 120  # some travelled together
+    assert images - before[1] >= 120
+
+
+def test_no_room_is_said_and_who_was_let_in_is_answered_after_sigterm(start, deploy, until):
+    # The batch of eight never fills, so what is sent waits for three seconds.
+    server = start(
+        deploy,
+        *(
+            "--queue",
+            "8",
+            "--max-batch",
+            "8",
+            "--max-delay-ms",
+            "3000",
+            "--drain-seconds",
+            "0.3",
+            "--poll-seconds",
+            "60",
+        ),
+    )
+    with ThreadPoolExecutor(7) as pool:
+        waiting = [pool.submit(server.infer, IMAGES[number : number + 1]) for number in range(7)]
+        until(lambda: server.metric("gkd_queue_images") == 7, "seven wait")
+        refused = server.infer(IMAGES[:3])
+        assert refused.status == 503
+        assert refused.headers["retry-after"] == "1"
+        assert "7 images are waiting already, 8 may" in refused.json["error"]
+        assert server.metric('gkd_refused_total{reason="queue"}') == 1
+
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: server.ask("GET", "/v2/health/ready").status == 503, "it says that it is leaving")
+        assert server.ask("GET", "/v2/health/live").status == 200
+        replies = [one.result() for one in waiting]
+    last = server.ended()
+    assert [reply.status for reply in replies] == [200] * 7
+    assert {reply.headers["connection"] for reply in replies} == {"close"}
+    assert np.allclose(
+        np.concatenate([reply.logits for reply in replies]), expected(deploy / "model.onnx", IMAGES[:7]), atol=1e-5
+    )
+    assert last["accepted"] == last["answered"]
+
+
+def test_sigterm_during_load_drops_nothing_that_was_accepted(start, deploy, until, load_on):
+    server = start(deploy, "--drain-seconds", "0.5", "--poll-seconds", "60")
+    with load_on(server, IMAGES[:2], expected(deploy / "model.onnx", IMAGES[:2])) as load:
+        until(lambda: load.heard[0] > 50, "load")
+        last = server.stop()
+    assert load.others == []
+    # Every request the server read was answered to somebody: the rest never got through its door.
+    assert last["accepted"] == last["answered"] == load.heard[0]
+
+
+def test_a_server_killed_during_load_starts_again_as_it_was(start, deploy, until, load_on):
+    server = start(deploy, "--poll-seconds", "60")
+    port = server.address.partition(":")[2]
+    with load_on(server, IMAGES[:2], expected(deploy / "model.onnx", IMAGES[:2])) as load:
+        until(lambda: load.heard[0] > 20, "load")
+        server.process.kill()
+        server.process.wait()
+        so_far = load.heard[0]
+        again = start(deploy, "--port", port, "--poll-seconds", "60")
+        until(lambda: load.heard[0] > so_far + 20, "the same clients are served again")
+    assert load.others == []
+    assert load.broken > 0
+    assert again.told["model_sha256"] == server.told["model_sha256"]
+
+
+def test_a_file_replaced_while_serving(start, deploy, make_deploy, tmp_path, until, load_on):
+    model, other = tmp_path / "model.onnx", make_deploy(tmp_path / "other", seed=2) / "model.onnx"
+    shutil.copy(deploy / "model.onnx", model)
+    server = start(model, "--poll-seconds", "0.1")
+    old, new = expected(model, IMAGES[:2]), expected(other, IMAGES[:2])
+
+    def put(content: bytes) -> None:
+        (tmp_path / "coming").write_bytes(content)
+        (tmp_path / "coming").replace(model)
+
+    with load_on(server, IMAGES[:2], old, new) as load:
+        until(lambda: load.heard[0] > 20, "load")
+        put(b"this is no model" * 1000)
+        until(lambda: server.metric('gkd_reloads_total{outcome="refused"}') == 1, "the garbage is refused")
+        assert server.metric("gkd_model_stale") == 1
+        so_far = load.heard[0]
+        until(lambda: load.heard[0] > so_far + 20, "the old model goes on")
+        assert load.heard[1] == 0
+
+        put(other.read_bytes())
+        until(lambda: load.heard[1] > 20, "the new model answers")
+        assert server.metric("gkd_model_stale") == 0
+        model.unlink()  # even with nothing there it goes on
+        until(lambda: server.metric('gkd_reloads_total{outcome="unreachable"}') > 0, "it noticed")
+        so_far = load.heard[1]
+        until(lambda: load.heard[1] > so_far + 20, "it goes on")
+    assert load.others == []
+    assert load.broken == 0
+    assert server.ask("GET", "/v2/models/gkd-student").json["versions"] == ["2"]
+    refused = server.events("model-refused")
+    assert len(refused) == 1
+    assert "is not an ONNX model that onnxruntime can open" in refused[0]["reason"]
+
+
+def test_a_folder_exported_anew_while_serving(start, make_deploy, tmp_path, until, load_on):
+    folder = make_deploy(tmp_path / "deploy", seed=3)
+    old = expected(folder / "model.onnx", IMAGES[:2])
+    server = start(folder, "--poll-seconds", "0.1")
+    new = expected(make_deploy(tmp_path / "coming", seed=4) / "model.onnx", IMAGES[:2])
+    with load_on(server, IMAGES[:2], old, new) as load:
+        until(lambda: load.heard[0] > 20, "load")
+        shutil.copy(tmp_path / "coming" / "model.onnx", folder / "model.onnx")  # without its manifest: not taken
+        until(lambda: server.metric("gkd_model_stale") == 1, "it is refused")
+        assert load.heard[1] == 0
+        folder.rename(tmp_path / "gone")
+        (tmp_path / "coming").rename(folder)
+        until(lambda: load.heard[1] > 20, "the new model answers")
+    assert (load.others, load.broken) == ([], 0)
+    assert "sha256 differs" in server.events("model-refused")[0]["reason"]
+    assert server.ask("GET", "/v2/models/gkd-student").json["parameters"]["data_sha256"] == "4" * 64
+
+
+# The token
+
+
+def test_with_a_token_only_who_has_it_is_served(start, deploy):
+    server = start(deploy, "--log-requests", GKD_TOKEN="open-sesame-7")
+    for path in ("/v2/health/live", "/v2/health/ready", "/", "/page.js"):
+        assert server.ask("GET", path).status == 200
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic open-sesame-7"}):
+        for method, path in (
+            ("GET", "/v2"),
+            ("POST", INFER),
+            ("GET", "/metrics"),
+            ("POST", "/classify"),
+            ("GET", "/x"),
+        ):
+            reply = server.ask(method, path, **headers)
+            assert reply.status == 401
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert "wants its token" in reply.json["error"]
+    client = triton.InferenceServerClient(server.address)
+    tensor = triton.InferInput("image", IMAGES.shape, "UINT8")
+    tensor.set_data_from_numpy(IMAGES)
+    result = client.infer("gkd-student", [tensor], headers={"Authorization": "Bearer open-sesame-7"})
+    assert np.array_equal(result.as_numpy("logits"), expected(deploy / "model.onnx", IMAGES))
+    metrics = server.ask("GET", "/metrics", authorization="bearer open-sesame-7")
+    assert metrics.status == 200
+    server.stop()
+    assert b"sesame" not in metrics.content
+    assert "sesame" not in server.log.read_text()
+
+
+# Starting
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nothing"], "neither an ONNX file nor a folder"),
+        (["{garbage}"], "is not an ONNX model that onnxruntime can open"),
+        (["{deploy}", "--precision", "int8"], "has no int8 model"),
+        (["{deploy}", "--precision", "int9"], "precision 'int9' is unknown; did you mean 'int8'"),
+        (["{deploy}", "--host", "192.0.2.1"], "cannot be listened on"),
+        (["{deploy}", "--queue", "3"], "--queue 3 is smaller than --max-batch 64"),
+        (["{deploy}", "--token-file", "{empty}"], "holds no token"),
+        (["models:/gkd-student@champion"], "mlflow.db does not exist: name the registry by --tracking-uri"),
+        (["models:/gkd-student"], "is not of the form models:/NAME@ALIAS"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_said_in_one_sentence(deploy, tmp_path, capsys, monkeypatch, arguments, sentence):
+    from gkd_core.errors import GkdError
+    from pipelines.cli import app
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("GKD_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "garbage").write_bytes(b"\x08\x07garbage")
+    (tmp_path / "empty").write_text("\n")
+    places = {"deploy": deploy, "garbage": tmp_path / "garbage", "empty": tmp_path / "empty"}
+    with pytest.raises(GkdError) as told:
+        app(["serve", *(text.format(**places) for text in arguments), "--port", "0"], standalone_mode=False)
+    assert sentence in str(told.value)
+    assert "\n" not in str(told.value)
