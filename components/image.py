@@ -25,3 +25,14 @@ def moving(name: str) -> bool:
         return False
     _, colon, tag = name.rpartition("/")[2].partition(":")
     return not colon or tag in MOVING
+
+
+def serve_image() -> str:
+    """GKD_SERVE_IMAGE, else the server's image that is built beside `image()`: `-serve` before the tag, as `make image`
+    names it."""
+    if named := os.environ.get("GKD_SERVE_IMAGE"):
+        return named
+    name = image().partition("@")[0]  # the digest is another image's
+    head, slash, last = name.rpartition("/")
+    repository, colon, tag = last.partition(":")
+    return f"{head}{slash}{repository}-serve{colon}{tag}"

@@ -32,10 +32,10 @@ def bundle(
         typer.Option(help="For KServe: models:/NAME@ALIAS or models:/NAME/VERSION; else the registered version."),
     ] = None,
     precision: Annotated[str, typer.Option(help="Which file the servers take: fp32, int8 or fp16.")] = "fp32",
-    image: Annotated[str | None, typer.Option(help="Container image of gkd's server; else GKD_IMAGE.")] = None,
+    image: Annotated[str | None, typer.Option(help="Container image of the server; else GKD_SERVE_IMAGE.")] = None,
 ) -> None:
     """Put together what Triton, KServe or `gkd serve` need, with README and model card."""
-    from components.image import image as default_image
+    from components.image import serve_image
     from gkd_core.export.bundle import write_bundle
 
     registered = registration if registration.is_dir() and not no_registration else None
@@ -51,6 +51,6 @@ def bundle(
             storage_uri=storage_uri,
             registry_uri=registry_uri,
             precision=precision,
-            image=image or default_image(),
+            image=image or serve_image(),
         )
     )

@@ -19,6 +19,7 @@ from google.protobuf import text_format
 from PIL import Image
 
 from components import evaluate, export
+from components.image import serve_image
 from gkd_core.config import parse_params
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
@@ -286,3 +287,21 @@ def test_folders_of_different_runs_are_refused(folders: dict[str, Path], tmp_pat
 def test_a_precision_that_was_not_kept_is_refused_with_its_reason(project: Any, folders: dict[str, Path]) -> None:
     with pytest.raises(GkdError, match=r"has no fp16 model: export\.fp16 is false; take fp32"):
         make({**folders, "deploy": project.deploy}, folders["report"].parent / "out", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("registry.example:5000/team/gkd:1.2", "registry.example:5000/team/gkd-serve:1.2"),
+        ("gkd", "gkd-serve"),
+        (f"gkd:1@sha256:{'0' * 64}", "gkd-serve:1"),
+    ],
+)
+def test_the_servers_image_stands_beside_the_trainers(
+    monkeypatch: pytest.MonkeyPatch, image: str, expected: str
+) -> None:
+    monkeypatch.delenv("GKD_SERVE_IMAGE", raising=False)
+    monkeypatch.setenv("GKD_IMAGE", image)
+    assert serve_image() == expected
+    monkeypatch.setenv("GKD_SERVE_IMAGE", "mine:2")
+    assert serve_image() == "mine:2"
