@@ -46,10 +46,10 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         settings: sections of the parameters as JSON, from the `settings` task. JSON as text, since Kubeflow's own
             numbers are all floats and its local runner knows no null.
     """
-    print(f"{BEGIN} {step}", file=sys.stderr, flush=True)
     sys.argv = ["kubeflow", step]  # what run.json calls the command; Kubeflow's own has all arguments in it, as JSON
     record = _record(step)
     record(state="running", pid=os.getpid())
+    print(f"{BEGIN} {step}", file=sys.stderr, flush=True)
     try:
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)

@@ -243,13 +243,15 @@ def test_stopped_it_leaves_no_process_and_nothing_half_written(folder):
         [sys.executable, "-m", "pipelines.cli", "pipeline", "run", "--set", "teacher.train.epochs=5000"],
         cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    for line in process.stderr:
-        if line.startswith("teacher …"):
-            break
-    tasks = next((folder / "pipeline-run").glob(".kubeflow-*/tasks"))
-    (state,) = [read_json(file, "it") for file in tasks.glob("teacher-*.json")]
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    try:
+        for line in process.stderr:
+            if line.startswith("teacher …"):
+                break
+        tasks = next((folder / "pipeline-run").glob(".kubeflow-*/tasks"))
+        (state,) = [read_json(file, "it") for file in tasks.glob("teacher-*.json")]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     for _ in range(100):
         if not alive(state["pid"]):
