@@ -13,6 +13,7 @@ from typing import Any
 
 from gkd_core.config import Params, params_of_sections
 from gkd_core.errors import GkdError
+from gkd_core.files import write_bytes
 
 BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod
@@ -78,7 +79,7 @@ def _record(step: str) -> Any:
     def record(**more: Any) -> None:
         facts.update(more)
         if file is not None:
-            file.write_text(json.dumps(facts), encoding="utf-8")
+            write_bytes(file, json.dumps(facts).encode())
 
     return record
 
