@@ -1,0 +1,182 @@
+"""A model is tried before it is served, and stays until a better one has been; the token gives nothing away."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from gkd_core.errors import GkdError
+from gkd_core.serving.authorisation import read_token
+from gkd_core.serving.classify import ranked
+from gkd_core.serving.metrics import Metrics
+from gkd_core.serving.model import Found, Model
+from gkd_core.serving.reload import Served
+
+
+@pytest.fixture(scope="module")
+def deploys(tmp_path_factory, make_deploy) -> list[Path]:
+    root = tmp_path_factory.mktemp("models")
+    return [make_deploy(root / str(seed), seed=seed) / "model.onnx" for seed in (1, 2)]
+
+
+def written(folder: Path, nodes, inputs, outputs, initializers=()) -> Path:
+    graph = helper.make_graph(nodes, "odd", inputs, outputs, list(initializers))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    (folder / "odd.onnx").write_bytes(model.SerializeToString())
+    return folder / "odd.onnx"
+
+
+def value(name: str, shape: list, kind: int = TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def test_a_lone_file_knows_its_classes_and_where_it_comes_from(deploys):
+    model = Model(Found(deploys[0]), version="1")
+    assert model.classes == tuple(f"class {number}" for number in range(10))
+    assert model.facts["data_sha256"] == "1" * 64
+    assert model.picture == (8, 1)
+    assert model.run(np.zeros((3, 8, 8, 1), np.uint8)).shape == (3, 10)
+
+
+def test_batches_and_single_images_agree(deploys):
+    model = Model(Found(deploys[0]), version="1")
+    images = np.random.default_rng(0).integers(0, 256, (33, 8, 8, 1), dtype=np.uint8)
+    alone = np.concatenate([model.run(image[None]) for image in images])
+    assert np.allclose(model.run(images), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_floats_are_taken_too(tmp_path):
+    nodes = [helper.make_node("ReduceMean", ["image"], ["planes"], keepdims=0, axes=[2, 3])]
+    graph_in, graph_out = [value("image", ["batch", 3, 4, 4])], [value("planes", ["batch", 3])]
+    graph = helper.make_graph(nodes, "mean", graph_in, graph_out)
+    (tmp_path / "m.onnx").write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    model = Model(Found(tmp_path / "m.onnx"), version="1")
+    assert (model.picture, model.classes) == ((4, 3), ("0", "1", "2"))
+    pictures = np.full((1, 4, 4, 3), 255, np.uint8)
+    assert model.run(model.from_pictures(pictures)).tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "outputs", "sentence"),
+    [
+        ([("Add", ["a", "b"], ["c"])], [("a", ["n", 2]), ("b", ["n", 2])], [("c", ["n", 2])], "2 inputs and 1 outputs"),
+        ([("Relu", ["a"], ["c"])], [("a", [1, 2])], [("c", [1, 2])], "batches of 1 only"),
+        ([("Relu", ["a"], ["c"])], [("a", ["n", "m"])], [("c", ["n", "m"])], "not a batch of images"),
+        ([("Relu", ["a"], ["c"])], [("a", ["n", 2, 2])], [("c", ["n", 2, 2])], "FP32 logits"),
+        ([("Log", ["a"], ["c"])], [("a", ["n", 2])], [("c", ["n", 2])], "finite logits"),
+    ],
+)
+def test_what_is_no_image_classifier_is_refused(tmp_path, nodes, inputs, outputs, sentence):
+    file = written(
+        tmp_path,
+        [helper.make_node(*node) for node in nodes],
+        [value(*one) for one in inputs],
+        [value(*one) for one in outputs],
+    )
+    with pytest.raises(GkdError, match=sentence):
+        Model(Found(file), version="1")
+
+
+def test_a_file_is_what_its_manifest_says_or_it_is_refused(deploys):
+    with pytest.raises(GkdError, match="sha256 differs"):
+        Model(Found(deploys[0], sha256="0" * 64), version="1")
+    with pytest.raises(GkdError, match="class names are not 10 texts"):
+        Model(Found(deploys[0], manifest={"classes": ["a", "b"]}), version="1")
+
+
+def test_no_other_file_is_read(tmp_path, deploys):
+    model = onnx.load(deploys[0])
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    with pytest.raises(GkdError, match=r"cannot|not an ONNX model that onnxruntime can open"):
+        Model(Found(tmp_path / "m.onnx"), version="1")
+
+
+class Shelf:
+    """A source whose file is put there by hand."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.mark, self.silent = file, 0, False
+
+    def put(self, file: Path) -> None:
+        self.file, self.mark = file, self.mark + 1
+
+    def look(self) -> int:
+        if self.silent:
+            raise GkdError("it is away")
+        return self.mark
+
+    def fetch(self) -> Found:
+        return Found(self.file)
+
+
+def test_a_model_stays_until_another_has_been_tried(tmp_path, deploys):
+    shelf, metrics = Shelf(deploys[0]), Metrics()
+    served = Served(shelf, metrics)
+    first = served.model
+    assert not served.refresh()  # nothing new
+
+    (tmp_path / "garbage").write_bytes(b"no model")
+    shelf.put(tmp_path / "garbage")
+    assert not served.refresh()
+    assert served.model is first
+    assert b"gkd_model_stale 1.0" in metrics.text()
+    assert not served.refresh()  # said once, not tried again until it changes
+    assert metrics.registry.get_sample_value("gkd_reloads_total", {"outcome": "refused"}) == 1
+
+    shelf.silent = True
+    assert not served.refresh()
+    shelf.silent = False
+
+    shelf.put(deploys[0])  # the same again, only touched
+    assert not served.refresh()
+    assert served.model is first
+    assert b"gkd_model_stale 0.0" in metrics.text()
+
+    shelf.put(deploys[1])
+    assert served.refresh()
+    assert (served.model.version, first.version) == ("2", "1")
+    assert f'model_sha256="{served.model.sha256}"' in metrics.text().decode()
+    assert first.sha256 not in metrics.text().decode()
+
+
+def test_there_must_be_something_to_begin_with(tmp_path):
+    with pytest.raises(GkdError, match="does not exist"):
+        Served(Shelf(tmp_path / "none.onnx"), Metrics())
+
+
+def test_probabilities_by_hand():
+    rows = ranked(np.log(np.array([[1, 2, 5], [1, 1, 1]], np.float32)), ("a", "b", "c"), 2)
+    assert rows[0] == [{"class": "c", "probability": 0.625}, {"class": "b", "probability": 0.25}]
+    assert [row["class"] for row in rows[1]] == ["a", "b"]  # of equals the first
+    assert ranked(np.array([[1000.0, 0.0]], np.float32), ("a", "b"), 1)[0][0]["probability"] == 1.0
+
+
+def test_the_token(tmp_path, monkeypatch):
+    monkeypatch.delenv("GKD_TOKEN", raising=False)
+    assert read_token(None) is None
+    monkeypatch.setenv("GKD_TOKEN", "from-environment")
+    (tmp_path / "token").write_text("from-file\n")
+    token = read_token(tmp_path / "token")
+    assert token is not None
+    assert token.admits(b"Bearer from-file")
+    assert token.admits(b"bearer from-file")
+    for wrong in (None, b"", b"Bearer", b"Bearer ", b"Bearer from-fil", b"Bearer From-File", b"Basic from-file"):
+        assert not token.admits(wrong)
+    assert "from" not in f"{token!r} {token}"
+    assert read_token(None).admits(b"Bearer from-environment")
+    for bad in ("", " ", "two words", "bücher"):
+        (tmp_path / "token").write_text(bad)
+        with pytest.raises(GkdError, match="holds no token") as told:
+            read_token(tmp_path / "token")
+        assert not bad.strip() or bad not in str(told.value)
+    with pytest.raises(GkdError, match="cannot be read"):
+        read_token(tmp_path / "none")
+
+
+def test_facts_are_json(deploys):
+    json.dumps(Model(Found(deploys[0]), version="1").facts, allow_nan=False)
