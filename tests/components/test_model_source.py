@@ -1,0 +1,160 @@
+"""Where a served model comes from: a file, a folder, a registered version; and what is said when it does not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from components import register
+from components.model_source import FileSource, FolderSource, RegisteredSource, default_name, local_model, open_source
+from gkd_core.config import parse_params
+from gkd_core.errors import GkdError
+from gkd_core.files import file_digest
+
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory, make_deploy) -> Path:
+    return make_deploy(tmp_path_factory.mktemp("source") / "deploy")
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory, finish, empty_store):
+    """Two students as the register step leaves them: the store's address, and their deploy folders."""
+    root = tmp_path_factory.mktemp("registered")
+    store = root / "mlflow.db"
+    store.write_bytes(empty_store.read_bytes())
+    params = parse_params({"tracking": {"uri": f"sqlite:///{store}"}})
+    deploys = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+            patch.delenv(name, raising=False)
+        for seed in (0, 1):
+            folders = finish(root / f"run{seed}", seed=seed)
+            register.run(**folders._asdict(), out=root / f"registration{seed}", params=params)
+            deploys.append(folders.deploy)
+    return params.tracking.uri, deploys
+
+
+def test_a_file(deploy):
+    source = open_source(str(deploy / "model.onnx"))
+    assert isinstance(source, FileSource)
+    before = source.look()
+    assert source.look() == before
+    assert source.fetch().file == deploy / "model.onnx"
+    assert source.fetch().sha256 is None
+
+
+def test_a_folder(deploy, tmp_path):
+    source = open_source(str(deploy))
+    assert isinstance(source, FolderSource)
+    found = source.fetch()
+    assert found.sha256 == file_digest(deploy / "model.onnx")
+    assert found.manifest == json.loads((deploy / "manifest.json").read_text())
+    assert found.version is None
+
+    moving = shutil.copytree(deploy, tmp_path / "deploy")
+    source = FolderSource(moving)
+    before = source.look()
+    (moving / "model.onnx").write_bytes(b"")
+    assert source.look() != before
+    with pytest.raises(GkdError, match="sha256 differs"):
+        source.fetch()
+    shutil.rmtree(moving)
+    with pytest.raises(GkdError, match="cannot be read"):
+        source.look()
+
+
+def test_another_precision(deploy, tmp_path):
+    folder = shutil.copytree(deploy, tmp_path / "deploy")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shutil.copy(folder / "model.onnx", folder / "model_int8.onnx")
+    entry = {"file": "model_int8.onnx", "sha256": manifest["model"]["sha256"], "size_bytes": 1, "kept": True}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"int8": entry}))
+    found = local_model(str(folder), precision="int8")
+    assert (found.file.name, found.precision) == ("model_int8.onnx", "int8")
+    assert local_model(str(folder)).file.name == "model.onnx"
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest | {"int8": {"kept": False, "reason": "it lost too much"}})
+    )
+    with pytest.raises(GkdError, match="it lost too much"):
+        local_model(str(folder), precision="int8")
+    with pytest.raises(GkdError, match="is one file"):
+        open_source(str(deploy / "model.onnx"), precision="int8")
+
+
+def test_a_registered_version_by_alias_and_number(registered):
+    uri, deploys = registered
+    for address, version in (("models:/gkd-student@challenger", 2), ("models:/gkd-student/1", 1)):
+        source = open_source(address, tracking_uri=uri)
+        assert isinstance(source, RegisteredSource)
+        assert source.look() == version
+        found = source.fetch()
+        assert found.version == str(version)
+        assert found.file.read_bytes() == (deploys[version - 1] / "model.onnx").read_bytes()
+        assert found.sha256 == file_digest(found.file)
+
+
+def test_an_alias_is_followed(registered):
+    uri, _ = registered
+    client, source = MlflowClient(uri), RegisteredSource("models:/gkd-student@moving", tracking_uri=uri)
+    seen = []
+    for number in ("1", "2", "1"):
+        client.set_registered_model_alias("gkd-student", "moving", number)
+        seen.append((source.look(), source.fetch().version))
+    assert seen == [(1, "1"), (2, "2"), (1, "1")]
+
+
+def test_downloads_are_not_left_behind(registered, tmp_path, monkeypatch):
+    import tempfile
+
+    uri, _ = registered
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    source = RegisteredSource("models:/gkd-student/1", tracking_uri=uri)
+    for _ in range(3):
+        source.look()
+        assert source.fetch().file.is_file()
+        assert len(list(tmp_path.glob("gkd-served-*"))) == 1
+    del source
+    assert list(tmp_path.glob("gkd-served-*")) == []
+
+
+def test_what_is_not_registered_is_said(registered, tmp_path):
+    uri, _ = registered
+    for address in ("models:/other@champion", "models:/gkd-student@nobody", "models:/gkd-student/99"):
+        with pytest.raises(GkdError, match=f"has no {address}: `gkd registry list`"):
+            RegisteredSource(address, tracking_uri=uri).look()
+    for address in ("models:/gkd-student", "models:/a/b/c", "models:/"):
+        with pytest.raises(GkdError, match="is not of the form"):
+            open_source(address, tracking_uri=uri)
+    with pytest.raises(GkdError, match="does not exist: name the registry"):
+        RegisteredSource("models:/gkd-student/1", tracking_uri=f"sqlite:///{tmp_path}/none.db").look()
+
+
+def test_a_registry_that_is_away_is_said_without_its_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(GkdError, match="does not answer") as told:
+        RegisteredSource("models:/gkd-student/1", tracking_uri="http://user:hidden@127.0.0.1:9").look()
+    assert "hidden" not in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_deploy_folder_other_than_the_registered_one_is_refused(registered, tmp_path):
+    uri, deploys = registered
+    client = MlflowClient(uri)
+    run = client.create_run(client.search_experiments()[0].experiment_id)
+    version = client.create_model_version("gkd-student", str(tmp_path), run.info.run_id, await_creation_for=0)
+    source = RegisteredSource(f"models:/gkd-student/{version.version}", tracking_uri=uri)
+    source.look()
+    with pytest.raises(GkdError, match="has no deploy folder"):
+        source.fetch()
+    client.log_artifacts(run.info.run_id, str(deploys[0]), "deploy")
+    source.look()
+    with pytest.raises(GkdError, match="is not the one that was registered"):
+        source.fetch()
+
+
+def test_names():
+    assert default_name("deploy") == "gkd-student"
+    assert default_name("models:/birds@champion") == "birds"
