@@ -71,7 +71,7 @@ def train(folder: Path, lesson: Lesson, *, loss: Loss | None = None, frozen: boo
     """One training, everything in it made anew; weights of network and loss, and the history."""
     student = network("resnet8", 1).double()
     parts = [CLASSES[:2], CLASSES[2:]] if lesson.arrangement == "amalgamation" else [CLASSES] * 2
-    teachers = [network("wrn_10_2", 2 + i, part).double() for i, part in enumerate(parts)]
+    teachers = [network("wrn_16_2", 2 + i, part).double() for i, part in enumerate(parts)]
     teacher = lesson.create_teacher(
         teachers if lesson.teachers == "several" else teachers[:1], classes=CLASSES, device=CPU, autocast=False
     )
