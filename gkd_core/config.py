@@ -6,6 +6,7 @@ the step; losses, models and loops take plain arguments.
 
 import math
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -624,8 +625,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-LARGEST_YAML = 1 << 20  # characters
-MOST_VALUES = 50_000  # with every alias written out
+LARGEST_YAML = 1 << 17  # characters
+MOST_VALUES = 20_000  # with every alias written out
 
 
 def _yaml(text: str) -> Any:
@@ -696,7 +697,8 @@ def read_sections(
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         place = f", line {where.line + 1}, column {where.column + 1}" if where else ""
-        raise GkdError(f"{path}{place} is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise GkdError(f"{path}{place} is not valid YAML: {reason}") from None
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -804,7 +806,7 @@ def sentence(error: ValidationError, root: Any = Params, what: str = "parameter"
     if first["type"] == "missing":
         return f"{name} is missing"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name} is {first['input']!r}: {message}"
+    return f"{name} is {reprlib.repr(first['input'])}: {message}"
 
 
 def _inner(annotation: Any) -> Any:

@@ -145,7 +145,7 @@ def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
         if given is not None and given.resolve().is_relative_to(place):
             raise GkdError(f"--out {out} would replace what is read from {given}: name another folder")
     if out.is_dir():
-        there = {entry.name for entry in out.iterdir()} - {".gitignore"}  # DVC leaves that behind
+        there = {entry.name for entry in out.iterdir()} - BESIDE
         if there and not there & MARKERS:
             raise GkdError(
                 f"--out {out} holds {sorted(there)[0]} and is no folder that gkd wrote: name another, or empty it"
@@ -226,6 +226,7 @@ def json_digest(content: Any) -> str:
 
 
 SIDECAR = "files.sha256"
+BESIDE = frozenset({".gitignore"})  # DVC writes it into a folder after the step
 SIDECAR_HEAD = "# sha256 of the lines below: "
 
 
@@ -236,7 +237,8 @@ def seal(folder: Path) -> None:
     also speaks of files that vary by run.
     """
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    files.pop(SIDECAR, None)
+    for name in (SIDECAR, *BESIDE):
+        files.pop(name, None)
     lines = "".join(f"{file_digest(files[name])}  {name}\n" for name in sorted(files)).encode()
     head = f"{SIDECAR_HEAD}{hashlib.sha256(lines).hexdigest()}\n".encode()
     write_bytes(folder / SIDECAR, head + lines)

@@ -16,12 +16,11 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
 from gkd_core.export.session import session
-from gkd_core.files import SIDECAR, file_digest, folder_digest, json_digest, read_json, sealed
+from gkd_core.files import BESIDE, SIDECAR, file_digest, folder_digest, json_digest, read_json, sealed
 from gkd_core.records import read_teacher, read_training
 
 FOLDERS = ("data", "teacher", "baseline", "kd", "student", "deploy", "report", "registration")
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
-BESIDE = frozenset({".gitignore"})  # DVC writes it into a folder after the step
 
 
 class Broken(GkdError):

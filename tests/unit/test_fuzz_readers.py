@@ -1,0 +1,376 @@
+"""Whatever is in a file, its reader gives a value or one sentence: never another exception, never a hang."""
+
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from PIL import Image
+
+from gkd_core.config import load_params
+from gkd_core.data.arrays import open_array
+from gkd_core.data.images import FORMATS, Unreadable, read_image
+from gkd_core.data.prepared import PreparedData
+from gkd_core.data.sources import cifar
+from gkd_core.data.sources.base import SPLITS
+from gkd_core.errors import GkdError
+from gkd_core.export.manifest import build_manifest, read_manifest, write_manifest
+from gkd_core.export.session import session
+from gkd_core.files import seal, sealed, write_json
+from gkd_core.models.imported import import_network
+from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
+from gkd_core.records import read_metrics, read_teacher, read_training
+from gkd_core.tables import read_table
+from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = int(os.environ.get("GKD_FUZZ_EXAMPLES", "40"))
+fuzz = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)  # fmt: skip
+slow_fuzz = settings(fuzz, max_examples=max(10, EXAMPLES // 2))
+
+CLASSES = tuple("0123456789")
+LINEAGE = dict.fromkeys(("data_sha256", "teacher_digest", "student_digest", "config_digest"), "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Path:
+    """One real file of every kind."""
+    root = tmp_path_factory.mktemp("originals")
+    shutil.copytree(few_digits, root / "data")
+    network = root / "network"
+    network.mkdir()
+    save_network(Network(NetworkSpec("resnet8", "cifar", CLASSES, 1, 8, (0.3,), (0.3,))), network)
+    training = {"trained": True, "network": "resnet8", "method": "kd", "data_sha256": "", "teacher_digest": ""}
+    write_json(network / "training.json", training | {"config_digest": ""})
+    (network / "history.csv").write_text("epoch,train_loss,validation_top1\n1,2.25,0.5\n2,1.5,\n")
+    write_json(root / "teacher.json", {"networks": ["resnet8"], "trained": ["resnet8"], "classes": list(CLASSES)})
+    _onnx(root / "model.onnx")
+    manifest = build_manifest(
+        root / "model.onnx", input="uint8_nhwc", input_shape=(8, 8, 1), opset=18, classes=CLASSES, lineage=LINEAGE,
+        method="kd", network="resnet8", preprocessing={}, parity={"max_abs": 1e-6},
+    )  # fmt: skip
+    write_manifest(root, manifest)
+    quality = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6, "nll": 0.3, "parameters": 9, "onnx_bytes": 5}
+    write_json(
+        root / "metrics.json",
+        {
+            "data": {"sha256": "", "source": "digits", "test_images": 3, "confidence": 0.95},
+            "digests": {"manifest": "", "student": "", "teacher": ""},
+            "differences": {"student_minus_kd": {"difference": 0.1, "low": 0.0, "high": 0.2, "standard_error": 0.1}},
+            "onnx": {"top1": 0.5, "parity_max_abs": 1e-6, "onnx_bytes": 5},
+            **dict.fromkeys(("teacher", "kd", "student"), quality),
+        },
+    )
+    np.save(root / "predictions.npy", np.arange(30, dtype=np.int32))
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    save_checkpoint(root / "checkpoint.pt", {"fingerprint": "f", "epoch": 1, "network": {"w": torch.randn(4, 4)}})
+    torch.save(load_network(network).classifier.state_dict(), root / "state.pth")
+    (root / "batch").write_bytes(_python2_pickle())
+    for kind in FORMATS:
+        noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(root / f"image.{kind.lower()}", format=kind)
+    seal(root)
+    return root
+
+
+def _python2_pickle() -> bytes:
+    """{"data": array of 2 × 3, "labels": [0, 1]} as Python 2 and numpy wrote it in CIFAR's time."""
+
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<i", len(value)) + value
+
+    kind = b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNN" + b"J\xff\xff\xff\xff" * 2
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR(K\x01(K\x02K\x03t"
+    array += kind + b"K\x00tbI00\n" + text(bytes(6)) + b"tb"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](K\x00K\x01eu."
+
+
+def _onnx(file: Path) -> None:
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [64, 10], np.ones(640, np.float32).tobytes(), raw=True)
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 64])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        ],
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 1])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [weight, shape],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
+
+
+# --- what may stand in a file
+
+
+@st.composite
+def mutated(draw: st.DrawFn, content: bytes) -> bytes:
+    """Anything, or the real content after a few changes: bytes set, taken out, put in, repeated, the end cut off."""
+    if draw(st.integers(0, 5)) == 0:
+        return draw(st.binary(max_size=400))
+    changed = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        # Headers decide more than the rest does: half of the changes are among the first bytes.
+        most = min(len(changed), draw(st.sampled_from([128, 1 << 30])))
+        place = draw(st.integers(0, max(0, most - 1)))
+        match draw(st.integers(0, 4)):
+            case 0 if changed:
+                changed[place] = draw(st.integers(0, 255))
+            case 1:
+                del changed[place : place + draw(st.integers(1, 64))]
+            case 2:
+                changed[place:place] = draw(st.binary(min_size=1, max_size=16))
+            case 3:
+                changed[place:place] = changed[place : place + draw(st.integers(1, 64))]
+            case _:
+                del changed[place:]
+    return bytes(changed)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**25), 10**25) | st.floats(allow_nan=True) | st.text(max_size=8)
+    | st.sampled_from(["..", "../../etc/passwd", "/", "\0", "model.onnx", "resnet8", "vit_b_16", "1e999"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@st.composite
+def another_json(draw: st.DrawFn, content: Any) -> Any:
+    """The real content with one value, however deep, replaced, or its key taken out."""
+    if not isinstance(content, dict | list) or not content or draw(st.integers(0, 7)) == 0:
+        return draw(JSON)
+    keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+    key = draw(st.sampled_from(keys))
+    copy = dict(content) if isinstance(content, dict) else list(content)
+    if draw(st.integers(0, 7)) == 0:
+        del copy[key]
+    else:
+        copy[key] = draw(another_json(content[key]))
+    return copy
+
+
+def reads(function: Callable[[], object], *also: type[Exception]) -> None:
+    """A value, or one sentence that can be printed."""
+    sentence = ""
+    try:
+        function()
+    except (GkdError, *also) as error:
+        sentence = str(error)
+    assert "\n" not in sentence
+    assert len(sentence.encode()) < 4000
+
+
+def replaced(originals: Path, folder: Path, names: list[str], content: bytes) -> None:
+    """`folder` as the originals are, the first of `names` with other content."""
+    for name in names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content if name == names[0] else (originals / name).read_bytes())
+
+
+# --- JSON
+
+JSON_READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
+    "teacher.json": (["teacher.json"], read_teacher),
+    "training.json": (["network/training.json"], lambda root: read_training(root / "network", "student")),
+    "manifest.json": (["manifest.json", "model.onnx"], read_manifest),
+    "metrics.json": (["metrics.json"], read_metrics),
+    "model.json": (
+        ["network/model.json", "network/model.safetensors"],
+        lambda root: load_network(root / "network", CLASSES),
+    ),
+    "dataset.json": (
+        ["data/dataset.json", *(f"data/{s}/{a}.npy" for s in SPLITS for a in ("images", "labels"))],
+        lambda root: PreparedData.open(root / "data", check=False).train,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", JSON_READERS)
+@fuzz
+@given(choice=st.data())
+def test_json_with_other_values(kind: str, choice: st.DataObject, originals: Path, tmp_path: Path) -> None:
+    names, read = JSON_READERS[kind]
+    content = choice.draw(another_json(json.loads((originals / names[0]).read_text())))
+    replaced(originals, tmp_path, names, json.dumps(content).encode())
+    reads(lambda: read(tmp_path))
+
+
+@pytest.mark.parametrize("kind", JSON_READERS)
+@slow_fuzz
+@given(choice=st.data())
+def test_json_with_other_bytes(kind: str, choice: st.DataObject, originals: Path, tmp_path: Path) -> None:
+    names, read = JSON_READERS[kind]
+    replaced(originals, tmp_path, names, choice.draw(mutated((originals / names[0]).read_bytes())))
+    reads(lambda: read(tmp_path))
+
+
+# --- everything else
+
+
+def _array(root: Path) -> object:
+    try:
+        return np.array(open_array(root / "predictions.npy"))
+    except ValueError as error:  # what it is documented to raise
+        raise GkdError(str(error)) from None
+
+
+def _state_dict(root: Path) -> object:
+    return import_network(
+        str(root / "state.pth"), name="resnet8", stem="cifar", classes=None, mean=(0.3,), std=(0.3,), image_size=8,
+        in_channels=1, data_classes=CLASSES,
+    )  # fmt: skip
+
+
+READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
+    "model.safetensors": (
+        ["network/model.safetensors", "network/model.json"],
+        lambda root: load_network(root / "network", CLASSES),
+    ),
+    "predictions.npy": (["predictions.npy"], _array),
+    "history.csv": (["network/history.csv"], lambda root: read_table(root / "network" / "history.csv")),
+    "params.yaml": (["params.yaml"], lambda root: load_params(root / "params.yaml")),
+    "checkpoint.pt": (["checkpoint.pt"], lambda root: load_checkpoint(root / "checkpoint.pt", "f")),
+    "state.pth": (["state.pth"], _state_dict),
+    "CIFAR batch": (["batch"], lambda root: cifar._load((root / "batch").read_bytes())),
+    "model.onnx": (["model.onnx"], lambda root: session(root / "model.onnx")),
+    "files.sha256": (["files.sha256"], sealed),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+@fuzz
+@given(choice=st.data())
+def test_files_with_other_bytes(kind: str, choice: st.DataObject, originals: Path, tmp_path: Path) -> None:
+    names, read = READERS[kind]
+    replaced(originals, tmp_path, names, choice.draw(mutated((originals / names[0]).read_bytes())))
+    reads(lambda: read(tmp_path))
+
+
+@pytest.mark.parametrize("array", ["train/images.npy", "train/labels.npy"])
+@fuzz
+@given(choice=st.data())
+def test_prepared_arrays_with_other_bytes(array: str, choice: st.DataObject, originals: Path, tmp_path: Path) -> None:
+    """Changed in place, so that sizes fit and the header is what is read."""
+    if not (tmp_path / "data").exists():
+        shutil.copytree(originals / "data", tmp_path / "data")
+    content = bytearray((originals / "data" / array).read_bytes())
+    for _ in range(choice.draw(st.integers(1, 6))):
+        content[choice.draw(st.integers(0, 140))] = choice.draw(st.integers(0, 255))
+    (tmp_path / "data" / array).write_bytes(content)
+    reads(lambda: np.array(PreparedData.open(tmp_path / "data", check=False).train.images))
+    reads(lambda: PreparedData.open(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@fuzz
+@given(choice=st.data())
+def test_pictures_with_other_bytes(kind: str, choice: st.DataObject, originals: Path) -> None:
+    content = choice.draw(mutated((originals / f"image.{kind.lower()}").read_bytes()))
+    reads(lambda: read_image(io.BytesIO(content), 8, 3), Unreadable)
+
+
+def test_the_originals_themselves_are_read(originals: Path) -> None:
+    """Else the tests above would look at error messages only."""
+    for kind, (_, read) in (JSON_READERS | READERS).items():
+        assert read(originals) is not None, kind
+    for kind in FORMATS:
+        assert read_image(originals / f"image.{kind.lower()}", 8, 3).shape == (8, 8, 3)
+
+
+# --- what was thought of by hand
+
+BOMBS = {
+    "aliases that double": "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)),
+    "maps that double": "a0: &a0 {k: v}\n"
+    + "".join(f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}\n" for i in range(1, 60)),
+    "merges that double": "a0: &a0 {k0: v}\n"
+    + "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}], k{i}: v}}\n" for i in range(1, 60)),
+    "an alias in itself": "data: &a [*a]",
+    "a key that holds itself": "&a {? *a : 1}",
+    "brackets without end": "data: " + "[" * 20_000,
+    "a hundred thousand keys": "\n".join(f"k{i}: 1" for i in range(100_000)),
+    "megabytes": "data: " + "x" * (1 << 21),
+    "a date that is none": "data: 2026-99-99",
+    "a number that is none": "data: !!int x",
+    "an object": "data: !!python/object/apply:os.system ['touch owned']",
+    "a binary that is none": "data: !!binary '*'",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_yaml_that_would_fill_the_memory_is_one_sentence(name: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(BOMBS[name])
+    with pytest.raises(GkdError) as error:
+        load_params(tmp_path / "params.yaml")
+    assert len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
+
+
+def test_an_alias_used_soberly_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(
+        "train: &t {epochs: 3, device: cpu}\nteacher: {train: {<<: *t, batch_size: 8}}"
+    )
+    params = load_params(tmp_path / "params.yaml")
+    assert (params.teacher.train.epochs, params.teacher.train.batch_size, params.train.epochs) == (3, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image_size": 10**9}, "image_size is 1000000000"),
+        ({"in_channels": 2}, "in_channels is 2"),
+        ({"classes": [str(i) for i in range(100_000)]}, "no layer for 100000 classes"),
+        ({"classes": ["a", "a"]}, "two of one name"),
+        ({"std": [0.0]}, "std is not above 0"),
+        ({"mean": [0.1, 0.2]}, "one for each channel"),
+        ({"name": "resnet9000"}, "resnet9000"),
+        ({"name": 3}, "what is not text"),
+        ({"more": 3}, "'more' is no part of one"),
+    ],
+)
+def test_a_network_is_built_only_when_it_can_be(
+    change: dict[str, Any], sentence: str, originals: Path, tmp_path: Path
+) -> None:
+    content = json.loads((originals / "network" / "model.json").read_text()) | change
+    names = ["network/model.json", "network/model.safetensors"]
+    replaced(originals, tmp_path, names, json.dumps(content).encode())
+    with pytest.raises(GkdError, match=sentence):
+        load_network(tmp_path / "network")
+
+
+def test_weights_of_another_type_are_refused(originals: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(originals / "network" / "model.safetensors")
+    save_file({k: v.half() for k, v in weights.items()}, tmp_path / "model.safetensors")
+    shutil.copy(originals / "network" / "model.json", tmp_path)
+    with pytest.raises(GkdError, match=r"is torch\.float16, not torch\.float32"):
+        load_network(tmp_path)
+
+
+def test_a_pickle_of_anything_but_arrays_is_not_loaded() -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, ("owned",)
+
+    with pytest.raises(GkdError, match=r"names (posix|nt)\.mkdir, which is not part of an array"):
+        cifar._load(pickle.dumps(Attack(), protocol=2))

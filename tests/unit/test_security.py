@@ -1,0 +1,232 @@
+"""Nothing that is read can run code, and nothing that is written tells a secret."""
+
+import ast
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gkd_core.redact import redact
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("gkd_core", "components", "pipelines", "benchmarks")
+SOURCES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
+CALLS_THAT_RUN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.loads", "marshal.load"}
+# zipfile has no filters: it drops ways out and makes no links, and the caller has looked at the names before.
+ZIPS = {"components/dvc_source.py: packed.extractall(folder)"}
+PICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "jsonpickle"}
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keyword(call: ast.Call, name: str) -> object:
+    return next((k.value.value for k in call.keywords if k.arg == name and isinstance(k.value, ast.Constant)), None)
+
+
+def at(file: Path, call: ast.Call) -> str:
+    return f"{file.relative_to(ROOT).as_posix()}: {ast.unparse(call)}"
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_no_source_can_be_made_to_run_what_it_reads(file: Path) -> None:
+    for name, call in calls(file):
+        assert name not in CALLS_THAT_RUN, at(file, call)
+        if name in ("torch.load", "torch.hub.load"):
+            assert keyword(call, "weights_only") is True, at(file, call)
+        if name in ("np.load", "numpy.load"):
+            assert keyword(call, "allow_pickle") is False or keyword(call, "mmap_mode") == "r", at(file, call)
+            assert keyword(call, "allow_pickle") is not True, at(file, call)
+        if name.startswith("yaml.") and name.rpartition(".")[2] in ("load", "load_all", "full_load", "unsafe_load"):
+            pytest.fail(at(file, call))
+        if name.startswith("subprocess."):
+            assert keyword(call, "shell") is not True, at(file, call)
+        if name.endswith((".extractall", ".extract")):
+            assert keyword(call, "filter") == "data" or at(file, call) in ZIPS, at(file, call)
+        assert name != "tempfile.mktemp", at(file, call)
+
+
+def test_pickle_is_used_in_one_place_which_admits_arrays_only() -> None:
+    users = set()
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if {name.split(".")[0] for name in names} & PICKLES:
+                users.add(file.relative_to(ROOT).as_posix())
+    assert users == {"gkd_core/data/sources/cifar.py"}
+
+
+def test_the_checks_above_see_what_they_look_for(tmp_path: Path) -> None:
+    for line in (
+        "torch.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(f, Loader)",
+        "eval(x)",
+        "t.extractall(p)",
+    ):
+        (tmp_path / "a.py").write_text(line)
+        (found,) = calls(tmp_path / "a.py")
+        assert found[0] in line
+
+
+# --- archives
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for info, content in members:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        member("../outside.txt"),
+        member("link", tarfile.SYMTYPE, "../../outside"),
+        member("link", tarfile.LNKTYPE, "../outside"),
+        member("device", tarfile.CHRTYPE),
+    ],
+    ids=["path", "link", "hard link", "device"],
+)
+def test_an_archive_that_leads_outside_is_refused_in_one_sentence(
+    hostile: tarfile.TarInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision unpacks what a set's authors published; here a set whose archive is not what it should be."""
+    from gkd_core.data.sources import torchvision_set
+    from gkd_core.errors import GkdError
+
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "set.tar.gz").write_bytes(archive((hostile, b"")))
+
+    class Hostile:
+        def __init__(self, root: str, train: bool = True, download: bool = False, target_transform: object = None):
+            with tarfile.open(Path(root) / "set.tar.gz") as tar:
+                tar.extractall(root)  # as torchvision.datasets.utils does it
+
+    monkeypatch.setattr(torchvision_set, "known_sets", lambda: ["Hostile"])
+    monkeypatch.setattr(torchvision_set.datasets, "Hostile", Hostile, raising=False)
+    with pytest.raises(GkdError, match=r"torchvision:Hostile cannot be opened in .* \("):
+        torchvision_set.torchvision_set("torchvision:Hostile", root, None, None)
+    assert [path.name for path in root.iterdir()] == ["set.tar.gz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+    assert vars(tarfile.TarFile)["extraction_filter"] is None  # put back
+
+
+def test_a_file_far_larger_than_cifars_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+    import hashlib
+
+    from gkd_core.data.sources import cifar
+    from gkd_core.errors import GkdError
+
+    bomb = archive((member("cifar-100-python/train"), bytes(1 << 20)))
+    published = dataclasses.replace(cifar.PUBLISHED["cifar100"], md5=hashlib.md5(bomb).hexdigest())
+    monkeypatch.setitem(cifar.PUBLISHED, "cifar100", published)
+    monkeypatch.setattr(cifar, "LARGEST_FILE", 1 << 19)
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(bomb)
+    with pytest.raises(GkdError, match=r"cannot be unpacked .*train would have 1048576 bytes"):
+        cifar.cifar("cifar100", tmp_path, None, None)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_that_would_fill_the_disk_is_not_unpacked(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from components import dvc_source
+    from gkd_core.errors import GkdError
+
+    monkeypatch.setattr(dvc_source, "ROOM", 1 << 16)
+    bomb = tmp_path / "bomb"
+    if kind == "zip":
+        with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("zeros", bytes(1 << 22))
+    else:
+        bomb.write_bytes(archive((member("zeros"), bytes(1 << 22))))
+    with pytest.raises(GkdError, match=r"the data would become .* GB"):
+        dvc_source._unpack(bomb, tmp_path / "out", "the data")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# --- secrets
+
+SECRET = "s3cr3t-p4ss"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgresql://gkd:{SECRET}@db/mlflow",
+        f"postgresql+psycopg2://gkd:{SECRET}@x/@db:5432/mlflow",
+        f"https://gkd:{SECRET}/with@and/slash@host:5000",
+        f"https://{SECRET}@host/",
+        f"https://:{SECRET}@host/",
+        f"postgresql://db/mlflow?user=gkd&password={SECRET}",
+        f"cannot reach ('https://gkd:{SECRET}@host') twice: https://gkd:{SECRET}@host",
+        f"gkd serve --token {SECRET} --port 80",
+        f"gkd register --set tracking.uri=https://gkd:{SECRET}@host",
+        f"AWS_SECRET_ACCESS_KEY={SECRET}",
+    ],
+)
+def test_secrets_are_taken_out_of_text(text: str) -> None:
+    assert SECRET not in redact(text)
+    assert "***" in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////data/mlflow.db",
+        "https://host:5000/path",
+        "models:/gkd-student@champion",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+        "the token file x cannot be read",
+        "gkd distill --set train.seed=3 --out student",
+    ],
+)
+def test_other_text_stays_as_it_is(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_run_does_not_write_down_the_password_it_was_started_with(tmp_path: Path) -> None:
+    program = (
+        "import sys, json\n"
+        f"sys.argv = ['gkd', 'distill', '--set', 'tracking.uri=https://gkd:{SECRET}@host']\n"
+        "from gkd_core.run_facts import run_facts\nprint(json.dumps(run_facts()))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert SECRET not in result.stdout
+    assert json.loads(result.stdout)["command"] == "gkd distill --set tracking.uri=https://gkd:***@host"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [f"tracking.uri=gopher://gkd:{SECRET}@host", f"tracking.uri=['https://gkd:{SECRET}@host']", f"token={SECRET}"],
+)
+def test_an_error_does_not_repeat_the_password(setting: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("{}")
+    command = [sys.executable, "-m", "pipelines.cli", "registry", "list", "--set", setting]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+    )
+    assert result.returncode == 2, result.stderr
+    assert SECRET not in result.stdout + result.stderr
