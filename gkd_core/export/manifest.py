@@ -141,8 +141,8 @@ def model_entry(manifest: dict[str, Any], precision: str, where: str = "the depl
         entry: dict[str, Any] = manifest["model"]
         return entry
     if precision not in kept_precisions(manifest):
-        entry = manifest.get(precision)
-        entry = entry if isinstance(entry, dict) else dropped_file("it was exported before there was one")
+        found = manifest.get(precision)
+        entry = found if isinstance(found, dict) else dropped_file("it was exported before there was one")
         raise GkdError(f"{where} has no {precision} model: {entry.get('reason', 'no reason given')}; take fp32")
     return dict(manifest[precision])
 
