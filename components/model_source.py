@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
-from gkd_core.files import file_digest
+from gkd_core.files import file_digest, read_json
 from gkd_core.redact import redact
 from gkd_core.serving.model import Found
 from gkd_core.serving.reload import Source, file_mark
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 REGISTERED = "models:/"
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_NAME = "gkd-student"
+BUNDLE_FILE = "bundle.json"
 DEPLOY = "deploy"  # where a registered student's run keeps its deploy folder
 
 # Before MLflow is imported: no reports, no news on the terminal, and no minutes of waiting for a server that is away.
@@ -66,9 +67,13 @@ def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None
 
 
 def default_name(model: str) -> str:
-    """The name a MODEL is served by unless another is given: the registered one, else `gkd-student`."""
-    parts = _parts(model) if model.startswith(REGISTERED) else None
-    return parts[0] if parts else DEFAULT_NAME
+    """The name a MODEL is served by unless another is given: the registered one, a bundle's own, else `gkd-student`."""
+    if model.startswith(REGISTERED):
+        parts = _parts(model)
+        return parts[0] if parts else DEFAULT_NAME
+    if (Path(model) / BUNDLE_FILE).is_file():
+        return str(read_json(Path(model) / BUNDLE_FILE, "the bundle", shape={"name": str})["name"])
+    return DEFAULT_NAME
 
 
 def local_model(model: str, *, precision: str = "fp32", tracking_uri: str | None = None) -> Found:

@@ -286,8 +286,14 @@ def build_app(serving: Serving) -> FastAPI:
         serving.batcher.close()
         serving.decoder.shutdown()
 
-    # No generated documentation: its page would load scripts from elsewhere.
-    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        lifespan=lifespan,
+        openapi_url=None,  # no generated documentation: its page would load scripts from elsewhere
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics is asked, nothing is sent
+    )
 
     def route(path: str, handler: Handler, method: str = "GET") -> None:
         async def endpoint(request: Request) -> Response:

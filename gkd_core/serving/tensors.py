@@ -69,8 +69,9 @@ def from_json(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
         raise ProtocolError(f"input {spec.name!r} holds a value of type {wrong}, which is no {spec.datatype}")
     try:
         with np.errstate(over="ignore"):
-            array = np.array(flat, dtype=dtype)
-    except OverflowError:
+            # Pixels are what comes most, and bytes() reads them in a third of the time.
+            array = np.frombuffer(bytes(flat), dtype) if dtype == np.uint8 else np.array(flat, dtype=dtype)
+    except (OverflowError, ValueError):  # of np.array and of bytes
         raise ProtocolError(f"input {spec.name!r} holds a number outside the range of {spec.datatype}") from None
     return finite(array.reshape(shape), spec)
 

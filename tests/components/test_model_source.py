@@ -155,6 +155,9 @@ def test_a_deploy_folder_other_than_the_registered_one_is_refused(registered, tm
         source.fetch()
 
 
-def test_names():
+def test_names(tmp_path):
     assert default_name("deploy") == "gkd-student"
+    assert default_name(str(tmp_path)) == "gkd-student"
+    (tmp_path / "bundle.json").write_text('{"name": "birds"}')
+    assert default_name(str(tmp_path)) == "birds"
     assert default_name("models:/birds@champion") == "birds"
