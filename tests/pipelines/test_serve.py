@@ -145,6 +145,7 @@ RAW = json.dumps({"inputs": [ENTRY | {"parameters": {"binary_data_size": 64}}]})
         (b"no gzip", {"content_encoding": "gzip"}, 400, "is not the gzip"),
         (b"{}", {"content_encoding": "br"}, 415, "not one of gzip, deflate, identity"),
     ],
+    ids=lambda value: "body" if isinstance(value, bytes) else None,  # some are of megabytes
 )  # fmt: skip
 def test_each_mistake_is_answered_in_one_sentence(server, content, headers, status, sentence):
     reply = server.ask("POST", INFER, content, **headers)

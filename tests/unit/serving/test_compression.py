@@ -36,6 +36,7 @@ def test_identity(encoding):
         (b"abc", "br", 415, "not one of gzip, deflate, identity"),
         (b"abc", "gzip, gzip", 415, "not one of"),
     ],
+    ids=lambda value: "body" if isinstance(value, bytes) else None,
 )
 def test_what_is_refused(body, encoding, status, sentence):
     with pytest.raises(ProtocolError) as told:
