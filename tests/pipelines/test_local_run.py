@@ -150,8 +150,7 @@ def mini(finished: Path, settings: dict) -> object:
             name: dsl.importer(artifact_uri=str(finished / name), artifact_class=kind, reimport=True).output
             for name, kind in kinds.items()
         }
-        with dsl.ExitHandler(steps.ended(), name="steps"):
-            steps.register(settings=json.dumps(settings), **given)
+        steps.register(settings=json.dumps(settings), **given)
 
     return alone
 
