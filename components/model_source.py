@@ -5,6 +5,7 @@ is imported when a registered model is asked for, and its small distribution (ml
 """
 
 import contextlib
+import importlib.util
 import os
 import re
 import tempfile
@@ -16,7 +17,7 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
 from gkd_core.files import file_digest, read_json
 from gkd_core.redact import redact
-from gkd_core.serving.model import Found
+from gkd_core.serving.model import Found, Model
 from gkd_core.serving.reload import Source, file_mark
 
 if TYPE_CHECKING:
@@ -76,15 +77,16 @@ def default_name(model: str) -> str:
     return DEFAULT_NAME
 
 
-def local_model(model: str, *, precision: str = "fp32", tracking_uri: str | None = None) -> Found:
-    """The file that a MODEL argument names, once.
+def load_model(model: str, *, precision: str = "fp32", tracking_uri: str | None = None) -> Model:
+    """The model that a MODEL argument names, read once.
 
     Raises:
-        GkdError: it names nothing, or its file cannot be had.
+        GkdError: it names nothing, its file cannot be had, or it is no image classifier.
     """
     source = open_source(model, precision=precision, tracking_uri=tracking_uri)
     source.look()
-    return source.fetch()
+    found = source.fetch()
+    return Model(found, version=found.version or "1")
 
 
 class FileSource:
@@ -187,6 +189,11 @@ class RegisteredSource:
                 os.environ.setdefault(name, value)
             if self._uri.startswith("sqlite:///") and not Path(self._uri.removeprefix("sqlite:///")).is_file():
                 raise GkdError(f"{redact(self._uri)} does not exist: name the registry by --tracking-uri")
+            if not self._uri.startswith("http") and importlib.util.find_spec("sqlalchemy") is None:
+                raise GkdError(
+                    f"{redact(self._uri)} is a database, which mlflow-skinny cannot open: name a tracking server, or "
+                    "install gkd[track]"
+                )
             try:
                 from mlflow import MlflowClient
             except ImportError:
@@ -202,11 +209,6 @@ class RegisteredSource:
             yield
         except (GkdError, KeyboardInterrupt, SystemExit):
             raise
-        except ImportError as error:  # mlflow-skinny alone cannot open a database
-            raise GkdError(
-                f"{place} needs more of MLflow than is installed ({error}): name a tracking server, or install "
-                "gkd[track]"
-            ) from None
         except Exception as error:  # MLflow lets through what its stores and transports raise
             code = getattr(error, "error_code", "")
             if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):

@@ -112,11 +112,10 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Classify pictures: class names and probabilities."""
-    from components.model_source import local_model
+    from components.model_source import load_model
     from gkd_core.serving.classify import classify_files
-    from gkd_core.serving.model import Model
 
-    loaded = Model(local_model(model, precision=precision, tracking_uri=tracking_uri), version="1")
+    loaded = load_model(model, precision=precision, tracking_uri=tracking_uri)
     found = classify_files(loaded, images, top)
     if as_json:
         finish([{"image": str(image), "predictions": rows} for image, rows in zip(images, found, strict=True)])

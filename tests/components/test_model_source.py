@@ -1,5 +1,6 @@
 """Where a served model comes from: a file, a folder, a registered version; and what is said when it does not."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components import register
-from components.model_source import FileSource, FolderSource, RegisteredSource, default_name, local_model, open_source
+from components.model_source import FileSource, FolderSource, RegisteredSource, default_name, load_model, open_source
 from gkd_core.config import parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest
@@ -72,14 +73,15 @@ def test_another_precision(deploy, tmp_path):
     shutil.copy(folder / "model.onnx", folder / "model_int8.onnx")
     entry = {"file": "model_int8.onnx", "sha256": manifest["model"]["sha256"], "size_bytes": 1, "kept": True}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"int8": entry}))
-    found = local_model(str(folder), precision="int8")
+    found = open_source(str(folder), precision="int8").fetch()
     assert (found.file.name, found.precision) == ("model_int8.onnx", "int8")
-    assert local_model(str(folder)).file.name == "model.onnx"
+    assert open_source(str(folder)).fetch().file.name == "model.onnx"
+    assert load_model(str(folder), precision="int8").facts["precision"] == "int8"
     (folder / "manifest.json").write_text(
         json.dumps(manifest | {"int8": {"kept": False, "reason": "it lost too much"}})
     )
     with pytest.raises(GkdError, match="it lost too much"):
-        local_model(str(folder), precision="int8")
+        load_model(str(folder), precision="int8")
     with pytest.raises(GkdError, match="is one file"):
         open_source(str(deploy / "model.onnx"), precision="int8")
 
@@ -94,6 +96,8 @@ def test_a_registered_version_by_alias_and_number(registered):
         assert found.version == str(version)
         assert found.file.read_bytes() == (deploys[version - 1] / "model.onnx").read_bytes()
         assert found.sha256 == file_digest(found.file)
+        loaded = load_model(address, tracking_uri=uri)  # nothing of it is left on the disk
+        assert (loaded.version, loaded.sha256) == (str(version), found.sha256)
 
 
 def test_an_alias_is_followed(registered):
@@ -130,6 +134,12 @@ def test_what_is_not_registered_is_said(registered, tmp_path):
             open_source(address, tracking_uri=uri)
     with pytest.raises(GkdError, match="does not exist: name the registry"):
         RegisteredSource("models:/gkd-student/1", tracking_uri=f"sqlite:///{tmp_path}/none.db").look()
+
+
+def test_a_database_needs_more_than_the_small_mlflow(registered, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GkdError, match="is a database, which mlflow-skinny cannot open"):
+        RegisteredSource("models:/gkd-student/1", tracking_uri=registered[0]).look()
 
 
 def test_a_registry_that_is_away_is_said_without_its_password(monkeypatch):
