@@ -120,17 +120,14 @@ async def whole_body(serving: Serving, request: Request) -> AsyncIterator[bytes]
     limit, taken = serving.limits.max_request_bytes, 0
     declared = request.headers.get("content-length", "")
     try:
-        if declared.isdigit() and len(declared) < 20:
-            _fits(int(declared), limit)
-            serving.budget.take(int(declared))
-            taken = int(declared)
+        if declared.isdigit():
+            _fits(int(declared[:20]), limit)
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
             _fits(size, limit)
-            if size > taken:
-                serving.budget.take(size - taken)
-                taken = size
+            serving.budget.take(len(part))  # as they come: who only announces bytes takes no room from others
+            taken += len(part)
             parts.append(part)
         packed = b"".join(parts)
         body = decompress(packed, request.headers.get("content-encoding"), limit)

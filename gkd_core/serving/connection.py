@@ -9,12 +9,13 @@ import json
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gkd_core.serving.limits import Limits
 from gkd_core.serving.metrics import Metrics
 
 HEADER_BYTES = 32 << 10
+AHEAD = 16  # requests a client may send before the first of them is answered; uvicorn would keep any number
 SURPLUS = "gkd.surplus"  # in a request's state: there are more connections than are allowed
 
 
@@ -42,6 +43,7 @@ class Connection(HttpToolsProtocol):
         self._header_bytes = 0  # came since the last request's headers were complete
         self._kept_bytes = 0  # of them, in whole headers
         self._refusal = (400, "this is not HTTP/1.1")
+        self._running: RequestResponseCycle | None = None  # `cycle` is the one that was read last
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -75,11 +77,17 @@ class Connection(HttpToolsProtocol):
             raise ValueError("headers too large")
 
     def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= AHEAD:
+            raise ValueError("too many requests ahead")
         self._header_bytes = 0
         if self._surplus:
             self.scope["state"][SURPLUS] = True
         self._expect("body", self.limits.body_seconds)
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
         self._expect(None)
@@ -107,6 +115,14 @@ class Connection(HttpToolsProtocol):
             self._await_taking()
 
     def send_400_response(self, msg: str) -> None:
+        if (running := self._running) is not None and not running.response_complete and not running.more_body:
+            # What came before the nonsense is answered, and nothing after it.
+            self.metrics.cut.labels("not-http").inc()
+            self._expect(None)
+            self.pipeline.clear()
+            running.keep_alive = False
+            self.flow.pause_reading()
+            return
         status, sentence = self._refusal
         self._cut(status, sentence, "not-http" if status == 400 else "headers-too-large")
 
@@ -139,9 +155,9 @@ class Connection(HttpToolsProtocol):
 
     def _may_speak(self) -> bool:
         """Whether nothing else is being said on this connection."""
-        if (cycle := getattr(self, "cycle", None)) is None:  # uvicorn declares it as always there
+        if (running := self._running) is None or running.response_complete:
             return True
-        return bool(not cycle.response_started if self._receiving == "body" else cycle.response_complete)
+        return self._receiving == "body" and running is self.cycle and not running.response_started
 
     def _await_taking(self) -> None:
         if self._taking is None:

@@ -199,6 +199,26 @@ def test_what_is_not_http_is_told_so(server, sent, status):
     assert list(json.loads(content)) == ["error"]
 
 
+def test_requests_may_be_sent_ahead_but_not_any_number(server):
+    one = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    with server.socket() as client:
+        client.sendall(one * 5 + one.replace(b"host: x", b"connection: close"))
+        assert client.makefile("rb").read().count(b"HTTP/1.1 200 OK") == 6
+    with server.socket() as client, contextlib.suppress(ConnectionResetError):
+        client.sendall(one * 5000)
+        assert client.makefile("rb").read().count(b"HTTP/1.1 200 OK") <= 18
+
+
+def test_what_came_before_nonsense_is_answered(server, deploy):
+    content = body(IMAGES[:2])
+    with server.socket() as client:
+        client.sendall(b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (INFER.encode(), len(content)))
+        client.sendall(content + b"nonsense\r\n\r\n")
+        reply = client.makefile("rb").read()
+    assert reply.startswith(b"HTTP/1.1 200 OK")
+    assert np.allclose(_logits(reply.partition(b"\r\n\r\n")[2]), expected(deploy / "model.onnx", IMAGES[:2]), atol=1e-5)
+
+
 # Slow ones, and ones that vanish
 
 
