@@ -112,7 +112,7 @@ def load_on() -> type["Load"]:
     return Load
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
     """A function that starts a server on a free port and waits until it listens; all are stopped in the end."""
     started: list[Server] = []
