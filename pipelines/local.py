@@ -192,7 +192,8 @@ class _Screen(io.TextIOBase):
 
     def __init__(self, log: TextIO, screen: TextIO) -> None:
         self._log, self._screen = log, screen
-        self._lock = threading.Lock()  # the tasks of a ParallelFor print from threads
+        # The tasks of a ParallelFor print from threads; and a signal that comes while a line is taken speaks here too.
+        self._lock = threading.RLock()
         self._line = ""
         self._depth = 0
 
