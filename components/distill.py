@@ -13,6 +13,7 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, read_json, write_json
 from gkd_core.models.network import Network, load_network
+from gkd_core.records import read_teacher
 from gkd_core.training.distributed import joined
 from gkd_core.training.lesson import Lesson
 
@@ -105,7 +106,7 @@ def _lesson(params: Params, reference: Reference | None, teachers: int) -> Lesso
 def _without_assistants(folder: Path, classes: tuple[str, ...]) -> list[Network]:
     """Who teaches plain KD: of a chain of assistants the network it begins with, for the chain is compared with what
     that one teaches directly; else the same networks as teach the student."""
-    listed = read_json(folder / "teacher.json", "the teacher folder", keys=["networks"])
+    listed = read_teacher(folder)
     trained = listed.get("trained", [])
     if len(trained) > len(listed["networks"]):
         return [load_network(folder / trained[0], classes)]
