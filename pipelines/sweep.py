@@ -82,13 +82,16 @@ def sweep(
                 settings=plan.outputs["prepare"], dvc_repo=dvc_repo, dvc_path=dvc_path, dvc_rev=dvc_rev
             )
             data = prepare.outputs["data"]
-            with dsl.ParallelFor(plan.outputs["teachers"], parallelism=parallelism) as settings:
+            teachers = contest.teachers(listed=plan.outputs["teachers"])
+            contenders = contest.contenders(listed=plan.outputs["contenders"])
+            with dsl.ParallelFor(teachers.output, parallelism=parallelism) as settings:
                 teacher = steps.teacher(settings=settings, data=data)
             gather = contest.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
-            with dsl.ParallelFor(plan.outputs["contenders"], parallelism=parallelism) as contender:
+            with dsl.ParallelFor(contenders.output, parallelism=parallelism) as contender:
                 contend = contest.contend(contender=contender, data=data, teachers=gather.outputs["together"])
             compare = contest.compare(results=dsl.Collected(contend.outputs["result"]), reference=reference)
-            configure(plan, "settings", profile)
+            for task in (plan, teachers, contenders):
+                configure(task, "settings", profile)
             configure(prepare, "prepare", profile)
             configure(teacher, "teacher", profile)
             configure(gather, "export", profile)

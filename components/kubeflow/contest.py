@@ -17,7 +17,7 @@ def plan(
     pairs: list,
     seeds: list,
     reference: str,
-) -> NamedTuple("Plan", [("prepare", str), ("teachers", list), ("contenders", list)]):
+) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("contenders", str)]):
     """Check what is to be compared as a whole, and list the trainings.
 
     Args:
@@ -32,16 +32,43 @@ def plan(
 
     Returns:
         prepare: The section data, as JSON.
-        teachers: What the teacher step reads, as JSON, once for every teacher.
-        contenders: Every training, as JSON.
+        teachers: What the teacher step reads, once for every teacher: a list in JSON.
+        contenders: Every training: a list in JSON.
     """
+    import json
+
     from components.kubeflow.grid import lay_out
     from components.kubeflow.settings import resolve
     from components.kubeflow.task import running
 
     with running("plan"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
-        return lay_out(found, methods, pairs, seeds, reference)
+        prepare, teachers, contenders = lay_out(found, methods, pairs, seeds, reference)
+        return prepare, json.dumps(teachers), json.dumps(contenders)
+
+
+@component
+def teachers(listed: str) -> list:
+    """List the teachers to train. A loop over one of several outputs would not run here, only on a cluster.
+
+    Args:
+        listed: In JSON.
+    """
+    import json
+
+    return json.loads(listed)
+
+
+@component
+def contenders(listed: str) -> list:
+    """List the students to train, likewise.
+
+    Args:
+        listed: In JSON.
+    """
+    import json
+
+    return json.loads(listed)
 
 
 @component
