@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from components.model_source import FileSource, FolderSource, RegisteredSource, 
 from gkd_core.config import parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _surroundings():
+    """What a server's process sets for MLflow ends with these tests."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

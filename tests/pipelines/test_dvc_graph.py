@@ -64,7 +64,13 @@ def test_commands_exist_with_their_options(name):
 
 
 # Sources that change no result: what a user reads, and what is kept in no digest.
-SILENT = {"gkd_core/errors.py", "gkd_core/redact.py", "gkd_core/run_facts.py", "gkd_core/training/progress.py", "components/tracking.py"}
+SILENT = {
+    "gkd_core/errors.py",
+    "gkd_core/redact.py",
+    "gkd_core/run_facts.py",
+    "gkd_core/training/progress.py",
+    "components/tracking.py",
+}
 
 
 def imported_files(file: Path) -> set[Path]:
