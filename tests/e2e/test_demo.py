@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]  # one of them trains
 
 
 def run(*command: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: int = 600) -> str:
