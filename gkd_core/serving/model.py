@@ -27,6 +27,10 @@ _DATATYPES = {
 }
 
 
+class NotRead(GkdError):
+    """The file cannot be had now; nothing is said about what it holds."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A model's file, as a source names it.
@@ -61,6 +65,7 @@ class Model:
         """Read, check and try out.
 
         Raises:
+            NotRead: the file is not there, or cannot be read.
             GkdError: the file is not the one its manifest describes, no ONNX model, or no image classifier.
         """
         content = _read(found.file)
@@ -127,9 +132,9 @@ def _read(file: Path) -> bytes:
             raise GkdError(f"{file} is larger than an ONNX file can be")
         return file.read_bytes()
     except FileNotFoundError:
-        raise GkdError(f"{file} does not exist: run `gkd export`, or name the ONNX file") from None
+        raise NotRead(f"{file} does not exist: run `gkd export`, or name the ONNX file") from None
     except OSError as error:
-        raise GkdError(f"{file} cannot be read ({error.strerror})") from None
+        raise NotRead(f"{file} cannot be read ({error.strerror})") from None
 
 
 def _open(content: bytes, file: Path, threads: int | None) -> onnxruntime.InferenceSession:

@@ -2,7 +2,7 @@
 
 A source is asked every few seconds what ought to be served. A new model is fetched, opened and tried out in a thread
 while the old one goes on answering; then one reference changes. Requests that were read for the old model end on it.
-What cannot be served is said once, and the old model stays.
+What cannot be served is said once, and the old model stays. What cannot be fetched is tried again at every look.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Protocol
 from gkd_core.errors import GkdError
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
-from gkd_core.serving.model import Found, Model
+from gkd_core.serving.model import Found, Model, NotRead
 
 
 class Source(Protocol):
@@ -50,8 +50,9 @@ class Served:
         self._threads = threads
         self._count = 0
         self._silent = False
+        self._failure: str | None = None  # why the last fetch came to nothing; while there is one, it is tried again
         self._mark: Hashable = source.look()
-        self.model = self._load()
+        self.model = self._open(source.fetch())
         metrics.serving(self.model)
 
     def refresh(self) -> bool:
@@ -65,16 +66,24 @@ class Served:
             self._silent = True
             return False
         self._silent = False
-        if mark == self._mark:
+        if mark == self._mark and self._failure is None:
             return False
-        self._mark = mark
         try:
-            model = self._load()
-        except GkdError as error:
+            model = self._open(self._fetch())
+        except NotRead as error:  # it may be there at the next look: the mark stays what it was
+            self._metrics.reloads.labels("failed").inc()
+            self._metrics.stale.set(1)
+            if self._failure != str(error):
+                log.error("model-not-fetched", extra={"reason": str(error), "kept": self.model.version})
+            self._failure = str(error)
+            return False
+        except GkdError as error:  # it was read, and would be no better the next time
+            self._mark, self._failure = mark, None
             self._metrics.reloads.labels("refused").inc()
             self._metrics.stale.set(1)
             log.error("model-refused", extra={"reason": str(error), "kept": self.model.version})
             return False
+        self._mark, self._failure = mark, None
         self._metrics.stale.set(0)
         if (model.sha256, model.version) == (self.model.sha256, self.model.version):
             return False
@@ -96,8 +105,15 @@ class Served:
                 self._metrics.reloads.labels("failed").inc()
                 log.error("reload-failed", extra={"reason": f"{type(error).__name__}: {error}"})
 
-    def _load(self) -> Model:
-        found = self._source.fetch()
+    def _fetch(self) -> Found:
+        try:
+            return self._source.fetch()
+        except GkdError as error:
+            raise NotRead(str(error)) from None
+        except Exception as error:  # networks and disks raise what they like
+            raise NotRead(f"the model cannot be fetched ({type(error).__name__}: {error})") from error
+
+    def _open(self, found: Found) -> Model:
         if found.version is not None:
             return Model(found, version=found.version, threads=self._threads)
         model = Model(found, version=str(self._count + 1), threads=self._threads)

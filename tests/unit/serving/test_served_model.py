@@ -101,6 +101,7 @@ class Shelf:
 
     def __init__(self, file: Path) -> None:
         self.file, self.mark, self.silent = file, 0, False
+        self.trouble: Exception | None = None
 
     def put(self, file: Path) -> None:
         self.file, self.mark = file, self.mark + 1
@@ -111,6 +112,8 @@ class Shelf:
         return self.mark
 
     def fetch(self) -> Found:
+        if self.trouble is not None:
+            raise self.trouble
         return Found(self.file)
 
 
@@ -142,6 +145,43 @@ def test_a_model_stays_until_another_has_been_tried(tmp_path, deploys):
     assert (served.model.version, first.version) == ("2", "1")
     assert f'model_sha256="{served.model.sha256}"' in metrics.text().decode()
     assert first.sha256 not in metrics.text().decode()
+
+
+@pytest.mark.parametrize("trouble", [GkdError("the registry is away"), OSError("connection reset"), None])
+def test_what_could_not_be_fetched_is_tried_again(tmp_path, deploys, caplog, trouble):
+    shelf, metrics = Shelf(deploys[0]), Metrics()
+    served = Served(shelf, metrics)
+    first = served.model
+
+    shelf.put(deploys[1] if trouble else tmp_path / "late.onnx")  # the latter is not there yet
+    shelf.trouble = trouble
+    for _ in range(2):
+        assert not served.refresh()
+        assert served.model is first
+        assert metrics.registry.get_sample_value("gkd_model_stale") == 1
+    assert metrics.registry.get_sample_value("gkd_reloads_total", {"outcome": "failed"}) == 2
+    assert len(caplog.records) == 1  # said once
+
+    shelf.trouble = None
+    if trouble is None:
+        (tmp_path / "late.onnx").write_bytes(deploys[1].read_bytes())
+    assert served.refresh()  # though the mark is the one it was at the failure
+    assert served.model.sha256 != first.sha256
+    assert metrics.registry.get_sample_value("gkd_model_stale") == 0
+    assert not served.refresh()
+
+
+def test_a_failure_is_forgotten_when_the_old_model_is_wanted_again(deploys):
+    shelf, metrics = Shelf(deploys[0]), Metrics()
+    served = Served(shelf, metrics)
+    first, mark = served.model, shelf.mark
+    shelf.put(deploys[1])
+    shelf.trouble = OSError("connection reset")
+    assert not served.refresh()
+    shelf.file, shelf.mark, shelf.trouble = deploys[0], mark, None
+    assert not served.refresh()
+    assert served.model is first
+    assert metrics.registry.get_sample_value("gkd_model_stale") == 0
 
 
 def test_there_must_be_something_to_begin_with(tmp_path):
