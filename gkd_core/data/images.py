@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 PREPARATION = (
     "first frame; EXIF orientation applied; transparency over white; 16-bit grey by 255/65535; "
@@ -50,6 +50,8 @@ def read_image(file: Path | IO[bytes], size: int, channels: int) -> NDArray[np.u
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError) and not isinstance(file, Path):
+            reason = "cannot identify it: no image of a known format"  # Pillow would name the stream by its address in memory
         if isinstance(file, Path):
             reason = reason.replace(str(file), file.name)
         raise Unreadable(reason) from None

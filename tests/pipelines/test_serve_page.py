@@ -176,6 +176,12 @@ def test_classify_takes_a_picture_in_any_format(server, deploy, picture):
         assert rows == told(deploy, picture)
 
 
+def test_what_is_no_image_is_told_in_words_alone(server):
+    reply = server.ask("POST", "/classify", b"not a picture")
+    assert reply.status == 400
+    assert reply.json["error"].endswith("can be read: cannot identify it: no image of a known format")
+
+
 def test_a_picture_that_would_fill_the_memory_is_refused(server):
     stream = io.BytesIO()
     Image.new("1", (9_000, 9_000)).save(stream, "PNG")
