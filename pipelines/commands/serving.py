@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 MODEL_HELP = "An ONNX file, a folder of `gkd export` or `gkd bundle`, or models:/NAME@ALIAS."
-Precision = Annotated[str, typer.Option(help="Which of a folder's models: fp32, int8 or fp16.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="Which of a folder's models: fp32, int8 or fp16. It runs on the CPU; fp16 is for Triton on a GPU."
+    ),
+]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow's address for models:/…; else MLFLOW_TRACKING_URI, else ./mlflow.db.")
 ]
@@ -47,7 +52,8 @@ def serve(
         float, typer.Option(min=0, help="After SIGTERM: not ready, but still taking requests for so long.")
     ] = 1.0,
     token_file: Annotated[
-        Path | None, typer.Option(help="Holds the bearer token clients must send; else GKD_TOKEN; else there is none.")
+        Path | None,
+        typer.Option(help="Holds the bearer token, read once at the start; else GKD_TOKEN; else there is none."),
     ] = None,
     log_requests: Annotated[bool, typer.Option(help="Log every request, not only failures.")] = False,
 ) -> None:
