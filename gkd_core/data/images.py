@@ -51,7 +51,8 @@ def read_image(file: Path | IO[bytes], size: int, channels: int) -> NDArray[np.u
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
         reason = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, UnidentifiedImageError) and not isinstance(file, Path):
-            reason = "cannot identify it: no image of a known format"  # Pillow would name the stream by its address in memory
+            # Pillow would name the stream by its address in memory.
+            reason = "cannot identify it: no image of a known format"
         if isinstance(file, Path):
             reason = reason.replace(str(file), file.name)
         raise Unreadable(reason) from None

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,11 @@ from gkd_core.serving.limits import Budget, Limits, Overloaded
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Model
-from gkd_core.serving.protocol import encode_response, parse_request
+from gkd_core.serving.protocol import encode_response, largest_body, parse_request
 from gkd_core.serving.reload import Served
 from gkd_core.serving.tensors import Array, ProtocolError, TensorSpec
 
+INLINE = 64 << 10  # bytes of a body that are read faster than a thread is asked to
 HEADER_LENGTH = "inference-header-content-length"
 PAGE = Path(__file__).with_name("page")
 # The page loads nothing from elsewhere, and a browser is told to allow nothing else.
@@ -59,6 +61,7 @@ class Serving:
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits)
         self.decoder = ThreadPoolExecutor(1, "decoder")
+        self.parser = ThreadPoolExecutor(1, "parser")
         self.decoding = 0
 
     def model(self, request: Request) -> Model:
@@ -110,14 +113,18 @@ class Serving:
 
 
 @asynccontextmanager
-async def whole_body(serving: Serving, request: Request) -> AsyncIterator[bytes]:
+async def whole_body(serving: Serving, request: Request, largest: int | None = None) -> AsyncIterator[bytes]:
     """The body without its compression; its bytes count against the budget until the block ends.
 
+    Args:
+        largest: bytes it can need, packed or unpacked, where that is known; the server's own limit holds besides.
     Raises:
         ProtocolError: it is too large or damaged, or there is no room for it.
         ClientDisconnect: it never came whole.
     """
     limit, taken = serving.limits.max_request_bytes, 0
+    if largest is not None:
+        limit = min(limit, largest)
     declared = request.headers.get("content-length", "")
     try:
         if declared.isdigit():
@@ -130,7 +137,12 @@ async def whole_body(serving: Serving, request: Request) -> AsyncIterator[bytes]
             taken += len(part)
             parts.append(part)
         packed = b"".join(parts)
-        body = decompress(packed, request.headers.get("content-encoding"), limit)
+        encoding = request.headers.get("content-encoding")
+        if encoding is None:
+            body = packed
+        else:
+            loop = asyncio.get_running_loop()
+            body = await loop.run_in_executor(serving.parser, decompress, packed, encoding, limit)
         if body is not packed:
             serving.budget.take(len(body))
             taken += len(body)
@@ -159,14 +171,15 @@ Handler = Callable[[Serving, Request], Awaitable[Response]]
 async def infer(serving: Serving, request: Request) -> Response:
     """POST …/infer: tensors in, tensors out."""
     model = serving.model(request)
-    async with whole_body(serving, request) as body:
-        parsed = parse_request(
-            body,
-            request.headers.get(HEADER_LENGTH),
-            inputs=model.inputs,
-            outputs=model.outputs,
-            max_batch=serving.limits.max_batch,
+    header_length, max_batch = request.headers.get(HEADER_LENGTH), serving.limits.max_batch
+    async with whole_body(serving, request, largest_body(header_length, model.inputs, max_batch)) as body:
+        parse = partial(
+            parse_request, body, header_length, inputs=model.inputs, outputs=model.outputs, max_batch=max_batch
         )
+        if len(body) <= INLINE:
+            parsed = parse()
+        else:
+            parsed = await asyncio.get_running_loop().run_in_executor(serving.parser, parse)
         logits = await serving.logits(model, parsed.inputs[model.inputs[0].name])
     reply, json_size = encode_response(
         {model.outputs[0].name: logits},
@@ -282,6 +295,7 @@ def build_app(serving: Serving) -> FastAPI:
             await watching
         serving.batcher.close()
         serving.decoder.shutdown()
+        serving.parser.shutdown()
 
     app = FastAPI(
         lifespan=lifespan,

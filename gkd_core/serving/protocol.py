@@ -9,13 +9,15 @@ Source: the Open Inference Protocol's REST specification, and Triton's extension
 
 import json
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from gkd_core.errors import unknown
-from gkd_core.serving.tensors import Array, ProtocolError, TensorSpec, from_bytes, from_json
+from gkd_core.serving.tensors import DATATYPES, Array, ProtocolError, TensorSpec, from_bytes, from_json
 
+SURROUNDINGS = 64 << 10  # bytes of a body besides the values: names, shapes, parameters, white space
 SHOWN = 60  # characters of what a client sent that are told back to it
 
 
@@ -32,6 +34,29 @@ class InferRequest:
     id: str | None
     inputs: dict[str, Array]
     outputs: tuple[tuple[str, bool], ...]
+
+
+def largest_json(inputs: tuple[TensorSpec, ...], max_batch: int) -> int:
+    """Bytes that the JSON of a full request can need, generously: each value's digits, brackets and white space."""
+    values = 0
+    for spec in inputs:
+        width = 8 if DATATYPES[spec.datatype].itemsize == 1 else 32
+        values += max_batch * prod(spec.shape[1:]) * width
+    return values + SURROUNDINGS
+
+
+def largest_body(header_length: str | None, inputs: tuple[TensorSpec, ...], max_batch: int) -> int:
+    """Bytes that the whole body of a full request can need.
+
+    Args:
+        header_length: the value of `Inference-Header-Content-Length`, None when there is none.
+    """
+    text = largest_json(inputs, max_batch)
+    size = _header_length(header_length, None)
+    if size is None:
+        return text
+    raw = max_batch * sum(spec.bytes_per_item for spec in inputs)
+    return raw + min(size, text) + SURROUNDINGS  # noise grows when packed; an image too many is better told as that
 
 
 def parse_request(
@@ -55,6 +80,12 @@ def parse_request(
     size = _header_length(header_length, len(body))
     if size == 0:
         return _raw_request(body, inputs, outputs, max_batch)
+    allowed = largest_json(inputs, max_batch)
+    if (len(body) if size is None else size) > allowed:
+        raise ProtocolError(
+            f"the JSON is larger than the {allowed} bytes that {max_batch} images can need: send fewer, or raw tensors",
+            413,
+        )
     raw = memoryview(body)[size:] if size is not None else memoryview(b"")
     request = _json(body if size is None else body[:size])
     parameters = _parameters(request, "the request")
@@ -100,12 +131,12 @@ def encode_response(
     return b"".join([head, *tails]), len(head) if tails else None
 
 
-def _header_length(value: str | None, available: int) -> int | None:
+def _header_length(value: str | None, available: int | None) -> int | None:
     if value is None:
         return None
     if not (value.isascii() and value.isdigit() and len(value) <= 12):
         raise ProtocolError(f"Inference-Header-Content-Length is {_shown(value)}, which is no number of bytes")
-    if int(value) > available:
+    if available is not None and int(value) > available:
         raise ProtocolError(
             f"Inference-Header-Content-Length is {int(value)}, but the whole body has {available} bytes"
         )

@@ -155,6 +155,32 @@ def test_each_mistake_is_answered_in_one_sentence(server, content, headers, stat
     assert "\n" not in reply.json["error"]
 
 
+@pytest.mark.parametrize("filling", [b"[],", b"0,"])
+def test_a_body_has_no_more_bytes_than_its_images_can_need(start, deploy, filling):
+    server = start(deploy, "--max-batch", "1024", "--queue", "1024")
+    needed = 1024 * 64 * 8 + 65536
+    full = np.repeat(IMAGES, 64, axis=0)
+    assert len(body(full)) > 65536  # read in a thread
+    for content, headers in ((body(full), {}), (gzip.compress(body(full), mtime=0), {"content_encoding": "gzip"})):
+        reply = server.ask("POST", INFER, content, **headers)
+        assert np.allclose(reply.logits, expected(deploy / "model.onnx", full), atol=1e-5)
+
+    flood = b'{"inputs": [' + filling * (16_000_000 // len(filling))
+    packed = gzip.compress(flood, mtime=0)
+    assert len(packed) < 65536
+    reply = server.ask("POST", INFER, packed, content_encoding="gzip")
+    assert (reply.status, reply.json) == (
+        413,
+        {"error": f"the body unpacks to more than the {needed} bytes that are allowed"},
+    )
+    reply = server.ask("POST", INFER, flood[: needed + 1])
+    assert reply.status == 413
+    assert f"larger than the {needed} bytes" in reply.json["error"]
+    reply = server.ask("POST", INFER, flood[:needed])  # as large as it may be, and nonsense
+    assert reply.status == 400
+    assert "the body is not JSON" in reply.json["error"]
+
+
 def test_a_body_of_unknown_length_has_the_same_limits(server, deploy):
     connection = server.connection()
     content = body(IMAGES[:3])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gkd_core.serving.protocol import InferRequest, encode_response, parse_request
+from gkd_core.serving.protocol import InferRequest, encode_response, largest_body, largest_json, parse_request
 from gkd_core.serving.tensors import DATATYPES, ProtocolError, TensorSpec
 
 PIXELS = (TensorSpec("image", "UINT8", (-1, 2, 1, 1)),)
@@ -32,6 +32,38 @@ def test_json_numbers_flat_or_nested(data):
     array = request.inputs["image"]
     assert (array.dtype, array.shape, array.ravel().tolist()) == (np.uint8, (1, 2, 1, 1), [7, 255])
     assert (request.id, request.outputs) == ("a", (("logits", False),))
+
+
+def test_how_large_a_body_can_be():
+    # 4 images of 2 values, of 8 bytes each in JSON and 1 raw (floats: 32 and 4), and 64 KiB around them
+    assert largest_json(PIXELS, 4) == 4 * 2 * 8 + 65536
+    assert largest_json(FLOATS, 4) == 4 * 2 * 32 + 65536
+    assert largest_body(None, FLOATS, 4) == 4 * 2 * 32 + 65536
+    assert largest_body("0", FLOATS, 4) == 4 * 2 * 4 + 65536
+    assert largest_body("100", FLOATS, 4) == 4 * 2 * 4 + 100 + 65536
+    assert largest_body("99999999", FLOATS, 4) == 4 * 2 * 4 + 4 * 2 * 32 + 65536 + 65536
+    with pytest.raises(ProtocolError, match="no number of bytes"):
+        largest_body("-1", FLOATS, 4)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_json_that_no_request_needs_is_not_even_read(raw):
+    content = b"[" + b"[]," * 25_000  # neither whole nor an object: it would be told so
+    with pytest.raises(ProtocolError, match="larger than the 65600 bytes that 4 images can need") as told:
+        parse(content, str(len(content)) if raw else None)
+    assert told.value.status == 413
+
+
+@pytest.mark.parametrize(
+    "spec", [TensorSpec("image", "UINT8", (-1, 64, 64, 1)), TensorSpec("image", "FP32", (-1, 1, 64, 64))]
+)
+def test_a_full_request_in_its_longest_form_fits(spec):
+    value = 255 if spec.datatype == "UINT8" else -1.1754943508222875e-38
+    data = np.full((16, *spec.shape[1:]), value).tolist()
+    entry = {"name": "image", "datatype": spec.datatype, "shape": [16, *spec.shape[1:]], "data": data}
+    content = json.dumps({"inputs": [entry]}).encode()
+    assert len(content) > 65536
+    assert parse(content, inputs=(spec,), max_batch=16).inputs["image"].shape == (16, *spec.shape[1:])
 
 
 def test_raw_bytes_follow_the_json():
@@ -113,7 +145,7 @@ TWICE = b'{"inputs":[],"inputs":[]}'
         (b"\xff\xfe{", "not UTF-8"),
         (b"[]", "no object"),
         (b"1", "no object"),
-        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 60_000, "nested too deeply"),
         (b'{"id":' + b"9" * 5000 + b"}", "too many digits"),
         (TWICE, "same key twice"),
         (b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1,2,1,1],"data":[NaN,0]}]}', "NaN is no number"),
