@@ -428,7 +428,7 @@ def test_a_folder_exported_anew_while_serving(start, make_deploy, tmp_path, unti
         (tmp_path / "coming").rename(folder)
         until(lambda: load.heard[1] > 20, "the new model answers")
     assert (load.others, load.broken) == ([], 0)
-    assert "sha256 differs" in server.events("model-refused")[0]["reason"]
+    assert "sha256 differs" in server.events("model-not-fetched")[0]["reason"]
     assert server.ask("GET", "/v2/models/gkd-student").json["parameters"]["data_sha256"] == "4" * 64
 
 
