@@ -9,7 +9,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,19 @@ TAGS = {
     "gkd.method": "method",
     "gkd.network": "network",
 }
-DEFAULT_NAME = "gkd-student"
 TOKEN = "GKD_TOKEN"  # the server's bearer token, where it wants one
 TIMEOUT_SECONDS = 10.0
 LARGEST_REPLY = 1 << 22
 
 
-def run(target: str, *, server: str | None, tracking: Tracking | None) -> Chain:
+def run(target: str, *, server: str | None, tracking: Tracking | None, name: str | None = None) -> Chain:
     """Walk the chain as far as there is something to walk.
 
     Args:
         target: a run's folder, a deploy folder, a bundle, or `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
         server: address of a running server; None leaves it out.
         tracking: where the registry is; None takes MLFLOW_TRACKING_URI, else the database in the run's folder.
+        name: what the server calls the model; None takes the name the target is served by unless told otherwise.
     Raises:
         GkdError: there is nothing to verify there, or `server` is no address. A registry or a server that does not
             answer is a link that does not hold.
@@ -50,19 +50,19 @@ def run(target: str, *, server: str | None, tracking: Tracking | None) -> Chain:
         server = _address(server)
     if target.startswith(MODEL):
         with tempfile.TemporaryDirectory(prefix="gkd-") as place:
-            return _version(target, Path(place), server, tracking or Tracking())
+            return _version(target, Path(place), server, tracking or Tracking(), name)
     root = Path(target)
     folders = folders_of(root)
-    chain = Chain().walk(walk_folders(folders, lists_required=folders != {"deploy": root}))
+    chain = Chain().walk(walk_folders(folders))
     if "registration" in folders and "deploy" in folders:
         chain.walk(_registry(folders, root, tracking))
     else:
         chain.gaps.append(Gap("manifest → registry", "nothing says where it is registered"))
-    _ask(chain, folders, server)
+    _ask(chain, folders, server, lambda: name or _served_name(target, folders))
     return chain
 
 
-def _version(uri: str, place: Path, server: str | None, tracking: Tracking) -> Chain:
+def _version(uri: str, place: Path, server: str | None, tracking: Tracking, name: str | None) -> Chain:
     """A registered version: its tags, its ONNX file, and the folders kept with its run."""
     from components.tracking import registered
 
@@ -74,7 +74,7 @@ def _version(uri: str, place: Path, server: str | None, tracking: Tracking) -> C
         chain = Chain().walk(walk_folders(folders, lists_required=False))
         chain.walk(_tags(version, folders["deploy"]))
         chain.walk(_registered_file(store, version, folders["deploy"], place))
-    _ask(chain, folders, server)
+    _ask(chain, folders, server, lambda: name or _served_name(uri, folders))
     return chain
 
 
@@ -125,19 +125,19 @@ def _registered_file(store: Any, version: Any, deploy: Path, place: Path) -> Ite
     yield Link("registry → file", f"{digest[:12]} is what version {version.number} serves")
 
 
-def _ask(chain: Chain, folders: dict[str, Path], server: str | None) -> None:
+def _ask(chain: Chain, folders: dict[str, Path], server: str | None, name: Callable[[], str]) -> None:
     if server is None:
         chain.gaps.append(Gap("manifest → server", "no --server was named"))
     elif "deploy" not in folders:
         chain.gaps.append(Gap("manifest → server", "there is no deploy folder"))
     else:
-        chain.walk(_served(server, folders))
+        chain.walk(_served(server, folders, name))
 
 
-def _served(server: str, folders: dict[str, Path]) -> Iterator[Link]:
+def _served(server: str, folders: dict[str, Path], name: Callable[[], str]) -> Iterator[Link]:
     """What a running server says of the model it serves (Open Inference Protocol v2, model metadata)."""
     manifest = read_manifest(folders["deploy"])
-    address = server if "/v2/models/" in server else f"{server}/v2/models/{urllib.parse.quote(_served_name(folders))}"
+    address = server if "/v2/models/" in server else f"{server}/v2/models/{urllib.parse.quote(name(), safe='')}"
     reply = _get(address)
     facts = reply.get("parameters")
     if not isinstance(facts, dict):
@@ -163,10 +163,12 @@ def _address(server: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
-def _served_name(folders: dict[str, Path]) -> str:
-    """What the server calls the model: the registered name, where one is known."""
+def _served_name(target: str, folders: dict[str, Path]) -> str:
+    """What the server calls the model: the registered name, where one is known, or the bundle's."""
     if "registration" not in folders:
-        return DEFAULT_NAME
+        from components.model_source import default_name  # the server's own rule
+
+        return default_name(target)
     content = read_json(folders["registration"] / "version.json", "the registration folder", shape={"name": str})
     return str(content["name"])
 
@@ -181,7 +183,8 @@ def _get(address: str) -> dict[str, Any]:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise GkdError(f"{address} refuses us ({error.code}): set {TOKEN} to the server's token") from None
-        raise Broken(f"{address} does not serve the model: it answers {error.code} {error.reason}") from None
+        hint = ": is it served under another name? pass --name" if error.code == 404 else ""
+        raise Broken(f"{address} does not serve the model: it answers {error.code} {error.reason}{hint}") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "reason", None) or error
         raise Broken(f"{address} gives no metadata ({reason}): see that the server runs there") from None

@@ -20,6 +20,9 @@ def verify(
         typer.Argument(metavar="DIR|models:/NAME@ALIAS", help="A run's folder, a deploy folder or bundle, a version."),
     ] = ".",
     server: Annotated[str | None, typer.Option(help="Also ask a running server what it serves.", metavar="URL")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the server calls the model; else its registered name, or the bundle's.")
+    ] = None,
     params: Annotated[
         Path | None,
         typer.Option(help="The configuration, for `tracking`; by default the one in DIR."),
@@ -31,7 +34,7 @@ def verify(
     settings = read_params(file, overrides) if params is not None or file.is_file() else None
     from components.verify import run
 
-    chain = run(target, server=server, tracking=None if settings is None else settings.tracking)
+    chain = run(target, server=server, name=name, tracking=None if settings is None else settings.tracking)
     _show(chain, target)
     finish({"target": target, **chain.as_dict()})
     if chain.broken is not None:

@@ -276,6 +276,7 @@ class Served(http.server.ThreadingHTTPServer):
     reply: bytes
     status: int
     asked: list[tuple[str, str | None]]
+    names: set[str] | None = None  # of the models it serves; None: whatever is asked for
 
     @property
     def address(self) -> str:
@@ -287,7 +288,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append((self.path, self.headers["Authorization"]))
-        self.send_response(self.server.status)
+        known = self.server.names is None or self.path.rpartition("/")[2] in self.server.names
+        self.send_response(self.server.status if known else 404)
         self.send_header("Content-Length", str(len(self.server.reply)))
         self.end_headers()
         self.wfile.write(self.server.reply)
@@ -323,6 +325,33 @@ def test_the_running_server_is_asked_by_name_and_token(copy, served, monkeypatch
     monkeypatch.setenv("GKD_TOKEN", "sesame")
     assert run(str(copy / "deploy"), server=f"{served.address}/v2/models/mine", tracking=None).broken is None
     assert served.asked == [("/v2/models/gkd-student", None), ("/v2/models/mine", "Bearer sesame")]
+
+
+def as_bundle(folder: Path, name: str) -> Path:
+    """A deploy folder made into what `gkd bundle` writes, as far as `gkd verify` looks."""
+    repository = folder / "triton" / name / "1"
+    repository.mkdir(parents=True)
+    shutil.copy(folder / "model.onnx", repository)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "files.sha256"]
+    listed = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    write_json(folder / "bundle.json", {"name": name, "files": listed})
+    seal(folder)
+    return folder
+
+
+def test_the_server_is_asked_by_the_bundles_name_the_versions_or_a_given_one(copy, with_store, served, monkeypatch):
+    served.names = {"digits", "OTHER", "given"}
+    bundle = as_bundle(copy / "deploy", "digits")
+    assert run(str(bundle), server=served.address, tracking=None).broken is None
+    assert run(str(bundle), server=served.address, tracking=None, name="given").broken is None
+    tracking = Tracking(uri=f"sqlite:///{with_store / 'mlflow.db'}")
+    registry = client(with_store)
+    registry.rename_registered_model("gkd-student", "OTHER")
+    registry.set_registered_model_alias("OTHER", "champion", "1")
+    assert run("models:/OTHER@champion", server=served.address, tracking=tracking).broken is None
+    assert [path for path, _ in served.asked] == [f"/v2/models/{name}" for name in ("digits", "given", "OTHER")]
+    message = broken(bundle, server=served.address, name="mine")
+    assert message.endswith("it answers 404 Not Found: is it served under another name? pass --name")
 
 
 @pytest.mark.parametrize(
