@@ -161,7 +161,8 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
     assert made["name"] == "my-model-1"
     (container,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
     assert (container["name"], container["image"]) == ("kserve-container", "gkd:0.1.0")
-    assert container["args"][0] == "models:/My Model_1/7"
+    # It answers under the bundle's name, not under the registered one.
+    assert container["args"] == ["models:/My Model_1/7", "--name", "my-model-1"]
     # Addresses and passwords come from the cluster's secrets.
     assert all(set(variable) == {"name", "valueFrom"} for variable in container["env"])
 
