@@ -20,6 +20,7 @@ from gkd_core.files import BESIDE, SIDECAR, file_digest, folder_digest, json_dig
 from gkd_core.records import read_teacher, read_training
 
 FOLDERS = ("data", "teacher", "baseline", "kd", "student", "deploy", "report", "registration")
+BUNDLE = "bundle.json"
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
 
 
@@ -102,7 +103,7 @@ def walk_folders(folders: dict[str, Path], *, lists_required: bool = True) -> It
     Args:
         folders: by step; a step that is missing leaves gaps.
         lists_required: a folder without `files.sha256` is a broken link, else a gap (a registry may hold artifacts that
-            an earlier gkd wrote).
+            an earlier gkd wrote). A bundle always needs it.
     Raises:
         GkdError: a link does not hold; the caller names it.
     """
@@ -120,10 +121,15 @@ def walk_folders(folders: dict[str, Path], *, lists_required: bool = True) -> It
         if name not in folders:
             yield Gap(name, "it is not there")
             continue
-        if not lists_required and not (folders[name] / SIDECAR).exists():
-            yield Gap(f"{name}: files", f"it came without {SIDECAR}")
-        else:
+        listed, bundle = (folders[name] / SIDECAR).exists(), (folders[name] / BUNDLE).exists()
+        if bundle and not listed:  # what it does not describe is worth more to know than that the list is gone
+            check_bundle(folders[name])
+        if listed or bundle or lists_required:
             yield from check_files(folders[name], name)
+        else:
+            yield Gap(f"{name}: files", f"it came without {SIDECAR}")
+        if bundle:
+            yield Link(f"{BUNDLE} → files", f"{check_bundle(folders[name])} as it describes them")
         yield from step(folders)
 
 
@@ -144,6 +150,26 @@ def check_files(folder: Path, name: str) -> Iterator[Link]:
         if file_digest(present[file]) != digest:
             raise Broken(f"{present[file]} was changed: its sha256 is not the one in {folder / SIDECAR}")
     yield Link(f"{name}: files", f"{len(written)} as they were written")
+
+
+def check_bundle(folder: Path) -> int:
+    """See that a bundle holds the files that bundle.json describes, byte for byte, and no others.
+
+    Returns:
+        Their number.
+    Raises:
+        GkdError: bundle.json cannot be read, or a file is missing, changed or not described.
+    """
+    described = read_json(folder / BUNDLE, "the bundle", shape={"files": dict})["files"]
+    present = {file: path for file, path in _entries(folder) if file != BUNDLE}
+    for file in sorted({*described, *present}):
+        if file not in present:
+            raise Broken(f"{folder / file} is missing: {folder / BUNDLE} describes it")
+        if file not in described:
+            raise Broken(f"{present[file]} is none of the files that {folder / BUNDLE} describes: it was added later")
+        if file_digest(present[file]) != described[file]:
+            raise Broken(f"{present[file]} was changed: its sha256 is not the one in {folder / BUNDLE}")
+    return len(described)
 
 
 def _entries(folder: Path) -> Iterator[tuple[str, Path]]:

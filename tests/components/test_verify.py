@@ -216,8 +216,34 @@ def test_a_deploy_folder_alone_says_what_it_could_not_walk(copy):
     model = copy / "deploy" / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1])
     assert f"{model} was changed" in broken(copy / "deploy")
-    (copy / "deploy" / "files.sha256").unlink()
+    seal(copy / "deploy")
     assert "model.onnx is not the file its manifest describes" in broken(copy / "deploy")
+    (copy / "deploy" / "files.sha256").unlink()
+    assert "has no files.sha256" in broken(copy / "deploy")
+
+
+def test_a_bundle_needs_its_list_and_is_what_it_describes(copy):
+    bundle = as_bundle(copy / "deploy", "digits")
+    assert "bundle.json → files" in [link.name for link in run(str(bundle), server=None, tracking=None).links]
+    model = bundle / "triton" / "digits" / "1" / "model.onnx"
+    content = model.read_bytes()
+    (bundle / "files.sha256").unlink()
+    assert "has no files.sha256" in broken(bundle)
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    result = gkd("verify", "deploy", cwd=copy)
+    assert result.returncode == 1
+    assert "deploy/triton/digits/1/model.onnx was changed" in result.stderr.splitlines()[-1]
+    seal(bundle)  # a list made to fit
+    assert f"{model} was changed: its sha256 is not the one in {bundle / 'bundle.json'}" in broken(bundle)
+    model.write_bytes(content)
+    added = bundle / "triton" / "digits" / "2.onnx"
+    added.write_bytes(b"")
+    seal(bundle)
+    assert f"{added} is none of the files" in broken(bundle)
+    added.unlink()
+    (bundle / "model.onnx").rename(copy / "elsewhere")
+    seal(bundle)
+    assert f"{bundle / 'model.onnx'} is missing: {bundle / 'bundle.json'} describes it" in broken(bundle)
 
 
 def test_what_is_no_run_is_wrong_usage(tmp_path):
