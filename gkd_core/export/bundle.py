@@ -31,8 +31,11 @@ SECRETS = (
     ("MLFLOW_TRACKING_URI", "gkd-mlflow", "uri"),
     ("MLFLOW_TRACKING_USERNAME", "gkd-mlflow", "username"),
     ("MLFLOW_TRACKING_PASSWORD", "gkd-mlflow", "password"),
+    ("MLFLOW_TRACKING_TOKEN", "gkd-mlflow", "token"),
+    ("MLFLOW_S3_ENDPOINT_URL", "gkd-object-storage", "endpoint"),
     ("AWS_ACCESS_KEY_ID", "gkd-object-storage", "access_key"),
     ("AWS_SECRET_ACCESS_KEY", "gkd-object-storage", "secret_key"),
+    ("GKD_TOKEN", "gkd-server", "token"),  # what the server wants from its callers
 )
 
 

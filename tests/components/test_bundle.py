@@ -18,7 +18,7 @@ import yaml
 from google.protobuf import text_format
 from PIL import Image
 
-from components import evaluate, export
+from components import evaluate, export, verify
 from components.image import serve_image
 from gkd_core.config import parse_params
 from gkd_core.data.prepared import PreparedData
@@ -27,6 +27,8 @@ from gkd_core.export.bundle import _markdown, _pbtxt, _yaml, write_bundle
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, write_json
+from gkd_core.serving.limits import Limits
+from gkd_core.serving.server import Settings
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
 NASTY = ['"quoted"', "new\nline: # no", "猫|`<b>`", "{{ x }} %{y} \\ 'z'", "5", "6", "7", "8", "9", "null"]
@@ -88,6 +90,10 @@ def test_every_file_is_there_and_listed(made: Path, folders: dict[str, Path]) ->
     assert (bundle["name"], bundle["precision"]) == ("digits", "fp32")
     assert read_manifest(made) == read_manifest(folders["deploy"])
     assert file_digest(made / "triton/digits/1/model.onnx") == file_digest(folders["deploy"] / "model.onnx")
+
+
+def test_it_verifies(made: Path) -> None:
+    assert verify.run(str(made), server=None, tracking=None).broken is None
 
 
 def test_again_gives_the_same_bytes(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -165,12 +171,25 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
     assert container["args"] == ["models:/My Model_1/7", "--name", "my-model-1"]
     # Addresses and passwords come from the cluster's secrets.
     assert all(set(variable) == {"name", "valueFrom"} for variable in container["env"])
+    secrets = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
+    assert [name for name, secret in secrets.items() if not secret["optional"]] == ["MLFLOW_TRACKING_URI"]
+    assert secrets["GKD_TOKEN"] == {"name": "gkd-server", "key": "token", "optional": True}
+    assert {"MLFLOW_TRACKING_TOKEN", "MLFLOW_S3_ENDPOINT_URL"} <= secrets.keys()
 
     write_json(registration / "version.json", version | {"manifest": "0"})
     with pytest.raises(GkdError, match="registered another model than"):
         make(folders, tmp_path / "out", registration=registration)
     assert make(folders, tmp_path / "out", name="plain")["name"] == "plain"
     assert not (tmp_path / "out/kserve").exists()
+
+
+def test_kubernetes_waits_as_long_as_the_server_drains(folders: dict[str, Path], tmp_path: Path) -> None:
+    make(folders, tmp_path / "out", registry_uri="models:/digits@champion")
+    predictor = kserve(tmp_path / "out")["spec"]["predictor"]
+    limits = Limits()
+    drains = Settings.drain_seconds + limits.timeout + limits.body_seconds + 1  # as gkd_core/serving/server.py has it
+    assert predictor["terminationGracePeriodSeconds"] == 75 > drains
+    assert predictor["containers"][0]["livenessProbe"]["timeoutSeconds"] == 5
 
 
 def test_the_readmes_program_runs_and_names_a_class(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
