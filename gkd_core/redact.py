@@ -18,3 +18,21 @@ def redact(text: str) -> str:
     text = _PASSWORD.sub(r"\1:***@", text)
     text = _TOKEN.sub("://***@", text)
     return _PARAMETER.sub(r"\1***", text)
+
+
+_USERINFO = re.compile(r"([a-z][a-z0-9+.-]*)://([^/@?#\s'\"]+)@", re.IGNORECASE)
+
+
+def address_with_secret(text: str) -> str | None:
+    """The first address in a text that has a password or a token before its host, with `***` for it; None without one.
+
+    A user's name alone is none where ssh asks for one.
+
+    >>> address_with_secret("clone https://ghp_123@example.org/x.git")
+    'https://***@…'
+    >>> address_with_secret("ssh://git@example.org/x.git")
+    """
+    for scheme, user in _USERINFO.findall(text):
+        if ":" in user or "ssh" not in scheme.lower():
+            return f"{scheme}://***@…"
+    return None

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from components.kubeflow.settings import refuse_password
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import file_digest
 from pipelines.cluster import Cluster, ClusterError
@@ -371,6 +372,7 @@ def _check(work: Work) -> None:
         raise GkdError(f"{work.package} cannot be read ({reason}): compile it again") from None
     if not isinstance(spec, dict) or "root" not in spec or "pipelineInfo" not in spec:
         raise GkdError(f"{work.package} is not a compiled pipeline: make one with `gkd pipeline compile`")
+    refuse_password(work.arguments)
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
     for name in work.arguments:
         if name not in known:

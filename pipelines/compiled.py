@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from components.kubeflow.settings import resolve
+from components.kubeflow.settings import refuse_password, resolve
 from gkd_core.config import Params, read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
@@ -41,6 +41,8 @@ def compile_pipeline(
     from components.image import image
 
     given = load_profile(profile) if profile else None
+    if given:
+        refuse_password(given.env)
     content = cluster_params(params, overrides or [], given)
     pipeline = create_pipeline(which, content, overrides or [], given)
     if file.suffix not in (".yaml", ".yml"):
@@ -121,7 +123,7 @@ def _refuse_places(params: Params, profile: Profile | None) -> None:
                 f"{instead}, or name a volume of the profile"
             )
     uri = params.tracking.uri or ""
-    if uri.startswith("sqlite"):
+    if uri.startswith("sqlite") or (uri and "://" not in uri):
         raise GkdError(
             f"tracking.uri is {uri}, a file on this machine, which a cluster's pods do not have: give the address of "
             "an MLflow server"

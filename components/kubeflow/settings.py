@@ -1,11 +1,11 @@
 """The first task: the parameters as a whole, checked before anything is trained, then divided among the steps."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from gkd_core.config import Params, params_from_dict
 from gkd_core.errors import GkdError
+from gkd_core.redact import address_with_secret
 
 
 def resolve(
@@ -19,23 +19,28 @@ def resolve(
         data_source: replaces `data.source` unless empty.
         mlflow: replaces `tracking.uri` unless empty.
     Raises:
-        GkdError: something is not valid, the networks or hyperparameters are unknown, or the tracking store's address
-            holds a password.
+        GkdError: something is not valid, the networks or hyperparameters are unknown, or an address holds a password.
     """
     more = [f"data.source={data_source}"] * bool(data_source) + [f"tracking.uri={mlflow}"] * bool(mlflow)
-    found = params_from_dict(params, [*overrides, *more])
-    refuse_password(found)
-    return found
+    refuse_password([params, [*overrides, *more]])
+    return params_from_dict(params, [*overrides, *more])
 
 
-def refuse_password(params: Params) -> None:
-    """See that the parameters, which the user interface and the compiled file show to everybody, hold no password.
+def refuse_password(given: Any) -> None:
+    """See that what the user interface and the compiled file show to everybody holds no password.
 
+    Args:
+        given: text, or parameters and arguments however nested.
     Raises:
-        GkdError: `tracking.uri` holds one.
+        GkdError: an address in it has a password or a token.
     """
-    if re.search(r"://[^/@\s]*:[^/@\s]+@", params.tracking.uri or ""):
+    if isinstance(given, dict):
+        given = [*given.keys(), *given.values()]
+    if isinstance(given, list | tuple):
+        for part in given:
+            refuse_password(part)
+    elif isinstance(given, str) and (address := address_with_secret(given)):
         raise GkdError(
-            "tracking.uri holds a password, which everybody who sees the pipeline would see: leave it null and give "
-            "the address as MLFLOW_TRACKING_URI, on a cluster from a secret that the profile names"
+            f"the address {address} holds a password or a token, which everybody who sees the pipeline would see: "
+            "leave it out, and give it from a secret that the profile names (MLflow's as MLFLOW_TRACKING_URI)"
         )

@@ -67,6 +67,8 @@ def test_an_unknown_kind_of_address():
 
 def test_the_surroundings_are_left_as_they_were(store_uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    for name in tracking.WORKING:  # whoever ran in this process before may have set them
+        monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
     with tracking.connect(settings(store_uri)):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"

@@ -192,7 +192,9 @@ def test_on_several_nodes_a_training_task_only_waits(tmp_path):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ("tracking: {uri: 'http://me:secret@tracking.example'}", ["tracking.uri holds a password", "secret"]),
+        ("tracking: {uri: 'http://me:secret@tracking.example'}", ["http://***@… holds a password", "secret"]),
+        ("tracking: {uri: 'https://ghp_123@tracking.example'}", ["https://***@… holds a password or a token"]),
+        ("tracking: {uri: ./mlruns}", ["./mlruns", "MLflow server"]),
         ("tracking: {uri: 'sqlite:///mlflow.db'}", ["sqlite:///mlflow.db", "MLflow server"]),
         ("data: {source: folder, root: pictures}", ["data.root is pictures, a place on this machine", "dvc_repo"]),
         ("teacher: {source: ../teacher.pt}", ["teacher.source is ../teacher.pt", "models:/NAME@ALIAS"]),
@@ -206,6 +208,16 @@ def test_what_must_not_be_in_a_pipeline_is_refused(tmp_path, content, parts):
     for part in parts:
         assert part in str(caught.value)
     assert "me:secret" not in str(caught.value)
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_no_override_and_no_profile_brings_a_password_in(tmp_path):
+    address = "https://me:hunter2@tracking.example"
+    (tmp_path / "mine.yaml").write_text(f"env: {{MLFLOW_TRACKING_URI: '{address}'}}\n")
+    for given in ({"overrides": [f"tracking.uri={address}"]}, {"profile": str(tmp_path / "mine.yaml")}):
+        with pytest.raises(GkdError, match="holds a password") as caught:
+            compile_pipeline(tmp_path / "p.yaml", params=PARAMS, **given)
+        assert "hunter2" not in str(caught.value)
     assert not (tmp_path / "p.yaml").exists()
 
 

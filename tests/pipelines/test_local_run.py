@@ -203,7 +203,7 @@ def test_a_failing_step_fails_the_pipeline_with_its_own_sentence(folder):
         (["--argument", "dvc_reop=x"], ["--argument 'dvc_reop' is unknown", "'dvc_repo'"]),
         (["--pipeline", "sweep", "--argument", "seeds=3"], ["--argument seeds is 3", "list"]),
         (["--out", "params.yaml"], ["--out params.yaml is a file"]),
-        (["--mlflow", "http://me:secret@mlflow.example"], ["tracking.uri holds a password"]),
+        (["--mlflow", "http://me:secret@mlflow.example"], ["http://***@… holds a password"]),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_runs(folder, arguments, parts, monkeypatch, capsys):
