@@ -7,9 +7,9 @@ ONNX file → manifest → report. Either may be consistent where the other is b
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gkd_core.data.prepared import PreparedData
@@ -149,7 +149,18 @@ def check_files(folder: Path, name: str) -> Iterator[Link]:
             raise Broken(f"{folder / file} is missing: {folder / SIDECAR} lists it")
         if file_digest(present[file]) != digest:
             raise Broken(f"{present[file]} was changed: its sha256 is not the one in {folder / SIDECAR}")
+    for file in BESIDE:
+        if (folder / file).is_file():
+            _is_of_dvc(folder / file, written)
     yield Link(f"{name}: files", f"{len(written)} as they were written")
+
+
+def _is_of_dvc(path: Path, written: Iterable[str]) -> None:
+    """See that a .gitignore has nothing but the lines DVC adds: `/OUTPUT` for a file or folder beside it."""
+    outputs = {SIDECAR, *written, *(str(above) for file in written for above in PurePosixPath(file).parents)} - {"."}
+    allowed = {b"", *(f"/{output}".encode() for output in outputs)}
+    if not allowed.issuperset(path.read_bytes().splitlines()):
+        raise Broken(f"{path} holds more than the lines by which DVC ignores outputs beside it: it was changed")
 
 
 def check_bundle(folder: Path) -> int:
@@ -180,11 +191,10 @@ def _entries(folder: Path) -> Iterator[tuple[str, Path]]:
         for name in sorted([*files, *links]):
             path = Path(parent, name)
             file = path.relative_to(folder).as_posix()
-            if file == SIDECAR or file in BESIDE:
-                continue
-            if not path.is_file():
+            if not path.is_file() or (file in BESIDE and path.is_symlink()):
                 raise Broken(f"{path} is no plain file: it was added later")
-            yield file, path
+            if file != SIDECAR and file not in BESIDE:
+                yield file, path
 
 
 def _data(folders: dict[str, Path]) -> Iterator[Link]:

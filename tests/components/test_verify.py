@@ -135,6 +135,18 @@ def test_missing_and_added_files_are_named(copy):
     assert run(str(copy), server=None, tracking=None).broken is None
 
 
+def test_only_dvcs_own_lines_may_stand_in_a_gitignore(copy):
+    ignored = copy / "report" / ".gitignore"
+    ignored.write_text("/predictions.npy\n/report.html\n/files.sha256\n/plots\n")
+    assert run(str(copy), server=None, tracking=None).broken is None
+    for line in ("*", "!metrics.json", "predictions.npy", "/nothing.npy", "/../data", "/.", "\x00"):
+        ignored.write_text(f"/predictions.npy\n{line}\n")
+        assert f"{ignored} holds more than the lines" in broken(copy), line
+    ignored.unlink()
+    ignored.symlink_to(copy / "report" / "metrics.json")
+    assert f"{ignored} is no plain file" in broken(copy)
+
+
 def test_a_list_that_was_made_to_fit_does_not_help(copy):
     """The bytes and their list agree, and the dataset's own digest does not."""
     path = copy / "data" / "train" / "images.npy"
