@@ -4,6 +4,7 @@
 named, their values stay in the cluster.
 """
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,11 @@ SHIPPED = Path(__file__).with_name("profiles")
 STEPS = ("settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended")
 TRAINING = ("teacher", "baseline", "kd", "distill")
 Step = Literal["settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended"]
+
+
+# Where a volume would hide what the image, the kernel or Kubernetes itself has there.
+_SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt/gkd", "/proc", "/run", "/sbin", "/sys", "/usr")
+_TAKEN = frozenset({"/", "/opt", "/root", "/tmp", "/var", *_SYSTEM})
 
 
 def _quantity(value: str) -> str:
@@ -34,7 +40,30 @@ def _name(value: str) -> str:
 def _absolute(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError(f"{value!r} is no place in a container: start it with /")
-    return value.rstrip("/") or "/"
+    place = posixpath.normpath("/" + value.lstrip("/"))
+    if place in _TAKEN or any(place.startswith(f"{folder}/") for folder in _SYSTEM):
+        raise ValueError(f"{value!r} is a place the container needs itself: take one of its own, such as /gkd/work")
+    return place
+
+
+def _resource(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", value, re.ASCII):
+        raise ValueError(f"{value!r} is no resource of Kubernetes: write it as the device plugin does, nvidia.com/gpu")
+    return value
+
+
+_UNITS = {suffix: 1000.0**power for power, suffix in enumerate("KMGTPE", start=1)}
+_UNITS |= {f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", start=1)} | {"m": 0.001, "": 1.0}
+
+
+def _amount(quantity: str) -> float:
+    """A quantity as a number: of cores, or of bytes.
+
+    >>> _amount("500m"), _amount("2Ki")
+    (0.5, 2048.0)
+    """
+    digits = quantity.rstrip("EPTGMKim")
+    return float(digits) * _UNITS[quantity[len(digits) :]]
 
 
 Quantity = Annotated[str, AfterValidator(_quantity)]
@@ -49,7 +78,7 @@ class _Part(BaseModel):
 class Accelerator(_Part):
     """What a training pod asks for."""
 
-    type: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
+    type: Annotated[str, AfterValidator(_resource)] = "nvidia.com/gpu"
     """Resource name."""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many a pod; with more than one, `train.devices` is set to it unless params.yaml says otherwise."""
@@ -104,6 +133,21 @@ class Pod(_Part):
     retries: Retries = Retries()
     timeout_seconds: Annotated[int, Field(ge=1)] = 3600
     """A pod that runs longer is stopped (and tried again)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Pod":
+        for name in ("cpu_request", "cpu_limit", "memory_request", "memory_limit", "shared_memory"):
+            if (amount := getattr(self, name)) is not None and _amount(amount) <= 0:
+                raise ValueError(f"{name} is {amount}: give more than nothing")
+        for less, more in (
+            ("cpu_request", "cpu_limit"),
+            ("memory_request", "memory_limit"),
+            ("shared_memory", "memory_limit"),
+        ):
+            small, large = getattr(self, less), getattr(self, more)
+            if small is not None and large is not None and _amount(small) > _amount(large):
+                raise ValueError(f"{less} is {small}, more than {more}, {large}: lower it, or raise {more}")
+        return self
 
 
 class Volume(_Part):

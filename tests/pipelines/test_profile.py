@@ -7,6 +7,16 @@ from gkd_core.errors import GkdError
 from pipelines.profile import SHIPPED, Profile, load_profile, names
 
 
+def test_what_is_allowed_at_the_edges():
+    pod = {"memory_request": "4096Mi", "memory_limit": "4Gi", "shared_memory": "4Gi", "cpu_request": "100m"}
+    accelerator = {"type": "nvidia.com/mig-1g.5gb"}
+    profile = Profile.model_validate(
+        {"training": pod | {"accelerator": accelerator}, "work": {"claim": "w", "mount": "/w/"}}
+    )
+    assert profile.work.mount == "/w"
+    assert profile.training.accelerator.type == "nvidia.com/mig-1g.5gb"
+
+
 def test_four_profiles_come_with_the_package():
     assert names() == ["cpu", "gpu", "multi-gpu", "multi-node"]
     assert [load_profile(name).devices for name in names()] == [1, 1, 4, 4]
@@ -44,6 +54,18 @@ def test_a_training_that_runs_elsewhere_leaves_its_task_a_light_pod():
         ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, ["AWS_SECRET_ACCESS_KEY", "name a Kubernetes secret"]),
         ({"work": {"claim": "Gkd_Work", "mount": "/w"}}, ["work.claim", "small letters"]),
         ({"work": {"claim": "w", "mount": "w"}}, ["work.mount", "start it with /"]),
+        ({"work": {"claim": "w", "mount": "/dev/shm"}}, ["work.mount", "the container needs itself"]),
+        ({"work": {"claim": "w", "mount": "/"}}, ["work.mount", "the container needs itself"]),
+        ({"work": {"claim": "w", "mount": "/tmp/"}}, ["work.mount", "the container needs itself"]),
+        ({"volumes": [{"claim": "w", "mount": "/usr/share"}]}, ["volumes.0.mount", "the container needs itself"]),
+        ({"volumes": [{"claim": "w", "mount": "//w/../etc"}]}, ["volumes.0.mount", "the container needs itself"]),
+        ({"training": {"memory_request": "8Gi", "memory_limit": "8G"}}, ["memory_request is 8Gi, more than", "8G"]),
+        ({"training": {"cpu_request": "1500m", "cpu_limit": "1"}}, ["cpu_request is 1500m, more than cpu_limit, 1"]),
+        ({"light": {"cpu_request": "0"}}, ["light", "cpu_request is 0", "more than nothing"]),
+        ({"light": {"memory_request": "0Gi"}}, ["memory_request is 0Gi"]),
+        ({"training": {"shared_memory": "5Gi", "memory_limit": "4Gi"}}, ["shared_memory is 5Gi, more than"]),
+        ({"training": {"accelerator": {"type": "gpu"}}}, ["training.accelerator.type", "no resource of Kubernetes"]),
+        ({"training": {"accelerator": {"type": "nvidia.com/gpu "}}}, ["training.accelerator.type"]),
         ({"nodes": {"count": 2}}, ["nodes is given but work is null"]),
         ({"security": {"run_as_user": 0}}, ["security.run_as_user", "0"]),
         (
