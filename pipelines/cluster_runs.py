@@ -12,10 +12,11 @@ from typing import Any
 
 import yaml
 
-from components.kubeflow.settings import refuse_password
+from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import file_digest
 from pipelines.cluster import Cluster, ClusterError
+from pipelines.compiled import LOST, has_registry, refuse_no_image, refuse_other_devices
 
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 DEFAULT_EXPERIMENT = "gkd"
@@ -23,6 +24,19 @@ PATIENCE = 10  # questions in a row that may go unanswered while a run is waited
 PAGE = 100
 # Nodes of the workflow that stand for no task of the pipeline: their machinery, attempts, and groups of tasks.
 _NO_TASK = re.compile(r"root|executor|.*-(driver|executor)|.*\(\d+\)|(exit-handler|for-loop|condition(-branches)?)-\d+")
+
+
+# Of a clock's expression; Kubeflow Pipelines' own parser begins the week with 0, Sunday, and knows no 7.
+_FIELDS = (("second", 0, 59), ("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
+# Kubeflow's kinds of parameters, as they come out of YAML; text that looks like a number must stay text.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "STRING": ((str,), "text"),
+    "NUMBER_INTEGER": ((int,), "a whole number"),
+    "NUMBER_DOUBLE": ((int, float), "a number"),
+    "BOOLEAN": ((bool,), "true or false"),
+    "LIST": ((list,), "a list"),
+    "STRUCT": ((dict,), "keys and values"),
+}
 
 
 class RunFailed(GkdError):
@@ -82,9 +96,25 @@ class Clock:
             )
         if len(fields) != 6 and not self.cron.startswith("@"):
             raise GkdError(f"--cron {self.cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
+        if not self.cron.startswith("@"):
+            for field, (name, low, high) in zip(fields, _FIELDS, strict=True):
+                _in_range(self.cron, field, name, low, high)
         start, end = _time(self.start, "--start"), _time(self.end, "--end")
         if start and end and end <= start:
             raise GkdError(f"--end {self.end} is not after --start {self.start}: swap them or leave one out")
+
+
+def _in_range(cron: str, field: str, name: str, low: int, high: int) -> None:
+    """Numbers of a field; names of months and days are the server's to know."""
+    for part in field.split(","):
+        span, slash, step = part.partition("/")
+        numbers = [int(number) for number in span.split("-") if number.isdecimal()]
+        if any(not low <= number <= high for number in numbers):
+            raise GkdError(f"--cron {cron!r}: {part} is no {name}, write {low} to {high}")
+        if numbers != sorted(numbers):
+            raise GkdError(f"--cron {cron!r}: the {name}s {span} go backwards: write the smaller one first")
+        if slash and not (step.isdecimal() and int(step) > 0):
+            raise GkdError(f"--cron {cron!r}: {part} has no step of at least 1 after the /")
 
 
 def _time(text: str | None, option: str) -> datetime | None:
@@ -99,14 +129,17 @@ def _time(text: str | None, option: str) -> datetime | None:
     return moment
 
 
-def submit(cluster: Cluster, work: Work) -> dict[str, Any]:
+def submit(cluster: Cluster, work: Work, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Start a run.
 
+    Args:
+        say: told what may go wrong with it.
     Returns:
         Its facts, as `describe` gives them.
     Raises:
         GkdError: the file is not a compiled pipeline, an argument is not its, or the server refuses.
     """
+    _check(work, say)
     source = _source(cluster, work)
     run = cluster.call(
         cluster.client.run_pipeline,
@@ -120,7 +153,14 @@ def submit(cluster: Cluster, work: Work) -> dict[str, Any]:
     return describe(cluster, _whole(cluster, run, "run_id"))
 
 
-def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = False) -> dict[str, Any]:
+def schedule(
+    cluster: Cluster,
+    work: Work,
+    clock: Clock,
+    *,
+    replace: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Start a run whenever the clock says so.
 
     A name is used once in an experiment: sending the same schedule again would run everything twice.
@@ -128,6 +168,7 @@ def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = Fals
     Raises:
         GkdError: as `submit`; the cron expression is refused; the name is taken and `replace` is false.
     """
+    _check(work, say)
     experiment = _experiment(cluster, work.experiment)
     before = [s for s in _schedules(cluster, experiment) if s.display_name == work.name]
     if before and not replace:
@@ -354,29 +395,34 @@ def _moment(value: datetime | None) -> str | None:
 
 def _source(cluster: Cluster, work: Work) -> dict[str, Any]:
     """What to run, as kfp's client takes it: the file itself, or the version it was uploaded as."""
-    _check(work)
     if work.pipeline is None:
         return {"pipeline_package_path": str(work.package)}
     pipeline_id, version_id = upload(cluster, work.package, work.pipeline)
     return {"pipeline_id": pipeline_id, "version_id": version_id}
 
 
-def _check(work: Work) -> None:
-    """The file is a compiled pipeline, the arguments are its, none is missing."""
+def _check(work: Work, say: Callable[[str], None]) -> None:
+    """The file is a compiled pipeline, the arguments are its, of their types, and make sense; none is missing."""
     if work.package.suffix not in (".yaml", ".yml"):
         raise GkdError(f"{work.package} is not a .yaml file: compile one with `gkd pipeline compile -o pipeline.yaml`")
     try:
-        spec = next(iter(yaml.safe_load_all(work.package.read_text())), None)
+        documents = [*yaml.safe_load_all(work.package.read_text(encoding="utf-8"))]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "it is not YAML"
         raise GkdError(f"{work.package} cannot be read ({reason}): compile it again") from None
+    spec = documents[0] if documents else None
     if not isinstance(spec, dict) or "root" not in spec or "pipelineInfo" not in spec:
         raise GkdError(f"{work.package} is not a compiled pipeline: make one with `gkd pipeline compile`")
     refuse_password(work.arguments)
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    for name in work.arguments:
+    for name, value in work.arguments.items():
         if name not in known:
             raise GkdError(unknown("the pipeline's argument", name, sorted(known) or ["none"]))
+        types, words = _KINDS.get(known[name].get("parameterType", ""), ((object,), ""))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
+            shown = json.dumps(value, default=str)
+            quotes = f", with quotes: --argument '{name}=\"{shown}\"'" if words == "text" else ""
+            raise GkdError(f"the pipeline's argument {name} is {shown}, but must be {words}{quotes}")
     missing = [
         name
         for name, kind in known.items()
@@ -384,6 +430,42 @@ def _check(work: Work) -> None:
     ]
     if missing:
         raise GkdError(f"the pipeline wants {', '.join(missing)}: pass --argument {missing[0]}=…")
+    given = {name: kind["defaultValue"] for name, kind in known.items() if "defaultValue" in kind} | work.arguments
+    refuse_password(given)
+    _check_content(given, documents, say)
+
+
+def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[str], None]) -> None:
+    """What the pipeline's first task would refuse, what would be lost, and images that no node may find.
+
+    Args:
+        given: the arguments with the file's defaults.
+        documents: the file's: the pipeline, and what the profile gave it.
+    """
+    executors = documents[0].get("deploymentSpec", {}).get("executors", {})
+    containers = {name: executor.get("container", {}) for name, executor in executors.items()}
+    if isinstance(given.get("params"), dict):
+        mlflow = given.get("mlflow", "")
+        for override in given.get("overrides", []):
+            if not isinstance(override, str):
+                raise GkdError(f"overrides has {override!r}, which is no section.key=value: write it as text")
+        params = resolve(
+            given["params"], given.get("overrides", []), data_source=given.get("data_source", ""), mlflow=mlflow
+        )
+        refuse_own_store("mlflow" if mlflow else "tracking.uri", params.tracking.uri or "")
+        accelerator = containers.get("exec-distill", {}).get("resources", {}).get("accelerator", {})
+        if count := accelerator.get("resourceCount") or accelerator.get("count"):
+            refuse_other_devices(params, int(count))
+        variables = json.dumps([container.get("env", []) for container in containers.values()] + documents[1:])
+        if "mlflow" in given and not params.tracking.uri and '"MLFLOW_TRACKING_URI"' not in variables:
+            say(f"gkd: {LOST}")
+    for image in sorted({container["image"] for container in containers.values() if "image" in container}):
+        refuse_no_image(image)
+        if not has_registry(image):
+            say(
+                f"gkd: the image {image} names no registry, so the cluster's nodes must have it already: push it and "
+                "give its whole name in GKD_IMAGE"
+            )
 
 
 def upload(cluster: Cluster, package: Path, name: str) -> tuple[str, str]:

@@ -2,17 +2,29 @@
 
 import itertools
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from components.kubeflow.settings import refuse_password, resolve
+from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
 from gkd_core.config import Params, read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
 from pipelines.profile import Profile, load_profile
 
 PIPELINES = ("distillation", "sweep")
+LOST = (
+    "no MLflow server is named, so what the run registers is lost with its pod: give mlflow, tracking.uri, or "
+    "MLFLOW_TRACKING_URI in the profile (env, or a secret)"
+)
+# [HOST[:PORT]/]NAME[:TAG][@DIGEST], as container registries take it (distribution/reference).
+_IMAGE = re.compile(
+    r"(?:(?:[a-zA-Z0-9](?:[-.a-zA-Z0-9]*[a-zA-Z0-9])?(?::\d+)?)/)?"
+    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
+    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
 
 
 def compile_pipeline(
@@ -22,6 +34,7 @@ def compile_pipeline(
     overrides: list[str] | None = None,
     profile: str | None = None,
     which: str = "distillation",
+    warn: bool = False,
 ) -> dict[str, Any]:
     """Write a pipeline as YAML that Kubeflow Pipelines takes; the same input gives the same bytes.
 
@@ -31,6 +44,7 @@ def compile_pipeline(
         overrides: likewise, `section.key=value`.
         profile: name or file; None asks for no resources.
         which: one of PIPELINES.
+        warn: say on stderr when nothing in it names an MLflow server.
     Returns:
         {"pipeline", "profile", "image", "path"}.
     Raises:
@@ -41,8 +55,10 @@ def compile_pipeline(
     from components.image import image
 
     given = load_profile(profile) if profile else None
+    refuse_no_image(image())
     if given:
         refuse_password(given.env)
+        refuse_own_store("the profile's MLFLOW_TRACKING_URI", given.env.get("MLFLOW_TRACKING_URI", ""))
     content = cluster_params(params, overrides or [], given)
     pipeline = create_pipeline(which, content, overrides or [], given)
     if file.suffix not in (".yaml", ".yml"):
@@ -55,6 +71,8 @@ def compile_pipeline(
         # kfp's own comments on top list dictionaries in an order that differs from one process to the next.
         lines = made.read_text(encoding="utf-8").splitlines(keepends=True)
     title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; made by `gkd pipeline compile`\n"
+    if warn and given and not given.sets("MLFLOW_TRACKING_URI") and not resolve(content, overrides or []).tracking.uri:
+        print(f"gkd: {LOST}", file=sys.stderr)
     body = itertools.dropwhile(lambda line: line.startswith("#"), lines)
     write_bytes(file, "".join([title, *body]).encode())
     return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
@@ -93,8 +111,41 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
     if devices > 1:
         content.setdefault("train", {}).setdefault("devices", devices)
         content.setdefault("teacher", {}).setdefault("train", {}).setdefault("devices", devices)
-    _refuse_places(resolve(content, overrides), profile)
+    params = resolve(content, overrides)
+    _refuse_places(params, profile)
+    if profile and profile.training.accelerator and not profile.nodes:
+        refuse_other_devices(params, profile.devices)
     return content
+
+
+def refuse_no_image(name: str) -> None:
+    """Raises: GkdError: it is no name that a container image can have."""
+    if not _IMAGE.fullmatch(name):
+        raise GkdError(
+            f"GKD_IMAGE is {name!r}, which is no name of a container image: write it as the registry does, such as "
+            "registry.example.org/team/gkd:1.0"
+        )
+
+
+def has_registry(image: str) -> bool:
+    """Whether an image's name says where it lies; a cluster looks for others at its nodes' default.
+
+    >>> has_registry("registry.example:5000/gkd:1"), has_registry("team/gkd:1"), has_registry("gkd:1")
+    (True, False, False)
+    """
+    host, slash, _ = image.partition("/")
+    return bool(slash) and (host == "localhost" or "." in host or ":" in host)
+
+
+def refuse_other_devices(params: Params, accelerators: int) -> None:
+    """Raises: GkdError: a training would start several processes, but not one for each accelerator of its pod."""
+    trainings = {"train": params.train, "teacher.train": params.teacher.train}
+    for name, devices in ((f"{section}.devices", training.devices) for section, training in trainings.items()):
+        if devices not in (1, accelerators):
+            raise GkdError(
+                f"{name} is {devices}, but a training pod of the profile has {accelerators} "
+                f"accelerator{'s' * (accelerators > 1)}: leave {name} out, or change the profile's accelerator.count"
+            )
 
 
 def without_nulls(content: dict[str, Any]) -> dict[str, Any]:
@@ -122,9 +173,4 @@ def _refuse_places(params: Params, profile: Profile | None) -> None:
                 f"{name} is {value}, a place on this machine, which a cluster's pods do not have: set it to null and "
                 f"{instead}, or name a volume of the profile"
             )
-    uri = params.tracking.uri or ""
-    if uri.startswith("sqlite") or (uri and "://" not in uri):
-        raise GkdError(
-            f"tracking.uri is {uri}, a file on this machine, which a cluster's pods do not have: give the address of "
-            "an MLflow server"
-        )
+    refuse_own_store("tracking.uri", params.tracking.uri or "")

@@ -10,6 +10,8 @@ from components.image import image
 from components.kubeflow import steps
 from pipelines.profile import TRAINING, Profile
 
+MARGIN_SECONDS = 600  # for a task that waits for a TrainJob: to copy its inputs and its result, and to tell of its end
+
 
 def configure(task: PipelineTask, step: str, profile: Profile | None) -> PipelineTask:
     """Give a task's pod what the profile says; without a profile the task stays as it is.
@@ -46,7 +48,8 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
             backoff_factor=patient.retries.backoff_factor,
             backoff_max_duration=f"{patient.retries.longest_backoff_seconds}s",
         )
-    kubernetes.set_timeout(task, patient.timeout_seconds)
+    elsewhere = profile.nodes is not None and step in TRAINING
+    kubernetes.set_timeout(task, patient.timeout_seconds + (MARGIN_SECONDS if elsewhere else 0))
     if profile.work and step in TRAINING:
         kubernetes.mount_pvc(task, pvc_name=profile.work.claim, mount_path=profile.work.mount)
         task.set_env_variable("GKD_WORK", profile.work.mount)

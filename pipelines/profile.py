@@ -228,6 +228,10 @@ class Profile(_Part):
         """What a step's task gets; with `nodes` the training itself runs elsewhere, and its task only waits."""
         return self.training if step in TRAINING and self.nodes is None else self.light
 
+    def sets(self, variable: str) -> bool:
+        """Whether an environment variable is given, as it is or from a secret."""
+        return variable in self.env or any(variable in secret.env.values() for secret in self.secrets)
+
     @property
     def devices(self) -> int:
         """Accelerators of one training pod, at least 1."""

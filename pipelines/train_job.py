@@ -138,13 +138,14 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     # A cluster that gives out users itself gives out the volumes' group as well.
     who = {"runAsUser": job.user, "runAsGroup": job.group, "fsGroup": job.group if job.user else None}
+    secure = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     container = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     pod_patch: dict[str, Any] = {
         "volumes": volumes,
         "nodeSelector": dict(pod.node_selector),
         "tolerations": [toleration.model_dump(exclude_none=True) for toleration in pod.tolerations],
         "imagePullSecrets": [{"name": name} for name in job.pull_secrets],
-        "securityContext": {"runAsNonRoot": True} | {key: value for key, value in who.items() if value is not None},
+        "securityContext": secure | {key: value for key, value in who.items() if value is not None},
         "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": container}],
     }
     template = {"spec": {"template": {"spec": {key: value for key, value in pod_patch.items() if value}}}}

@@ -1,5 +1,6 @@
 """The first task: the parameters as a whole, checked before anything is trained, then divided among the steps."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,4 +44,22 @@ def refuse_password(given: Any) -> None:
         raise GkdError(
             f"the address {address} holds a password or a token, which everybody who sees the pipeline would see: "
             "leave it out, and give it from a secret that the profile names (MLflow's as MLFLOW_TRACKING_URI)"
+        )
+
+
+def refuse_own_store(name: str, uri: str) -> None:
+    """See that the results of a run go to a server: a file would be in a pod, and gone with it.
+
+    Args:
+        name: what the address is called where it was given.
+        uri: address of the tracking store; empty is none.
+    Raises:
+        GkdError: it is a file or a folder.
+    """
+    if uri and (
+        re.match(r"(sqlite|file)\b", uri, re.IGNORECASE) or (":" not in uri and uri not in ("databricks", "uc"))
+    ):
+        raise GkdError(
+            f"{name} is {uri}, a file on this machine, which a cluster's pods do not have: give the address of an "
+            "MLflow server"
         )

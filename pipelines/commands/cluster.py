@@ -83,7 +83,7 @@ def submit(
         cluster = _connect(host, token, token_file, cookie, in_cluster, namespace, ca_certificate)
         name = run_name or f"{which} {datetime.now():%Y-%m-%d %H-%M-%S}"
         work = cluster_runs.Work(file, given, name, experiment, upload, service_account, False if no_cache else None)
-        facts = cluster_runs.submit(cluster, work)
+        facts = cluster_runs.submit(cluster, work, say=_say)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
     if wait:
         facts = cluster_runs.wait(cluster, facts["run_id"], timeout_seconds=timeout, poll_seconds=poll, progress=_say)
@@ -132,7 +132,7 @@ def schedule(
         work = cluster_runs.Work(
             file, given, name or which, experiment, upload, service_account, False if no_cache else None
         )
-        facts = cluster_runs.schedule(cluster, work, clock, replace=replace)
+        facts = cluster_runs.schedule(cluster, work, clock, replace=replace, say=_say)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)
 

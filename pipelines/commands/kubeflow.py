@@ -30,7 +30,7 @@ def compile_(
     warn_of_moving_image()
     from pipelines.compiled import compile_pipeline
 
-    finish(compile_pipeline(out, params=params, overrides=overrides, profile=profile, which=pipeline))
+    finish(compile_pipeline(out, params=params, overrides=overrides, profile=profile, which=pipeline, warn=True))
 
 
 @app.command("run")

@@ -48,7 +48,7 @@ def package(tmp_path_factory) -> Path:
     """A small compiled pipeline with one argument that has a default and one that has none."""
     from kfp import compiler, dsl
 
-    @dsl.component(base_image="gkd:test", install_kfp_package=False)
+    @dsl.component(base_image="registry.example/gkd:test", install_kfp_package=False)
     def work(params: dict, epochs: int) -> str:
         return str(params)
 
@@ -141,8 +141,8 @@ def test_a_schedule(tmp_path, package):
         assert made["enabled"] is False
         assert made["end"] == "2027-11-30T23:00:00+00:00"
 
-        bad = gkd("schedule", "--cron", "0 0 25 * * MONDAYS", *common, "--replace", *access, cwd=tmp_path)
-        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 25 * * MONDAYS")
+        bad = gkd("schedule", "--cron", "0 0 5 * * MONDAYS", *common, "--replace", *access, cwd=tmp_path)
+        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 5 * * MONDAYS")
         assert list(server.schedules) == [made["schedule_id"]], "a refused replacement leaves the old one at work"
 
         listed = gkd("list", "--schedules", "--experiment", "gkd", *access, cwd=tmp_path)
@@ -500,6 +500,14 @@ class TestRuns:
         ("clock", "parts"),
         [
             ({"cron": "0 3 * * 1"}, ["has five fields", "write '0 0 3 * * 1'"]),
+            ({"cron": "99 99 99 99 99 99"}, ["99 is no second, write 0 to 59"]),
+            ({"cron": "0 0 24 * * *"}, ["24 is no hour, write 0 to 23"]),
+            ({"cron": "0 0 3 0 * *"}, ["0 is no day, write 1 to 31"]),
+            ({"cron": "0 0 3 1,2-32 * *"}, ["2-32 is no day"]),
+            ({"cron": "0 0 3 * 13 *"}, ["13 is no month"]),
+            ({"cron": "0 0 3 * * 7"}, ["7 is no weekday, write 0 to 6"]),
+            ({"cron": "0 0 9-5 * * *"}, ["the hours 9-5 go backwards"]),
+            ({"cron": "0 */0 * * * *"}, ["*/0 has no step"]),
             ({"cron": "monday"}, ["has 1 fields, not six"]),
             ({"cron": "@daily", "start": "tomorrow"}, ["--start 'tomorrow' is not a time"]),
             ({"cron": "@daily", "end": "2026-12-01T00:00:00"}, ["--end", "names no time zone"]),
@@ -516,6 +524,102 @@ class TestRuns:
             Clock(**clock)
         for part in parts:
             assert part in sentence(raised)
+
+    @pytest.mark.parametrize("cron", ["0 */5 1-4,22 ? JAN-MAR MON-FRI", "59 59 23 31 12 6", "@every 1h"])
+    def test_clocks_that_make_sense(self, cron):
+        from pipelines.cluster_runs import Clock
+
+        assert Clock(cron).cron == cron
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The pipeline itself, compiled for one accelerator a pod."""
+    from pipelines.compiled import compile_pipeline
+
+    file = tmp_path_factory.mktemp("whole") / "whole.yaml"
+    compile_pipeline(file, params=ROOT / "params.yaml", profile="gpu")
+    return file
+
+
+class TestContent:
+    @pytest.mark.parametrize(
+        ("arguments", "parts"),
+        [
+            ({"mlflow": "http://me:hunter2@mlflow"}, ["http://***@… holds a password"]),
+            ({"mlflow": "https://hunter2@mlflow"}, ["https://***@… holds a password or a token"]),
+            ({"overrides": ["tracking.uri=http://me:hunter2@x"]}, ["holds a password"]),
+            ({"params": {"tracking": {"uri": "https://hunter2@x"}}}, ["holds a password or a token"]),
+            ({"dvc_repo": "https://hunter2@git.example/data.git"}, ["holds a password or a token"]),
+            ({"mlflow": 7}, ["mlflow is 7, but must be text, with quotes: --argument 'mlflow=\"7\"'"]),
+            ({"mlflow": None}, ["mlflow is null, but must be text"]),
+            ({"overrides": "train.epochs=3"}, ['overrides is "train.epochs=3", but must be a list']),
+            ({"overrides": [3]}, ["overrides has 3", "section.key=value"]),
+            ({"params": []}, ["params is [], but must be keys and values"]),
+            ({"overrides": ["train.epoch=3"]}, ["'train.epoch' is unknown", "did you mean 'train.epochs'?"]),
+            ({"params": {"train": {"epochs": "many"}}}, ["train.epochs"]),
+            ({"mlflow": "sqlite:///mlflow.db"}, ["mlflow is sqlite:///mlflow.db, a file", "MLflow server"]),
+            ({"overrides": ["tracking.uri=./mlruns"]}, ["tracking.uri is ./mlruns, a file", "MLflow server"]),
+            ({"overrides": ["train.devices=4"]}, ["train.devices is 4", "has 1 accelerator:"]),
+        ],
+    )
+    @pytest.mark.parametrize("scheduled", [False, True])
+    def test_what_no_task_could_use_is_not_sent(self, connect, refuses, whole, arguments, parts, scheduled):
+        from pipelines.cluster_runs import Clock, Work, schedule, submit
+
+        with KfpServer() as server:
+            found, work = connect(host=server.host), Work(whole, arguments, "name", pipeline="gkd")
+            with refuses as raised:
+                if scheduled:
+                    schedule(found, work, Clock("@daily"))
+                else:
+                    submit(found, work)
+            assert [*server.runs, *server.schedules, *server.experiments, *server.pipelines] == []
+        said = sentence(raised)
+        assert "hunter2" not in said
+        for part in parts:
+            assert part in said
+
+    def test_an_ssh_address_holds_no_password(self, connect, whole):
+        from pipelines.cluster_runs import Work, submit
+
+        with KfpServer() as server:
+            submit(connect(host=server.host), Work(whole, {"dvc_repo": "git@host:team/data.git"}, "name"))
+            assert len(server.runs) == 1
+
+    def test_what_would_be_lost_and_what_no_node_may_find_is_pointed_out(self, connect, whole):
+        from pipelines.cluster_runs import Work, submit
+
+        with KfpServer() as server:
+            found, said = connect(host=server.host), []
+            submit(found, Work(whole, {}, "first"), say=said.append)
+            assert len(said) == 2
+            assert "no MLflow server is named" in said[0]
+            assert "names no registry" in said[1]
+            said.clear()
+            submit(found, Work(whole, {"mlflow": "http://mlflow:5000"}, "second"), say=said.append)
+            submit(found, Work(whole, {"overrides": ["tracking.uri=http://mlflow:5000"]}, "third"), say=said.append)
+            assert ["names no registry" in line for line in said] == [True, True]
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            "env: {MLFLOW_TRACKING_URI: 'http://mlflow:5000'}",
+            "secrets: [{name: gkd-mlflow, env: {address: MLFLOW_TRACKING_URI}}]",
+        ],
+    )
+    def test_a_profile_may_name_the_server(self, connect, tmp_path, capsys, more):
+        from pipelines.cluster_runs import Work, submit
+        from pipelines.compiled import compile_pipeline
+
+        (tmp_path / "own.yaml").write_text(f"{more}\n")
+        options = {"params": ROOT / "params.yaml", "profile": str(tmp_path / "own.yaml"), "warn": True}
+        compile_pipeline(tmp_path / "p.yaml", **options)
+        assert capsys.readouterr().err == ""
+        with KfpServer() as server:
+            said = []
+            submit(connect(host=server.host), Work(tmp_path / "p.yaml", {}, "name"), say=said.append)
+        assert [line for line in said if "names no registry" not in line] == []
 
 
 def test_the_server_of_these_tests_refuses_what_the_api_has_not():

@@ -14,7 +14,7 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from gkd_core.errors import GkdError
-from pipelines.compiled import cluster_params, compile_pipeline
+from pipelines.compiled import cluster_params, compile_pipeline, has_registry, refuse_no_image
 from pipelines.profile import Profile, load_profile, names
 
 ROOT = Path(__file__).parents[2]
@@ -172,8 +172,12 @@ def test_several_accelerators_are_asked_for_and_used(tmp_path):
     assert cluster_params(PARAMS, [], load_profile("multi-node"))["train"]["devices"] == 8
     own = tmp_path / "own.yaml"
     own.write_text("train: {devices: 2, epochs: 3}\nteacher: {source: null}")
-    content = cluster_params(own, [], load_profile("multi-gpu"))
-    assert content["train"] == {"devices": 2, "epochs": 3}
+    with pytest.raises(GkdError, match=r"train\.devices is 2, but a training pod of the profile has 4 accelerators"):
+        cluster_params(own, [], load_profile("multi-gpu"))
+    assert cluster_params(own, [], load_profile("multi-node"))["train"] == {"devices": 2, "epochs": 3}
+    for override in ("train.devices=4", "teacher.train.devices=4"):
+        with pytest.raises(GkdError, match=f"{override.replace('=', ' is ')}, but .* has 1 accelerator:"):
+            cluster_params(PARAMS, [override], load_profile("gpu"))
     assert "devices" not in cluster_params(PARAMS, [], load_profile("gpu"))["train"]
 
 
@@ -183,7 +187,7 @@ def test_on_several_nodes_a_training_task_only_waits(tmp_path):
     assert "accelerator" not in container["resources"]
     assert {"name": "GKD_IMAGE", "value": container["image"]} in container["env"]
     pod = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-distill"]
-    assert pod["activeDeadlineSeconds"] == "172800"  # as long as the training may take
+    assert pod["activeDeadlineSeconds"] == "173400"  # longer than the training may take
     assert [claim["constant"] for claim in pod["pvcMount"]] == ["gkd-work"]
     with pytest.raises(GkdError, match="take gpu or multi-gpu"):
         compile_pipeline(tmp_path / "s.yaml", params=PARAMS, profile="multi-node", which="sweep")
@@ -195,6 +199,7 @@ def test_on_several_nodes_a_training_task_only_waits(tmp_path):
         ("tracking: {uri: 'http://me:secret@tracking.example'}", ["http://***@… holds a password", "secret"]),
         ("tracking: {uri: 'https://ghp_123@tracking.example'}", ["https://***@… holds a password or a token"]),
         ("tracking: {uri: ./mlruns}", ["./mlruns", "MLflow server"]),
+        ("tracking: {uri: 'file:///mlruns'}", ["file:///mlruns", "MLflow server"]),
         ("tracking: {uri: 'sqlite:///mlflow.db'}", ["sqlite:///mlflow.db", "MLflow server"]),
         ("data: {source: folder, root: pictures}", ["data.root is pictures, a place on this machine", "dvc_repo"]),
         ("teacher: {source: ../teacher.pt}", ["teacher.source is ../teacher.pt", "models:/NAME@ALIAS"]),
@@ -219,6 +224,39 @@ def test_no_override_and_no_profile_brings_a_password_in(tmp_path):
             compile_pipeline(tmp_path / "p.yaml", params=PARAMS, **given)
         assert "hunter2" not in str(caught.value)
     assert not (tmp_path / "p.yaml").exists()
+
+
+def test_a_run_without_a_server_for_its_results_is_warned_about(tmp_path, capsys):
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS, profile="cpu", warn=True)
+    assert "no MLflow server is named" in capsys.readouterr().err
+    given = {"params": PARAMS, "profile": "cpu", "warn": True}
+    compile_pipeline(tmp_path / "p.yaml", overrides=["tracking.uri=http://mlflow:5000"], **given)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "own.yaml").write_text("env: {MLFLOW_TRACKING_URI: ./mlruns}\n")
+    with pytest.raises(GkdError, match=r"the profile's MLFLOW_TRACKING_URI is \./mlruns, a file"):
+        compile_pipeline(tmp_path / "q.yaml", params=PARAMS, profile=str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize("name", ["not an image", "Registry/Gkd:1", "gkd:", "http://registry/gkd:1", "gkd@sha256:12"])
+def test_an_image_must_have_a_name_that_images_have(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("GKD_IMAGE", name)
+    with pytest.raises(GkdError, match="no name of a container image"):
+        compile_pipeline(tmp_path / "p.yaml", params=PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "registry"),
+    [
+        ("gkd:1.2", False),
+        ("team/gkd", False),
+        ("registry.example:5000/team/gkd:1.2-rc.1", True),
+        ("localhost/gkd", True),
+        (f"ghcr.io/a/b__c@sha256:{'0' * 64}", True),
+    ],
+)
+def test_names_of_images(name, registry):
+    refuse_no_image(name)
+    assert has_registry(name) is registry
 
 
 def test_a_place_in_a_volume_of_the_profile_is_no_place_of_this_machine(tmp_path):

@@ -91,7 +91,7 @@ class TestManifest:
         assert "limits" not in str(made) or made["spec"]["trainer"]["resourcesPerNode"]["limits"] == {}
         patch = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
         security = patch["template"]["spec"]["template"]["spec"]["securityContext"]
-        assert security == {"runAsNonRoot": True, "runAsGroup": 0}
+        assert security == {"runAsNonRoot": True, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}}
 
     def test_the_same_again_is_the_same(self, job):
         assert manifest(job) == manifest(job)
