@@ -179,10 +179,13 @@ def test_a_commit_that_touches_only_docs_changes_no_digest_and_registers_nothing
     assert (after["name"], after["version"]) == (before["name"], before["version"])
 
 
-def test_another_method_is_one_word(copy, tmp_path):
-    """`dvc exp run -S distill.method=kd`: retrains the student alone, evaluates and registers it."""
+def test_another_method_is_one_word_and_a_gate_that_says_no_leaves_champion(copy, tmp_path):
+    """`dvc exp run -S distill.method=kd`: retrains the student alone, evaluates and registers it; too large, it stays
+    challenger, and the run is green."""
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-    output = run("dvc", "exp", "run", "-S", "distill.method=kd", cwd=copy, env=store, timeout=900)
+    run("gkd", "register", "--out", str(tmp_path / "registration"), cwd=copy, env=store)
+    settings = ("-S", "distill.method=kd", "-S", "gate.max_size_mb=0.001")
+    output = run("dvc", "exp", "run", *settings, cwd=copy, env=store, timeout=900)
     assert "Running stage 'distill'" in output
     for kept in ("prepare", "teacher", "baseline", "kd"):
         assert f"Running stage '{kept}'" not in output
@@ -191,3 +194,31 @@ def test_another_method_is_one_word(copy, tmp_path):
     assert student["top1"] == reference["top1"], "method kd is the kd reference: the same settings, the same bits"
     changed = json.loads(run("dvc", "params", "diff", "--json", cwd=copy))
     assert changed["params.yaml"]["distill.method"]["new"] == "kd"
+
+    assert read("registration/gate.json", copy)["passed"] is False
+    assert read("registration/version.json", copy)["version"] == 2
+    versions = json.loads(run("gkd", "registry", "list", cwd=copy, env=store).splitlines()[-1])
+    aliases = {entry["version"]: entry["aliases"] for entry in versions}
+    assert "champion" in aliases[1]
+    assert "champion" not in aliases[2]
+
+
+def test_a_step_that_fails_fails_dvc_with_its_own_sentence(copy):
+    command = ("dvc", "exp", "run", "-S", "data.source=folder", "-S", "data.root=nowhere")
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "gkd: " in done.stderr + done.stdout
+    assert "nowhere" in done.stderr + done.stdout
+
+
+def test_the_kubeflow_pipeline_gives_the_same_artifacts(tmp_path):
+    """`gkd pipeline run` in processes, on the demo's params.yaml, with a store of its own."""
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    output = run("gkd", "pipeline", "run", "--out", str(tmp_path / "made"), env=store, timeout=1100)
+    made = json.loads(output.splitlines()[-1])["artifacts"]
+    from gkd_core.files import folder_digest
+
+    for name in ("data", "teacher", "baseline", "kd", "student", "deploy"):
+        assert made[name] == folder_digest(ROOT / name) == folder_digest(tmp_path / "made" / name), name
+    metrics = "report/metrics.json"
+    assert (tmp_path / "made" / metrics).read_bytes() == (ROOT / metrics).read_bytes()
