@@ -444,6 +444,9 @@ def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[s
     """
     executors = documents[0].get("deploymentSpec", {}).get("executors", {})
     containers = {name: executor.get("container", {}) for name, executor in executors.items()}
+    images = sorted({container["image"] for container in containers.values() if "image" in container})
+    for image in images:
+        refuse_no_image(image)
     if isinstance(given.get("params"), dict):
         mlflow = given.get("mlflow", "")
         for override in given.get("overrides", []):
@@ -459,8 +462,7 @@ def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[s
         variables = json.dumps([container.get("env", []) for container in containers.values()] + documents[1:])
         if "mlflow" in given and not params.tracking.uri and '"MLFLOW_TRACKING_URI"' not in variables:
             say(f"gkd: {LOST}")
-    for image in sorted({container["image"] for container in containers.values() if "image" in container}):
-        refuse_no_image(image)
+    for image in images:
         if not has_registry(image):
             say(
                 f"gkd: the image {image} names no registry, so the cluster's nodes must have it already: push it and "

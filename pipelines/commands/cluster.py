@@ -253,9 +253,9 @@ def _work(
             from pipelines.commands.kubeflow import warn_of_moving_image
             from pipelines.compiled import compile_pipeline
 
-            warn_of_moving_image()
             package = Path(folder) / "pipeline.yaml"
             compile_pipeline(package, params=params or PARAMS, overrides=overrides, profile=profile, which=which)
+            warn_of_moving_image()
         else:
             if profile is not None:
                 raise GkdError(

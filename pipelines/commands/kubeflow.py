@@ -27,10 +27,11 @@ def compile_(
     overrides: Overrides = None,
 ) -> None:
     """Write the pipeline as YAML for Kubeflow Pipelines; params.yaml and --set become its arguments' defaults."""
-    warn_of_moving_image()
     from pipelines.compiled import compile_pipeline
 
-    finish(compile_pipeline(out, params=params, overrides=overrides, profile=profile, which=pipeline, warn=True))
+    done = compile_pipeline(out, params=params, overrides=overrides, profile=profile, which=pipeline, warn=True)
+    warn_of_moving_image()
+    finish(done)
 
 
 @app.command("run")
