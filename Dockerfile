@@ -21,11 +21,11 @@ RUN useradd --uid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nolog
 
 # pip, the builder of our own wheel, and the tool that writes the bill of materials: used below, in neither image.
 FROM base AS tools
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
     --mount=type=bind,source=requirements-build.lock,target=/requirements.lock \
-    export HOME=/root PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    export PIP_CACHE_DIR=/var/cache/pip PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1; \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     python3 -m venv /opt/tools && /opt/tools/bin/pip install --require-hashes --no-deps --requirement /requirements.lock
 
@@ -39,12 +39,12 @@ RUN /opt/tools/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-d
 # The environments are root's and are read-only to everybody; pip is not in them. Byte code is made here, since the user
 # who runs the image cannot keep any. Two of the packages come as source: setuptools, locked too, builds them.
 FROM base AS train-environment
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
     --mount=type=bind,source=requirements-train.lock,target=/requirements.lock \
     --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
-    export HOME=/root PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    export PIP_CACHE_DIR=/var/cache/pip PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1; \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     install="/opt/tools/bin/pip --python /opt/gkd/bin/python install --require-hashes --no-deps --no-compile --no-build-isolation"; \
     sed -n '/^setuptools==/,/[^\\]$/p' /requirements.lock > /tmp/setuptools.lock \
@@ -56,12 +56,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN /opt/gkd/bin/python -m compileall -qq -j 0 -x '/tests?/' --invalidation-mode unchecked-hash /opt/gkd/lib || true
 
 FROM base AS serve-environment
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     --mount=type=secret,id=pip,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
     --mount=type=bind,source=requirements-serve.lock,target=/requirements.lock \
     --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
-    export HOME=/root PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1; \
+    export PIP_CACHE_DIR=/var/cache/pip PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1; \
     if [ -f /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     python3 -m venv --without-pip /opt/gkd \
     && /opt/tools/bin/pip --python /opt/gkd/bin/python install --require-hashes --no-deps --no-compile --requirement /requirements.lock

@@ -280,7 +280,7 @@ class TestAccess:
             with refuses:
                 found.call(found.client.list_runs)
             token.write_text("second")
-            found.call(found.client.list_runs)
+            assert not found.call(found.client.list_runs).runs
 
     def test_nothing_shows_a_secret(self, connect):
         from pipelines.cluster import Access

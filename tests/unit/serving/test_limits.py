@@ -17,4 +17,7 @@ def test_all_bodies_together_have_a_limit():
 
 
 def test_one_whole_request_always_fits():
-    Budget(Limits(max_request_bytes=60, memory_bytes=10)).take(60)
+    budget = Budget(Limits(max_request_bytes=60, memory_bytes=10))
+    budget.take(60)
+    with pytest.raises(Overloaded):
+        budget.take(1)

@@ -219,4 +219,5 @@ def test_the_token(tmp_path, monkeypatch):
 
 
 def test_facts_are_json(deploys):
-    json.dumps(Model(Found(deploys[0]), version="1").facts, allow_nan=False)
+    facts = Model(Found(deploys[0]), version="1").facts
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
