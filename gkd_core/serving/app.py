@@ -11,14 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
-from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -27,16 +24,16 @@ from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import unknown
 from gkd_core.serving.batching import Batcher
 from gkd_core.serving.classify import ranked
-from gkd_core.serving.compression import WORTH, choose, compress, decompress
+from gkd_core.serving.compression import WORTH, choose, compress
 from gkd_core.serving.limits import Budget, Limits, Overloaded
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Model
-from gkd_core.serving.protocol import encode_response, largest_body, parse_request
+from gkd_core.serving.parsing import Parser
+from gkd_core.serving.protocol import encode_response, largest_body
 from gkd_core.serving.reload import Served
 from gkd_core.serving.tensors import Array, ProtocolError, TensorSpec
 
-INLINE = 64 << 10  # bytes of a body that are read faster than a thread is asked to
 HEADER_LENGTH = "inference-header-content-length"
 PAGE = Path(__file__).with_name("page")
 # The page loads nothing from elsewhere, and a browser is told to allow nothing else.
@@ -61,7 +58,7 @@ class Serving:
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits)
         self.decoder = ThreadPoolExecutor(1, "decoder")
-        self.parser = ThreadPoolExecutor(1, "parser")
+        self.parser = Parser()
         self.decoding = 0
 
     def model(self, request: Request) -> Model:
@@ -78,14 +75,16 @@ class Serving:
             raise ProtocolError(f"{self.name} is served in version {model.version}, not {version[:100]!r}", 404)
         return model
 
-    async def logits(self, model: Model, images: Array) -> NDArray[np.float32]:
-        """What the model says, through the queue.
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """What answers a request; the clock starts once its body is there.
 
         Raises:
-            Overloaded: the queue is full, or it took too long.
+            Overloaded: it took too long.
         """
         try:
-            return await asyncio.wait_for(self.batcher.submit(model, images), self.limits.timeout)
+            async with asyncio.timeout(self.limits.timeout):
+                yield
         except TimeoutError:
             raise Overloaded("time", f"there was no answer within {self.limits.timeout:g} seconds") from None
 
@@ -141,8 +140,7 @@ async def whole_body(serving: Serving, request: Request, largest: int | None = N
         if encoding is None:
             body = packed
         else:
-            loop = asyncio.get_running_loop()
-            body = await loop.run_in_executor(serving.parser, decompress, packed, encoding, limit)
+            body = await serving.parser.decompress(packed, encoding, limit)
         if body is not packed:
             serving.budget.take(len(body))
             taken += len(body)
@@ -172,15 +170,12 @@ async def infer(serving: Serving, request: Request) -> Response:
     """POST …/infer: tensors in, tensors out."""
     model = serving.model(request)
     header_length, max_batch = request.headers.get(HEADER_LENGTH), serving.limits.max_batch
-    async with whole_body(serving, request, largest_body(header_length, model.inputs, max_batch)) as body:
-        parse = partial(
-            parse_request, body, header_length, inputs=model.inputs, outputs=model.outputs, max_batch=max_batch
+    largest = largest_body(header_length, model.inputs, max_batch)
+    async with whole_body(serving, request, largest) as body, serving.in_time():
+        parsed = await serving.parser.parse(
+            body, header_length, inputs=model.inputs, outputs=model.outputs, max_batch=max_batch
         )
-        if len(body) <= INLINE:
-            parsed = parse()
-        else:
-            parsed = await asyncio.get_running_loop().run_in_executor(serving.parser, parse)
-        logits = await serving.logits(model, parsed.inputs[model.inputs[0].name])
+        logits = await serving.batcher.submit(model, parsed.inputs[model.inputs[0].name])
     reply, json_size = encode_response(
         {model.outputs[0].name: logits},
         model.outputs,
@@ -203,8 +198,8 @@ async def classify(serving: Serving, request: Request) -> Response:
     top = request.query_params.get("top", "5")
     if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
         raise ProtocolError("`top` is no number of classes")
-    async with whole_body(serving, request) as body:
-        logits = await serving.logits(model, await serving.decoded(body, model))
+    async with whole_body(serving, request) as body, serving.in_time():
+        logits = await serving.batcher.submit(model, await serving.decoded(body, model))
     return _json(
         {
             "model_name": serving.name,
@@ -295,7 +290,7 @@ def build_app(serving: Serving) -> FastAPI:
             await watching
         serving.batcher.close()
         serving.decoder.shutdown()
-        serving.parser.shutdown()
+        serving.parser.close()
 
     app = FastAPI(
         lifespan=lifespan,

@@ -59,6 +59,18 @@ def largest_body(header_length: str | None, inputs: tuple[TensorSpec, ...], max_
     return raw + min(size, text) + SURROUNDINGS  # noise grows when packed; an image too many is better told as that
 
 
+def json_length(header_length: str | None, body: bytes) -> int:
+    """Bytes of a body that are JSON; the rest is raw tensors.
+
+    Args:
+        header_length: the value of `Inference-Header-Content-Length`, None when there is none.
+    Raises:
+        ProtocolError: that value is no number of bytes, or more than there are.
+    """
+    size = _header_length(header_length, len(body))
+    return len(body) if size is None else size
+
+
 def parse_request(
     body: bytes,
     header_length: str | None = None,
@@ -77,17 +89,17 @@ def parse_request(
     Raises:
         ProtocolError: anything about it is not as it must be; nothing else is raised, whatever the bytes.
     """
-    size = _header_length(header_length, len(body))
-    if size == 0:
+    size = json_length(header_length, body)
+    if size == 0 and header_length is not None:
         return _raw_request(body, inputs, outputs, max_batch)
     allowed = largest_json(inputs, max_batch)
-    if (len(body) if size is None else size) > allowed:
+    if size > allowed:
         raise ProtocolError(
             f"the JSON is larger than the {allowed} bytes that {max_batch} images can need: send fewer, or raw tensors",
             413,
         )
-    raw = memoryview(body)[size:] if size is not None else memoryview(b"")
-    request = _json(body if size is None else body[:size])
+    raw = memoryview(body)[size:]
+    request = _json(body[:size])
     parameters = _parameters(request, "the request")
     return InferRequest(
         id=_id(request),
