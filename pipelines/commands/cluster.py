@@ -8,6 +8,7 @@ import contextlib
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,63 +16,120 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gkd_core.errors import GkdError
+from pipelines.commands.groups import grouped
 from pipelines.commands.options import PARAMS, Overrides, finish
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster
+    from pipelines.cluster_runs import Work
 
 app = typer.Typer()
 
-Host = Annotated[
-    str | None,
-    typer.Option(help="Address of Kubeflow Pipelines, such as http://localhost:8888; else KF_PIPELINES_ENDPOINT."),
-]
-Token = Annotated[str | None, typer.Option(help="Bearer token; better in --token-file or in GKD_KFP_TOKEN.")]
-TokenFile = Annotated[Path | None, typer.Option(help="File with the bearer token, read again at each request.")]
-Cookie = Annotated[
-    str | None, typer.Option(help="Cookie of a session behind a login proxy: name=value; better in GKD_KFP_COOKIE.")
-]
-InCluster = Annotated[bool, typer.Option("--in-cluster", help="Use the service account token mounted into this pod.")]
-Namespace = Annotated[str | None, typer.Option(help="Profile namespace, where the server has several users.")]
-CaCertificate = Annotated[Path | None, typer.Option(help="PEM file of the authority behind the server's certificate.")]
-Package = Annotated[
-    Path | None, typer.Option(help="A file of `gkd pipeline compile`; without one the pipeline is compiled now.")
-]
-Profile = Annotated[str | None, typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node or a file.")]
-Which = Annotated[str, typer.Option("--pipeline", help="distillation or sweep.")]
-Arguments = Annotated[
-    list[str] | None,
-    typer.Option("--argument", metavar="NAME=VALUE", help="An argument of the pipeline, in YAML; repeatable."),
-]
-Params = Annotated[Path | None, typer.Option("--params", help="The configuration; params.yaml unless given.")]
-Upload = Annotated[
-    str | None, typer.Option(help="Upload the file as a version of the pipeline of this name, and run that version.")
-]
-Experiment = Annotated[str, typer.Option(help="Group of runs; made when it is not there.")]
-ServiceAccount = Annotated[str | None, typer.Option(help="Kubernetes service account of the tasks.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Run every task, whatever the cluster remembers.")]
+
+@dataclass
+class Server:
+    """Where the server is and who asks."""
+
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address of Kubeflow Pipelines, such as http://localhost:8888; else KF_PIPELINES_ENDPOINT."),
+    ] = None
+    token: Annotated[str | None, typer.Option(help="Bearer token; better in --token-file or in GKD_KFP_TOKEN.")] = None
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token, read again at each request.")] = (
+        None
+    )
+    cookie: Annotated[
+        str | None, typer.Option(help="Cookie of a session behind a login proxy: name=value; better in GKD_KFP_COOKIE.")
+    ] = None
+    in_cluster: Annotated[
+        bool, typer.Option("--in-cluster", help="Use the service account token mounted into this pod.")
+    ] = False
+    namespace: Annotated[str | None, typer.Option(help="Profile namespace, where the server has several users.")] = None
+    ca_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the authority behind the server's certificate.")
+    ] = None
+
+    def connect(self) -> "Cluster":
+        from pipelines.cluster import Access, connect
+
+        return connect(Access(**vars(self)))
+
+
+@dataclass
+class Task:
+    """What is to run there, and how."""
+
+    params: Annotated[Path | None, typer.Option("--params", help="The configuration; params.yaml unless given.")] = None
+    overrides: Overrides = None
+    profile: Annotated[
+        str | None, typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node or a file.")
+    ] = None
+    which: Annotated[str, typer.Option("--pipeline", help="distillation or sweep.")] = "distillation"
+    package: Annotated[
+        Path | None, typer.Option(help="A file of `gkd pipeline compile`; without one the pipeline is compiled now.")
+    ] = None
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--argument", metavar="NAME=VALUE", help="An argument of the pipeline, in YAML; repeatable."),
+    ] = None
+    experiment: Annotated[str, typer.Option(help="Group of runs; made when it is not there.")] = "gkd"
+    upload: Annotated[
+        str | None,
+        typer.Option(help="Upload the file as a version of the pipeline of this name, and run that version."),
+    ] = None
+    service_account: Annotated[str | None, typer.Option(help="Kubernetes service account of the tasks.")] = None
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every task, whatever the cluster remembers.")] = (
+        False
+    )
+
+    @contextlib.contextmanager
+    def named(self, name: str) -> Iterator["Work"]:
+        """Under that name, compiled; the file is gone afterwards.
+
+        What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
+        """
+        from pipelines.cluster_runs import Work
+
+        given = dict(argument(text) for text in self.arguments or [])
+        with tempfile.TemporaryDirectory() as folder:
+            if self.package is None:
+                package = self._compiled(Path(folder) / "pipeline.yaml")
+            else:
+                package = self.package
+                given = self._settings() | given
+            caching = False if self.no_cache else None
+            yield Work(package, given, name, self.experiment, self.upload, self.service_account, caching)
+
+    def _compiled(self, file: Path) -> Path:
+        from pipelines.commands.kubeflow import warn_of_moving_image
+        from pipelines.compiled import compile_pipeline
+
+        compile_pipeline(
+            file, params=self.params or PARAMS, overrides=self.overrides, profile=self.profile, which=self.which
+        )
+        warn_of_moving_image()
+        return file
+
+    def _settings(self) -> dict[str, Any]:
+        """--params and --set, as arguments."""
+        from gkd_core.config import read_sections
+
+        if self.profile is not None:
+            raise GkdError("--profile is given and --package too: the file has its profile inside, pass one of them")
+        settings: dict[str, Any] = {}
+        if self.params is not None:
+            settings["params"] = read_sections(self.params)
+        if self.overrides:
+            settings["overrides"] = list(self.overrides)
+        return settings
 
 
 @app.command()
+@grouped
 def submit(
-    host: Host = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    cookie: Cookie = None,
-    in_cluster: InCluster = False,
-    namespace: Namespace = None,
-    ca_certificate: CaCertificate = None,
-    params: Params = None,
-    overrides: Overrides = None,
-    profile: Profile = None,
-    which: Which = "distillation",
-    package: Package = None,
-    arguments: Arguments = None,
+    server: Server,
+    task: Task,
     run_name: Annotated[str | None, typer.Option(help="Name of the run; else the pipeline's and the time.")] = None,
-    experiment: Experiment = "gkd",
-    upload: Upload = None,
-    service_account: ServiceAccount = None,
-    no_cache: NoCache = False,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 1 when it failed.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 172800,
     poll: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 10,
@@ -79,10 +137,8 @@ def submit(
     """Run the pipeline on a cluster."""
     from pipelines import cluster_runs
 
-    with _work(package, params, overrides, profile, which, arguments) as (file, given):
-        cluster = _connect(host, token, token_file, cookie, in_cluster, namespace, ca_certificate)
-        name = run_name or f"{which} {datetime.now():%Y-%m-%d %H-%M-%S}"
-        work = cluster_runs.Work(file, given, name, experiment, upload, service_account, False if no_cache else None)
+    with task.named(run_name or f"{task.which} {datetime.now():%Y-%m-%d %H-%M-%S}") as work:
+        cluster = server.connect()
         facts = cluster_runs.submit(cluster, work, say=_say)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
     if wait:
@@ -93,29 +149,15 @@ def submit(
 
 
 @app.command()
+@grouped
 def schedule(
     cron: Annotated[
         str,
         typer.Option(help="Six fields, seconds first: '0 0 3 * * 1' is Mondays at three, in the server's time zone."),
     ],
-    host: Host = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    cookie: Cookie = None,
-    in_cluster: InCluster = False,
-    namespace: Namespace = None,
-    ca_certificate: CaCertificate = None,
-    params: Params = None,
-    overrides: Overrides = None,
-    profile: Profile = None,
-    which: Which = "distillation",
-    package: Package = None,
-    arguments: Arguments = None,
+    server: Server,
+    task: Task,
     name: Annotated[str | None, typer.Option(help="Name of the schedule; else the pipeline's.")] = None,
-    experiment: Experiment = "gkd",
-    upload: Upload = None,
-    service_account: ServiceAccount = None,
-    no_cache: NoCache = False,
     max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Runs at a time.")] = 1,
     start: Annotated[str | None, typer.Option(help="Not before, such as 2026-12-01T00:00:00Z.")] = None,
     end: Annotated[str | None, typer.Option(help="Not after.")] = None,
@@ -127,44 +169,30 @@ def schedule(
     from pipelines import cluster_runs
 
     clock = cluster_runs.Clock(cron, start, end, max_concurrency, catch_up, not disable)
-    with _work(package, params, overrides, profile, which, arguments) as (file, given):
-        cluster = _connect(host, token, token_file, cookie, in_cluster, namespace, ca_certificate)
-        work = cluster_runs.Work(
-            file, given, name or which, experiment, upload, service_account, False if no_cache else None
-        )
-        facts = cluster_runs.schedule(cluster, work, clock, replace=replace, say=_say)
+    with task.named(name or task.which) as work:
+        facts = cluster_runs.schedule(server.connect(), work, clock, replace=replace, say=_say)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)
 
 
 @app.command()
+@grouped
 def unschedule(
     name: Annotated[str, typer.Argument(help="Name or identifier of the schedule.")],
-    host: Host = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    cookie: Cookie = None,
-    in_cluster: InCluster = False,
-    namespace: Namespace = None,
-    ca_certificate: CaCertificate = None,
+    server: Server,
 ) -> None:
     """Remove a schedule; the runs it started stay."""
     from pipelines import cluster_runs
 
-    cluster = _connect(host, token, token_file, cookie, in_cluster, namespace, ca_certificate)
+    cluster = server.connect()
     finish(cluster_runs.unschedule(cluster, name))
 
 
 @app.command()
+@grouped
 def status(
     run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
-    host: Host = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    cookie: Cookie = None,
-    in_cluster: InCluster = False,
-    namespace: Namespace = None,
-    ca_certificate: CaCertificate = None,
+    server: Server,
 ) -> None:
     """Show how far a run is, task by task."""
     from rich.table import Table
@@ -172,7 +200,7 @@ def status(
     from pipelines import cluster_runs
     from pipelines.console import console
 
-    cluster = _connect(host, token, token_file, cookie, in_cluster, namespace, ca_certificate)
+    cluster = server.connect()
     facts = cluster_runs.describe(cluster, cluster_runs.find(cluster, run))
     table = Table(title=f"{facts['name']}: {facts['state'].lower()}", title_justify="left")
     for heading in ("task", "state", "what it says"):
@@ -186,14 +214,9 @@ def status(
 
 
 @app.command("list")
+@grouped
 def list_runs(
-    host: Host = None,
-    token: Token = None,
-    token_file: TokenFile = None,
-    cookie: Cookie = None,
-    in_cluster: InCluster = False,
-    namespace: Namespace = None,
-    ca_certificate: CaCertificate = None,
+    server: Server,
     experiment: Annotated[str | None, typer.Option(help="Of this experiment alone.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many runs at most.")] = 20,
     schedules: Annotated[bool, typer.Option("--schedules", help="The schedules instead of the runs.")] = False,
@@ -204,7 +227,7 @@ def list_runs(
     from pipelines import cluster_runs
     from pipelines.console import console
 
-    cluster = _connect(host, token, token_file, cookie, in_cluster, namespace, ca_certificate)
+    cluster = server.connect()
     if schedules:
         found = cluster_runs.schedules(cluster, experiment=experiment)
         columns = ("name", "cron", "enabled", "max_concurrency", "schedule_id")
@@ -218,56 +241,6 @@ def list_runs(
         table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
     console().print(table, markup=False)
     finish(found)
-
-
-def _connect(
-    host: str | None,
-    token: str | None,
-    token_file: Path | None,
-    cookie: str | None,
-    in_cluster: bool,
-    namespace: str | None,
-    ca_certificate: Path | None,
-) -> "Cluster":
-    from pipelines.cluster import Access, connect
-
-    return connect(Access(host, token, token_file, cookie, in_cluster, namespace, ca_certificate))
-
-
-@contextlib.contextmanager
-def _work(
-    package: Path | None,
-    params: Path | None,
-    overrides: list[str] | None,
-    profile: str | None,
-    which: str,
-    arguments: list[str] | None,
-) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The compiled file and the run's arguments.
-
-    What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
-    """
-    given = dict(argument(text) for text in arguments or [])
-    with tempfile.TemporaryDirectory() as folder:
-        if package is None:
-            from pipelines.commands.kubeflow import warn_of_moving_image
-            from pipelines.compiled import compile_pipeline
-
-            package = Path(folder) / "pipeline.yaml"
-            compile_pipeline(package, params=params or PARAMS, overrides=overrides, profile=profile, which=which)
-            warn_of_moving_image()
-        else:
-            if profile is not None:
-                raise GkdError(
-                    "--profile is given and --package too: the file has its profile inside, pass one of them"
-                )
-            if params is not None:
-                from gkd_core.config import read_sections
-
-                given.setdefault("params", read_sections(params))
-            if overrides:
-                given.setdefault("overrides", list(overrides))
-        yield package, given
 
 
 def argument(text: str) -> tuple[str, Any]:

@@ -6,12 +6,21 @@ from typing import Annotated
 import typer
 
 from gkd_core.errors import GkdError
-from pipelines.commands.options import PARAMS, Data, Out, Overrides, ParamsFile, Teacher, Work, finish, read_params
+from pipelines.commands.groups import grouped
+from pipelines.commands.options import (
+    Configuration,
+    Data,
+    Out,
+    Teacher,
+    Work,
+    finish,
+)
 
 app = typer.Typer()
 
 
 @app.command()
+@grouped
 def compare(
     data: Data = Path("data"),
     teacher: Teacher = Path("teacher"),
@@ -20,11 +29,11 @@ def compare(
     methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")] = "0,1,2",
     reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "kd",
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Train the student by many methods and seeds on one budget, and compare them, paired by seed."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:

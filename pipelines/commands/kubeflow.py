@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import PARAMS, Overrides, ParamsFile, finish
+from pipelines.commands.groups import grouped
+from pipelines.commands.options import Configuration, finish
 
 app = typer.Typer(
     help="The steps as a Kubeflow pipeline: a file, a run here, a run on a cluster.", no_args_is_help=True
@@ -16,6 +17,7 @@ Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (
 
 
 @app.command("compile")
+@grouped
 def compile_(
     out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
     profile: Annotated[
@@ -23,18 +25,21 @@ def compile_(
         typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node, or a file; none asks for nothing."),
     ] = None,
     pipeline: Which = "distillation",
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Write the pipeline as YAML for Kubeflow Pipelines; params.yaml and --set become its arguments' defaults."""
     from pipelines.compiled import compile_pipeline
 
-    done = compile_pipeline(out, params=params, overrides=overrides, profile=profile, which=pipeline, warn=True)
+    done = compile_pipeline(
+        out, params=configuration.params, overrides=configuration.overrides, profile=profile, which=pipeline, warn=True
+    )
     warn_of_moving_image()
     finish(done)
 
 
 @app.command("run")
+@grouped
 def run(
     runner: Annotated[str, typer.Option(help="subprocess (no Docker), or docker.")] = "subprocess",
     out: Annotated[Path, typer.Option(help="Folder for the artifacts, the checkpoints and the log.")] = Path(
@@ -51,8 +56,8 @@ def run(
         typer.Option("--argument", metavar="NAME=VALUE", help="Another argument, in YAML (sweep: seeds=[0,1,2])."),
     ] = None,
     user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Run the pipeline on this machine, through kfp's local runner; the artifacts stay in --out."""
     if runner == "docker":
@@ -65,8 +70,8 @@ def run(
     given |= dict(argument(text) for text in arguments or [])
     done = run_pipeline(
         runner=runner,
-        params=params,
-        overrides=overrides,
+        params=configuration.params,
+        overrides=configuration.overrides,
         out=out,
         which=pipeline,
         arguments={name: value for name, value in given.items() if value},

@@ -1,6 +1,7 @@
 """Options that several commands share, and what every command ends with."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,15 +27,22 @@ Work = Annotated[Path, typer.Option(help="Checkpoints live here.")]
 PARAMS = Path("params.yaml")
 
 
-def read_params(file: Path, overrides: list[str] | None) -> "Params":
-    """The configuration with the overrides of the command line.
+@dataclass
+class Configuration:
+    """params.yaml, and what the command line changes in it."""
 
-    Raises:
-        GkdError: something in it is wrong.
-    """
-    from gkd_core.config import load_params
+    params: ParamsFile = PARAMS
+    overrides: Overrides = None
 
-    return load_params(file, overrides or [])
+    def read(self) -> "Params":
+        """Both together, checked.
+
+        Raises:
+            GkdError: something in it is wrong.
+        """
+        from gkd_core.config import load_params
+
+        return load_params(self.params, self.overrides or [])
 
 
 def finish(summary: Any) -> None:

@@ -4,15 +4,17 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import PARAMS, Overrides, ParamsFile, finish, read_params
+from pipelines.commands.groups import grouped
+from pipelines.commands.options import Configuration, finish
 
 app = typer.Typer(help="Registered students: list them, promote one, go back.", no_args_is_help=True)
 
 
 @app.command("list")
-def registry_list(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+@grouped
+def registry_list(configuration: Configuration) -> None:
     """List the registered versions with aliases, accuracy and the gate's decision."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components.registry import list_versions
     from pipelines.summary import show_versions
 
@@ -22,23 +24,25 @@ def registry_list(params: ParamsFile = PARAMS, overrides: Overrides = None) -> N
 
 
 @app.command("promote")
+@grouped
 def registry_promote(
     version: Annotated[str, typer.Argument(help="A version number, or an alias such as challenger.")],
     reason: Annotated[str, typer.Option(help="Why; kept as a tag.")] = "promoted by hand",
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Make a version champion; the champion before it stays reachable as previous_champion."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components.registry import promote
 
     finish(promote(settings.tracking, version, reason=reason))
 
 
 @app.command("rollback")
-def registry_rollback(params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+@grouped
+def registry_rollback(configuration: Configuration) -> None:
     """Make previous_champion champion again."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components.registry import rollback
 
     finish(rollback(settings.tracking))

@@ -6,52 +6,53 @@ from typing import Annotated
 import typer
 
 from gkd_core.errors import GkdError
+from pipelines.commands.groups import grouped
 from pipelines.commands.options import (
-    PARAMS,
     Baseline,
+    Configuration,
     Data,
     Deploy,
     Kd,
     Out,
-    Overrides,
-    ParamsFile,
     Registration,
     Report,
     Student,
     Teacher,
     Work,
     finish,
-    read_params,
 )
 
 app = typer.Typer()
 
 
 @app.command()
-def prepare(out: Out = Path("data"), params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+@grouped
+def prepare(out: Out = Path("data"), *, configuration: Configuration) -> None:
     """Read the images, split them, and write the prepared format."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components import prepare as step
 
     finish(step.run(out=out, params=settings))
 
 
 @app.command()
+@grouped
 def teacher(
     data: Data = Path("data"),
     out: Out = Path("teacher"),
     work: Work = Path("work"),
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Train the teacher, or check and import `teacher.source`."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components import teacher as step
 
     finish(step.run(data=data, out=out, work=work, params=settings))
 
 
 @app.command()
+@grouped
 def distill(
     data: Data = Path("data"),
     teacher: Annotated[
@@ -62,37 +63,39 @@ def distill(
     reference: Annotated[
         str | None, typer.Option(help="`baseline` (student alone) or `kd` (plain soft labels) instead of the method.")
     ] = None,
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Train the student by `distill.method`, or one of the references it is compared with."""
     from gkd_core.errors import unknown
 
     if reference not in (None, "baseline", "kd"):
         raise GkdError(unknown("--reference", str(reference), ["baseline", "kd"]))
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components import distill as step
 
     finish(step.run(data=data, teacher=teacher, out=out, work=work, params=settings, reference=reference))  # type: ignore[arg-type]
 
 
 @app.command()
+@grouped
 def export(
     data: Data = Path("data"),
     teacher: Teacher = Path("teacher"),
     student: Student = Path("student"),
     out: Out = Path("deploy"),
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Package the student as ONNX, check it against torch, and write its manifest."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components import export as step
 
     finish(step.run(data=data, teacher=teacher, student=student, out=out, params=settings))
 
 
 @app.command()
+@grouped
 def evaluate(
     data: Data = Path("data"),
     teacher: Teacher = Path("teacher"),
@@ -101,11 +104,11 @@ def evaluate(
     student: Student = Path("student"),
     deploy: Deploy = Path("deploy"),
     out: Out = Path("report"),
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Measure all networks and the final ONNX on the test split, and write the report."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components import evaluate as step
 
     finish(
@@ -123,6 +126,7 @@ def evaluate(
 
 
 @app.command()
+@grouped
 def register(
     teacher: Teacher = Path("teacher"),
     baseline: Baseline = Path("baseline"),
@@ -131,11 +135,11 @@ def register(
     deploy: Deploy = Path("deploy"),
     report: Report = Path("report"),
     out: Out = Path("registration"),
-    params: ParamsFile = PARAMS,
-    overrides: Overrides = None,
+    *,
+    configuration: Configuration,
 ) -> None:
     """Log the runs in MLflow, register the student as challenger, and let the gate decide on champion."""
-    settings = read_params(params, overrides)
+    settings = configuration.read()
     from components import register as step
 
     finish(

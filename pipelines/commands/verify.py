@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands.options import PARAMS, Overrides, finish, read_params
+from pipelines.commands.options import PARAMS, Configuration, Overrides, finish
 
 if TYPE_CHECKING:
     from gkd_core.verify import Chain
@@ -31,7 +31,7 @@ def verify(
 ) -> None:
     """See that data, teacher, student, ONNX file, report, registry and server belong together; exit 1 if not."""
     file = params or (PARAMS if target.startswith("models:/") else Path(target) / PARAMS)
-    settings = read_params(file, overrides) if params is not None or file.is_file() else None
+    settings = Configuration(file, overrides).read() if params is not None or file.is_file() else None
     from components.verify import run
 
     chain = run(target, server=server, name=name, tracking=None if settings is None else settings.tracking)
