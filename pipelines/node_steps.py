@@ -24,22 +24,12 @@ def teacher(settings: str, profile: str, data: Input[Dataset], teacher: Output[M
         data: The prepared images.
         teacher: One network or several, listed in teacher.json.
     """
-    from pathlib import Path
-
     from components.kubeflow.metadata import of_teacher
     from components.kubeflow.task import running
     from pipelines.nodes import train_on_nodes
 
     with running("teacher", settings) as task:
-        train_on_nodes(
-            "teacher",
-            settings=settings,
-            params=task.params,
-            inputs={"data": Path(data.path)},
-            out=Path(teacher.path),
-            work=task.work,
-            profile=profile,
-        )
+        train_on_nodes("teacher", task, profile, inputs={"data": data.path}, out=teacher.path)
         teacher.metadata.update(of_teacher(teacher.path))
 
 
@@ -53,22 +43,12 @@ def baseline(settings: str, profile: str, data: Input[Dataset], baseline: Output
         data: The prepared images.
         baseline: The network, or a note that references.baseline is off.
     """
-    from pathlib import Path
-
     from components.kubeflow.metadata import of_student
     from components.kubeflow.task import running
     from pipelines.nodes import train_on_nodes
 
     with running("baseline", settings) as task:
-        train_on_nodes(
-            "baseline",
-            settings=settings,
-            params=task.params,
-            inputs={"data": Path(data.path)},
-            out=Path(baseline.path),
-            work=task.work,
-            profile=profile,
-        )
+        train_on_nodes("baseline", task, profile, inputs={"data": data.path}, out=baseline.path)
         baseline.metadata.update(of_student(baseline.path))
 
 
@@ -83,22 +63,12 @@ def kd(settings: str, profile: str, data: Input[Dataset], teacher: Input[Model],
         teacher: The network or networks it learns from.
         kd: The network, or a note that references.kd is off.
     """
-    from pathlib import Path
-
     from components.kubeflow.metadata import of_student
     from components.kubeflow.task import running
     from pipelines.nodes import train_on_nodes
 
     with running("kd", settings) as task:
-        train_on_nodes(
-            "kd",
-            settings=settings,
-            params=task.params,
-            inputs={"data": Path(data.path), "teacher": Path(teacher.path)},
-            out=Path(kd.path),
-            work=task.work,
-            profile=profile,
-        )
+        train_on_nodes("kd", task, profile, inputs={"data": data.path, "teacher": teacher.path}, out=kd.path)
         kd.metadata.update(of_student(kd.path))
 
 
@@ -113,20 +83,10 @@ def distill(settings: str, profile: str, data: Input[Dataset], teacher: Input[Mo
         teacher: The network or networks it learns from.
         student: The network, its curves, and training.json.
     """
-    from pathlib import Path
-
     from components.kubeflow.metadata import of_student
     from components.kubeflow.task import running
     from pipelines.nodes import train_on_nodes
 
     with running("distill", settings) as task:
-        train_on_nodes(
-            "distill",
-            settings=settings,
-            params=task.params,
-            inputs={"data": Path(data.path), "teacher": Path(teacher.path)},
-            out=Path(student.path),
-            work=task.work,
-            profile=profile,
-        )
+        train_on_nodes("distill", task, profile, inputs={"data": data.path, "teacher": teacher.path}, out=student.path)
         student.metadata.update(of_student(student.path))

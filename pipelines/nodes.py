@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from components.kubeflow.task import Task, running
 from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
@@ -18,41 +19,38 @@ from pipelines.profile import Profile, Step
 COMMAND = ("python", "-m", "torch.distributed.run", "-m", "pipelines.nodes")
 
 
-def train_on_nodes(
-    step: Step, *, settings: str, params: Params, inputs: dict[str, Path], out: Path, work: Path, profile: str
-) -> None:
+def train_on_nodes(step: Step, task: Task, profile: str, *, inputs: dict[str, str], out: str) -> None:
     """Run a training step as a TrainJob; what trains nothing (an imported teacher, say) runs right here.
 
     Args:
         step: teacher, baseline, kd or distill.
-        settings: the sections of the parameters as JSON, which the job reads too.
-        params: the same, read.
+        task: the job reads the same settings and has the same work volume, mounted in the same place.
+        profile: as JSON; it has `nodes`.
         inputs: folders by the name of the step's argument: data, and teacher except for the teacher.
         out: folder to write.
-        work: where the profile's work volume is mounted, here as in the job.
-        profile: as JSON; it has `nodes`.
     Raises:
         GkdError: as `train_job.launch`, and what the step itself says.
     """
-    if not _trains(step, params):
-        _run(step, params, inputs, out, work)
+    folders = {name: Path(folder) for name, folder in inputs.items()}
+    if not _trains(step, task.params):
+        _run(step, task.params, folders, Path(out), task.work)
         return
     from components.image import image
     from pipelines.train_job import launch, of_profile
 
     given = Profile.model_validate_json(profile)
     assert given.nodes is not None
-    content = {"step": step, "settings": settings, "gkd_version": __version__, "image": image()}
-    content["inputs"] = {name: folder_digest(folder) for name, folder in inputs.items()}
+    content = {"step": step, "settings": task.settings, "gkd_version": __version__, "image": image()}
+    content["inputs"] = {name: folder_digest(folder) for name, folder in folders.items()}
     key = json_digest(content)[:16]
-    place = work / "nodes" / f"{step}-{key}"
+    place = task.work / "nodes" / f"{step}-{key}"
     result = place / "out"
     if not result.exists():
-        for name, folder in inputs.items():
+        for name, folder in folders.items():
             _copy(folder, place / name)
         write_json(place / "task.json", content | {"inputs": sorted(inputs)})
         job = of_profile(
-            given, step=step, name=f"gkd-{step}-{key}", image=image(), command=(*COMMAND, str(place), str(work))
+            given, step=step, name=f"gkd-{step}-{key}", image=image(), command=(*COMMAND, str(place), str(task.work))
         )
         patience = given.training.timeout_seconds
         launch(job, timeout_seconds=patience, namespace=given.nodes.namespace, complete=result.exists)
@@ -61,7 +59,7 @@ def train_on_nodes(
                 f"TrainJob {job.name} is complete but {result} is not there: claim {given.work and given.work.claim} "
                 "must be one that several nodes mount (ReadWriteMany), in the namespace of the job"
             )
-    _copy(result, out)
+    _copy(result, Path(out))
     shutil.rmtree(place, ignore_errors=True)
 
 
@@ -92,11 +90,9 @@ def _run(step: Step, params: Params, inputs: dict[str, Path], out: Path, work: P
 
 def main(place: Path, work: Path) -> None:
     """What each process of the TrainJob does: the step, on the volume."""
-    from components.kubeflow.task import running
-
-    task = read_json(place / "task.json", "the TrainJob's folder", keys=["step", "settings", "inputs"])
-    with running(task["step"], task["settings"]) as given:
-        _run(task["step"], given.params, {name: place / name for name in task["inputs"]}, place / "out", work)
+    content = read_json(place / "task.json", "the TrainJob's folder", keys=["step", "settings", "inputs"])
+    with running(content["step"], content["settings"]) as task:
+        _run(content["step"], task.params, {name: place / name for name in content["inputs"]}, place / "out", work)
 
 
 if __name__ == "__main__":

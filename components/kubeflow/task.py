@@ -24,11 +24,13 @@ class Task:
     """What a step is given.
 
     Attributes:
-        params: the sections the step reads; the others have their defaults.
+        settings: the sections of the parameters the step reads, as JSON.
+        params: the same, read; the other sections have their defaults.
         work: for checkpoints. Where GKD_WORK names a volume, a task that is started again goes on from there.
         scratch: an empty folder that is gone afterwards.
     """
 
+    settings: str
     params: Params
     work: Path
     scratch: Path
@@ -55,7 +57,7 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
             work = Path(os.environ.get("GKD_WORK") or scratch / "work")
-            yield Task(params_of_sections(json.loads(settings)), work, scratch)
+            yield Task(settings, params_of_sections(json.loads(settings)), work, scratch)
     except GkdError as error:
         _fail(step, str(error), error.exit_code, record)
     except OSError as error:

@@ -99,13 +99,18 @@ def replicated(module: nn.Module) -> nn.Module:
     if processes() == 1:
         return module
     if next(module.parameters()).device.type == "cuda":  # SyncBatchNorm refuses CPU tensors
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        module = synchronised(module)
     # Buffers are made equal once an epoch (`share_buffers`), not at each step: a loss's memory may be large.
     # Looking for unused parameters costs a walk over the graph; it allows a method to leave some out, and keeps
     # gradients in the same buckets from the first step on, so that a resumed training adds them in the same order.
     known = inspect.signature(DistributedDataParallel).parameters
     at_each_step = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
     return DistributedDataParallel(module, find_unused_parameters=True, **{at_each_step: False})  # type: ignore[arg-type]
+
+
+def synchronised(module: nn.Module) -> nn.Module:
+    """The module with batch norms that see the batch of all processes: in place, around the same parameters."""
+    return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
 
 
 def share_buffers(*modules: nn.Module | None) -> None:

@@ -248,16 +248,14 @@ class TestLife:
 
 
 TASK = """
-import json, sys
+import sys
 from pathlib import Path
-from gkd_core.config import params_of_sections
+from components.kubeflow.task import running
 from pipelines.nodes import train_on_nodes
 here = Path(sys.argv[1])
-settings = sys.argv[2]
-train_on_nodes(
-    "baseline", settings=settings, params=params_of_sections(json.loads(settings)), inputs={"data": here / "data"},
-    out=here / "baseline", work=here / "work", profile=(here / "profile.json").read_text(),
-)
+profile = (here / "profile.json").read_text()
+with running("baseline", sys.argv[2]) as task:
+    train_on_nodes("baseline", task, profile, inputs={"data": str(here / "data")}, out=str(here / "baseline"))
 """
 
 
@@ -275,7 +273,11 @@ def test_two_nodes_train_one_network(few_digits, tmp_path):
     settings = params.model_dump_json(include={"student", "train", "references"})
     with KubernetesServer("processes") as server:
         server.environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": _path()}
-        environment = {"PYTHONPATH": str(ROOT), "KUBECONFIG": str(server.kubeconfig(tmp_path / "kube"))}
+        environment = {
+            "GKD_WORK": str(tmp_path / "work"),
+            "PYTHONPATH": str(ROOT),
+            "KUBECONFIG": str(server.kubeconfig(tmp_path / "kube")),
+        }
         result = subprocess.run(
             [sys.executable, "-c", TASK, str(tmp_path), settings], cwd=tmp_path, capture_output=True, text=True,
             timeout=250, env=os.environ | environment,
@@ -296,13 +298,12 @@ def _path() -> str:
 
 
 def test_a_reference_that_is_off_needs_no_nodes(few_digits, tmp_path):
+    from components.kubeflow.task import Task
     from pipelines.nodes import train_on_nodes
 
-    params = small(references={"baseline": False})
+    task = Task("", small(references={"baseline": False}), tmp_path, tmp_path)
     out = tmp_path / "baseline"
-    train_on_nodes(
-        "baseline", settings="", params=params, inputs={"data": few_digits}, out=out, work=tmp_path, profile=""
-    )
+    train_on_nodes("baseline", task, "", inputs={"data": str(few_digits)}, out=str(out))
     assert '"trained": false' in (out / "training.json").read_text()
 
 

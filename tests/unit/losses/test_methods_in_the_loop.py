@@ -17,17 +17,16 @@ from torch import Tensor
 
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Batch, Loader
-from gkd_core.data.prepared import Split
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.methods import METHODS, SCHEDULES, check_hyperparameters, hyperparameters
 from gkd_core.models.classifier import Output
-from gkd_core.models.network import Network, NetworkSpec
 from gkd_core.schedules import create_schedule
 from gkd_core.training import loop
 from gkd_core.training.learning_rate import learning_rate_factor
 from gkd_core.training.lesson import Lesson
 from gkd_core.training.optimizer import create_optimizer
+from tests.unit.stripes import CLASSES, network, stripes
 
 CPU = torch.device("cpu")
 EPOCHS = 2
@@ -53,7 +52,6 @@ ARRANGED = [
 # `exact` transport is left out: it is computed on the host, for tests and small work.
 SOLVERS = [("gompertz", {"solver": solver}, "single") for solver in ("sinkhorn", "sliced", "quantile")]
 SETTINGS = {"mutual": {"peers": 3}, "multi_teacher": {"weighting": "confidence"}}
-CLASSES = ("a", "b", "c", "d")
 PARTS = (("c", "a"), ("b", "c", "d"))
 
 
@@ -70,21 +68,6 @@ def over(variants):
 
 every_method = over(VARIANTS)
 everything = over([*VARIANTS, *ARRANGED])
-
-
-def stripes(count: int, seed: int) -> Split:
-    """Four kinds of noisy stripes."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, count)
-    images = rng.integers(0, 80, (count, 8, 8, 1))
-    for i, label in enumerate(labels):
-        images[i, label * 2 : label * 2 + 2] += 150
-    return Split(images.astype(np.uint8), labels, (0.2,))
-
-
-def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network:
-    torch.manual_seed(seed)
-    return Network(NetworkSpec(name, "auto", classes, 1, 8, (0.2,), (0.3,)))
 
 
 class Run:

@@ -1,7 +1,7 @@
 """A program, not a test: the same trainings in one process, or in each of several (told RANK and the like by torchrun).
 
-Usage: side_by_side.py FOLDER; leaves `result-RANK.pt` there. Everything is in float64, so that two ways to the same
-weights differ by rounding alone, and a wrong way shows.
+Usage: python -m tests.unit.training.side_by_side FOLDER; leaves `result-RANK.pt` there. Everything is in float64, so
+that two ways to the same weights differ by rounding alone, and a wrong way shows.
 """
 
 import math
@@ -9,25 +9,22 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
-from gkd_core.data.prepared import Split
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Context, Loss, Step
 from gkd_core.losses.cross_entropy import CrossEntropy
 from gkd_core.methods import METHODS
-from gkd_core.models.network import Network, NetworkSpec
 from gkd_core.training import distributed, loop
 from gkd_core.training.learning_rate import learning_rate_factor
 from gkd_core.training.lesson import Lesson
 from gkd_core.training.optimizer import create_optimizer
+from tests.unit.stripes import CLASSES, network, stripes
 
 CPU = torch.device("cpu")
-CLASSES = ("a", "b", "c", "d")
 COUNT = 15  # a batch of 8 and one of 7, which two processes share 4 to 3
 
 CASES = {
@@ -42,21 +39,6 @@ CASES = {
     "several teachers": Lesson("kd", arrangement="multi_teacher", options={"weighting": "confidence"}),
 }
 MIXED = ("kd", "dist", "gompertz")  # methods that also go through mixup here
-
-
-def stripes(count: int, seed: int) -> Split:
-    """Four kinds of noisy stripes."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, count)
-    images = rng.integers(0, 80, (count, 8, 8, 1))
-    for i, label in enumerate(labels):
-        images[i, label * 2 : label * 2 + 2] += 150
-    return Split(images.astype(np.uint8), labels, (0.2,))
-
-
-def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network:
-    torch.manual_seed(seed)
-    return Network(NetworkSpec(name, "auto", classes, 1, 8, (0.2,), (0.3,)))
 
 
 def freeze_statistics(*modules: nn.Module) -> None:

@@ -13,19 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gkd_core.losses
 from gkd_core.losses.base import Loss
 from gkd_core.methods import METHODS
 from gkd_core.training import distributed
+from tests.unit.stripes import network
+from tests.unit.training import side_by_side
 
-PROGRAM = Path(__file__).with_name("side_by_side.py")
+ROOT = Path(__file__).parents[3]
 
 
 def start(folder: Path, **told: str) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | told
-    return subprocess.Popen([sys.executable, PROGRAM, folder], env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", side_by_side.__name__, folder]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finished(folder: Path, processes: list[subprocess.Popen]) -> list[dict]:
@@ -49,11 +53,6 @@ def results(tmp_path_factory) -> tuple[dict, list[dict]]:
 
 
 def names() -> list[str]:
-    sys.path.insert(0, str(PROGRAM.parent))
-    try:
-        side_by_side = importlib.import_module("side_by_side")
-    finally:
-        sys.path.pop(0)
     return [*side_by_side.CASES, *(f"{name} mixed" for name in side_by_side.MIXED)]
 
 
@@ -113,3 +112,21 @@ def test_alone_nothing_is_asked_of_anybody():
     assert distributed.total(numbers) is numbers
     assert distributed.of_first(lambda: "made") == "made"
     assert distributed.of_each("mine") == ["mine"]
+
+
+@pytest.mark.parametrize("name", ["resnet8x4", "vgg8", "MobileNetV2", "ShuffleNetV2"])
+def test_on_gpus_batch_norms_are_replaced_around_the_same_parameters(name):
+    """What can be seen of it on a CPU, where SyncBatchNorm refuses to run."""
+    module = network(name, seed=0)
+    parameters = dict(module.named_parameters())
+    state = {key: value.clone() for key, value in module.state_dict().items()}
+    norms = {key: (m.momentum, m.eps) for key, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert norms
+    found = distributed.synchronised(module)
+    assert found is module, "the loop goes on with the network it was given"
+    assert norms == {key: (m.momentum, m.eps) for key, m in module.named_modules() if isinstance(m, nn.SyncBatchNorm)}
+    assert not [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert dict(module.named_parameters()).keys() == parameters.keys()
+    assert all(parameter is parameters[key] for key, parameter in module.named_parameters()), "the optimiser has these"
+    assert module.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())

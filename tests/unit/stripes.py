@@ -1,0 +1,25 @@
+"""A small task for losses and loops: images of 8 × 8 pixels with a noisy stripe, its place is the class."""
+
+import numpy as np
+import torch
+
+from gkd_core.data.prepared import Split
+from gkd_core.models.network import Network, NetworkSpec
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def stripes(count: int, seed: int) -> Split:
+    """That many images, the classes mixed."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, count)
+    images = rng.integers(0, 80, (count, 8, 8, 1))
+    for i, label in enumerate(labels):
+        images[i, label * 2 : label * 2 + 2] += 150
+    return Split(images.astype(np.uint8), labels, (0.2,))
+
+
+def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network:
+    """An untrained network for them."""
+    torch.manual_seed(seed)
+    return Network(NetworkSpec(name, "auto", classes, 1, 8, (0.2,), (0.3,)))
