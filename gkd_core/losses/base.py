@@ -1,5 +1,6 @@
 """What a method's loss is given, and what it gives back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -58,7 +59,7 @@ class Step:
     shards: Shards = ALONE
 
 
-class Loss(nn.Module):
+class Loss(nn.Module, ABC):
     """Base of every method's loss.
 
     Its trained parameters (adapters, auxiliary heads, a temperature) join the student's optimiser and its buffers the
@@ -79,12 +80,12 @@ class Loss(nn.Module):
     feature_maps = False
     across_samples: ClassVar[Literal["nothing", "gathered", "refused"]]
 
+    @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Named scalar terms, each already weighted by the method.
 
         "ce" is the cross-entropy term; the schedule β(t) multiplies the sum of all others.
         """
-        raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""

@@ -1,5 +1,6 @@
 """What every network is to the rest of the code: one output form, and a head that can be called alone."""
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -20,11 +21,8 @@ class Output(NamedTuple):
     embedding: Tensor
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, ABC):
     """Base of all architectures: normalised images [B, C, H, W] in, `Output` out.
-
-    A subclass gives `features`, `embed` and `classify`; the forward pass and the head are the same three in a row, so
-    the head on the last stage gives the logits bit for bit (in eval mode, where dropout is off).
 
     Class attributes:
         topology_size: length of the rows of persistence features the forward pass also wants, 0 for none.
@@ -32,17 +30,41 @@ class Classifier(nn.Module):
 
     topology_size = 0
 
+    @abstractmethod
+    def forward(self, images: Tensor) -> Output:
+        """Normalised images [B, C, H, W] → `Output`."""
+
+    @abstractmethod
+    def head(self, last_stage: Tensor) -> Tensor:
+        """Logits [B, C] from the last stage [B, C_n, H_n, W_n] alone."""
+
+    @property
+    def pooled_linear(self) -> nn.Linear | None:
+        """The linear layer of a head that is global average pooling followed by exactly that layer, else None.
+
+        Gradients with respect to the last stage have a closed form where it is given.
+        """
+        return None
+
+
+class StagedClassifier(Classifier):
+    """A classifier with feature maps.
+
+    A subclass gives `features`, `embed` and `classify`; the forward pass and the head are the same three in a row, so
+    the head on the last stage gives the logits bit for bit (in eval mode, where dropout is off).
+    """
+
+    @abstractmethod
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Feature maps [B, C_i, H_i, W_i] from shallow to deep, the last one as the head sees it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def embed(self, last_stage: Tensor) -> Tensor:
         """[B, C_n, H_n, W_n] → [B, D], the vector before the last linear layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, embedding: Tensor) -> Tensor:
         """[B, D] → logits [B, C]."""
-        raise NotImplementedError
 
     def forward(self, images: Tensor) -> Output:
         """Normalised images [B, C, H, W] → `Output`."""
@@ -54,22 +76,14 @@ class Classifier(nn.Module):
         """Logits [B, C] from the last stage [B, C_n, H_n, W_n] alone."""
         return self.classify(self.embed(last_stage))
 
-    @property
-    def pooled_linear(self) -> nn.Linear | None:
-        """The linear layer of a head that is global average pooling followed by exactly that layer, else None.
 
-        Gradients with respect to the last stage have a closed form where it is given.
-        """
-        return None
-
-
-class PooledClassifier(Classifier):
+class PooledClassifier(StagedClassifier):
     """A classifier whose head is global average pooling and one linear layer, which a subclass names."""
 
     @property
+    @abstractmethod
     def pooled_linear(self) -> nn.Linear:
         """The linear layer [C, D]."""
-        raise NotImplementedError
 
     def embed(self, last_stage: Tensor) -> Tensor:
         """Mean over the pixels."""

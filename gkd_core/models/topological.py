@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
-from gkd_core.models.classifier import Classifier, Output, PooledClassifier
+from gkd_core.models.classifier import Classifier, Output, PooledClassifier, StagedClassifier
 from gkd_core.models.network import Network
 
 
@@ -32,12 +32,12 @@ class TopologicalClassifier(PooledClassifier):
 
     def __init__(self, base: Classifier, num_classes: int, name: str) -> None:
         super().__init__()
-        if base.pooled_linear is None:
+        if not isinstance(base, StagedClassifier) or base.pooled_linear is None:
             raise GkdError(
                 f"teacher.topological joins features before the last layer of a network that ends in average pooling "
                 f"and one linear layer, and {name} does not: take a resnet, say, or set it to false"
             )
-        self.base = base
+        self.base: StagedClassifier = base
         self.norm = nn.BatchNorm1d(FEATURES, affine=False)
         self.topology = nn.Linear(FEATURES, num_classes, bias=False)
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from torchvision import models
 
 from gkd_core.errors import GkdError
-from gkd_core.models.classifier import Classifier, Output
+from gkd_core.models.classifier import Classifier, Output, StagedClassifier
 
 CIFAR_STEM_UP_TO = 64  # pixels, for stem "auto"
 MAXVIT_MULTIPLE = 224  # pixels: windows of 7 on a map of 1/32
@@ -78,7 +78,7 @@ LAYOUTS: dict[type[nn.Module], Layout] = {
 }
 
 
-class TorchvisionClassifier(Classifier):
+class TorchvisionClassifier(StagedClassifier):
     """A torchvision network cut into stages and a head.
 
     Args:

@@ -49,7 +49,8 @@ class Lesson:
     def loss_class(self) -> type[Loss]:
         """What computes the loss: the arrangement's own, or the method's."""
         if ARRANGEMENTS[self.arrangement].brings_its_loss:
-            return {"mutual": MutualLearning, "amalgamation": Amalgamation}[self.arrangement]
+            own: dict[str, type[Loss]] = {"mutual": MutualLearning, "amalgamation": Amalgamation}
+            return own[self.arrangement]
         loss_class: type[Loss] = METHODS[self.method].load()
         return loss_class
 
