@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkd_core import __version__
-from tests.docker.containers import ROOT, USER, docker
+from tests.docker.containers import ROOT, SHORT, USER, docker
 
 GKD = [sys.executable, "-m", "pipelines.cli"]
 
@@ -68,29 +68,34 @@ def run(train_image) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-TWO_EPOCHS = (
-    "teacher.name=resnet8",
-    "teacher.train.epochs=2",
-    "train.epochs=2",
-    "train.device=cpu",
-    "teacher.train.device=cpu",
-    "evaluate.latency_runs=10",
-)
+@pytest.fixture(scope="session")
+def pipeline(train_image) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the whole pipeline: each task a container of kfp's DockerRunner, run as a user nobody knows."""
+
+    def pipeline(out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+        command = [*GKD, "pipeline", "run", "--runner", "docker", "--user", USER, "--out", str(out)]
+        command += ["--params", str(ROOT / "params.yaml"), *(word for given in overrides for word in ("--set", given))]
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        settings |= {"GKD_IMAGE": train_image, "OMP_NUM_THREADS": "2"}
+        return subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
+
+    return pipeline
 
 
 @pytest.fixture(scope="session")
-def pipeline_run(train_image, tmp_path_factory) -> Path:
-    """What the whole pipeline left: each task a container of kfp's DockerRunner, run as a user nobody knows."""
-    top = tmp_path_factory.mktemp("pipeline")
-    (top / "store").mkdir()
-    (top / "store").chmod(0o777)
-    overrides = [*TWO_EPOCHS, f"tracking.uri=sqlite:///{top / 'store' / 'mlflow.db'}"]
-    command = [*GKD, "pipeline", "run", "--runner", "docker", "--user", USER, "--out", str(top / "out")]
-    command += ["--params", str(ROOT / "params.yaml"), *(word for given in overrides for word in ("--set", given))]
-    settings = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    settings |= {"GKD_IMAGE": train_image, "OMP_NUM_THREADS": "2"}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
-    log = top / "out" / "pipeline.log"
+def store(tmp_path_factory) -> str:
+    """Address of an MLflow store that any user may write."""
+    folder = tmp_path_factory.mktemp("store")
+    folder.chmod(0o777)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+@pytest.fixture(scope="session")
+def pipeline_run(pipeline, store, tmp_path_factory) -> Path:
+    """What a run with two epochs left."""
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    done = pipeline(out, *SHORT, "teacher.train.epochs=2", "train.epochs=2", f"tracking.uri={store}")
+    log = out / "pipeline.log"
     if done.returncode:
         pytest.fail(f"{done.stderr[-4000:]}\n{log.read_text()[-6000:] if log.exists() else ''}", pytrace=False)
-    return top / "out"
+    return out

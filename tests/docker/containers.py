@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCKER = os.environ.get("DOCKER", "docker")
 USER = "54321:54321"  # a uid that no passwd file knows
+SHORT = ("teacher.name=resnet8", "train.device=cpu", "teacher.train.device=cpu", "evaluate.latency_runs=10")
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

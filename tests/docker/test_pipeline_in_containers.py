@@ -1,6 +1,8 @@
 """The pipeline through kfp's DockerRunner. Its status is not looked at, which is sometimes wrong: what it left is."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from mlflow import MlflowClient
 from gkd_core.data.prepared import PreparedData
 from gkd_core.files import file_digest, folder_digest
 from gkd_core.models.network import load_network
+from tests.docker.containers import ROOT, SHORT
 
 pytestmark = pytest.mark.docker
 
@@ -60,53 +63,45 @@ def test_the_onnx_file_is_as_good_here_as_the_report_says(pipeline_run):
     assert accuracy == pytest.approx(content(pipeline_run / "report" / "metrics.json")["onnx"]["top1"], abs=1e-6)
 
 
-def test_the_version_is_registered_as_champion(pipeline_run):
+def test_the_version_is_registered_as_champion(pipeline_run, store):
     gate = content(pipeline_run / "registration" / "gate.json")
     version = content(pipeline_run / "registration" / "version.json")
     assert gate["champion_after"] == gate["challenger"] == int(version["version"]) == 1
-    assert champion(pipeline_run.parent / "store") == 1
-
-
-def champion(store: Path) -> int:
-    return int(
-        MlflowClient(f"sqlite:///{store / 'mlflow.db'}").get_model_version_by_alias("gkd-student", "champion").version
-    )
-
-
-def test_a_gate_that_says_no_leaves_the_champion(pipeline_run, run, tmp_path):
-    """Another student, trained and registered by containers, is refused: that is a result, and the run is green."""
-    store = pipeline_run.parent / "store"
-    (tmp_path / "params.yaml").write_text("{}\n")
-    mounts = (f"{pipeline_run}:/run0:ro", f"{store}:{store}")
-
-    def step(*command: str) -> dict:
-        options = [f"{entry}={value}" for entry, value in SECOND.items()]
-        overrides = [word for given in options for word in ("--set", given)]
-        environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow.db'}"}
-        done = run("gkd", *command, *overrides, folder=tmp_path, mounts=mounts, **environment)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    data, teacher = ("--data", "/run0/data"), ("--teacher", "/run0/teacher")
-    references = ("--baseline", "/run0/baseline", "--kd", "/run0/kd")
-    step("distill", *data, *teacher, "--out", "student")
-    step("export", *data, *teacher, "--student", "student", "--out", "deploy")
-    step("evaluate", *data, *teacher, *references, "--student", "student", "--deploy", "deploy", "--out", "report")
-    step(
-        "register", *teacher, *references, "--student", "student", "--deploy", "deploy", "--report", "report",
-        "--out", "registration",
-    )  # fmt: skip
-    gate = content(tmp_path / "registration" / "gate.json")
-    assert not gate["passed"]
-    assert (gate["champion_before"], gate["champion_after"], gate["challenger"]) == (1, 1, 2)
     assert champion(store) == 1
 
 
-SECOND = {
-    "teacher.name": "resnet8",
-    "train.epochs": 2,
-    "train.device": "cpu",
-    "distill.options.gompertz.preset": "tuned",
-    "train.seed": 1,
-    "evaluate.latency_runs": 10,
-    "gate.max_size_mb": 0.001,
-}
+def champion(store: str) -> int:
+    return int(MlflowClient(store).get_model_version_by_alias("gkd-student", "champion").version)
+
+
+SMALL = (*SHORT, "data.train_images=200", "teacher.train.epochs=1", "train.epochs=1")
+
+
+def test_a_gate_that_says_no_leaves_the_champion_and_the_run_is_green(pipeline, pipeline_run, store, tmp_path):
+    done = pipeline(tmp_path / "out", *SMALL, "gate.max_size_mb=0.001", f"tracking.uri={store}")
+    assert done.returncode == 0, done.stderr
+    assert "the pipeline ended: SUCCEEDED" in done.stderr
+    gate = content(tmp_path / "out" / "registration" / "gate.json")
+    assert not gate["passed"]
+    assert (gate["champion_before"], gate["champion_after"], gate["challenger"]) == (1, 1, 2)
+    assert json.loads(done.stdout.splitlines()[-1])["gate"]["passed"] is False
+    assert champion(store) == 1
+
+
+def test_a_failing_step_fails_the_run_with_its_own_sentence(pipeline, tmp_path, store):
+    images = tmp_path / "images" / "cat"
+    images.mkdir(parents=True)
+    (images / "1.png").write_bytes(b"no picture")
+    given = (*SMALL, "data.source=folder", f"data.root={images.parent}", f"tracking.uri={store}")
+    done = pipeline(tmp_path / "out", *given)
+    assert done.returncode == 2
+    assert "the pipeline ended: FAILED" in done.stderr
+    assert "Traceback" not in done.stderr
+    overrides = [word for text in given for word in ("--set", text)]
+    alone = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "prepare", "--params", ROOT / "params.yaml", *overrides],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert alone.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == alone.stderr.strip().replace("gkd: ", "gkd: prepare: ")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"work", "pipeline.log"}

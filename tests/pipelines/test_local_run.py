@@ -263,6 +263,46 @@ def test_stopped_it_leaves_no_process_and_nothing_half_written(folder):
     assert left | {"baseline"} == {"data", "baseline", "work", "pipeline.log"}
 
 
+@pytest.mark.slow
+def test_a_task_that_was_killed_and_is_run_again_goes_on_where_it_was(folder, tmp_path_factory):
+    """As on a cluster, where a preempted pod is tried again with the same volume at GKD_WORK."""
+    from components import distill
+
+    epochs = 30
+    overrides = [f"train.epochs={epochs}", "references.baseline=false", "references.kd=false"]
+    command = ["pipeline", "run", *(word for given in overrides for word in ("--set", given))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", *command],
+        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        for line in process.stderr:
+            if "student " in line and "epoch 2/" in line:
+                break
+        out = folder / "pipeline-run"
+        (record,) = out.glob(".kubeflow-*/tasks/distill-*.json")
+        os.kill(read_json(record, "it")["pid"], signal.SIGKILL)
+    finally:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 2
+    assert errors.strip().splitlines()[-1].startswith("gkd: distill was killed, ")
+    assert not (out / "student").exists()
+    assert list((out / "work").rglob("*.pt")), "its checkpoint is on the volume"
+
+    done = gkd(*command, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    trained = [line for line in done.stderr.splitlines() if "student " in line and "epoch " in line]
+    assert trained[-1].split("epoch ")[1].startswith(f"{epochs}/{epochs}")
+    assert not [line for line in trained if "epoch 1/" in line], "it began anew"
+    assert not list((out / "work").rglob("*.pt"))
+
+    whole = tmp_path_factory.mktemp("never killed")
+    params = load_params(folder / "params.yaml", overrides)
+    given = {"data": out / "data", "teacher": out / "teacher"}
+    distill.run(**given, out=whole / "student", work=whole / "work", params=params)
+    assert folder_digest(out / "student") == folder_digest(whole / "student")
+
+
 def alive(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     try:
