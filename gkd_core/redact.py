@@ -20,19 +20,23 @@ def redact(text: str) -> str:
     return _PARAMETER.sub(r"\1***", text)
 
 
+_QUERY = re.compile(rf"(?i)([a-z][a-z0-9+.-]*)://[^\s'\"]*[?&#;](?:[\w.-]*{_NAME}|sig|auth)=[^&;\s'\"]")
 _USERINFO = re.compile(r"([a-z][a-z0-9+.-]*)://([^/@?#\s'\"]+)@", re.IGNORECASE)
 
 
 def address_with_secret(text: str) -> str | None:
-    """The first address in a text that has a password or a token before its host, with `***` for it; None without one.
+    """The first address in a text that has a password or a token, before its host or among its parameters.
 
-    A user's name alone is none where ssh asks for one.
+    It is told with `***` for the secret; None where there is none. A user's name alone is none where ssh asks for one.
 
     >>> address_with_secret("clone https://ghp_123@example.org/x.git")
     'https://***@…'
+    >>> address_with_secret("https://example.org/set.zip?part=1&token=ghp_123")
+    'https://…=***'
     >>> address_with_secret("ssh://git@example.org/x.git")
     """
     for scheme, user in _USERINFO.findall(text):
         if ":" in user or "ssh" not in scheme.lower():
             return f"{scheme}://***@…"
-    return None
+    named = _QUERY.search(text)
+    return f"{named[1]}://…=***" if named else None

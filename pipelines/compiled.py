@@ -57,7 +57,7 @@ def compile_pipeline(
     given = load_profile(profile) if profile else None
     refuse_no_image(image())
     if given:
-        refuse_password(given.env)
+        refuse_password(given.model_dump())
         refuse_own_store("the profile's MLFLOW_TRACKING_URI", given.env.get("MLFLOW_TRACKING_URI", ""))
     content = cluster_params(params, overrides or [], given)
     pipeline = create_pipeline(which, content, overrides or [], given)

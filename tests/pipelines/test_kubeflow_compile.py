@@ -219,7 +219,13 @@ def test_what_must_not_be_in_a_pipeline_is_refused(tmp_path, content, parts):
 def test_no_override_and_no_profile_brings_a_password_in(tmp_path):
     address = "https://me:hunter2@tracking.example"
     (tmp_path / "mine.yaml").write_text(f"env: {{MLFLOW_TRACKING_URI: '{address}'}}\n")
-    for given in ({"overrides": [f"tracking.uri={address}"]}, {"profile": str(tmp_path / "mine.yaml")}):
+    (tmp_path / "elsewhere.yaml").write_text("training: {node_selector: {pool: 'https://host/?token=hunter2'}}\n")
+    for given in (
+        {"overrides": [f"tracking.uri={address}"]},
+        {"overrides": ["teacher.source=https://example.org/teacher.pt?token=hunter2"]},
+        {"profile": str(tmp_path / "mine.yaml")},
+        {"profile": str(tmp_path / "elsewhere.yaml")},
+    ):
         with pytest.raises(GkdError, match="holds a password") as caught:
             compile_pipeline(tmp_path / "p.yaml", params=PARAMS, **given)
         assert "hunter2" not in str(caught.value)
