@@ -17,7 +17,7 @@ import typer
 
 from gkd_core.errors import GkdError
 from pipelines.commands.groups import grouped
-from pipelines.commands.options import PARAMS, Overrides, finish
+from pipelines.commands.options import PARAMS, Arguments, Overrides, finish
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster
@@ -68,10 +68,6 @@ class Task:
     package: Annotated[
         Path | None, typer.Option(help="A file of `gkd pipeline compile`; without one the pipeline is compiled now.")
     ] = None
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option("--argument", metavar="NAME=VALUE", help="An argument of the pipeline, in YAML; repeatable."),
-    ] = None
     experiment: Annotated[str, typer.Option(help="Group of runs; made when it is not there.")] = "gkd"
     upload: Annotated[
         str | None,
@@ -83,14 +79,14 @@ class Task:
     )
 
     @contextlib.contextmanager
-    def named(self, name: str) -> Iterator["Work"]:
+    def named(self, name: str, arguments: Arguments) -> Iterator["Work"]:
         """Under that name, compiled; the file is gone afterwards.
 
         What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
         """
         from pipelines.cluster_runs import Work
 
-        given = dict(argument(text) for text in self.arguments or [])
+        given = arguments.given()
         with tempfile.TemporaryDirectory() as folder:
             if self.package is None:
                 package = self._compiled(Path(folder) / "pipeline.yaml")
@@ -129,6 +125,7 @@ class Task:
 def submit(
     server: Server,
     task: Task,
+    arguments: Arguments,
     run_name: Annotated[str | None, typer.Option(help="Name of the run; else the pipeline's and the time.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 1 when it failed.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 172800,
@@ -137,7 +134,7 @@ def submit(
     """Run the pipeline on a cluster."""
     from pipelines import cluster_runs
 
-    with task.named(run_name or f"{task.which} {datetime.now():%Y-%m-%d %H-%M-%S}") as work:
+    with task.named(run_name or f"{task.which} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments) as work:
         cluster = server.connect()
         facts = cluster_runs.submit(cluster, work, say=_say)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
@@ -157,6 +154,7 @@ def schedule(
     ],
     server: Server,
     task: Task,
+    arguments: Arguments,
     name: Annotated[str | None, typer.Option(help="Name of the schedule; else the pipeline's.")] = None,
     max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Runs at a time.")] = 1,
     start: Annotated[str | None, typer.Option(help="Not before, such as 2026-12-01T00:00:00Z.")] = None,
@@ -169,7 +167,7 @@ def schedule(
     from pipelines import cluster_runs
 
     clock = cluster_runs.Clock(cron, start, end, max_concurrency, catch_up, not disable)
-    with task.named(name or task.which) as work:
+    with task.named(name or task.which, arguments) as work:
         facts = cluster_runs.schedule(server.connect(), work, clock, replace=replace, say=_say)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)
@@ -241,19 +239,6 @@ def list_runs(
         table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
     console().print(table, markup=False)
     finish(found)
-
-
-def argument(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise GkdError(f"--argument {text!r} has no value: write --argument name=value")
-    try:
-        content = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        raise GkdError(f"--argument {name}: {value!r} is not YAML; put quotes around text with signs in it") from None
-    return name.strip(), content
 
 
 def _say(line: str) -> None:

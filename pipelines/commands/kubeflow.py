@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.groups import grouped
-from pipelines.commands.options import Configuration, finish
+from pipelines.commands.options import Arguments, Configuration, finish
 
 app = typer.Typer(
     help="The steps as a Kubeflow pipeline: a file, a run here, a run on a cluster.", no_args_is_help=True
@@ -46,35 +46,23 @@ def run(
         "pipeline-run"
     ),
     pipeline: Which = "distillation",
-    data_source: Annotated[str, typer.Option(help="Replaces data.source.")] = "",
-    dvc_repo: Annotated[str, typer.Option(help="Git repository whose DVC-tracked data is read.")] = "",
-    dvc_path: Annotated[str, typer.Option(help="What to fetch from it.")] = "",
-    dvc_rev: Annotated[str, typer.Option(help="Tag, branch or commit of it; the newest without.")] = "",
-    mlflow: Annotated[str, typer.Option(help="Address of the MLflow server; replaces tracking.uri.")] = "",
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option("--argument", metavar="NAME=VALUE", help="Another argument, in YAML (sweep: seeds=[0,1,2])."),
-    ] = None,
-    user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
     *,
+    arguments: Arguments,
+    user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
     configuration: Configuration,
 ) -> None:
     """Run the pipeline on this machine, through kfp's local runner; the artifacts stay in --out."""
     if runner == "docker":
         warn_of_moving_image()
-    from pipelines.commands.cluster import argument
     from pipelines.local import run_pipeline
 
-    given = {"data_source": data_source, "mlflow": mlflow}
-    given |= {"dvc_repo": dvc_repo, "dvc_path": dvc_path, "dvc_rev": dvc_rev}
-    given |= dict(argument(text) for text in arguments or [])
     done = run_pipeline(
         runner=runner,
         params=configuration.params,
         overrides=configuration.overrides,
         out=out,
         which=pipeline,
-        arguments={name: value for name, value in given.items() if value},
+        arguments=arguments.given(),
         user=user,
     )
     from pipelines.summary import show_summary

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gkd_core.errors import GkdError
+
 if TYPE_CHECKING:
     from gkd_core.config import Params
 
@@ -43,6 +45,43 @@ class Configuration:
         from gkd_core.config import load_params
 
         return load_params(self.params, self.overrides or [])
+
+
+@dataclass
+class Arguments:
+    """A pipeline's arguments besides the configuration."""
+
+    data_source: Annotated[str, typer.Option(help="Replaces data.source.")] = ""
+    dvc_repo: Annotated[str, typer.Option(help="Git repository whose DVC-tracked data is read.")] = ""
+    dvc_path: Annotated[str, typer.Option(help="What to fetch from it.")] = ""
+    dvc_rev: Annotated[str, typer.Option(help="Tag, branch or commit of it; the newest without.")] = ""
+    mlflow: Annotated[str, typer.Option(help="Address of the MLflow server; replaces tracking.uri.")] = ""
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--argument", metavar="NAME=VALUE", help="Another argument, in YAML (sweep: seeds=[0,1,2])."),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are given, by name.
+
+        Raises:
+            GkdError: one has no value, or one that is no YAML.
+        """
+        named = {name: value for name, value in vars(self).items() if name != "arguments" and value}
+        return named | dict(_argument(text) for text in self.arguments or [])
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise GkdError(f"--argument {text!r} has no value: write --argument name=value")
+    try:
+        content = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise GkdError(f"--argument {name}: {value!r} is not YAML; put quotes around text with signs in it") from None
+    return name.strip(), content
 
 
 def finish(summary: Any) -> None:

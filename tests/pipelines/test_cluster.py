@@ -65,8 +65,9 @@ def test_the_pipeline_is_compiled_and_submitted_and_waited_for(tmp_path):
     (tmp_path / "params.yaml").write_text("train: {epochs: 1}\n")
     with KfpServer(token=SECRET) as server:
         result = gkd(
-            "submit", "--host", server.host, "--profile", "gpu", "--set", "train.epochs=2", "--argument",
-            "mlflow=http://mlflow:5000", "--run-name", "nightly", "--experiment", "digits", "--wait", "--poll", "0.05",
+            "submit", "--host", server.host, "--profile", "gpu", "--set", "train.epochs=2", "--mlflow",
+            "http://mlflow:5000", "--dvc-repo", "https://git.example.org/photos.git", "--argument", "dvc_rev=photos-1",
+            "--run-name", "nightly", "--experiment", "digits", "--wait", "--poll", "0.05",
             cwd=tmp_path, GKD_KFP_TOKEN=SECRET,
         )  # fmt: skip
     facts = answer(result)
@@ -76,7 +77,9 @@ def test_the_pipeline_is_compiled_and_submitted_and_waited_for(tmp_path):
     assert {task["state"] for task in facts["tasks"]} == {"SUCCEEDED"}
     assert run["display_name"] == "nightly"
     assert [e["display_name"] for e in server.experiments.values()] == ["digits"]
-    assert run["runtime_config"] == {"parameters": {"mlflow": "http://mlflow:5000"}}
+    assert run["runtime_config"]["parameters"] == {
+        "mlflow": "http://mlflow:5000", "dvc_repo": "https://git.example.org/photos.git", "dvc_rev": "photos-1"
+    }  # fmt: skip
     sent = run["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
     assert sent["params"]["defaultValue"] == {"train": {"epochs": 1}}
     assert sent["overrides"]["defaultValue"] == ["train.epochs=2"]
