@@ -17,7 +17,7 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
 from gkd_core.files import file_digest, read_json
 from gkd_core.redact import redact
-from gkd_core.serving.model import Found, Model
+from gkd_core.serving.model import Found, Model, Unfit
 from gkd_core.serving.reload import Source, file_mark
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class RegisteredSource:
         """The deploy folder of the version that `look` saw, copied to this machine.
 
         Raises:
-            GkdError: it came without one, the copy is damaged, or the registry does not answer.
+            Unfit: it came without one, or with one that is not what was registered, or lacks the precision.
+            GkdError: the registry does not answer.
         """
         version = self._found
         what = f"{self._address} (version {version.version})"
@@ -166,9 +167,7 @@ class RegisteredSource:
             client = self._connected()
             listed = [item.path for item in client.list_artifacts(version.run_id)] if version.run_id else []
             if DEPLOY not in listed:
-                raise GkdError(
-                    f"{what} has no deploy folder: only students that `gkd register` registered can be served"
-                )
+                raise Unfit(f"{what} has no deploy folder: only students that `gkd register` registered can be served")
             place = tempfile.TemporaryDirectory(prefix="gkd-served-", ignore_cleanup_errors=True)
             try:
                 folder = Path(client.download_artifacts(version.run_id, DEPLOY, place.name))
@@ -179,9 +178,12 @@ class RegisteredSource:
         for earlier in self._kept[:-1]:
             earlier.cleanup()
         del self._kept[:-1]
-        if file_digest(folder / "manifest.json") != dict(version.tags).get("gkd.manifest"):
-            raise GkdError(f"the deploy folder of {what} is not the one that was registered: register it again")
-        return _in_folder(folder, self._precision, version=str(version.version))
+        try:
+            if file_digest(folder / "manifest.json") != dict(version.tags).get("gkd.manifest"):
+                raise GkdError(f"the deploy folder of {what} is not the one that was registered: register it again")
+            return _in_folder(folder, self._precision, version=str(version.version))
+        except (GkdError, OSError) as error:
+            raise Unfit(str(error)) from None
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:

@@ -27,6 +27,10 @@ _DATATYPES = {
 }
 
 
+class Unfit(GkdError):
+    """The file was had whole, and what it is will not change: to fetch it again is of no use."""
+
+
 class NotRead(GkdError):
     """The file cannot be had now; nothing is said about what it holds."""
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from gkd_core.errors import GkdError
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
-from gkd_core.serving.model import Found, Model, NotRead
+from gkd_core.serving.model import Found, Model, NotRead, Unfit
 
 
 class Source(Protocol):
@@ -30,7 +30,8 @@ class Source(Protocol):
         """The model's file, on this machine.
 
         Raises:
-            GkdError: it cannot be had.
+            Unfit: it was had, and must not be served.
+            GkdError: it cannot be had now.
         """
 
 
@@ -108,6 +109,8 @@ class Served:
     def _fetch(self) -> Found:
         try:
             return self._source.fetch()
+        except Unfit:
+            raise
         except GkdError as error:
             raise NotRead(str(error)) from None
         except Exception as error:  # networks and disks raise what they like

@@ -57,3 +57,29 @@ def test_the_alias_moves_during_load(registry, start, load_on, until):
     changes = [(event["before"], event["version"]) for event in server.events("model-changed")]
     assert changes == [("1", "2"), ("2", "1")]
     assert server.metric('gkd_reloads_total{outcome="loaded"}') == 2
+
+
+def test_a_version_that_must_not_be_served_is_fetched_once(registry, monkeypatch, caplog):
+    from components.model_source import open_source
+    from gkd_core.serving.metrics import Metrics
+    from gkd_core.serving.reload import Served
+
+    uri, client, _ = registry
+    client.set_registered_model_alias("gkd-student", "candidate", "1")
+    source = open_source("models:/gkd-student@candidate", tracking_uri=uri)
+    served = Served(source, Metrics())
+    fetched = []
+    monkeypatch.setattr(source, "fetch", lambda fetch=source.fetch: fetched.append(1) or fetch())
+    run = client.get_model_version("gkd-student", "2").run_id
+    client.create_model_version("gkd-student", "elsewhere", run, tags={"gkd.manifest": "0" * 64}, await_creation_for=0)
+    client.set_registered_model_alias("gkd-student", "candidate", "3")
+    for _ in range(3):
+        assert not served.refresh()
+    assert len(fetched) == 1
+    assert [record.reason for record in caplog.records if record.msg == "model-refused"] == [
+        "the deploy folder of models:/gkd-student@candidate (version 3) is not the one that was registered: "
+        "register it again"
+    ]
+    client.set_registered_model_alias("gkd-student", "candidate", "2")
+    assert served.refresh()
+    assert served.model.version == "2"
