@@ -48,6 +48,7 @@ def serve(
     max_connections: Annotated[int, typer.Option(min=1, help="What comes on top is told 503.")] = 1000,
     header_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to send its headers.")] = 10.0,
     body_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to send its body.")] = 30.0,
+    write_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to take its answer.")] = 30.0,
     drain_seconds: Annotated[
         float, typer.Option(min=0, help="After SIGTERM: not ready, but still taking requests for so long.")
     ] = 1.0,
@@ -86,6 +87,7 @@ def serve(
             timeout=timeout,
             header_seconds=header_seconds,
             body_seconds=body_seconds,
+            write_seconds=write_seconds,
             connections=max_connections,
         ),
         max_delay=max_delay_ms / 1000,

@@ -284,6 +284,34 @@ def test_a_client_that_drips_is_cut_off_all_the_same(server):
     assert cut_off, "it was allowed to drip for ever"
 
 
+def test_a_client_that_does_not_take_its_answers_is_cut_off(start, deploy, until):
+    server = start(deploy, "--max-batch", "4096", "--queue", "65536", "--write-seconds", "1")
+    raw = np.repeat(IMAGES, 256, axis=0).tobytes()
+    entry = {"name": "image", "datatype": "UINT8", "shape": [4096, 8, 8, 1]}
+    head = json.dumps({"inputs": [entry | {"parameters": {"binary_data_size": len(raw)}}]}).encode()
+    request = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\ninference-header-content-length: %d\r\n\r\n"
+    one = request % (INFER.encode(), len(head) + len(raw), len(head)) + head + raw
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        host, _, port = server.address.partition(":")
+        client.connect((host, int(port)))
+        client.settimeout(60)
+        sent = 0
+        with contextlib.suppress(OSError):  # cut off before all are sent
+            for _ in range(16):  # answers of some 800 kB each, more than the kernel keeps for a client
+                client.sendall(one)
+                sent += 1
+        until(lambda: server.metric('gkd_connections_cut_total{reason="slow-reader"}') == 1, "it is cut off")
+        assert server.infer(IMAGES[:1]).status == 200
+        taken = 0
+        with contextlib.suppress(ConnectionResetError):
+            while part := client.recv(1 << 20):
+                taken += len(part)
+    assert sent > 1
+    assert taken < sent * 800_000
+    until(lambda: server.metric("gkd_queue_images") == 0, "nothing of it waits")
+
+
 def test_clients_that_vanish_leave_nothing_behind(server, deploy, until):
     request = b"POST " + INFER.encode() + b" HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
     whole = body(IMAGES[:4])
