@@ -21,7 +21,7 @@ from pipelines.commands.options import PARAMS, Arguments, Overrides, finish
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster
-    from pipelines.cluster_runs import Work
+    from pipelines.cluster_work import Work
 
 app = typer.Typer()
 
@@ -84,7 +84,7 @@ class Task:
 
         What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
         """
-        from pipelines.cluster_runs import Work
+        from pipelines.cluster_work import Work
 
         given = arguments.given()
         with tempfile.TemporaryDirectory() as folder:
@@ -164,11 +164,11 @@ def schedule(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of the schedule of this name.")] = False,
 ) -> None:
     """Run the pipeline on a cluster again and again, by the clock."""
-    from pipelines import cluster_runs
+    from pipelines import cluster_schedules
 
-    clock = cluster_runs.Clock(cron, start, end, max_concurrency, catch_up, not disable)
+    clock = cluster_schedules.Clock(cron, start, end, max_concurrency, catch_up, not disable)
     with task.named(name or task.which, arguments) as work:
-        facts = cluster_runs.schedule(server.connect(), work, clock, replace=replace, say=_say)
+        facts = cluster_schedules.schedule(server.connect(), work, clock, replace=replace, say=_say)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)
 
@@ -180,10 +180,9 @@ def unschedule(
     server: Server,
 ) -> None:
     """Remove a schedule; the runs it started stay."""
-    from pipelines import cluster_runs
+    from pipelines import cluster_schedules
 
-    cluster = server.connect()
-    finish(cluster_runs.unschedule(cluster, name))
+    finish(cluster_schedules.unschedule(server.connect(), name))
 
 
 @app.command()
@@ -222,12 +221,12 @@ def list_runs(
     """List the runs of a cluster, newest first, or its schedules."""
     from rich.table import Table
 
-    from pipelines import cluster_runs
+    from pipelines import cluster_runs, cluster_schedules
     from pipelines.console import console
 
     cluster = server.connect()
     if schedules:
-        found = cluster_runs.schedules(cluster, experiment=experiment)
+        found = cluster_schedules.schedules(cluster, experiment=experiment)
         columns = ("name", "cron", "enabled", "max_concurrency", "schedule_id")
     else:
         found = cluster_runs.runs(cluster, experiment=experiment, limit=limit)

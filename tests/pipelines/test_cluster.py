@@ -341,7 +341,7 @@ def certificate(tmp_path) -> Path:
 
 @pytest.fixture
 def work(package):
-    from pipelines.cluster_runs import Work
+    from pipelines.cluster_work import Work
 
     return Work(package, {"epochs": 1}, "name")
 
@@ -350,16 +350,16 @@ class TestRuns:
     def test_a_schedule_is_made_once_and_its_file_uploaded_once(self, connect, refuses, work):
         from dataclasses import replace
 
-        from pipelines import cluster_runs
+        from pipelines import cluster_schedules
 
         weekly = replace(work, name="weekly", pipeline="gkd")
         with KfpServer() as server:
             found = connect(host=server.host)
-            first = cluster_runs.schedule(found, weekly, cluster_runs.Clock("0 0 3 * * 1"))
+            first = cluster_schedules.schedule(found, weekly, cluster_schedules.Clock("0 0 3 * * 1"))
             with refuses as raised:
-                cluster_runs.schedule(found, weekly, cluster_runs.Clock("0 0 4 * * 1"))
+                cluster_schedules.schedule(found, weekly, cluster_schedules.Clock("0 0 4 * * 1"))
             assert "a schedule 'weekly' is there already" in sentence(raised)
-            second = cluster_runs.schedule(found, weekly, cluster_runs.Clock("0 0 4 * * 1"), replace=True)
+            second = cluster_schedules.schedule(found, weekly, cluster_schedules.Clock("0 0 4 * * 1"), replace=True)
             assert list(server.schedules) == [second["schedule_id"]] != [first["schedule_id"]]
             assert len(server.pipelines) == 1
             digests = [v["display_name"] for v in server.versions.values() if v["display_name"] != "gkd"]
@@ -480,7 +480,7 @@ class TestRuns:
 
     def test_unknown_names(self, connect, work):
         from gkd_core.errors import GkdError
-        from pipelines import cluster_runs
+        from pipelines import cluster_runs, cluster_schedules
 
         with KfpServer() as server:
             found = connect(host=server.host)
@@ -490,7 +490,7 @@ class TestRuns:
             with pytest.raises(GkdError, match="experiment 'gdk' is unknown; did you mean 'gkd'"):
                 cluster_runs.runs(found, experiment="gdk")
             with pytest.raises(GkdError, match="schedule 'weekly' is unknown"):
-                cluster_runs.unschedule(found, "weekly")
+                cluster_schedules.unschedule(found, "weekly")
 
     def test_somebody_elses_namespace(self, connect, refuses):
         from pipelines import cluster_runs
@@ -521,7 +521,7 @@ class TestRuns:
         ],
     )
     def test_clocks_that_make_no_sense(self, refuses, clock, parts):
-        from pipelines.cluster_runs import Clock
+        from pipelines.cluster_schedules import Clock
 
         with refuses as raised:
             Clock(**clock)
@@ -530,7 +530,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("cron", ["0 */5 1-4,22 ? JAN-MAR MON-FRI", "59 59 23 31 12 6", "@every 1h"])
     def test_clocks_that_make_sense(self, cron):
-        from pipelines.cluster_runs import Clock
+        from pipelines.cluster_schedules import Clock
 
         assert Clock(cron).cron == cron
 
@@ -568,7 +568,9 @@ class TestContent:
     )
     @pytest.mark.parametrize("scheduled", [False, True])
     def test_what_no_task_could_use_is_not_sent(self, connect, refuses, whole, arguments, parts, scheduled):
-        from pipelines.cluster_runs import Clock, Work, schedule, submit
+        from pipelines.cluster_runs import submit
+        from pipelines.cluster_schedules import Clock, schedule
+        from pipelines.cluster_work import Work
 
         with KfpServer() as server:
             found, work = connect(host=server.host), Work(whole, arguments, "name", pipeline="gkd")
@@ -584,14 +586,16 @@ class TestContent:
             assert part in said
 
     def test_an_ssh_address_holds_no_password(self, connect, whole):
-        from pipelines.cluster_runs import Work, submit
+        from pipelines.cluster_runs import submit
+        from pipelines.cluster_work import Work
 
         with KfpServer() as server:
             submit(connect(host=server.host), Work(whole, {"dvc_repo": "git@host:team/data.git"}, "name"))
             assert len(server.runs) == 1
 
     def test_what_would_be_lost_and_what_no_node_may_find_is_pointed_out(self, connect, whole):
-        from pipelines.cluster_runs import Work, submit
+        from pipelines.cluster_runs import submit
+        from pipelines.cluster_work import Work
 
         with KfpServer() as server:
             found, said = connect(host=server.host), []
@@ -612,7 +616,8 @@ class TestContent:
         ],
     )
     def test_a_profile_may_name_the_server(self, connect, tmp_path, capsys, more):
-        from pipelines.cluster_runs import Work, submit
+        from pipelines.cluster_runs import submit
+        from pipelines.cluster_work import Work
         from pipelines.compiled import compile_pipeline
 
         (tmp_path / "own.yaml").write_text(f"{more}\n")

@@ -1,0 +1,178 @@
+"""Schedules on a Kubeflow Pipelines server: a pipeline again and again, by the clock."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from gkd_core.errors import GkdError, unknown
+from pipelines.cluster import Cluster
+from pipelines.cluster_answers import PAGE, experiment_id, known_experiment_id, moment, whole
+from pipelines.cluster_work import Work, check, source_of
+
+# Of a clock's expression; Kubeflow Pipelines' own parser begins the week with 0, Sunday, and knows no 7.
+_FIELDS = (("second", 0, 59), ("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """When a schedule starts a run.
+
+    Attributes:
+        cron: six fields, seconds first, or a descriptor such as @daily; times are the server's (UTC as a rule).
+        start, end: RFC 3339 times between which it works; None is open.
+        max_concurrency: runs at a time, 1 to 10.
+        catch_up: start the runs that were missed while it was off.
+        enabled: whether it works from now on.
+    """
+
+    cron: str
+    start: str | None = None
+    end: str | None = None
+    max_concurrency: int = 1
+    catch_up: bool = False
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        fields = self.cron.split()
+        if len(fields) == 5:
+            raise GkdError(
+                f"--cron {self.cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: "
+                f"write '0 {self.cron}'"
+            )
+        if len(fields) != 6 and not self.cron.startswith("@"):
+            raise GkdError(f"--cron {self.cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
+        if not self.cron.startswith("@"):
+            for field, (name, low, high) in zip(fields, _FIELDS, strict=True):
+                _in_range(self.cron, field, name, low, high)
+        start, end = _time(self.start, "--start"), _time(self.end, "--end")
+        if start and end and end <= start:
+            raise GkdError(f"--end {self.end} is not after --start {self.start}: swap them or leave one out")
+
+
+def _in_range(cron: str, field: str, name: str, low: int, high: int) -> None:
+    """Numbers of a field; names of months and days are the server's to know."""
+    for part in field.split(","):
+        span, slash, step = part.partition("/")
+        numbers = [int(number) for number in span.split("-") if number.isdecimal()]
+        if any(not low <= number <= high for number in numbers):
+            raise GkdError(f"--cron {cron!r}: {part} is no {name}, write {low} to {high}")
+        if numbers != sorted(numbers):
+            raise GkdError(f"--cron {cron!r}: the {name}s {span} go backwards: write the smaller one first")
+        if slash and not (step.isdecimal() and int(step) > 0):
+            raise GkdError(f"--cron {cron!r}: {part} has no step of at least 1 after the /")
+
+
+def _time(text: str | None, option: str) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise GkdError(f"{option} {text!r} is not a time: write it like 2026-12-01T03:00:00Z") from None
+    if moment.tzinfo is None:
+        raise GkdError(f"{option} {text} names no time zone: add Z for UTC, or an offset such as +01:00")
+    return moment
+
+
+def schedule(
+    cluster: Cluster,
+    work: Work,
+    clock: Clock,
+    *,
+    replace: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Start a run whenever the clock says so.
+
+    A name is used once in an experiment: sending the same schedule again would run everything twice.
+
+    Raises:
+        GkdError: as `submit`; the cron expression is refused; the name is taken and `replace` is false.
+    """
+    check(work, say)
+    experiment = experiment_id(cluster, work.experiment)
+    before = [s for s in _schedules(cluster, experiment) if s.display_name == work.name]
+    if before and not replace:
+        raise GkdError(
+            f"a schedule {work.name!r} is there already in experiment {work.experiment!r}: pass --replace, or another "
+            "--name"
+        )
+    made = cluster.call(
+        cluster.client.create_recurring_run,
+        experiment_id=experiment,
+        job_name=work.name,
+        params=work.arguments,
+        enable_caching=work.caching,
+        service_account=work.service_account,
+        cron_expression=clock.cron,
+        start_time=clock.start,
+        end_time=clock.end,
+        max_concurrency=str(clock.max_concurrency),  # an int64, which the API writes as text
+        no_catchup=not clock.catch_up,
+        enabled=clock.enabled,
+        **source_of(cluster, work),
+    )
+    whole(cluster, made, "recurring_run_id")
+    for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
+        cluster.call(cluster.client.delete_recurring_run, old.recurring_run_id)
+    return describe_schedule(cluster, made)
+
+
+def unschedule(cluster: Cluster, name: str) -> dict[str, Any]:
+    """Remove the schedule of this name or identifier; runs it started stay.
+
+    Raises:
+        GkdError: there is none, or there are several of the name.
+    """
+    everything = list(_schedules(cluster))
+    found = [s for s in everything if name in (s.recurring_run_id, s.display_name)]
+    if not found:
+        raise GkdError(unknown("schedule", name, sorted({s.display_name for s in everything}) or ["none"]))
+    if len(found) > 1:
+        which = ", ".join(s.recurring_run_id for s in found)
+        raise GkdError(f"several schedules are called {name!r}: name one by its identifier ({which})")
+    cluster.call(cluster.client.delete_recurring_run, found[0].recurring_run_id)
+    return {"removed": found[0].recurring_run_id, "name": found[0].display_name}
+
+
+def schedules(cluster: Cluster, *, experiment: str | None = None) -> list[dict[str, Any]]:
+    """All schedules.
+
+    Raises:
+        GkdError: no experiment has this name.
+    """
+    identifier = None if experiment is None else known_experiment_id(cluster, experiment)
+    return [describe_schedule(cluster, found) for found in _schedules(cluster, identifier)]
+
+
+def describe_schedule(cluster: Cluster, found: Any) -> dict[str, Any]:
+    """A schedule's facts."""
+    cron = found.trigger.cron_schedule if found.trigger else None
+    return {
+        "schedule_id": found.recurring_run_id,
+        "name": found.display_name,
+        "cron": cron.cron if cron else None,
+        "start": moment(cron.start_time) if cron else None,
+        "end": moment(cron.end_time) if cron else None,
+        "max_concurrency": int(found.max_concurrency or 1),
+        "enabled": found.mode == "ENABLE",
+        "experiment_id": found.experiment_id,
+        "link": cluster.link("recurringrun", found.recurring_run_id),
+    }
+
+
+def _schedules(cluster: Cluster, experiment_id: str | None = None) -> Iterator[Any]:
+    token = ""
+    while True:
+        page = cluster.call(
+            cluster.client.list_recurring_runs,
+            page_token=token,
+            page_size=PAGE,
+            experiment_id=experiment_id,
+            namespace=cluster.namespace,
+        )
+        yield from page.recurring_runs or []
+        token = page.next_page_token or ""
+        if not token:
+            return

@@ -1,0 +1,159 @@
+"""What is to run on a cluster: a compiled pipeline and its arguments, checked before anything is sent."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import file_digest
+from pipelines.cluster import Cluster
+from pipelines.cluster_answers import named, whole
+from pipelines.compiled import LOST, has_registry, refuse_no_image, refuse_other_devices
+
+DEFAULT_EXPERIMENT = "gkd"
+# Kubeflow's kinds of parameters, as they come out of YAML; text that looks like a number must stay text.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "STRING": ((str,), "text"),
+    "NUMBER_INTEGER": ((int,), "a whole number"),
+    "NUMBER_DOUBLE": ((int, float), "a number"),
+    "BOOLEAN": ((bool,), "true or false"),
+    "LIST": ((list,), "a list"),
+    "STRUCT": ((dict,), "keys and values"),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to run: a compiled pipeline and its arguments.
+
+    Attributes:
+        package: YAML file of `gkd pipeline compile`.
+        arguments: by name; those the pipeline does not have are refused.
+        name: of the run or schedule, as the web interface shows it.
+        experiment: the group it stands in; made when it is not there.
+        pipeline: upload the file as a version of the pipeline of this name and run that; None sends the file along.
+        service_account: the cluster's account that the tasks run as; None leaves it to the server.
+        caching: False runs every task again; None leaves it to the compiled file.
+    """
+
+    package: Path
+    arguments: dict[str, Any]
+    name: str
+    experiment: str = DEFAULT_EXPERIMENT
+    pipeline: str | None = None
+    service_account: str | None = None
+    caching: bool | None = None
+
+
+def check(work: Work, say: Callable[[str], None]) -> None:
+    """See that the file is a compiled pipeline, and the arguments are its, of their types, make sense; none is missing.
+
+    Args:
+        say: told what may go wrong all the same.
+    Raises:
+        GkdError: something is not as it must be.
+    """
+    if work.package.suffix not in (".yaml", ".yml"):
+        raise GkdError(f"{work.package} is not a .yaml file: compile one with `gkd pipeline compile -o pipeline.yaml`")
+    try:
+        documents = [*yaml.safe_load_all(work.package.read_text(encoding="utf-8"))]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or "it is not YAML"
+        raise GkdError(f"{work.package} cannot be read ({reason}): compile it again") from None
+    spec = documents[0] if documents else None
+    if not isinstance(spec, dict) or "root" not in spec or "pipelineInfo" not in spec:
+        raise GkdError(f"{work.package} is not a compiled pipeline: make one with `gkd pipeline compile`")
+    refuse_password(work.arguments)
+    known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    for name, value in work.arguments.items():
+        if name not in known:
+            raise GkdError(unknown("the pipeline's argument", name, sorted(known) or ["none"]))
+        types, words = _KINDS.get(known[name].get("parameterType", ""), ((object,), ""))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
+            shown = json.dumps(value, default=str)
+            quotes = f", with quotes: --argument '{name}=\"{shown}\"'" if words == "text" else ""
+            raise GkdError(f"the pipeline's argument {name} is {shown}, but must be {words}{quotes}")
+    missing = [
+        name
+        for name, kind in known.items()
+        if name not in work.arguments and "defaultValue" not in kind and not kind.get("isOptional")
+    ]
+    if missing:
+        raise GkdError(f"the pipeline wants {', '.join(missing)}: pass --argument {missing[0]}=…")
+    given = {name: kind["defaultValue"] for name, kind in known.items() if "defaultValue" in kind} | work.arguments
+    refuse_password(given)
+    _check_content(given, documents, say)
+
+
+def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[str], None]) -> None:
+    """What the pipeline's first task would refuse, what would be lost, and images that no node may find.
+
+    Args:
+        given: the arguments with the file's defaults.
+        documents: the file's: the pipeline, and what the profile gave it.
+    """
+    executors = documents[0].get("deploymentSpec", {}).get("executors", {})
+    containers = {name: executor.get("container", {}) for name, executor in executors.items()}
+    images = sorted({container["image"] for container in containers.values() if "image" in container})
+    for image in images:
+        refuse_no_image(image)
+    if isinstance(given.get("params"), dict):
+        mlflow = given.get("mlflow", "")
+        for override in given.get("overrides", []):
+            if not isinstance(override, str):
+                raise GkdError(f"overrides has {override!r}, which is no section.key=value: write it as text")
+        params = resolve(
+            given["params"], given.get("overrides", []), data_source=given.get("data_source", ""), mlflow=mlflow
+        )
+        refuse_own_store("mlflow" if mlflow else "tracking.uri", params.tracking.uri or "")
+        accelerator = containers.get("exec-distill", {}).get("resources", {}).get("accelerator", {})
+        if count := accelerator.get("resourceCount") or accelerator.get("count"):
+            refuse_other_devices(params, int(count))
+        variables = json.dumps([container.get("env", []) for container in containers.values()] + documents[1:])
+        if "mlflow" in given and not params.tracking.uri and '"MLFLOW_TRACKING_URI"' not in variables:
+            say(f"gkd: {LOST}")
+    for image in images:
+        if not has_registry(image):
+            say(
+                f"gkd: the image {image} names no registry, so the cluster's nodes must have it already: push it and "
+                "give its whole name in GKD_IMAGE"
+            )
+
+
+def source_of(cluster: Cluster, work: Work) -> dict[str, Any]:
+    """What to run, as kfp's client takes it: the file itself, or the version it was uploaded as."""
+    if work.pipeline is None:
+        return {"pipeline_package_path": str(work.package)}
+    pipeline_id, version_id = upload(cluster, work.package, work.pipeline)
+    return {"pipeline_id": pipeline_id, "version_id": version_id}
+
+
+def upload(cluster: Cluster, package: Path, name: str) -> tuple[str, str]:
+    """The file as a version of the pipeline of this name; the same bytes are uploaded once.
+
+    Returns:
+        Identifiers of pipeline and version.
+    """
+    version = f"sha256-{file_digest(package)[:12]}"
+    listed = cluster.call(
+        cluster.client.list_pipelines, filter=named("display_name", name), namespace=cluster.namespace
+    )
+    if not listed.pipelines:
+        made = cluster.call(
+            cluster.client.upload_pipeline, str(package), pipeline_name=name, namespace=cluster.namespace
+        )
+        pipeline_id = whole(cluster, made, "pipeline_id").pipeline_id
+    else:
+        pipeline_id = listed.pipelines[0].pipeline_id
+    versions = cluster.call(
+        cluster.client.list_pipeline_versions, pipeline_id, filter=named("display_name", version)
+    ).pipeline_versions
+    if versions:
+        return pipeline_id, versions[0].pipeline_version_id
+    uploaded = cluster.call(cluster.client.upload_pipeline_version, str(package), version, pipeline_id=pipeline_id)
+    return pipeline_id, whole(cluster, uploaded, "pipeline_version_id").pipeline_version_id
