@@ -1,0 +1,59 @@
+"""`python -m benchmarks.long_json`: how long one long JSON body keeps all other requests waiting, by where it is read.
+
+A task that wants to run every millisecond stands for the others; its longest pause is told.
+"""
+
+import asyncio
+import json
+import time
+
+from gkd_core.serving import parsing
+from gkd_core.serving.parsing import Parser
+from gkd_core.serving.protocol import InferRequest
+from gkd_core.serving.tensors import TensorSpec
+
+SHAPE = (16, 224, 224, 3)
+GIVEN = {
+    "inputs": (TensorSpec("image", "UINT8", (-1, *SHAPE[1:])),),
+    "outputs": (TensorSpec("logits", "FP32", (-1, 10)),),
+    "max_batch": 64,
+}
+
+
+def nested(shape: tuple[int, ...]) -> list:
+    return [17] * shape[0] if len(shape) == 1 else [nested(shape[1:])] * shape[0]
+
+
+async def longest_pause(parser: Parser, body: bytes) -> tuple[float, float]:
+    """Seconds: of the longest pause, and of the reading as a whole."""
+    reading = asyncio.create_task(parser.parse(body, None, **GIVEN))
+    begin = last = time.perf_counter()
+    longest = 0.0
+    while not reading.done():
+        await asyncio.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    assert isinstance(reading.result(), InferRequest)
+    return longest, time.perf_counter() - begin
+
+
+def main() -> None:
+    entry = {"name": "image", "datatype": "UINT8", "shape": list(SHAPE)}
+    print("| body | read in | longest pause of others, ms | read after, ms | ratio of pauses |\n" + "|---" * 5 + "|")
+    for kind, data in (("nested", nested(SHAPE)), ("flat", [17] * (16 * 224 * 224 * 3))):
+        body = json.dumps({"inputs": [entry | {"data": data}]}, separators=(",", ":")).encode()
+        pauses: dict[str, float] = {}
+        for place, alone in (("a process", 512 << 10), ("a thread", 1 << 40)):
+            parsing.ALONE = alone
+            parser = Parser()
+            asyncio.run(longest_pause(parser, body))  # the process is started
+            found = [asyncio.run(longest_pause(parser, body)) for _ in range(5)]
+            parser.close()
+            pauses[place], whole = (sorted(column)[2] for column in zip(*found, strict=True))
+            ratio = pauses[place] / pauses["a process"]
+            size = f"{kind}, {len(body) / 2**20:.1f} MiB"
+            print(f"| {size} | {place} | {1000 * pauses[place]:,.0f} | {1000 * whole:,.0f} | {ratio:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
