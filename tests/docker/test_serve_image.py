@@ -25,12 +25,15 @@ def test_small_and_without_what_trains(serve_image):
     assert found.strip() == "True"
 
 
+LARGE = ("--max-batch", "4096", "--queue", "4096")
+
+
 @pytest.fixture(scope="module")
 def server(serve_image, pipeline_run):
     """A container that serves what the pipeline exported; the address of its port on this machine."""
     options = ["--detach", "--read-only", "--tmpfs", "/tmp", "--user", USER, "--publish", "127.0.0.1::8080"]
     options += ["--volume", f"{pipeline_run / 'deploy'}:/model:ro"]
-    name = docker("run", *options, serve_image, "/model", "--name", "student").stdout.strip()
+    name = docker("run", *options, serve_image, "/model", "--name", "student", *LARGE).stdout.strip()
     try:
         for _ in range(240):
             state = json.loads(docker("inspect", name).stdout)[0]["State"]
@@ -45,9 +48,11 @@ def server(serve_image, pipeline_run):
         docker("rm", "--force", name)
 
 
-def test_answers_the_client_as_onnxruntime_does_here(server, pipeline_run):
+@pytest.mark.parametrize("count", [16, 4096], ids=["a few", "more JSON than is read in the server itself"])
+def test_answers_the_client_as_onnxruntime_does_here(server, pipeline_run, count):
     manifest = json.loads((pipeline_run / "deploy" / "manifest.json").read_text())
-    images = np.ascontiguousarray(PreparedData.open(pipeline_run / "data").split("test").images[:16])
+    images = PreparedData.open(pipeline_run / "data").split("test").images
+    images = np.ascontiguousarray(np.resize(images, (count, *images.shape[1:])))
     session = onnxruntime.InferenceSession(pipeline_run / "deploy" / "model.onnx")
     (entry,) = session.get_inputs()
     expected = dict(zip((o.name for o in session.get_outputs()), session.run(None, {entry.name: images}), strict=True))
