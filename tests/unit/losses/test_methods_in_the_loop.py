@@ -242,7 +242,11 @@ def kept_by(cls: type) -> dict:
     return {
         name: copy.deepcopy(value)
         for name, value in vars(cls).items()
-        if not (name.startswith("__") or callable(value) or isinstance(value, property | staticmethod | classmethod))
+        if not (
+            name.startswith(("__", "_abc_"))  # Python's own; the second is how abstract classes remember subclasses
+            or callable(value)
+            or isinstance(value, property | staticmethod | classmethod)
+        )
     }
 
 
