@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from gkd_core.config import Params, parse_params
+from tests import forked
 
 
 class Project(NamedTuple):
@@ -204,11 +204,10 @@ def _onnx(file: Path, seed: int) -> None:
 def made_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A tracking database with nothing in it, and the process that made it: `gkd registry list`."""
     folder = tmp_path_factory.mktemp("store")
-    command = [sys.executable, "-m", "pipelines.cli", "registry", "list", "--params", str(folder / "params.yaml")]
     (folder / "params.yaml").write_text("{}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     address = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    made = subprocess.run(command, env=environment | address, capture_output=True, text=True, check=False)
+    made = forked.gkd("registry", "list", cwd=folder, env=environment | address)
     return folder / "mlflow.db", made
 
 

@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from gkd_core.files import folder_digest
+from tests import forked
 
 EPOCHS = 10
 PARAMS = {
@@ -23,32 +23,27 @@ PARAMS = {
     "train": {"epochs": EPOCHS, "device": "cpu", "ema_decay": 0.9},
 }
 
-# Runs `gkd`, and kills itself with SIGKILL in the middle of writing the n-th checkpoint.
-KILLS_ITSELF = textwrap.dedent(
-    """
-    import os, signal, sys
+
+def kills_itself(moment: str, nth: str, *arguments: str) -> None:
+    """`gkd`, which kills itself with SIGKILL in the middle of writing the n-th checkpoint."""
     from gkd_core.training import checkpoint
-    moment, nth = sys.argv[1], int(sys.argv[2])
-    del sys.argv[1:3]
+
     write, written = checkpoint.write_bytes, 0
 
-    def write_or_die(path, content):
-        global written
+    def write_or_die(path: Path, content: bytes) -> None:
+        nonlocal written
         written += 1
-        if written == nth and moment == "half":
+        if written == int(nth) and moment == "half":
             path.with_name(f".{path.name}.{os.getpid()}.tmp").write_bytes(content[: len(content) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-        if written == nth and moment == "unflushed":
+        if written == int(nth) and moment == "unflushed":
             os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
         write(path, content)
-        if written == nth and moment == "written":
+        if written == int(nth) and moment == "written":
             os.kill(os.getpid(), signal.SIGKILL)
 
     checkpoint.write_bytes = write_or_die
-    from pipelines.cli import main
-    main()
-    """
-)
+    forked.command(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +59,17 @@ def command(digits: Path, teacher: Path, params_file: Path, folder: Path, method
             "--set", f"distill.method={method}"]  # fmt: skip
 
 
-def start(arguments: list[str], *, kill: tuple[str, int] | None = None) -> subprocess.Popen:
-    program = ["-c", KILLS_ITSELF, kill[0], str(kill[1])] if kill else ["-m", "pipelines.cli"]
+def start(arguments: list[str]) -> subprocess.Popen:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *program, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-                            text=True, env=environment)  # fmt: skip
+    return subprocess.Popen([sys.executable, "-m", "pipelines.cli", *arguments], stderr=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True, env=environment)  # fmt: skip
+
+
+def finished(arguments: list[str], folder: Path) -> str:
+    """What it said on stderr."""
+    done = forked.gkd(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +79,7 @@ def uninterrupted(tmp_path_factory, digits, teacher, params_file) -> Callable[[s
     @functools.cache
     def digest(method: str) -> str:
         folder = tmp_path_factory.mktemp("whole")
-        process = start(command(digits, teacher, params_file, folder, method))
-        _, errors = process.communicate(timeout=250)
-        assert process.returncode == 0, errors
+        finished(command(digits, teacher, params_file, folder, method), folder)
         assert not list((folder / "work").rglob("*.pt")), "the checkpoint of a finished training stays behind"
         return folder_digest(folder / "student")
 
@@ -95,7 +94,7 @@ def test_killed_at_random_moments(method, tmp_path, digits, teacher, params_file
     moments = random.Random(seed)
     arguments = command(digits, teacher, params_file, tmp_path, method)
     killed = 0
-    while killed < 3:
+    while killed < 2:
         process = start(arguments)
         for line in process.stderr:
             if "epoch" in line:  # it trains now
@@ -108,9 +107,7 @@ def test_killed_at_random_moments(method, tmp_path, digits, teacher, params_file
         killed += 1
         assert not (tmp_path / "student").exists(), "half a folder was left under the final name"
     assert killed >= 1
-    process = start(arguments)
-    _, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors
+    errors = finished(arguments, tmp_path)
     assert f"epoch 1/{EPOCHS}" not in errors, "it began anew instead of going on"
     assert folder_digest(tmp_path / "student") == uninterrupted(method)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "work"], "a kill left something beside"
@@ -120,12 +117,8 @@ def test_killed_at_random_moments(method, tmp_path, digits, teacher, params_file
 @pytest.mark.parametrize("moment", ["half", "unflushed", "written"])
 def test_killed_while_a_checkpoint_is_being_written(moment, tmp_path, digits, teacher, params_file, uninterrupted):
     arguments = command(digits, teacher, params_file, tmp_path)
-    process = start(arguments, kill=(moment, 4))
-    process.communicate(timeout=250)
-    assert process.returncode == -signal.SIGKILL
-    process = start(arguments)
-    _, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors
+    assert forked.run(kills_itself, moment, "4", *arguments, cwd=tmp_path).returncode == -signal.SIGKILL
+    errors = finished(arguments, tmp_path)
     resumed_at = 5 if moment == "written" else 4
     assert f"epoch {resumed_at}/{EPOCHS}" in errors
     assert f"epoch {resumed_at - 1}/{EPOCHS}" not in errors
@@ -134,9 +127,6 @@ def test_killed_while_a_checkpoint_is_being_written(moment, tmp_path, digits, te
 
 def test_another_configuration_never_resumes_an_old_run(tmp_path, digits, teacher, params_file):
     arguments = command(digits, teacher, params_file, tmp_path)
-    process = start(arguments, kill=("written", 2))
-    process.communicate(timeout=250)
-    process = start([*arguments, "--set", "train.seed=1", "--set", "train.epochs=1"])
-    _, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors
+    assert forked.run(kills_itself, "written", "2", *arguments, cwd=tmp_path).returncode == -signal.SIGKILL
+    errors = finished([*arguments, "--set", "train.seed=1", "--set", "train.epochs=1"], tmp_path)
     assert "epoch 1/1" in errors

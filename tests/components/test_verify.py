@@ -21,6 +21,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest, json_digest, seal, write_json
 from gkd_core.models.network import load_network, save_network
 from gkd_core.verify import FOLDERS, Broken
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 STEPS = ("data", "teacher", "baseline", "kd", "student", "deploy", "report")
@@ -65,10 +66,7 @@ def broken(root: Path | str, **more) -> str:
 
 def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=250,
-        env=kept | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    return forked.gkd(*arguments, cwd=cwd, env=kept)
 
 
 def test_a_run_holds_from_the_data_to_the_registry(whole):

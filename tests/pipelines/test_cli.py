@@ -12,15 +12,13 @@ import yaml
 
 from gkd_core.arrangements import ARRANGEMENTS
 from gkd_core.methods import METHODS
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 
 
 def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=250,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"},
-    )  # fmt: skip
+    return forked.gkd(*arguments, cwd=cwd, env=os.environ | {"COLUMNS": "200"})
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import re
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.pipelines.kfp_server import KfpServer, misfit
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +21,7 @@ SECRET = "s3cr3t-t0k3n"
 
 def gkd(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("KF_PIPELINES", "GKD_", "HTTP", "http"))}
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "pipeline", *arguments], cwd=cwd, capture_output=True, text=True,
-        timeout=120, env=kept | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "HOME": str(cwd)} | environment,
-    )  # fmt: skip
+    return forked.gkd("pipeline", *arguments, cwd=cwd, env=kept | {"COLUMNS": "200", "HOME": str(cwd)} | environment)
 
 
 def answer(result: subprocess.CompletedProcess[str], code: int = 0):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,8 @@ import onnxruntime
 import pytest
 import yaml
 from PIL import Image
+
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"grün": (40, 180, 60), "rot": (200, 40, 40), "blau": (40, 60, 200)}
@@ -60,11 +60,8 @@ def test_every_step_on_a_folder_of_images(tmp_path):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS, allow_unicode=True))
 
     def gkd(*arguments: str) -> dict:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-        result = subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *arguments],
-            cwd=tmp_path, capture_output=True, text=True, timeout=280, env=environment,
-        )  # fmt: skip
+        environment = os.environ | {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+        result = forked.gkd(*arguments, cwd=tmp_path, env=environment)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.splitlines()[-1])
 

@@ -15,6 +15,7 @@ from kfp import dsl
 
 from gkd_core.config import load_params
 from gkd_core.files import file_digest, folder_digest, read_json
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 MODEL = "gkd-student"
@@ -32,10 +33,7 @@ PARAMS = {
 
 
 def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=1500,
-        env=environment(),
-    )  # fmt: skip
+    return forked.gkd(*arguments, cwd=cwd, env=environment(), timeout=1500)
 
 
 def environment() -> dict[str, str]:

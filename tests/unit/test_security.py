@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gkd_core.redact import redact
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("gkd_core", "components", "pipelines", "benchmarks")
@@ -224,9 +225,6 @@ def test_a_run_does_not_write_down_the_password_it_was_started_with(tmp_path: Pa
 )
 def test_an_error_does_not_repeat_the_password(setting: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("{}")
-    command = [sys.executable, "-m", "pipelines.cli", "registry", "list", "--set", setting]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}
-    )
+    result = forked.gkd("registry", "list", "--set", setting, cwd=tmp_path, env={"PATH": ""})
     assert result.returncode == 2, result.stderr
     assert SECRET not in result.stdout + result.stderr
