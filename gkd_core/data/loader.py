@@ -1,6 +1,5 @@
 """Batches on the device: the whole split resident there when it fits, streamed from the memory map when not."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -10,12 +9,10 @@ import torch
 from torch import Tensor
 
 from gkd_core.data.augment import Augmentation, crop_and_flip, cut_out, mix
+from gkd_core.data.memory import fits
 from gkd_core.data.prepared import Split
 from gkd_core.data.shards import ALONE, Shards
 from gkd_core.errors import GkdError
-
-# What is left is for weights, activations and whoever else is on the device.
-RESIDENT_SHARE_OF_FREE_MEMORY = 0.25
 
 
 class Batch(NamedTuple):
@@ -206,23 +203,6 @@ class Loader:
         if draws.centres is not None:
             images = cut_out(images, draws.centres, self.augmentation.cutout, self._fill)
         return images
-
-
-def fits(size_bytes: int, device: torch.device) -> bool:
-    """Whether a split of this size may live on the device: a quarter of the memory that is free now."""
-    return size_bytes <= RESIDENT_SHARE_OF_FREE_MEMORY * _free_bytes(device)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    page = os.sysconf("SC_PAGE_SIZE")
-    try:
-        return page * os.sysconf("SC_AVPHYS_PAGES")
-    except ValueError:  # macOS does not tell what is free
-        return page * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _bounds(count: int, batch_size: int, *, drop_last: bool, smallest: int) -> tuple[tuple[int, int], ...]:
