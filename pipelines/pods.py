@@ -8,9 +8,10 @@ from kfp.dsl import PipelineTask
 
 from components.image import image
 from components.kubeflow import steps
-from pipelines.profile import TRAINING, Profile
+from pipelines.profile import TRAINING, Profile, Retries
 
 MARGIN_SECONDS = 600  # for a task that waits for a TrainJob: to copy its inputs and its result, and to tell of its end
+WAITING_SECONDS = 86400  # that a try may wait for a node and the image; it counts where tries are counted
 
 
 def configure(task: PipelineTask, step: str, profile: Profile | None) -> PipelineTask:
@@ -41,15 +42,16 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
         )
     # A task that waits for a TrainJob waits as long as the training may take.
     patient = profile.training if step in TRAINING else pod
+    elsewhere = profile.nodes is not None and step in TRAINING
+    deadline = patient.timeout_seconds + (MARGIN_SECONDS if elsewhere else 0)
+    kubernetes.set_timeout(task, deadline)
     if patient.retries.count:
         task.set_retry(
             num_retries=patient.retries.count,
             backoff_duration=f"{patient.retries.backoff_seconds}s",
             backoff_factor=patient.retries.backoff_factor,
-            backoff_max_duration=f"{patient.retries.longest_backoff_seconds}s",
+            backoff_max_duration=f"{retry_window(patient.retries, deadline)}s",
         )
-    elsewhere = profile.nodes is not None and step in TRAINING
-    kubernetes.set_timeout(task, patient.timeout_seconds + (MARGIN_SECONDS if elsewhere else 0))
     if profile.work and step in TRAINING:
         kubernetes.mount_pvc(task, pvc_name=profile.work.claim, mount_path=profile.work.mount)
         task.set_env_variable("GKD_WORK", profile.work.mount)
@@ -72,6 +74,19 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
         run_as_non_root=True,
     )
     return task
+
+
+def retry_window(retries: Retries, deadline: int) -> int:
+    """Seconds from the first try's beginning in which the last one must have ended.
+
+    Kubeflow makes Argo's `retryStrategy.backoff.maxDuration` of it, which limits no single pause but all tries together,
+    with their waiting for a node (kubeflow/pipelines issue 14245): a try that begins later never does.
+
+    Args:
+        retries: how often, with which pauses.
+        deadline: seconds after which one try is stopped.
+    """
+    return (retries.count + 1) * (deadline + WAITING_SECONDS) + retries.pauses_seconds
 
 
 def trained_by(step: str, profile: Profile | None) -> Callable[..., PipelineTask]:

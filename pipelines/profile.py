@@ -108,10 +108,17 @@ class Retries(_Part):
     """Further tries; 0 is none."""
     backoff_seconds: Annotated[int, Field(ge=0)] = 60
     """Pause before the first."""
-    backoff_factor: Annotated[float, Field(ge=1.0)] = 2.0
-    """Each pause is so many times the one before."""
-    longest_backoff_seconds: Annotated[int, Field(ge=1)] = 3600
-    """Pauses grow no longer."""
+    backoff_factor: Annotated[int, Field(ge=1, le=10)] = 2
+    """Each pause is so many times the one before; a whole number, since Argo reads no other."""
+
+    @property
+    def pauses_seconds(self) -> int:
+        """All pauses together.
+
+        >>> Retries(count=3, backoff_seconds=60).pauses_seconds
+        420
+        """
+        return sum(self.backoff_seconds * self.backoff_factor**number for number in range(self.count))
 
 
 class Pod(_Part):

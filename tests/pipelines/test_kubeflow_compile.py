@@ -100,7 +100,8 @@ def test_the_profile_is_in_it(gpu):
         assert pods[f"exec-{name}"]["imagePullPolicy"] == "IfNotPresent"
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     assert tasks["teacher"]["retryPolicy"] == {
-        "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0, "backoffMaxDuration": "1800s",
+        "maxRetryCount": 3, "backoffDuration": "60s", "backoffFactor": 2.0,
+        "backoffMaxDuration": f"{4 * (86400 + 86400) + 60 + 120 + 240}s",
     }  # fmt: skip
     assert all("retryPolicy" in task for task in tasks.values())
     assert not tasks["register"]["cachingOptions"].get("enableCache")
@@ -164,6 +165,30 @@ def test_each_profile_compiles(tmp_path, profile):
     assert spec["pipelineInfo"]["name"] == "gkd-distillation"
     assert bool(platform) == (profile is not None)
     load_component_from_file(str(tmp_path / "p.yaml"))
+
+
+@pytest.mark.parametrize("which", ["distillation", "sweep"])
+@pytest.mark.parametrize("profile", names())
+def test_every_try_of_every_task_has_time_to_end(tmp_path, profile, which):
+    """Argo's maxDuration limits all tries together, from the beginning of the first."""
+    if (which, profile) == ("sweep", "multi-node"):
+        return  # which is refused
+    spec, platform = compiled(tmp_path / "p.yaml", profile=profile, which=which)
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    seen = set()
+    for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]:
+        for name, task in dag["tasks"].items():
+            pod = pods.get(f"exec-{name}")
+            if pod is None:  # a loop
+                continue
+            policy = task["retryPolicy"]
+            tries, factor = policy["maxRetryCount"] + 1, policy["backoffFactor"]
+            pause, window = (int(policy[key].removesuffix("s")) for key in ("backoffDuration", "backoffMaxDuration"))
+            pauses = sum(pause * factor**number for number in range(policy["maxRetryCount"]))
+            assert window >= tries * int(pod["activeDeadlineSeconds"]) + pauses, name
+            assert factor == int(factor), "Argo reads whole numbers"
+            seen.add(name)
+    assert seen >= ({"teacher", "distill", "prepare"} if which == "distillation" else {"teacher", "contend"})
 
 
 def test_several_accelerators_are_asked_for_and_used(tmp_path):
