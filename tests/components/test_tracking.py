@@ -4,12 +4,9 @@ import contextlib
 import http.server
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from gkd_core.config import Tracking, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest
 from gkd_core.models.network import load_network
+from tests.mlflow_server import MlflowServer, free_port
 
 
 @pytest.fixture(autouse=True)
@@ -31,12 +29,6 @@ def _no_surroundings(monkeypatch):
 
 def settings(uri: str, attempts: int = 1) -> Tracking:
     return parse_params({"tracking": {"uri": uri, "attempts": attempts}}).tracking
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 # The address.
@@ -181,47 +173,11 @@ def test_answers_of_the_wrong_kind(status, body, sentence):
 # A real server.
 
 
-class Server:
-    """`mlflow server` on a database, to be started and killed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1",
-                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=environment, cwd=self.folder, start_new_session=True
-            )
-        while True:
-            assert self.process.poll() is None, (self.folder / "server.log").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-            time.sleep(0.2)
-
-    def send(self, what: int) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, what)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.send(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory, empty_store) -> Iterator[Server]:
+def server(tmp_path_factory, empty_store) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
-    running = Server(folder)
+    running = MlflowServer(folder)
     running.start()
     yield running
     running.kill()
