@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gkd_core import __version__
-from tests.docker.containers import ROOT, SHORT, USER, docker
+from tests.docker.containers import EPOCHS, ROOT, SHORT, USER, docker
 
 GKD = [sys.executable, "-m", "pipelines.cli"]
 
@@ -94,7 +94,7 @@ def store(tmp_path_factory) -> str:
 def pipeline_run(pipeline, store, tmp_path_factory) -> Path:
     """What a run with two epochs left."""
     out = tmp_path_factory.mktemp("pipeline") / "out"
-    done = pipeline(out, *SHORT, "teacher.train.epochs=2", "train.epochs=2", f"tracking.uri={store}")
+    done = pipeline(out, *SHORT, *EPOCHS, f"tracking.uri={store}")
     log = out / "pipeline.log"
     if done.returncode:
         pytest.fail(f"{done.stderr[-4000:]}\n{log.read_text()[-6000:] if log.exists() else ''}", pytrace=False)

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCKER = os.environ.get("DOCKER", "docker")
 USER = "54321:54321"  # a uid that no passwd file knows
+EPOCHS = ("teacher.train.epochs=2", "train.epochs=2")
 SHORT = ("teacher.name=resnet8", "train.device=cpu", "teacher.train.device=cpu", "evaluate.latency_runs=10")
 
 

@@ -1,7 +1,10 @@
 """The serve image: small, without torch, and it answers the protocol's own client as any user on a read-only root."""
 
+import contextlib
 import json
+import os
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import onnxruntime
@@ -9,7 +12,9 @@ import pytest
 from tritonclient import http
 
 from gkd_core.data.prepared import PreparedData
-from tests.docker.containers import USER, docker, image_facts
+from tests import forked
+from tests.docker.containers import EPOCHS, SHORT, USER, docker, image_facts
+from tests.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.docker
 
@@ -25,15 +30,15 @@ def test_small_and_without_what_trains(serve_image):
     assert found.strip() == "True"
 
 
+INPUTS = ("teacher", "baseline", "kd", "student", "deploy", "report")
 LARGE = ("--max-batch", "4096", "--queue", "4096")
 
 
-@pytest.fixture(scope="module")
-def server(serve_image, pipeline_run):
-    """A container that serves what the pipeline exported; the address of its port on this machine."""
-    options = ["--detach", "--read-only", "--tmpfs", "/tmp", "--user", USER, "--publish", "127.0.0.1::8080"]
-    options += ["--volume", f"{pipeline_run / 'deploy'}:/model:ro"]
-    name = docker("run", *options, serve_image, "/model", "--name", "student", *LARGE).stdout.strip()
+@contextlib.contextmanager
+def running(*options: str) -> Iterator[str]:
+    """A container as nobody in particular, on a root that cannot be written; its name, once it is healthy."""
+    fixed = ["--detach", "--read-only", "--tmpfs", "/tmp", "--user", USER]
+    name = docker("run", *fixed, *options).stdout.strip()
     try:
         for _ in range(240):
             state = json.loads(docker("inspect", name).stdout)[0]["State"]
@@ -43,9 +48,44 @@ def server(serve_image, pipeline_run):
         if not state["Running"] or state["Health"]["Status"] != "healthy":
             logs = docker("logs", name)
             pytest.fail(f"{state}\n{logs.stdout}\n{logs.stderr}")
-        yield docker("port", name, "8080").stdout.strip()
+        yield name
     finally:
         docker("rm", "--force", name)
+
+
+@pytest.fixture(scope="module")
+def server(serve_image, pipeline_run) -> Iterator[str]:
+    """A container that serves what the pipeline exported; the address of its port on this machine."""
+    folder = ("--volume", f"{pipeline_run / 'deploy'}:/model:ro")
+    with running("--publish", "127.0.0.1::8080", *folder, serve_image, "/model", "--name", "student", *LARGE) as name:
+        yield docker("port", name, "8080").stdout.strip()
+
+
+def test_the_champion_of_a_tracking_server_is_served(serve_image, pipeline_run, tmp_path):
+    """By mlflow-skinny, from a server that hands artifacts on; the container sees nothing of this machine's folders."""
+    registry = MlflowServer(tmp_path)
+    registry.start()
+    try:
+        folders = [word for name in INPUTS for word in (f"--{name}", str(pipeline_run / name))]
+        (tmp_path / "params.yaml").write_text("{}")
+        address = f"tracking.uri={registry.uri}"
+        settings = [word for given in (*SHORT, *EPOCHS, address) for word in ("--set", given)]
+        done = forked.gkd("register", *folders, *settings, cwd=tmp_path, env=without_mlflow())
+        assert done.returncode == 0, done.stderr
+        options = ("--network", "host", serve_image)
+        with running(*options, "models:/gkd-student@champion", "--tracking-uri", registry.uri) as name:
+            facts = http.InferenceServerClient("127.0.0.1:8080").get_model_metadata("gkd-student")
+            docker("stop", name)  # SIGTERM
+            assert json.loads(docker("inspect", name).stdout)[0]["State"]["ExitCode"] == 0
+    finally:
+        registry.kill()
+    manifest = json.loads((pipeline_run / "deploy" / "manifest.json").read_text())
+    assert facts["versions"] == ["1"]
+    assert facts["parameters"]["model_sha256"] == manifest["model"]["sha256"]
+
+
+def without_mlflow() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
 
 
 @pytest.mark.parametrize("count", [16, 4096], ids=["a few", "more JSON than is read in the server itself"])
