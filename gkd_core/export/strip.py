@@ -2,9 +2,15 @@
 
 import onnx
 
+OLDEST_IR = 8  # what opset 18 came with; onnxruntime reads it since 1.14, while 1.15 still refuses the exporter's 10
+
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove source lines, stack traces, tool versions, intermediate shapes and operator sets that no node uses."""
+    """Remove source lines, stack traces, tool versions, intermediate shapes and operator sets that no node uses.
+
+    The file's format (`ir_version`) becomes the oldest that has its operator sets, since the exporter and the quantiser
+    take the newest they know and older runtimes then refuse what they could run.
+    """
     model.producer_name, model.producer_version = "gkd", ""
     model.doc_string = ""
     model.domain = ""
@@ -22,6 +28,8 @@ def strip(model: onnx.ModelProto) -> None:
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    standard = [entry for entry in kept if entry.domain == ""]
+    model.ir_version = max(OLDEST_IR, onnx.helper.find_min_ir_version_for(standard, ignore_unknown=True))
 
 
 def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:

@@ -15,6 +15,7 @@ from gkd_core.export.half import to_half
 from gkd_core.export.onnx import InputForm, export_onnx
 from gkd_core.export.quantise import _first_convolutions, quantise, stratified_pick
 from gkd_core.export.session import run_session, session
+from gkd_core.export.strip import strip
 from gkd_core.files import file_digest
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -104,6 +105,21 @@ def test_weights_are_int8_per_channel_within_half_a_step_of_float32(source: Path
         assert np.abs(values.astype(int)).max() <= 64  # 7 bits: products of 8 bits overflow CPUs without VNNI
         error = np.abs(values * steps[:, None, None, None] - original[name])
         assert (error <= 0.5001 * steps[:, None, None, None]).all()
+
+
+def test_both_smaller_files_are_of_the_format_that_older_servers_open(source: Path, int8: Path, tmp_path: Path) -> None:
+    to_half(source, tmp_path / "fp16.onnx")
+    assert [onnx.load(path).ir_version for path in (source, int8, tmp_path / "fp16.onnx")] == [8, 8, 8]
+
+
+@pytest.mark.parametrize(("opset", "expected"), [(18, 8), (19, 9), (21, 10)])
+def test_the_format_is_the_oldest_that_has_the_operator_set(opset: int, expected: int) -> None:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch"]) for name in ("image", "logits")]
+    graph = helper.make_graph([helper.make_node("Neg", ["image"], ["logits"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=13)
+    strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ir_version == expected
 
 
 def test_full_range_is_there_for_who_asks(source: Path, images: np.ndarray, tmp_path: Path) -> None:
