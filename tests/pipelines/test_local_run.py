@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -267,30 +268,40 @@ def test_a_task_that_was_killed_and_is_run_again_goes_on_where_it_was(folder, tm
     from components import distill
 
     epochs = 30
+    out = folder / "pipeline-run"
     overrides = [f"train.epochs={epochs}", "references.baseline=false", "references.kd=false"]
-    command = ["pipeline", "run", *(word for given in overrides for word in ("--set", given))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", *command],
-        cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        for line in process.stderr:
-            if "student " in line and "epoch 2/" in line:
-                break
-        out = folder / "pipeline-run"
+
+    def until(said: str, stop: Callable[[subprocess.Popen], None]) -> tuple[int, list[str]]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "pipeline", "run", *(f"--set={given}" for given in overrides)],
+            cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        lines = []
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if said in line:
+                    break
+            stop(process)
+        finally:
+            _, errors = process.communicate(timeout=600)
+        return process.returncode, [*lines, *errors.splitlines()]
+
+    def kill_the_task(_: subprocess.Popen) -> None:
         (record,) = out.glob(".kubeflow-*/tasks/distill-*.json")
         os.kill(read_json(record, "it")["pid"], signal.SIGKILL)
-    finally:
-        _, errors = process.communicate(timeout=600)
-    assert process.returncode == 2
-    assert errors.strip().splitlines()[-1].startswith("gkd: distill was killed, ")
+
+    code, lines = until("(gompertz)  epoch 2/", kill_the_task)
+    assert code == 2
+    assert lines[-1].startswith("gkd: distill was killed, ")
     assert not (out / "student").exists()
     assert list((out / "work").rglob("*.pt")), "its checkpoint is on the volume"
 
-    done = gkd(*command, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    trained = [line for line in done.stderr.splitlines() if "student " in line and "epoch " in line]
-    assert trained[-1].split("epoch ")[1].startswith(f"{epochs}/{epochs}")
+    # The second time it is stopped once the student is there: what comes after is not looked at here.
+    code, lines = until("export …", lambda process: process.send_signal(signal.SIGTERM))
+    assert code == 128 + signal.SIGTERM
+    trained = [line for line in lines if "(gompertz)  epoch " in line]
+    assert f"epoch {epochs}/{epochs}" in trained[-1]
     assert not [line for line in trained if "epoch 1/" in line], "it began anew"
     assert not list((out / "work").rglob("*.pt"))
 
