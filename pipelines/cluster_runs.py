@@ -9,7 +9,7 @@ from typing import Any
 from gkd_core.errors import GkdError
 from pipelines.cluster import Cluster, ClusterError
 from pipelines.cluster_answers import PAGE, experiment_id, known_experiment_id, moment, named, whole
-from pipelines.cluster_work import Work, check, source_of
+from pipelines.cluster_work import Work, as_sent, check, source_of
 
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 PATIENCE = 10  # questions in a row that may go unanswered while a run is waited for
@@ -34,16 +34,16 @@ def submit(cluster: Cluster, work: Work, *, say: Callable[[str], None] = lambda 
         GkdError: the file is not a compiled pipeline, an argument is not its, or the server refuses.
     """
     check(work, say)
-    source = source_of(cluster, work)
-    run = cluster.call(
-        cluster.client.run_pipeline,
-        experiment_id=experiment_id(cluster, work.experiment),
-        job_name=work.name,
-        params=work.arguments,
-        enable_caching=work.caching,
-        service_account=work.service_account,
-        **source,
-    )
+    with as_sent(work) as sent:
+        source = source_of(cluster, sent)
+        run = cluster.call(
+            cluster.client.run_pipeline,
+            experiment_id=experiment_id(cluster, work.experiment),
+            job_name=work.name,
+            params=work.arguments,
+            service_account=work.service_account,
+            **source,
+        )
     return describe(cluster, whole(cluster, run, "run_id"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from gkd_core.errors import GkdError, unknown
 from pipelines.cluster import Cluster
 from pipelines.cluster_answers import PAGE, experiment_id, known_experiment_id, moment, whole
-from pipelines.cluster_work import Work, check, source_of
+from pipelines.cluster_work import Work, as_sent, check, source_of
 
 # Of a clock's expression; Kubeflow Pipelines' own parser begins the week with 0, Sunday, and knows no 7.
 _FIELDS = (("second", 0, 59), ("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
@@ -98,21 +98,21 @@ def schedule(
             f"a schedule {work.name!r} is there already in experiment {work.experiment!r}: pass --replace, or another "
             "--name"
         )
-    made = cluster.call(
-        cluster.client.create_recurring_run,
-        experiment_id=experiment,
-        job_name=work.name,
-        params=work.arguments,
-        enable_caching=work.caching,
-        service_account=work.service_account,
-        cron_expression=clock.cron,
-        start_time=clock.start,
-        end_time=clock.end,
-        max_concurrency=str(clock.max_concurrency),  # an int64, which the API writes as text
-        no_catchup=not clock.catch_up,
-        enabled=clock.enabled,
-        **source_of(cluster, work),
-    )
+    with as_sent(work) as sent:
+        made = cluster.call(
+            cluster.client.create_recurring_run,
+            experiment_id=experiment,
+            job_name=work.name,
+            params=work.arguments,
+            service_account=work.service_account,
+            cron_expression=clock.cron,
+            start_time=clock.start,
+            end_time=clock.end,
+            max_concurrency=str(clock.max_concurrency),  # an int64, which the API writes as text
+            no_catchup=not clock.catch_up,
+            enabled=clock.enabled,
+            **source_of(cluster, sent),
+        )
     whole(cluster, made, "recurring_run_id")
     for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
         cluster.call(cluster.client.delete_recurring_run, old.recurring_run_id)

@@ -1,8 +1,10 @@
 """What is to run on a cluster: a compiled pipeline and its arguments, checked before anything is sent."""
 
+import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ class Work:
         experiment: the group it stands in; made when it is not there.
         pipeline: upload the file as a version of the pipeline of this name and run that; None sends the file along.
         service_account: the cluster's account that the tasks run as; None leaves it to the server.
-        caching: False runs every task again; None leaves it to the compiled file.
+        caching: False runs every task again, whatever the compiled file says; True leaves it to the file.
     """
 
     package: Path
@@ -47,7 +49,7 @@ class Work:
     experiment: str = DEFAULT_EXPERIMENT
     pipeline: str | None = None
     service_account: str | None = None
-    caching: bool | None = None
+    caching: bool = True
 
 
 def check(work: Work, say: Callable[[str], None]) -> None:
@@ -88,6 +90,8 @@ def check(work: Work, say: Callable[[str], None]) -> None:
     given = {name: kind["defaultValue"] for name, kind in known.items() if "defaultValue" in kind} | work.arguments
     refuse_password(given)
     _check_content(given, documents, say)
+    if work.caching:
+        _point_out_what_moves(given, say)
 
 
 def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[str], None]) -> None:
@@ -123,6 +127,42 @@ def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[s
                 f"gkd: the image {image} names no registry, so the cluster's nodes must have it already: push it and "
                 "give its whole name in GKD_IMAGE"
             )
+
+
+def _point_out_what_moves(given: dict[str, Any], say: Callable[[str], None]) -> None:
+    """What has the same name though it is another thing tomorrow: the cluster's cache goes by names."""
+    if given.get("dvc_repo") and not given.get("dvc_rev"):
+        say(
+            "gkd: dvc_repo is given without dvc_rev, so the cluster's cache takes the images of an earlier run though "
+            "there are newer ones: name a tag or a commit, or pass --no-cache"
+        )
+    if isinstance(given.get("params"), dict):
+        source = resolve(given["params"], given.get("overrides", [])).teacher.source or ""
+        if source.startswith("models:/") and "@" in source:
+            say(
+                f"gkd: teacher.source is {source}, and the cluster's cache takes the teacher that an earlier run found "
+                "there: name a version (models:/NAME/NUMBER), or pass --no-cache"
+            )
+
+
+@contextlib.contextmanager
+def as_sent(work: Work) -> Iterator[Work]:
+    """The work with the file that is sent; without caching that is a copy in which no task has any.
+
+    kfp's own option reaches the tasks on top alone, and no file that is uploaded.
+    """
+    if work.caching:
+        yield work
+        return
+    documents = [*yaml.safe_load_all(work.package.read_text(encoding="utf-8"))]
+    spec = documents[0]
+    for part in [spec["root"], *spec.get("components", {}).values()]:
+        for task in part.get("dag", {}).get("tasks", {}).values():
+            task["cachingOptions"] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "pipeline.yaml"
+        package.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
+        yield replace(work, package=package)
 
 
 def source_of(cluster: Cluster, work: Work) -> dict[str, Any]:

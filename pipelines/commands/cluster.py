@@ -74,13 +74,18 @@ class Task:
         typer.Option(help="Upload the file as a version of the pipeline of this name, and run that version."),
     ] = None
     service_account: Annotated[str | None, typer.Option(help="Kubernetes service account of the tasks.")] = None
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every task, whatever the cluster remembers.")] = (
-        False
-    )
+    cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Take what the cluster remembers of a task, or run every one; submit takes it unless told, schedule "
+            "does not.",
+        ),
+    ] = None
 
     @contextlib.contextmanager
-    def named(self, name: str, arguments: Arguments) -> Iterator["Work"]:
-        """Under that name, compiled; the file is gone afterwards.
+    def named(self, name: str, arguments: Arguments, *, cached: bool) -> Iterator["Work"]:
+        """Under that name, compiled; the file is gone afterwards. `cached` unless the options say.
 
         What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
         """
@@ -93,7 +98,7 @@ class Task:
             else:
                 package = self.package
                 given = self._settings() | given
-            caching = False if self.no_cache else None
+            caching = cached if self.cache is None else self.cache
             yield Work(package, given, name, self.experiment, self.upload, self.service_account, caching)
 
     def _compiled(self, file: Path) -> Path:
@@ -134,7 +139,7 @@ def submit(
     """Run the pipeline on a cluster."""
     from pipelines import cluster_runs
 
-    with task.named(run_name or f"{task.which} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments) as work:
+    with task.named(run_name or f"{task.which} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments, cached=True) as work:
         cluster = server.connect()
         facts = cluster_runs.submit(cluster, work, say=_say)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
@@ -163,11 +168,11 @@ def schedule(
     disable: Annotated[bool, typer.Option("--disable", help="Make it, but switched off.")] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of the schedule of this name.")] = False,
 ) -> None:
-    """Run the pipeline on a cluster again and again, by the clock."""
+    """Run the pipeline on a cluster again and again, by the clock; every task each time, unless --cache is given."""
     from pipelines import cluster_schedules
 
     clock = cluster_schedules.Clock(cron, start, end, max_concurrency, catch_up, not disable)
-    with task.named(name or task.which, arguments) as work:
+    with task.named(name or task.which, arguments, cached=False) as work:
         facts = cluster_schedules.schedule(server.connect(), work, clock, replace=replace, say=_say)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)

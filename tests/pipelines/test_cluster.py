@@ -627,6 +627,73 @@ class TestContent:
         assert [line for line in said if "names no registry" not in line] == []
 
 
+def cached(spec: dict) -> list[str]:
+    """Tasks that may be taken from the cluster's cache."""
+    dags = [part["dag"] for part in [spec["root"], *spec["components"].values()] if "dag" in part]
+    return [
+        name for dag in dags for name, task in dag["tasks"].items() if task.get("cachingOptions", {}).get("enableCache")
+    ]
+
+
+class TestCaching:
+    @pytest.mark.parametrize("upload", [None, "gkd"])
+    @pytest.mark.parametrize("scheduled", [False, True])
+    def test_without_it_no_task_of_what_the_server_got_has_any(self, connect, whole, upload, scheduled):
+        from pipelines.cluster_runs import submit
+        from pipelines.cluster_schedules import Clock, schedule
+        from pipelines.cluster_work import Work
+
+        before = whole.read_bytes()
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            for caching in (True, False):
+                work = Work(whole, {}, f"caching {caching}", pipeline=upload, caching=caching)
+                schedule(found, work, Clock("0 0 3 * * *")) if scheduled else submit(found, work)
+                made = [*(server.schedules if scheduled else server.runs).values()][-1]
+                if upload:
+                    spec = server.versions[made["pipeline_version_reference"]["pipeline_version_id"]]["pipeline_spec"]
+                else:
+                    spec = made["pipeline_spec"]["pipeline_spec"]
+                    assert "gkd-work" in json.dumps(made["pipeline_spec"]["platform_spec"])
+                assert ({"prepare", "teacher", "distill"} <= set(cached(spec))) is caching
+                assert caching or cached(spec) == []
+        assert whole.read_bytes() == before
+
+    def test_a_schedule_has_it_only_when_asked_and_a_run_unless_told(self, tmp_path):
+        (tmp_path / "params.yaml").write_text("{}")
+        with KfpServer() as server:
+            for command, options, expected in [
+                ("submit", [], True),
+                ("submit", ["--no-cache"], False),
+                ("schedule", ["--cron", "0 0 3 * * *", "--name", "a"], False),
+                ("schedule", ["--cron", "0 0 3 * * *", "--name", "b", "--cache"], True),
+            ]:
+                answer(gkd(command, "--host", server.host, *options, cwd=tmp_path))
+                made = [*(server.runs if command == "submit" else server.schedules).values()][-1]
+                assert bool(cached(made["pipeline_spec"])) is expected, (command, options)
+
+    @pytest.mark.parametrize(
+        ("arguments", "warned"),
+        [
+            ({"dvc_repo": "https://git.example.org/a.git"}, "dvc_repo is given without dvc_rev"),
+            ({"dvc_repo": "https://git.example.org/a.git", "dvc_rev": "v1"}, None),
+            ({"overrides": ["teacher.source=models:/big@champion"]}, "teacher.source is models:/big@champion"),
+            ({"overrides": ["teacher.source=models:/big/3"]}, None),
+        ],
+    )
+    def test_what_moves_behind_its_name_is_warned_about(self, whole, arguments, warned):
+        from pipelines.cluster_work import Work, check
+
+        if "dvc_repo" in arguments:
+            arguments |= {"dvc_path": "images", "overrides": ["data.source=folder"]}
+        for caching in (True, False):
+            said = []
+            check(Work(whole, {"mlflow": "http://mlflow:5000"} | arguments, "name", caching=caching), said.append)
+            found = [line for line in said if "cache" in line]
+            assert len(found) == (1 if warned and caching else 0)
+            assert not found or warned in found[0]
+
+
 def test_the_server_of_these_tests_refuses_what_the_api_has_not():
     assert misfit({"display_name": "a", "runtime_config": {"parameters": {"x": 1}}}, "V2beta1Run", "body") is None
     assert "body.displayName is not a field" in misfit({"displayName": "a"}, "V2beta1Run", "body")
