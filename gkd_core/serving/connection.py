@@ -2,6 +2,9 @@
 
 A client has so many seconds for the headers, so many for the whole body, so many to take an answer; headers have a
 limit in bytes, since the parser underneath has none. What HTTP does not allow is answered in JSON as well.
+
+No request is an upgrade here, and one that asks for it is answered as if it had not (RFC 9110, 7.8). The parser would
+take what follows such a head for another protocol: uvicorn then loses the body, or reads a request out of it.
 """
 
 import asyncio
@@ -9,6 +12,7 @@ import json
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gkd_core.serving.limits import Limits
@@ -44,6 +48,7 @@ class Connection(HttpToolsProtocol):
         self._kept_bytes = 0  # of them, in whole headers
         self._refusal = (400, "this is not HTTP/1.1")
         self._running: RequestResponseCycle | None = None  # `cycle` is the one that was read last
+        self._upgrade: bytes | None = None  # the head of a request that asked for one, without the asking
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -59,10 +64,30 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._receiving != "body":
             self._header_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self.send_400_response("")
+            return
         if self._receiving == "headers" and self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
             self._refuse_headers()
             self.send_400_response("")
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as stopped:  # it has read the head, and nothing behind it
+                assert self._upgrade is not None
+                rest = rest[stopped.args[0] :]
+                head, self._upgrade = self._upgrade, None
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+                self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -77,6 +102,9 @@ class Connection(HttpToolsProtocol):
             raise ValueError("headers too large")
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            self._upgrade = self._head_without_upgrade()
+            return
         if len(self.pipeline) >= AHEAD:
             raise ValueError("too many requests ahead")
         self._header_bytes = 0
@@ -85,11 +113,22 @@ class Connection(HttpToolsProtocol):
         self._expect("body", self.limits.body_seconds)
         super().on_headers_complete()
 
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":  # no header makes it one: it always is
+            self._refusal = (400, "this server is no proxy: CONNECT is not offered here")
+            raise ValueError("CONNECT")
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
+        if self._upgrade is not None:
+            return
         self._expect(None)
         super().on_message_complete()
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import gzip
+import http.client
 import json
+import re
 import shutil
 import signal
 import socket
@@ -216,6 +218,8 @@ def test_what_is_not_there_is_said_in_json(server, method, path, status):
         (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 9_000 + b"\r\n", b"431"),
         (b"GET /" + b"x" * 40_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"431"),
         (b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n", b"400"),
+        (b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n", b"400"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400"),
     ],
 )
 def test_what_is_not_http_is_told_so(server, sent, status):
@@ -245,6 +249,61 @@ def test_what_came_before_nonsense_is_answered(server, deploy):
         reply = client.makefile("rb").read()
     assert reply.startswith(b"HTTP/1.1 200 OK")
     assert np.allclose(_logits(reply.partition(b"\r\n\r\n")[2]), expected(deploy / "model.onnx", IMAGES[:2]), atol=1e-5)
+
+
+# What curl --http2 and the JDK's client ask for with the first request they send to a plain address.
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQBAAAAAAIAAAAA\r\n"
+HIDDEN = b"GET /metrics HTTP/1.1\r\nhost: hidden\r\n\r\n"
+LAST = b"GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+def next_reply(client: socket.socket) -> tuple[int, bytes]:
+    reply = http.client.HTTPResponse(client)
+    reply.begin()
+    return reply.status, reply.read()
+
+
+@pytest.mark.parametrize("asked", [UPGRADE, b"connection: upgrade\r\nupgrade: websocket\r\n", b"upgrade: h2c\r\n"])
+@pytest.mark.parametrize("pause", [0.0, 0.05], ids=["one packet", "two packets"])
+def test_a_request_that_asks_for_an_upgrade_is_answered_as_it_is(server, deploy, asked, pause):
+    head = b"POST %s HTTP/1.1\r\nhost: x\r\n%scontent-length: %d\r\n\r\n"
+    with server.socket() as client:
+
+        def send(content: bytes) -> None:
+            parts = [head % (INFER.encode(), asked, len(content)), content]
+            for part in parts if pause else [b"".join(parts)]:
+                client.sendall(part)
+                time.sleep(pause)
+
+        for _ in range(2):  # the connection is kept
+            send(body(IMAGES[:2]))
+            status, answer = next_reply(client)
+            assert status == 200
+            assert np.allclose(_logits(answer), expected(deploy / "model.onnx", IMAGES[:2]), atol=1e-5)
+        client.sendall(b"GET /v2 HTTP/1.1\r\nhost: x\r\n" + asked + b"\r\n")
+        assert next_reply(client)[0] == 200
+        send(HIDDEN)  # a body that would be a request
+        status, answer = next_reply(client)
+        assert status == 400
+        assert b"the body is not JSON" in answer
+        client.sendall(LAST)  # nothing else was answered in between
+        rest = client.makefile("rb").read()
+    assert rest.count(b"HTTP/1.1 ") == 1
+    assert b"GET /last is not offered here" in rest
+    assert "upgrade" not in server.log.read_text().lower()
+
+
+def test_upgrades_and_requests_ahead_of_their_answers(server):
+    chunked = b"POST " + INFER.encode() + b" HTTP/1.1\r\n" + UPGRADE + b"transfer-encoding: chunked\r\n\r\n"
+    chunked += b"%x\r\n%s\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
+    get = b"GET /v2 HTTP/1.1\r\n" + UPGRADE + b"\r\n"
+    for step in (1, 10_000):  # byte by byte, and all at once
+        with server.socket() as client:
+            sent = get + chunked + get + LAST
+            for start in range(0, len(sent), step):
+                client.sendall(sent[start : start + step])
+            told = client.makefile("rb").read()
+        assert re.findall(rb"HTTP/1.1 (\d+)", told) == [b"200", b"400", b"200", b"404"]
 
 
 # Slow ones, and ones that vanish
