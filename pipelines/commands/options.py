@@ -30,6 +30,17 @@ PARAMS = Path("params.yaml")
 
 
 @dataclass
+class Networks:
+    """What a run has trained, and what it exported."""
+
+    teacher: Teacher = Path("teacher")
+    baseline: Baseline = Path("baseline")
+    kd: Kd = Path("kd")
+    student: Student = Path("student")
+    deploy: Deploy = Path("deploy")
+
+
+@dataclass
 class Configuration:
     """params.yaml, and what the command line changes in it."""
 

@@ -8,11 +8,10 @@ import typer
 from gkd_core.errors import GkdError
 from pipelines.commands.groups import grouped
 from pipelines.commands.options import (
-    Baseline,
     Configuration,
     Data,
     Deploy,
-    Kd,
+    Networks,
     Out,
     Registration,
     Report,
@@ -98,62 +97,32 @@ def export(
 @grouped
 def evaluate(
     data: Data = Path("data"),
-    teacher: Teacher = Path("teacher"),
-    baseline: Baseline = Path("baseline"),
-    kd: Kd = Path("kd"),
-    student: Student = Path("student"),
-    deploy: Deploy = Path("deploy"),
     out: Out = Path("report"),
     *,
+    networks: Networks,
     configuration: Configuration,
 ) -> None:
     """Measure all networks and the final ONNX on the test split, and write the report."""
     settings = configuration.read()
     from components import evaluate as step
 
-    finish(
-        step.run(
-            data=data,
-            teacher=teacher,
-            baseline=baseline,
-            kd=kd,
-            student=student,
-            deploy=deploy,
-            out=out,
-            params=settings,
-        )
-    )
+    finish(step.run(data=data, **vars(networks), out=out, params=settings))
 
 
 @app.command()
 @grouped
 def register(
-    teacher: Teacher = Path("teacher"),
-    baseline: Baseline = Path("baseline"),
-    kd: Kd = Path("kd"),
-    student: Student = Path("student"),
-    deploy: Deploy = Path("deploy"),
     report: Report = Path("report"),
     out: Out = Path("registration"),
     *,
+    networks: Networks,
     configuration: Configuration,
 ) -> None:
     """Log the runs in MLflow, register the student as challenger, and let the gate decide on champion."""
     settings = configuration.read()
     from components import register as step
 
-    finish(
-        step.run(
-            teacher=teacher,
-            baseline=baseline,
-            kd=kd,
-            student=student,
-            deploy=deploy,
-            report=report,
-            out=out,
-            params=settings,
-        )
-    )
+    finish(step.run(**vars(networks), report=report, out=out, params=settings))
 
 
 @app.command()
