@@ -29,6 +29,9 @@ DEFAULT_NAME = "gkd-student"
 BUNDLE_FILE = "bundle.json"
 DEPLOY = "deploy"  # where a registered student's run keeps its deploy folder
 
+# By the module that MLflow misses where artifacts lie: what it is installed by.
+PACKAGES = {"botocore": "boto3", "google": "google-cloud-storage", "azure": "azure-storage-blob"}
+
 # Before MLflow is imported: no reports, no news on the terminal, and no minutes of waiting for a server that is away.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -211,6 +214,14 @@ class RegisteredSource:
             yield
         except (GkdError, KeyboardInterrupt, SystemExit):
             raise
+        except ImportError as error:
+            module = (error.name or "").partition(".")[0]
+            package = PACKAGES.get(module, module) or redact(str(error))
+            raise GkdError(
+                f"the files of {self._address} lie where MLflow needs the Python package {package}, which is not "
+                f"installed: `pip install {package}`, or let the tracking server hand out its artifacts "
+                "(`mlflow server --serve-artifacts`)"
+            ) from None
         except Exception as error:  # MLflow lets through what its stores and transports raise
             code = getattr(error, "error_code", "")
             if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,21 @@ def test_a_database_needs_more_than_the_small_mlflow(registered, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GkdError, match="is a database, which mlflow-skinny cannot open"):
         RegisteredSource("models:/gkd-student/1", tracking_uri=registered[0]).look()
+
+
+def test_a_package_that_the_artifacts_place_needs_is_named(empty_store, tmp_path, monkeypatch):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("far", artifact_location="s3://bucket/x")).info.run_id
+    client.create_registered_model("far")
+    client.create_model_version("far", "s3://bucket/x", run, await_creation_for=0)
+    source = RegisteredSource("models:/far/1", tracking_uri=uri)
+    source.look()
+    for module in ("boto3", "botocore", "botocore.exceptions"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(GkdError, match=r"needs the Python package boto3, which is not installed: `pip install boto3`"):
+        source.fetch()
 
 
 def test_a_registry_that_is_away_is_said_without_its_password(monkeypatch):
