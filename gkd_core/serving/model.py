@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gkd_core.errors import GkdError
 from gkd_core.export.session import as_input
+from gkd_core.serving.onnx_file import Strange, tensor_elsewhere
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
 
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
@@ -142,12 +143,25 @@ def _read(file: Path) -> bytes:
 
 
 def _open(content: bytes, file: Path, threads: int | None) -> onnxruntime.InferenceSession:
-    """From the bytes that were hashed: nothing can change in between, and no other file is read."""
+    """From the bytes that were hashed: nothing can change in between, and they are all that is read.
+
+    Raises:
+        GkdError: they are no ONNX model, or one with a tensor in another file.
+    """
+    try:
+        elsewhere = tensor_elsewhere(content)
+    except Strange as error:
+        raise GkdError(f"{file} is not an ONNX model that onnxruntime can open ({error}): export it again") from None
+    if elsewhere is not None:
+        raise GkdError(
+            f"{file} keeps the tensor {elsewhere!r} in another file, which no digest covers: export it as one file"
+        )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.inter_op_num_threads = 1
     # Threads that spin while they wait would take the time in which requests are read.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # and not its own, which was not looked at
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

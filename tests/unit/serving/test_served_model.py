@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -89,11 +90,45 @@ def test_a_file_is_what_its_manifest_says_or_it_is_refused(deploys):
         Model(Found(deploys[0], manifest={"classes": ["a", "b"]}), version="1")
 
 
-def test_no_other_file_is_read(tmp_path, deploys):
+@pytest.mark.parametrize("location", ["weights", "sub/weights", "./sub/../weights"])
+def test_no_other_file_is_read(tmp_path, monkeypatch, deploys, location):
+    monkeypatch.chdir(tmp_path)  # onnxruntime looks for the files of a model that it is given as bytes here
+    Path("sub").mkdir()
     model = onnx.load(deploys[0])
-    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=0)
-    with pytest.raises(GkdError, match=r"cannot|not an ONNX model that onnxruntime can open"):
-        Model(Found(tmp_path / "m.onnx"), version="1")
+    onnx.save(model, "m.onnx", save_as_external_data=True, location=location, size_threshold=100)
+    assert Path(location).stat().st_size > 0
+    content = Path("m.onnx").read_bytes()
+    assert onnxruntime.InferenceSession(content).get_inputs()  # it would be read (the weights; a constant, no)
+    with pytest.raises(GkdError, match=r"m\.onnx keeps the tensor '.+' in another file"):
+        Model(Found(Path("m.onnx")), version="1")
+
+
+def test_what_is_beside_a_model_cannot_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("token").write_text("open-sesame")
+    secret = TensorProto(name="secret", data_type=TensorProto.UINT8, dims=[11], data_location=TensorProto.EXTERNAL)
+    for key, text in (("location", "token"), ("offset", "0"), ("length", "11")):
+        secret.external_data.add(key=key, value=text)
+    nodes = [
+        helper.make_node("Cast", ["secret"], ["letters"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["image", "none"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "letters"], ["logits"]),
+    ]
+    none = helper.make_tensor("none", TensorProto.FLOAT, [1], [0.0])
+    file = written(tmp_path, nodes, [value("image", ["n", 1])], [value("logits", ["n", 11])], [secret, none])
+    told = onnxruntime.InferenceSession(file.read_bytes()).run(None, {"image": np.zeros((1, 1), np.float32)})[0]
+    assert bytes(told[0].astype(np.uint8)) == b"open-sesame"  # what onnxruntime alone would answer
+    with pytest.raises(GkdError, match="keeps the tensor 'secret' in another file"):
+        Model(Found(file), version="1")
+
+
+def test_only_onnx_files_are_opened(tmp_path, deploys):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.ort")  # onnxruntime's own format, by the file's ending
+    onnxruntime.InferenceSession(deploys[0], options)
+    assert onnxruntime.InferenceSession((tmp_path / "m.ort").read_bytes()).get_inputs()
+    with pytest.raises(GkdError, match="is not an ONNX model"):
+        Model(Found(tmp_path / "m.ort"), version="1")
 
 
 class Shelf:
