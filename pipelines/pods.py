@@ -79,8 +79,8 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
 def retry_window(retries: Retries, deadline: int) -> int:
     """Seconds from the first try's beginning in which the last one must have ended.
 
-    Kubeflow makes Argo's `retryStrategy.backoff.maxDuration` of it, which limits no single pause but all tries together,
-    with their waiting for a node (kubeflow/pipelines issue 14245): a try that begins later never does.
+    Kubeflow makes Argo's `retryStrategy.backoff.maxDuration` of it, which limits no single pause but all tries
+    together, with their waiting for a node (kubeflow/pipelines issue 14245): a try that begins later never does.
 
     Args:
         retries: how often, with which pauses.

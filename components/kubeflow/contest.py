@@ -89,7 +89,7 @@ def gather(teachers: Input[list[Model]], together: Output[Model]):
     with running("gather"):
         for place, teacher in enumerate(teachers):
             shutil.copytree(teacher.path, Path(together.path) / str(place))
-        together.metadata["digests"] = [teacher.metadata.get("digest") for teacher in teachers]
+        together.metadata["digests"] = [teacher.metadata.get("digest", "") for teacher in teachers]
 
 
 @component

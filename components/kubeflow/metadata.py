@@ -1,4 +1,7 @@
-"""What the artifacts tell about themselves in Kubeflow: digests, accuracies, the confusion matrix."""
+"""What the artifacts tell about themselves in Kubeflow: digests, accuracies, the confusion matrix.
+
+Kubeflow's launcher refuses an artifact with a null anywhere in its metadata, so what is not known is left out.
+"""
 
 import csv
 from collections import Counter
@@ -7,6 +10,7 @@ from typing import Any
 
 from gkd_core.files import file_digest, folder_digest, read_json
 
+MOST_CLASSES = 200  # of a confusion matrix in the metadata, which travel by gRPC: 4 MB at most, and 1000 would be 11
 TRAINED = ("role", "network", "method", "seed", "trained", "data_sha256", "teacher_digest", "config_digest")
 
 
@@ -14,26 +18,28 @@ def of_data(folder: str, dvc: dict[str, Any]) -> dict[str, Any]:
     """Digest and size of prepared data, and the DVC revision it came from."""
     facts = read_json(Path(folder) / "dataset.json", "the data folder")
     known = {key: facts[key] for key in ("sha256", "source", "counts", "image_size", "channels")}
-    return known | {"classes": len(facts["classes"])} | {f"dvc_{key}": value for key, value in dvc.items()}
+    found = known | {"classes": len(facts["classes"])} | {f"dvc_{key}": value for key, value in dvc.items()}
+    return without_null(found)
 
 
 def of_teacher(folder: str) -> dict[str, Any]:
     """Digest of a teacher folder and the networks in it."""
     facts = read_json(Path(folder) / "teacher.json", "the teacher folder")
-    return {
+    found = {
         "framework": "pytorch",
         "digest": folder_digest(Path(folder)),
         "networks": facts["networks"],
         "imported": facts["imported"],
         "data_sha256": facts["data_sha256"],
     }
+    return without_null(found)
 
 
 def of_student(folder: str) -> dict[str, Any]:
     """Digest of a student folder and what it was trained from; a reference that was not trained says so."""
     facts = read_json(Path(folder) / "training.json", "the student folder")
     known = {key: facts[key] for key in TRAINED if key in facts}
-    return {"framework": "pytorch", "digest": folder_digest(Path(folder)), **known}
+    return without_null({"framework": "pytorch", "digest": folder_digest(Path(folder)), **known})
 
 
 def of_deployment(folder: str) -> dict[str, Any]:
@@ -41,27 +47,41 @@ def of_deployment(folder: str) -> dict[str, Any]:
     manifest = read_json(Path(folder) / "manifest.json", "the deploy folder")
     lineage = {key: value for key, value in manifest.items() if key.endswith(("_digest", "_sha256"))}
     model = manifest["model"]
-    return {
+    found = {
         "framework": "onnx",
         "digest": file_digest(Path(folder) / "manifest.json"),
         "model_sha256": model["sha256"],
         "size_bytes": model["size_bytes"],
         **lineage,
     }
+    return without_null(found)
 
 
 def of_report(folder: str) -> dict[str, Any]:
     """Digests of what was measured, and of the measurements."""
     metrics = read_json(Path(folder) / "metrics.json", "the report folder")
-    return {"digest": file_digest(Path(folder) / "metrics.json"), **metrics["digests"]}
+    return without_null({"digest": file_digest(Path(folder) / "metrics.json"), **metrics["digests"]})
 
 
 def of_registration(folder: str) -> dict[str, Any]:
-    """The registered version and the gate's decision."""
+    """The registered version and the gate's decision; `alias` is missing where the version holds none any more."""
     version = read_json(Path(folder) / "version.json", "the registration folder")
     gate = read_json(Path(folder) / "gate.json", "the registration folder")
     known = {key: version[key] for key in ("name", "version", "alias", "manifest", "run_id")}
-    return {**known, "passed": gate["passed"], "sentence": gate["sentence"]}
+    return without_null({**known, "passed": gate["passed"], "sentence": gate["sentence"]})
+
+
+def without_null(content: Any) -> Any:
+    """JSON content without what is null, at any depth.
+
+    >>> without_null({"alias": None, "counts": {"train": 3, "test": None}, "seen": [None, 1]})
+    {'counts': {'train': 3}, 'seen': [1]}
+    """
+    if isinstance(content, dict):
+        return {key: without_null(value) for key, value in content.items() if value is not None}
+    if isinstance(content, list):
+        return [without_null(value) for value in content if value is not None]
+    return content
 
 
 def scalars(folder: str) -> dict[str, float]:

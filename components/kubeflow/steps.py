@@ -255,14 +255,15 @@ def evaluate(
         report: metrics.json, timings.json, predictions, plots and the page.
         page: The report as one HTML page.
         metrics: Accuracies in [0, 1], differences, size and latency.
-        confusion: Test images by actual and predicted class, for the student.
+        confusion: Test images by actual and predicted class, for the student; shown up to 200 classes, since with more
+            of them it is too large for the metadata. The file has it in any case.
     """
     import shutil
     from pathlib import Path
 
     from components import evaluate as step
+    from components.kubeflow.metadata import MOST_CLASSES, of_report, scalars
     from components.kubeflow.metadata import confusion as confusion_of
-    from components.kubeflow.metadata import of_report, scalars
     from components.kubeflow.task import running
     from gkd_core.files import read_json, write_json
 
@@ -284,7 +285,8 @@ def evaluate(
         write_json(Path(metrics.path), scalars(report.path))
         classes = read_json(Path(data.path) / "dataset.json", "the data folder")["classes"]
         matrix = confusion_of(report.path, classes)
-        confusion.log_confusion_matrix(classes, matrix)
+        if len(classes) <= MOST_CLASSES:
+            confusion.log_confusion_matrix(classes, matrix)
         write_json(Path(confusion.path), {"classes": classes, "matrix": matrix})
 
 

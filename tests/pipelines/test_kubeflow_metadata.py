@@ -1,0 +1,112 @@
+"""What the components write into their artifacts' metadata: all that Kubeflow takes, and the revision of the data."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from kfp import dsl
+
+from components.kubeflow import metadata, steps
+from gkd_core.files import write_json
+from tests.conftest import small
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch):
+    """A task names itself in sys.argv."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+
+def nulls(content: object) -> bool:
+    if isinstance(content, dict):
+        return any(map(nulls, content.values()))
+    return any(map(nulls, content)) if isinstance(content, list) else content is None
+
+
+def artifact(kind: type, place: Path):
+    """As kfp's executor makes one for a local path."""
+    return kind(name=place.name, uri=str(place), metadata={})
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Every file that metadata is read from, with null wherever a step may write it."""
+    digest = "0" * 64
+    write_json(
+        tmp_path / "dataset.json",
+        {"sha256": digest, "source": "x", "counts": {"train": 3, "test": None}, "image_size": None, "channels": 1,
+         "classes": ["a", "b"]},
+    )  # fmt: skip
+    write_json(tmp_path / "teacher.json", {"networks": ["a", None], "imported": None, "data_sha256": digest})
+    write_json(tmp_path / "training.json", {"role": "kd", "network": None, "seed": None, "trained": False})
+    write_json(
+        tmp_path / "manifest.json",
+        {"model": {"sha256": digest, "size_bytes": None}, "teacher_digest": None, "data_sha256": digest},
+    )
+    write_json(tmp_path / "metrics.json", {"digests": {"data": digest, "teacher": None}})
+    write_json(
+        tmp_path / "version.json",
+        {"name": "gkd-student", "version": 2, "alias": None, "manifest": digest, "run_id": "r"},
+    )
+    write_json(tmp_path / "gate.json", {"passed": True, "sentence": "promoted"})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "function", ["of_data", "of_teacher", "of_student", "of_deployment", "of_report", "of_registration"]
+)
+def test_no_metadata_has_a_null_which_kubeflow_refuses(folder, function):
+    more = [{"rev": "1", "asked": None}] if function == "of_data" else []
+    found = getattr(metadata, function)(str(folder), *more)
+    assert found
+    assert not nulls(found)
+
+
+def test_a_version_without_an_alias_is_registered_all_the_same(folder):
+    found = metadata.of_registration(str(folder))
+    assert "alias" not in found
+    assert (found["version"], found["passed"]) == (2, True)
+
+
+@pytest.mark.parametrize("classes", [2, 200, 201, 1000])
+def test_a_confusion_matrix_is_shown_while_it_fits(tmp_path, monkeypatch, classes):
+    names = [f"class {number}" for number in range(classes)]
+
+    def measured(*, out: Path, **_: object) -> None:
+        (out / "plots").mkdir(parents=True)
+        (out / "report.html").write_text("<html>")
+        write_json(
+            out / "metrics.json",
+            {"digests": {}, "differences": {}, "student": {"top1": 1.0, "parameters": 1},
+             "onnx": {"top1": 1.0, "onnx_bytes": 1}},
+        )  # fmt: skip
+        write_json(out / "timings.json", {"onnx": {"latency_ms_p50": 1.0}})
+        (out / "plots" / "confusion.csv").write_text("actual,predicted\nclass 0,class 1\nclass 1,class 1\n")
+
+    monkeypatch.setattr("components.evaluate.run", measured)
+    (tmp_path / "data").mkdir()
+    write_json(tmp_path / "data" / "dataset.json", {"classes": names})
+    kinds = {
+        "data": dsl.Dataset, "teacher": dsl.Model, "baseline": dsl.Model, "kd": dsl.Model, "student": dsl.Model,
+        "deploy": dsl.Model, "report": dsl.Artifact, "page": dsl.HTML, "metrics": dsl.Metrics,
+        "confusion": dsl.ClassificationMetrics,
+    }  # fmt: skip
+    made = {name: artifact(kind, tmp_path / name) for name, kind in kinds.items()}
+    steps.evaluate.python_func(settings="{}", **made)
+    shown = made["confusion"].metadata
+    assert ("confusionMatrix" in shown) is (classes <= 200)
+    assert len(json.dumps(shown)) < 4_000_000
+    content = json.loads((tmp_path / "confusion").read_text())
+    assert content["classes"] == names
+    assert [row[:2] for row in content["matrix"][:2]] == [[0, 1], [0, 1]]
+
+
+def test_the_prepare_task_tells_the_digest_of_its_data(tmp_path):
+    data = artifact(dsl.Dataset, tmp_path / "data")
+    settings = json.dumps({"data": small().data.model_dump(mode="json")})
+    steps.prepare.python_func(settings=settings, dvc_repo="", dvc_path="", dvc_rev="", data=data)
+    facts = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert data.metadata["sha256"] == facts["sha256"]
+    assert data.metadata["classes"] == 10
+    assert not [key for key in data.metadata if key.startswith("dvc_")]
