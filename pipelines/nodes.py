@@ -6,6 +6,7 @@ Artifacts of a pipeline lie in the pod of their task alone; the volume `work` of
 
 import shutil
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from components.kubeflow.task import Task, running
 from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
-from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
+from gkd_core.files import file_digest, folder_digest, json_digest, read_json, sealed, whole_folder, write_json
 from pipelines.profile import Profile, Step
 
 COMMAND = ("python", "-m", "torch.distributed.run", "-m", "pipelines.nodes")
+GONE = ".gone-"
 
 
 def train_on_nodes(step: Step, task: Task, profile: str, *, inputs: dict[str, str], out: str) -> None:
@@ -36,31 +38,39 @@ def train_on_nodes(step: Step, task: Task, profile: str, *, inputs: dict[str, st
         _run(step, task.params, folders, Path(out), task.work)
         return
     from components.image import image
-    from pipelines.train_job import launch, of_profile
+    from pipelines.train_job import JobEnded, launch, of_profile
 
     given = Profile.model_validate_json(profile)
     assert given.nodes is not None
     content = {"step": step, "settings": task.settings, "gkd_version": __version__, "image": image()}
-    content["inputs"] = {name: folder_digest(folder) for name, folder in folders.items()}
+    digests = content["inputs"] = {name: folder_digest(folder) for name, folder in folders.items()}
     key = json_digest(content)[:16]
     place = task.work / "nodes" / f"{step}-{key}"
     result = place / "out"
-    if not result.exists():
+    _sweep(place)
+    if not _whole(result):
+        _take_away(result)
         for name, folder in folders.items():
-            _copy(folder, place / name)
+            if not (place / name).is_dir() or folder_digest(place / name) != digests[name]:
+                _take_away(place / name)
+                _copy(folder, place / name)
         write_json(place / "task.json", content | {"inputs": sorted(inputs)})
         job = of_profile(
             given, step=step, name=f"gkd-{step}-{key}", image=image(), command=(*COMMAND, str(place), str(task.work))
         )
         patience = given.training.timeout_seconds
-        launch(job, timeout_seconds=patience, namespace=given.nodes.namespace, complete=result.exists)
-        if not result.exists():
+        try:
+            launch(job, timeout_seconds=patience, complete=lambda: _whole(result))
+        except JobEnded:
+            _take_away(place)  # nobody reads the copies any more; the checkpoints lie elsewhere on the volume
+            raise
+        if not _whole(result):
             raise GkdError(
-                f"TrainJob {job.name} is complete but {result} is not there: claim {given.work and given.work.claim} "
-                "must be one that several nodes mount (ReadWriteMany), in the namespace of the job"
+                f"TrainJob {job.name} is complete but {result} is not there as a whole: claim "
+                f"{given.work and given.work.claim} must be one that several nodes mount (ReadWriteMany)"
             )
     _copy(result, Path(out))
-    shutil.rmtree(place, ignore_errors=True)
+    _take_away(place)
 
 
 def _trains(step: Step, params: Params) -> bool:
@@ -70,10 +80,31 @@ def _trains(step: Step, params: Params) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Whole or not at all; one that is there already is complete."""
-    if not target.exists():
-        with whole_folder(target, [source]) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+    """Whole or not at all."""
+    with whole_folder(target, [source]) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file that a step left in its folder is there as it was left."""
+    try:
+        return all(file_digest(folder / name) == digest for name, digest in sealed(folder).items())
+    except (GkdError, OSError):
+        return False
+
+
+def _take_away(folder: Path) -> None:
+    """Delete; whoever looks meanwhile, or after this was killed half-way, finds nothing rather than a part."""
+    if folder.exists():
+        gone = folder.with_name(f"{GONE}{folder.name}.{uuid.uuid4().hex}")
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what a killed task did not come to delete."""
+    for leftover in [*place.parent.glob(f"{GONE}{place.name}.*"), *place.glob(f"{GONE}*")]:
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _run(step: Step, params: Params, inputs: dict[str, Path], out: Path, work: Path) -> None:

@@ -192,9 +192,7 @@ class Nodes(_Part):
     count: Annotated[int, Field(ge=2, le=64)]
     """Nodes; each gives `training.accelerator`."""
     runtime: Name = "torch-distributed"
-    """ClusterTrainingRuntime."""
-    namespace: Name | None = None
-    """null is the pipeline's own."""
+    """ClusterTrainingRuntime. The job itself is in the pipeline's own namespace, where the claims are."""
 
 
 class Profile(_Part):

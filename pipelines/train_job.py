@@ -29,9 +29,14 @@ SPEC_DIGEST = "gkd/spec-sha256"
 NODE = "node"  # what Trainer calls the replicated job and the container that train
 LAST_LINES = 20
 LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py:\d+\] failed \(exitcode")
+REMOVAL_SECONDS = 300
 PATIENCE = 10  # questions in a row to the cluster that may go unanswered
 TIMES = {"_request_timeout": (10, 60)}  # seconds to connect, and to answer
 Keep = Literal["never", "failed", "always"]
+
+
+class JobEnded(GkdError):
+    """The job failed, or its time was over: it works no more, and a next try starts another."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ def launch(
     job: TrainJob,
     *,
     timeout_seconds: float,
-    namespace: str | None = None,
+    removal_seconds: float = REMOVAL_SECONDS,
     keep: Keep = "failed",
     poll_seconds: float = 5,
     complete: Callable[[], bool] = lambda: True,
@@ -200,26 +205,26 @@ def launch(
 
     Args:
         timeout_seconds: for all of it; a job that is not through then is removed unless `keep` is "always".
-        namespace: None takes this pod's, or that of the kubeconfig's context.
+        removal_seconds: for an earlier job to go away, whose pods may hang on a node that is lost.
         keep: which ended jobs stay in the cluster to be looked at.
         complete: whether the result of a job that was complete before is still there; if not, it is replaced too.
         say: told what happens and what node 0 prints; stderr unless given.
     Raises:
         GkdError: no cluster can be reached, Trainer or the runtime is not installed there, the job is refused, or it
-            failed; then with its last lines.
+            failed; then with its last lines, as a JobEnded.
     """
     if say is None:
         say = _to_stderr
     give_up = time.monotonic() + timeout_seconds
     with _in_words(f"TrainJob {job.name}"):
-        client = _client(namespace)
+        client = _client()
         kind = _runtime_kind(client, job.runtime)
         wanted = manifest(job, runtime_kind=kind)
         found = _get(client, job.name)
         lost = found is not None and _end(found) == "Complete" and not complete()
         if found is not None and (lost or _end(found) == "Failed" or not _same(found, wanted)):
             say(f"TrainJob {job.name} of an earlier try is replaced")
-            _remove(client, job.name, give_up, poll_seconds)
+            _remove(client, job.name, min(give_up, time.monotonic() + removal_seconds), poll_seconds)
             found = None
         if found is None:
             _create(client, wanted)
@@ -235,7 +240,7 @@ def launch(
         lines = _last_lines(client, job.name) or list(follower.last)
         if keep == "never" or (end is None and keep == "failed"):
             _remove(client, job.name, time.monotonic() + 60, poll_seconds, wait=False)
-    raise GkdError(_failure(job.name, reason, lines))
+    raise JobEnded(_failure(job.name, reason, lines))
 
 
 def _to_stderr(line: str) -> None:
@@ -279,11 +284,12 @@ def _refusal(error: Any) -> str:
     return f"the cluster refuses it ({words})"
 
 
-def _client(namespace: str | None) -> "TrainerClient":
+def _client() -> "TrainerClient":
+    """In this pod's namespace, or that of the kubeconfig's context."""
     from kubeflow.trainer import KubernetesBackendConfig, TrainerClient
 
     logging.getLogger("kubeflow").setLevel(logging.ERROR)  # it warns of a control plane that does not tell its version
-    return TrainerClient(KubernetesBackendConfig(namespace=namespace))
+    return TrainerClient(KubernetesBackendConfig())
 
 
 def _runtime_kind(client: "TrainerClient", name: str) -> str:
@@ -339,7 +345,10 @@ def _remove(client: "TrainerClient", name: str, give_up: float, poll_seconds: fl
             raise
     while wait and _get(client, name) is not None:
         if time.monotonic() > give_up:
-            raise GkdError(f"TrainJob {name} of an earlier try does not go away: look at it with kubectl")
+            raise GkdError(
+                f"TrainJob {name} of an earlier try does not go away: its pods may be on a node that is lost, look at "
+                "them with kubectl"
+            )
         time.sleep(poll_seconds)
 
 

@@ -99,6 +99,7 @@ class KubernetesServer:
         ends: what becomes of a job: "Complete", "Failed", None (it goes on), or "processes": its command really runs.
         logs: what each node prints, by its number, unless it really runs.
         jobs: by name, as they are now; created: every manifest taken; deleted: names.
+        lingers: deleted jobs do not go away, since a pod of theirs cannot end.
         broken: so many requests from now on are answered with 500.
     """
 
@@ -110,6 +111,7 @@ class KubernetesServer:
         self.deleted: list[str] = []
         self.allowed = True
         self.broken = 0
+        self.lingers = False
         self.looks = 0
         self.environment: dict[str, str] = {}
         self.processes: list[subprocess.Popen[str]] = []
@@ -161,6 +163,9 @@ class KubernetesServer:
                 if name not in self.jobs:
                     return 404, f"trainjobs {name} not found"
                 self.deleted.append(name)
+                if self.lingers:
+                    self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-11-21T12:31:00Z"
+                    return 200, self.jobs[name]
                 del self.jobs[name]
                 return 200, {"kind": "Status", "status": "Success"}
         match (verb, parts.path.removeprefix("/api/v1/namespaces/team").split("/")[1:]):

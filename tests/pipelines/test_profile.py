@@ -45,6 +45,7 @@ def test_a_training_that_runs_elsewhere_leaves_its_task_a_light_pod():
         ({"trainin": {}}, ["profile key 'trainin' is unknown", "did you mean 'training'?"]),
         ({"training": {"acelerator": {}}}, ["'training.acelerator' is unknown", "'training.accelerator'"]),
         ({"training": {"accelerator": {"cout": 2}}}, ["'training.accelerator.cout'", "'training.accelerator.count'"]),
+        ({"nodes": {"count": 2, "namespace": "other"}}, ["'nodes.namespace' is unknown"]),
         ({"training": {"retries": {"backoff_factor": 1.5}}}, ["training.retries.backoff_factor"]),
         ({"training": {"memory_limit": "4GB"}}, ["training.memory_limit", "4Gi (not 4GB)"]),
         ({"training": {"accelerator": {"count": 0}}}, ["training.accelerator.count", "0"]),

@@ -192,6 +192,15 @@ class TestLife:
             run(job, complete=lambda: False)
             assert len(server.created) == 2, "but not when its result is lost"
 
+    def test_an_old_job_that_does_not_go_away_is_not_waited_for_as_long_as_a_training(self, cluster, job):
+        with cluster("Failed") as server:
+            with pytest.raises(GkdError):
+                run(job)
+            server.lingers = True
+            with pytest.raises(GkdError, match="of an earlier try does not go away: its pods may be on a node"):
+                run(job, timeout_seconds=10**6, removal_seconds=0.1)
+            assert len(server.created) == 1
+
     def test_a_job_that_asks_for_something_else_is_replaced(self, cluster, job):
         with cluster(None) as server:
             with pytest.raises(GkdError):
@@ -290,6 +299,94 @@ def test_two_nodes_train_one_network(few_digits, tmp_path):
     assert (tmp_path / "baseline" / "model.safetensors").is_file()
     assert not list((tmp_path / "work" / "nodes").iterdir()), "the volume is left as it was"
     assert "2 nodes × 1 processes" in result.stderr
+
+
+class TestTheVolume:
+    """What lies on it, with a training that is no training."""
+
+    @pytest.fixture
+    def wait(self, few_digits, tmp_path, monkeypatch):
+        """A function that is the waiting task: what the job leaves is given; how often it was started is counted."""
+        from components.kubeflow.task import Task
+        from gkd_core.files import whole_folder
+        from pipelines import nodes, train_job
+
+        profile = Profile.model_validate(NODES).model_dump_json()
+        started: list[Path] = []
+
+        def launched(job, *, complete, **_):
+            place = Path(job.command[-2])
+            started.append(place)
+            assert not complete()
+            with whole_folder(place / "out") as folder:
+                (folder / "training.json").write_text('{"epochs": 3}')
+                (folder / "model.safetensors").write_bytes(b"weights")
+
+        monkeypatch.setattr(train_job, "launch", launched)
+
+        def wait(out: str = "baseline") -> list[Path]:
+            task = Task("{}", small(), tmp_path / "work", tmp_path)
+            nodes.train_on_nodes("baseline", task, profile, inputs={"data": str(few_digits)}, out=str(tmp_path / out))
+            assert (tmp_path / out / "model.safetensors").read_bytes() == b"weights"
+            return started
+
+        return wait
+
+    @pytest.mark.parametrize("lost", ["model.safetensors", "files.sha256", "a byte"])
+    def test_a_half_deleted_result_is_no_result(self, wait, tmp_path, monkeypatch, lost):
+        from pipelines import nodes
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nodes, "_take_away", lambda folder: None)  # killed before it cleaned up
+            (place,) = wait()
+        if lost == "a byte":
+            (place / "out" / "model.safetensors").write_bytes(b"weight.")
+        else:
+            (place / "out" / lost).unlink()
+        assert wait("again") == [place, place], "trained once more"
+        assert list((tmp_path / "work" / "nodes").iterdir()) == []
+
+    def test_a_whole_one_is_taken_and_inputs_that_are_not_whole_are_copied_again(self, wait, monkeypatch):
+        from gkd_core.files import folder_digest
+        from pipelines import nodes
+
+        with monkeypatch.context() as patch:
+            patch.setattr(nodes, "_take_away", lambda folder: None)
+            (place,) = wait()
+            whole = folder_digest(place / "data")
+            assert wait("again") == [place]
+        for folder in (place / "out", place / "data"):
+            next(file for file in folder.rglob("*.npy" if folder.name == "data" else "*.json")).unlink()
+        with monkeypatch.context() as patch:
+            keep = nodes._take_away
+            patch.setattr(nodes, "_take_away", lambda folder: None if folder == place else keep(folder))
+            assert len(wait("third")) == 2
+            assert folder_digest(place / "data") == whole
+
+    def test_what_is_being_deleted_has_another_name_and_is_deleted_by_the_next(self, wait, tmp_path, monkeypatch):
+        import shutil
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed in the middle
+            (place,) = wait()
+        assert not place.exists()
+        assert [path.name.startswith(".gone-") for path in place.parent.iterdir()] == [True]
+        wait("again")
+        assert list(place.parent.iterdir()) == []
+
+    def test_a_failed_job_leaves_no_copies_and_one_that_may_still_work_does(self, wait, monkeypatch):
+        from pipelines import train_job
+
+        place = wait()[0]
+        for error, left in ((train_job.JobEnded("failed"), False), (GkdError("cannot be asked"), True)):
+
+            def launched(*_, error=error, **__):
+                raise error
+
+            monkeypatch.setattr(train_job, "launch", launched)
+            with pytest.raises(GkdError, match=str(error)):
+                wait("again")
+            assert (place / "data").exists() is left
 
 
 def _path() -> str:
