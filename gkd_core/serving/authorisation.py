@@ -21,6 +21,11 @@ class Token:
         # The scheme's name is case-insensitive, the token is not.
         return hmac.compare_digest(given[:7].title() + given[7:], self._expected)
 
+    @property
+    def header(self) -> str:
+        """What a client that holds it sends as Authorization."""
+        return self._expected.decode()
+
     def __repr__(self) -> str:
         return "Token(…)"
 

@@ -44,6 +44,9 @@ def classify_files(model: Model, files: list[Path], top: int) -> list[list[dict[
     side, channels = model.picture
     rows = []
     for file in files:  # one by one: each is decoded, answered and forgotten
+        if not file.is_file():  # one would wait for ever for what a pipe holds
+            reason = "it is no file" if file.exists() else "it does not exist"
+            raise GkdError(f"{file} is no picture that can be read ({reason}): name an image file")
         try:
             picture = read_image(file, side, channels)
         except Unreadable as error:

@@ -21,13 +21,15 @@ from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.reload import Served, Source
 
+UNFIT_IN_PATHS = "/\\%?#"
+
 
 @dataclass(frozen=True)
 class Settings:
     """How to serve.
 
     Attributes:
-        name: of the model, in paths.
+        name: of the model, in paths: a part of one.
         host, port: where to listen; port 0 takes a free one.
         limits: what clients may take.
         max_delay: seconds an incomplete batch waits for more requests.
@@ -50,6 +52,20 @@ class Settings:
     drain_seconds: float = 1.0
     token: Token | None = None
     log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            GkdError: no path could have it, or only in writing that clients differ about.
+        """
+        name = self.name
+        dots = not name.strip(".")  # what paths leave out
+        if dots or len(name) > 200 or not name.isprintable() or name != name.strip() or set(name) & set(UNFIT_IN_PATHS):
+            raise GkdError(
+                f"the model cannot be served by the name {name[:200]!r}, which is a part of paths: choose another with "
+                f"--name, of up to 200 printable characters and none of {' '.join(UNFIT_IN_PATHS)}"
+            )
 
 
 def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving], None]) -> dict[str, int]:
@@ -151,7 +167,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, number)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last for a name that is none
         reason = getattr(error, "strerror", None) or error
         raise GkdError(f"{host}:{port} cannot be listened on ({reason}): choose another --host or --port") from None
     return listening

@@ -1,8 +1,9 @@
 """`gkd serve` and `gkd predict`: a finished student at work. Neither needs torch."""
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,18 @@ TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow's address for models:/…; else MLFLOW_TRACKING_URI, else ./mlflow.db.")
 ]
 
+DAY = 86400.0
+
+
+def _number(value: float) -> float:
+    if math.isnan(value):  # it is neither below the least nor above the most
+        raise typer.BadParameter("nan is no number.")
+    return value
+
+
+def _time(least: float, help: str, most: float = DAY) -> Any:
+    return typer.Option(min=least, max=most, callback=_number, help=help)
+
 
 @app.command()
 def serve(
@@ -33,25 +46,30 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     precision: Precision = "fp32",
     tracking_uri: TrackingUri = None,
-    poll_seconds: Annotated[float, typer.Option(min=0.05, help="Between looks for another model.")] = 10.0,
-    max_batch: Annotated[int, typer.Option(min=1, help="Images in one request, and in one run of the model.")] = 64,
+    poll_seconds: Annotated[float, _time(0.05, "Between looks for another model.")] = 10.0,
+    max_batch: Annotated[
+        int, typer.Option(min=1, max=1 << 16, help="Images in one request, and in one run of the model.")
+    ] = 64,
     max_delay_ms: Annotated[
-        float, typer.Option(min=0, help="How long an incomplete batch waits for more while the model is free.")
+        float, _time(0, "How long an incomplete batch waits for more while the model is free.", most=60_000)
     ] = 0.0,
     batching: Annotated[bool, typer.Option(help="Put requests that wait together into one run.")] = True,
-    queue: Annotated[int, typer.Option(min=1, help="Images that may wait; what comes on top is told 503.")] = 512,
+    queue: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Images that may wait; what comes on top is told 503.")
+    ] = 512,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Within the model; else all cores but one, which reads requests.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Within the model; else all cores but one, which reads requests."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.01, help="Seconds a request may wait for its answer.")] = 30.0,
-    max_request_bytes: Annotated[int, typer.Option(min=1024, help="Of a body, packed or unpacked.")] = 16 << 20,
-    max_connections: Annotated[int, typer.Option(min=1, help="What comes on top is told 503.")] = 1000,
-    header_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to send its headers.")] = 10.0,
-    body_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to send its body.")] = 30.0,
-    write_seconds: Annotated[float, typer.Option(min=0.05, help="For a client to take its answer.")] = 30.0,
-    drain_seconds: Annotated[
-        float, typer.Option(min=0, help="After SIGTERM: not ready, but still taking requests for so long.")
-    ] = 1.0,
+    timeout: Annotated[float, _time(0.01, "Seconds a request may wait for its answer.")] = 30.0,
+    max_request_bytes: Annotated[
+        int, typer.Option(min=1024, max=1 << 31, help="Of a body, packed or unpacked.")
+    ] = 16_777_216,
+    max_connections: Annotated[int, typer.Option(min=1, max=1 << 20, help="What comes on top is told 503.")] = 1000,
+    header_seconds: Annotated[float, _time(0.05, "For a client to send its headers.")] = 10.0,
+    body_seconds: Annotated[float, _time(0.05, "For a client to send its body.")] = 30.0,
+    write_seconds: Annotated[float, _time(0.05, "For a client to take its answer.")] = 30.0,
+    drain_seconds: Annotated[float, _time(0, "After SIGTERM: not ready, but still taking requests for so long.")] = 1.0,
     token_file: Annotated[
         Path | None,
         typer.Option(help="Holds the bearer token, read once at the start; else GKD_TOKEN; else there is none."),
@@ -76,7 +94,7 @@ def serve(
     token = read_token(token_file)
     source = open_source(model, precision=precision, tracking_uri=tracking_uri)
     settings = Settings(
-        name=name or default_name(model),
+        name=default_name(model) if name is None else name,
         host=host,
         port=port,
         limits=Limits(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import onnxruntime
@@ -571,6 +571,17 @@ def test_with_a_token_only_who_has_it_is_served(start, deploy):
         (["{deploy}", "--token-file", "{empty}"], "holds no token"),
         (["models:/gkd-student@champion"], "mlflow.db does not exist: name the registry by --tracking-uri"),
         (["models:/gkd-student"], "is not of the form models:/NAME@ALIAS"),
+        (["{deploy}", "--host", "a..b"], "cannot be listened on"),
+        (["{deploy}", "--name", ""], "cannot be served by the name ''"),
+        (["{deploy}", "--name", "a/b"], "cannot be served by the name 'a/b'"),
+        (["{deploy}", "--name", "50%"], "cannot be served by the name '50%'"),
+        (["{deploy}", "--name", "a?b"], "cannot be served by the name 'a?b'"),
+        (["{deploy}", "--name", ".."], "cannot be served by the name '..'"),
+        (["{deploy}", "--name", " a"], "cannot be served by the name ' a'"),
+        (["{deploy}", "--name", "a\nb"], r"cannot be served by the name 'a\nb'"),
+        (["{deploy}", "--name", "a\x1bb"], r"cannot be served by the name 'a\x1bb'"),
+        (["{deploy}", "--name", "a" * 201], "choose another with --name, of up to 200 printable characters"),
+        (["{bundle}"], "cannot be served by the name 'red/bird'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_said_in_one_sentence(deploy, tmp_path, capsys, monkeypatch, arguments, sentence):
@@ -582,8 +593,40 @@ def test_what_cannot_be_served_is_said_in_one_sentence(deploy, tmp_path, capsys,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "garbage").write_bytes(b"\x08\x07garbage")
     (tmp_path / "empty").write_text("\n")
-    places = {"deploy": deploy, "garbage": tmp_path / "garbage", "empty": tmp_path / "empty"}
+    shutil.copytree(deploy, tmp_path / "bundle")
+    (tmp_path / "bundle" / "bundle.json").write_text('{"name": "red/bird"}')
+    places = {
+        "deploy": deploy,
+        "bundle": tmp_path / "bundle",
+        "garbage": tmp_path / "garbage",
+        "empty": tmp_path / "empty",
+    }
     with pytest.raises(GkdError) as told:
         app(["serve", *(text.format(**places) for text in arguments), "--port", "0"], standalone_mode=False)
     assert sentence in str(told.value)
     assert "\n" not in str(told.value)
+
+
+NUMBERS = ["poll-seconds", "max-batch", "max-delay-ms", "queue", "threads", "timeout", "max-request-bytes"]
+NUMBERS += ["max-connections", "header-seconds", "body-seconds", "write-seconds", "drain-seconds", "port"]
+
+
+@pytest.mark.parametrize("option", NUMBERS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1" + "0" * 21, "-1"])
+def test_a_number_out_of_bounds_is_told_so(deploy, option, value):
+    from typer.testing import CliRunner
+
+    from pipelines.cli import app
+
+    result = CliRunner().invoke(app, ["serve", str(deploy), "--port", "0", f"--{option}", value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '--{option}'" in result.stderr
+
+
+def test_every_number_is_among_them():
+    from pipelines.commands.serving import serve
+
+    numbers = [
+        name.replace("_", "-") for name, kind in get_type_hints(serve).items() if {int, float} & {kind, *get_args(kind)}
+    ]
+    assert sorted(numbers) == sorted(NUMBERS)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from tests.forked import gkd
 
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -215,3 +217,10 @@ def test_what_cannot_be_predicted_is_said_in_one_sentence(deploy, picture, tmp_p
     with pytest.raises(GkdError) as error:
         predict("--model", str(deploy), *(text.format(**places) for text in arguments))
     assert sentence in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(deploy, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    result = gkd("predict", "pipe", "--model", str(deploy), cwd=tmp_path, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr == "gkd: pipe is no picture that can be read (it is no file): name an image file\n"
