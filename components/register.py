@@ -102,7 +102,8 @@ def run(
                 runs["student"][0],
                 deploy / manifest["model"]["file"],
                 manifest,
-                _version_tags(manifest, manifest_digest, metrics, deploy),
+                _version_tags(manifest, manifest_digest, metrics, deploy)
+                | {"gkd.correct": file_digest(Path(name) / CORRECT)},
             )
             decision = _settle(store, version, inputs, judge)
             aliases = store.aliases()

@@ -3,8 +3,10 @@
 MLflow is imported only where there is a registry to ask.
 """
 
+import http.client
 import json
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.parse
@@ -16,10 +18,15 @@ from typing import Any
 from gkd_core.config import Tracking
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
-from gkd_core.files import file_digest, read_json
-from gkd_core.verify import LINEAGE, Broken, Chain, Gap, Link, folders_of, walk_folders
+from gkd_core.files import SIDECAR, file_digest, read_json
+from gkd_core.redact import redact
+from gkd_core.serving.authorisation import VARIABLE, read_token
+from gkd_core.verify import LINEAGE, Broken, Chain, Gap, Link, check_files, folders_of, walk_folders
 
 MODEL = "models:/"
+DEPLOY = "deploy"  # where a version's run keeps its deploy folder
+CORRECT = "gate/correct.npy"  # and what the gate compares the next one with
+CORRECT_TAG = "gkd.correct"
 TAGS = {
     "gkd.data": "data_sha256",
     "gkd.teacher": "teacher_digest",
@@ -29,7 +36,6 @@ TAGS = {
     "gkd.method": "method",
     "gkd.network": "network",
 }
-TOKEN = "GKD_TOKEN"  # the server's bearer token, where it wants one
 TIMEOUT_SECONDS = 10.0
 LARGEST_REPLY = 1 << 22
 
@@ -43,11 +49,12 @@ def run(target: str, *, server: str | None, tracking: Tracking | None, name: str
         tracking: where the registry is; None takes MLFLOW_TRACKING_URI, else the database in the run's folder.
         name: what the server calls the model; None takes the name the target is served by unless told otherwise.
     Raises:
-        GkdError: there is nothing to verify there, or `server` is no address. A registry or a server that does not
-            answer is a link that does not hold.
+        GkdError: there is nothing to verify there, `server` is no address, or GKD_TOKEN no token. A registry or a
+            server that does not answer is a link that does not hold.
     """
     if server is not None:
         server = _address(server)
+        read_token(None)  # one that is none is wrong usage, not a broken chain
     if target.startswith(MODEL):
         with tempfile.TemporaryDirectory(prefix="gkd-") as place:
             return _version(target, Path(place), server, tracking or Tracking(), name)
@@ -71,14 +78,27 @@ def _version(uri: str, place: Path, server: str | None, tracking: Tracking, name
         folders = {name: folder for name, folder in kept.items() if folder is not None}
         if "deploy" not in folders:
             raise GkdError(f"{uri} (version {version.number}) came without its deploy folder: gkd did not register it")
-        chain = Chain().walk(walk_folders(folders, lists_required=False))
-        chain.walk(_tags(version, folders["deploy"]))
-        chain.walk(_registered_file(store, version, folders["deploy"], place))
+        exact = f"{MODEL}{store.name}/{version.number}"
+        chain = Chain()
+        for steps in (
+            walk_folders(folders, lists_required=False),
+            _tags(version, folders["deploy"]),
+            _registered_file(store, version, folders["deploy"], place),
+            _kept_gate(store, version, place),
+        ):
+            chain.walk(steps)
     _ask(chain, folders, server, lambda: name or _served_name(uri, folders))
+    if chain.broken is not None:
+        chain.broken = Broken(_of_version(str(chain.broken), place, exact))
     return chain
 
 
-_KEPT = {"student": "network", "deploy": "deploy", "report": "report"}
+def _of_version(sentence: str, place: Path, version: str) -> str:
+    """A sentence about what was copied to `place`, told of the version it was copied from."""
+    return sentence.replace(f"{place}{os.sep}", f"{version}: ")
+
+
+_KEPT = {"student": "network", "deploy": DEPLOY, "report": "report"}
 
 
 def _registry(folders: dict[str, Path], root: Path, tracking: Tracking | None) -> Iterator[Link | Gap]:
@@ -104,6 +124,12 @@ def _registry(folders: dict[str, Path], root: Path, tracking: Tracking | None) -
             raise Broken(f"{folders['registration'] / 'version.json'}: {error}") from None
         yield from _tags(version, folders["deploy"])
         yield from _registered_file(store, version, folders["deploy"], Path(place))
+        try:
+            yield from _kept_deploy(store, version, Path(place))
+            yield from _kept_gate(store, version, Path(place))
+        except GkdError as error:
+            exact = f"{MODEL}{store.name}/{version.number}"
+            raise Broken(_of_version(str(error), Path(place), exact)) from None
 
 
 def _tags(version: Any, deploy: Path) -> Iterator[Link]:
@@ -123,6 +149,33 @@ def _registered_file(store: Any, version: Any, deploy: Path, place: Path) -> Ite
         what = "has no ONNX file" if model is None else f"holds another ONNX file than {deploy}"
         raise Broken(f"registry: version {version.number} {what}")
     yield Link("registry → file", f"{digest[:12]} is what version {version.number} serves")
+
+
+def _kept_deploy(store: Any, version: Any, place: Path) -> Iterator[Link | Gap]:
+    """The deploy folder kept with the version's run: what `gkd serve models:/…` takes."""
+    deploy = store.download(version, DEPLOY, place)
+    if deploy is None:
+        raise Broken(f"registry: version {version.number} came without its deploy folder, so nothing can serve it")
+    if (deploy / SIDECAR).exists():
+        yield from check_files(deploy, f"registry: {DEPLOY}")
+    else:
+        yield Gap(f"registry: {DEPLOY}: files", f"it came without {SIDECAR}")
+    read_manifest(deploy)  # compares the models' bytes
+    if (digest := file_digest(deploy / "manifest.json")) != version.tags.get("gkd.manifest"):
+        raise Broken(f"{deploy / 'manifest.json'} is not the one whose digest the tag gkd.manifest holds")
+    yield Link("registry → deploy", f"{digest[:12]} is what version {version.number} was registered with")
+
+
+def _kept_gate(store: Any, version: Any, place: Path) -> Iterator[Link | Gap]:
+    """What the version got right on the test images: a later challenger is compared with it."""
+    if (digest := version.tags.get(CORRECT_TAG)) is None:
+        yield Gap("registry → gate", f"version {version.number} was registered without a digest of {CORRECT}")
+        return
+    correct = store.download(version, CORRECT, place)
+    if correct is None or file_digest(correct) != digest:
+        what = "is missing" if correct is None else "was changed"
+        raise Broken(f"{place / CORRECT} {what}: the tag {CORRECT_TAG} holds its sha256")
+    yield Link("registry → gate", f"{digest[:12]} is what version {version.number} got right")
 
 
 def _ask(chain: Chain, folders: dict[str, Path], server: str | None, name: Callable[[], str]) -> None:
@@ -157,9 +210,15 @@ def _served(server: str, folders: dict[str, Path], name: Callable[[], str]) -> I
 
 
 def _address(server: str) -> str:
-    parts = urllib.parse.urlsplit(server if "://" in server else f"http://{server}")
-    if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
-        raise GkdError(f"--server {server!r} is no address: write it as http://HOST:PORT (a token goes into {TOKEN})")
+    try:
+        parts = urllib.parse.urlsplit(server if "://" in server else f"http://{server}")
+        host, _ = parts.hostname, parts.port  # looked at here: a port that is none is said when it is asked for
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or not re.fullmatch(r"[!-~]+", server):
+        raise GkdError(
+            f"--server {redact(server)!r} is no address: write it as http://HOST:PORT (a token goes into {VARIABLE})"
+        )
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
 
 
@@ -173,19 +232,29 @@ def _served_name(target: str, folders: dict[str, Path]) -> str:
     return str(content["name"])
 
 
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the token is for the server that was named, and for no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def _get(address: str) -> dict[str, Any]:
+    token = read_token(None)
     request = urllib.request.Request(address, headers={"User-Agent": "gkd", "Accept": "application/json"})
-    if token := os.environ.get(TOKEN):
-        request.add_header("Authorization", f"Bearer {token}")
+    if token is not None:
+        request.add_header("Authorization", token.header)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        with urllib.request.build_opener(_Here).open(request, timeout=TIMEOUT_SECONDS) as answer:
             content = json.loads(answer.read(LARGEST_REPLY))
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            raise GkdError(f"{address} refuses us ({error.code}): set {TOKEN} to the server's token") from None
+            raise GkdError(f"{address} refuses us ({error.code}): set {VARIABLE} to the server's token") from None
+        if 300 <= error.code < 400:
+            raise Broken(f"{address} sends us elsewhere ({error.code}): name the server itself by --server") from None
         hint = ": is it served under another name? pass --name" if error.code == 404 else ""
         raise Broken(f"{address} does not serve the model: it answers {error.code} {error.reason}{hint}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
         reason = getattr(error, "reason", None) or error
         raise Broken(f"{address} gives no metadata ({reason}): see that the server runs there") from None
     if not isinstance(content, dict):

@@ -159,7 +159,7 @@ def _is_of_dvc(path: Path, written: Iterable[str]) -> None:
     """See that a .gitignore has nothing but the lines DVC adds: `/OUTPUT` for a file or folder beside it."""
     outputs = {SIDECAR, *written, *(str(above) for file in written for above in PurePosixPath(file).parents)} - {"."}
     allowed = {b"", *(f"/{output}".encode() for output in outputs)}
-    if not allowed.issuperset(path.read_bytes().splitlines()):
+    if not allowed.issuperset(path.read_bytes().split(b"\n")):
         raise Broken(f"{path} holds more than the lines by which DVC ignores outputs beside it: it was changed")
 
 

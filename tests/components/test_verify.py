@@ -79,7 +79,8 @@ def test_a_run_holds_from_the_data_to_the_registry(whole):
     for name in FOLDERS:
         assert f"{name}: files" in names
     for link in ("data", "data → teacher", "teacher → student", "student → manifest", "manifest → model.onnx",
-                 "deploy → report", "manifest → registration", "manifest → registry", "registry → file"):  # fmt: skip
+                 "deploy → report", "manifest → registration", "manifest → registry", "registry → file",
+                 "registry: deploy: files", "registry → deploy", "registry → gate"):  # fmt: skip
         assert link in names
     assert [gap["link"] for gap in outcome["not_walked"]] == ["kd", "manifest → server"]
     assert "teacher → student" in result.stderr
@@ -87,19 +88,20 @@ def test_a_run_holds_from_the_data_to_the_registry(whole):
 
 
 def test_one_changed_byte_anywhere_is_found_and_its_file_named(copy):
-    files = [path for path in sorted(copy.rglob("*")) if path.is_file() and path.name != ".gitignore"]
+    files = [path for path in sorted(copy.rglob("*")) if path.is_file()]
     assert {path.relative_to(copy).parts[0] for path in files} == set(FOLDERS)
-    assert {"run.json", "timings.json", "report.html", "history.csv", "files.sha256", "images.npy"} <= {
+    assert {"run.json", "timings.json", "report.html", "history.csv", "files.sha256", "images.npy", ".gitignore"} <= {
         path.name for path in files
     }
     assert run(str(copy), server=None, tracking=None).broken is None
     for path in files:
         content = path.read_bytes()
         for place in {0, len(content) // 2, len(content) - 1}:
-            changed = bytearray(content)
-            changed[place] ^= 1
-            path.write_bytes(changed)
-            assert str(path) in broken(copy), f"byte {place} of {path}"
+            for flip in (1, 7) if path.name == ".gitignore" else (1,):  # 7 makes \r of \n
+                changed = bytearray(content)
+                changed[place] ^= flip
+                path.write_bytes(changed)
+                assert str(path) in broken(copy), f"byte {place} of {path}"
         path.write_bytes(content)
     assert run(str(copy), server=None, tracking=None).broken is None
 
@@ -262,9 +264,25 @@ def test_what_is_no_run_is_wrong_usage(tmp_path):
             run(str(target), server=None, tracking=None)
         assert error.value.exit_code == 2
     (tmp_path / "deploy").mkdir()
-    for server in ("ftp://x", "http://", "http://user:secret@host"):
-        with pytest.raises(GkdError, match="is no address"):
+    for server in (
+        "ftp://x", "http://", "http://user:secret@host", "http://[::1", "http://127.0.0.1:x", "http://127.0.0.1:99999",
+        "http://a b/", "http://a/b c", "http://:80", "http://a\r\nb", "", "http://ä",
+    ):  # fmt: skip
+        with pytest.raises(GkdError, match=r"is no address: write it as http://HOST:PORT") as error:
             run(str(tmp_path), server=server, tracking=None)
+        assert error.value.exit_code == 2
+        assert "secret" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_token_that_is_none_is_wrong_usage_and_not_shown(tmp_path, monkeypatch):
+    (tmp_path / "deploy").mkdir()
+    for token in ("topsecret\nX-Other: 1", "top secret", "topsecrét", "\n", ""):
+        monkeypatch.setenv("GKD_TOKEN", token)
+        with pytest.raises(GkdError, match="GKD_TOKEN holds no token") as error:
+            run(str(tmp_path), server="http://127.0.0.1:9", tracking=None)
+        assert error.value.exit_code == 2
+        assert "secr" not in str(error.value)
 
 
 # --- the registry
@@ -294,6 +312,56 @@ def test_a_registered_version_is_walked_by_its_alias(with_store):
         run("models:/gkd-student@champon", server=None, tracking=tracking)
 
 
+@pytest.mark.parametrize(
+    "file", ["deploy/model.onnx", "deploy/manifest.json", "deploy/run.json", "deploy/files.sha256", "gate/correct.npy"]
+)
+@pytest.mark.parametrize("version", [True, False])
+def test_what_a_server_would_fetch_from_the_registry_is_walked(file, version, with_store, monkeypatch):
+    """One changed byte among the artifacts of the version's run, while all that is on disk beside it is whole."""
+    tracking = Tracking(uri=f"sqlite:///{with_store / 'mlflow.db'}")
+    run_id = client(with_store).get_model_version("gkd-student", "1").run_id
+    kept = Path(client(with_store).get_run(run_id).info.artifact_uri) / file
+    target = "models:/gkd-student@challenger" if version else str(with_store)
+    content = kept.read_bytes()
+    try:
+        kept.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        message = broken(target, tracking=tracking)
+        kept.unlink()
+        if kept.name != "files.sha256":  # an earlier gkd left none: then the list is not walked
+            assert "models:/gkd-student/1: " in broken(target, tracking=tracking)
+    finally:
+        kept.write_bytes(content)
+    assert f"models:/gkd-student/1: {file}" in message
+    assert "/tmp" not in message.replace(str(with_store), "")
+    assert run(target, server=None, tracking=tracking).broken is None
+
+
+def test_a_list_made_to_fit_does_not_hide_another_model_in_the_registry(with_store):
+    run_id = client(with_store).get_model_version("gkd-student", "1").run_id
+    kept = Path(client(with_store).get_run(run_id).info.artifact_uri) / "deploy"
+    before = {path: path.read_bytes() for path in kept.iterdir()}
+    try:
+        model = kept / "model.onnx"
+        model.write_bytes(before[model][:-1] + b"x")
+        seal(kept)
+        assert "models:/gkd-student/1: deploy/model.onnx is not the file its manifest" in broken(with_store)
+        manifest = json.loads(before[kept / "manifest.json"])
+        manifest["model"]["sha256"] = file_digest(model)
+        write_json(kept / "manifest.json", manifest)
+        seal(kept)
+        assert "models:/gkd-student/1: deploy/manifest.json is not the one whose digest" in broken(with_store)
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+def test_a_version_of_before_its_gates_digest_was_kept(with_store):
+    client(with_store).delete_model_version_tag("gkd-student", "1", "gkd.correct")
+    chain = run(str(with_store), server=None, tracking=None)
+    assert chain.broken is None
+    assert "registry → gate" in [gap.name for gap in chain.gaps]
+
+
 def test_a_changed_tag_and_a_vanished_version_are_named(with_store):
     assert run(str(with_store), server=None, tracking=None).broken is None
     client(with_store).set_model_version_tag("gkd-student", "1", "gkd.data", "0" * 64)
@@ -312,6 +380,7 @@ class Served(http.server.ThreadingHTTPServer):
     reply: bytes
     status: int
     asked: list[tuple[str, str | None]]
+    location: str | None = None  # where it sends its callers
     names: set[str] | None = None  # of the models it serves; None: whatever is asked for
 
     @property
@@ -326,6 +395,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked.append((self.path, self.headers["Authorization"]))
         known = self.server.names is None or self.path.rpartition("/")[2] in self.server.names
         self.send_response(self.server.status if known else 404)
+        if self.server.location is not None:
+            self.send_header("Location", self.server.location)
         self.send_header("Content-Length", str(len(self.server.reply)))
         self.end_headers()
         self.wfile.write(self.server.reply)
@@ -361,6 +432,24 @@ def test_the_running_server_is_asked_by_name_and_token(copy, served, monkeypatch
     monkeypatch.setenv("GKD_TOKEN", "sesame")
     assert run(str(copy / "deploy"), server=f"{served.address}/v2/models/mine", tracking=None).broken is None
     assert served.asked == [("/v2/models/gkd-student", None), ("/v2/models/mine", "Bearer sesame")]
+
+
+def test_a_redirect_is_not_followed_with_the_token(copy, served, monkeypatch):
+    monkeypatch.setenv("GKD_TOKEN", "sesame")
+    elsewhere = Served(("127.0.0.1", 0), _Handler)
+    elsewhere.reply, elsewhere.status, elsewhere.asked = served.reply, 200, []
+    thread = threading.Thread(target=elsewhere.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        for served.status in (301, 302, 307, 308):
+            served.location = f"{elsewhere.address}/v2/models/gkd-student"
+            message = broken(copy / "deploy", server=served.address)
+            assert f"sends us elsewhere ({served.status})" in message
+    finally:
+        elsewhere.shutdown()
+        thread.join()
+        elsewhere.server_close()
+    assert elsewhere.asked == []
 
 
 def as_bundle(folder: Path, name: str) -> Path:
