@@ -123,18 +123,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# Each step's folder has one of these; a folder that has none is not ours to replace.
-MARKERS = frozenset(
-    {"dataset.json", "teacher.json", "training.json", "manifest.json", "metrics.json", "gate.json", "version.json"}
-)
-
-
 def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
     """See that writing `out` loses nothing that is not a step's earlier result.
 
     Raises:
-        GkdError: `out` is a file or a link, the current folder or one above it, a folder that no step wrote, or it is
-            or holds one of the inputs.
+        GkdError: `out` is a file or a link, the current folder or one above it, or it is or holds one of the
+            inputs, or anything that is not in its own `files.sha256` (but the .gitignore that DVC writes).
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
@@ -145,11 +139,34 @@ def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
         if given is not None and given.resolve().is_relative_to(place):
             raise GkdError(f"--out {out} would replace what is read from {given}: name another folder")
     if out.is_dir():
-        there = {entry.name for entry in out.iterdir()} - BESIDE
-        if there and not there & MARKERS:
-            raise GkdError(
-                f"--out {out} holds {sorted(there)[0]} and is no folder that gkd wrote: name another, or empty it"
-            )
+        _refuse_strangers(out)
+
+
+def _refuse_strangers(out: Path) -> None:
+    """Raises: GkdError: the folder holds what is not in its own list of files, or has things and no such list."""
+    there = sorted({entry.name for entry in out.iterdir()} - BESIDE)
+    if (out / SIDECAR).is_file():
+        try:
+            listed = sealed(out)
+        except GkdError as error:
+            raise GkdError(f"--out {out} is no folder that gkd left so ({error}): name another, or empty it") from None
+        for parent, folders, files in os.walk(out):
+            entries = [*files, *(name for name in folders if Path(parent, name).is_symlink())]
+            names = {Path(parent, name).relative_to(out).as_posix() for name in entries}
+            if strangers := sorted(names - listed.keys() - BESIDE - {SIDECAR}):
+                raise GkdError(
+                    f"--out {out} holds {strangers[0]}, which is not in its {SIDECAR}, so gkd did not write it: move "
+                    "it away, or name another folder"
+                )
+    elif there:
+        raise GkdError(
+            f"--out {out} holds {there[0]} and has no {SIDECAR}, so it is no folder that gkd wrote: name another, or "
+            "empty it"
+        )
+    if (out / ".gitignore").is_file() and not all(
+        line.startswith(b"/") for line in (out / ".gitignore").read_bytes().split(b"\n") if line
+    ):
+        raise GkdError(f"--out {out} holds a .gitignore that is not DVC's: move it away, or name another folder")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import file_digest, folder_digest, json_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.files import (
+    file_digest,
+    folder_digest,
+    json_digest,
+    read_json,
+    refuse_to_replace,
+    whole_folder,
+    write_bytes,
+    write_json,
+)
 
 
 def names(folder):
@@ -71,9 +80,65 @@ def test_nothing_but_an_earlier_result_is_replaced(tmp_path, monkeypatch):
         with pytest.raises(GkdError, match=part), whole_folder(out, inputs):
             pytest.fail("the block ran")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(GkdError, match="holds cat and is no folder that gkd wrote"), whole_folder(photos):
-        pytest.fail("the block ran")
+    with pytest.raises(GkdError, match=r"holds cat and has no files\.sha256, so it is no folder that gkd wrote"):
+        refuse_to_replace(photos)
     assert names(tmp_path) == ["file", "link", "photos", "teacher"]
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "training.json", "manifest.json", "metrics.json", "version.json"])
+def test_a_file_named_as_ours_does_not_make_a_folder_ours(name, tmp_path):
+    web = tmp_path / "web"
+    (web / "src").mkdir(parents=True)
+    for file in ("index.html", "src/app.js", name):
+        (web / file).write_text("{}")
+    with pytest.raises(GkdError, match=f"--out {web} holds .* and has no files.sha256"), whole_folder(web):
+        pytest.fail("the block ran")
+    assert (web / "src" / "app.js").exists()
+
+
+def test_what_joined_a_finished_folder_is_not_thrown_away(tmp_path):
+    out = tmp_path / "out"
+
+    def write():
+        with whole_folder(out) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "a").write_text("1")
+
+    write()
+    (out / "deep" / "a").write_text("changed")  # still a file of ours
+    (out / ".gitignore").write_text("/files.sha256\n/deep\n")  # DVC's
+    write()
+    assert names(out) == ["deep", "files.sha256"]
+    link = tmp_path / "elsewhere"
+    link.mkdir()
+    for stranger, make in (
+        ("notes.txt", lambda path: path.write_text("mine")),
+        ("deep/notes.txt", lambda path: path.write_text("mine")),
+        ("deep/link", lambda path: path.symlink_to(link)),
+    ):
+        make(out / stranger)
+        with pytest.raises(GkdError, match=f"holds {stranger}, which is not in its files.sha256"):
+            write()
+        (out / stranger).unlink()
+    (out / ".gitignore").write_text("/deep\n*.log\n")
+    with pytest.raises(GkdError, match=r"a \.gitignore that is not DVC's"):
+        write()
+    (out / ".gitignore").unlink()
+    listed = (out / "files.sha256").read_bytes()
+    for content in (b"", listed[:-1], listed.replace(b"deep/a", b"deep/b")):
+        (out / "files.sha256").write_bytes(content)
+        with pytest.raises(GkdError, match="is no folder that gkd left so"):
+            write()
+    assert (out / "deep" / "a").read_text() == "1"
+
+
+def test_what_dvc_leaves_of_a_folder_it_emptied_is_replaced(tmp_path):
+    out = tmp_path / "report"
+    out.mkdir()
+    (out / ".gitignore").write_text("/predictions.npy\n/files.sha256\n")
+    with whole_folder(out) as folder:
+        (folder / "metrics.json").write_text("{}")
+    assert names(out) == ["files.sha256", "metrics.json"]
 
 
 def test_json_of_another_shape_is_named(tmp_path):
