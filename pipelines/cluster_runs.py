@@ -33,7 +33,7 @@ def submit(cluster: Cluster, work: Work, *, say: Callable[[str], None] = lambda 
     Raises:
         GkdError: the file is not a compiled pipeline, an argument is not its, or the server refuses.
     """
-    check(work, say)
+    work = check(work, say)
     with as_sent(work) as sent:
         source = source_of(cluster, sent)
         run = cluster.call(

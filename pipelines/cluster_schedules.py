@@ -90,7 +90,7 @@ def schedule(
     Raises:
         GkdError: as `submit`; the cron expression is refused; the name is taken and `replace` is false.
     """
-    check(work, say)
+    work = check(work, say)
     experiment = experiment_id(cluster, work.experiment)
     before = [s for s in _schedules(cluster, experiment) if s.display_name == work.name]
     if before and not replace:

@@ -9,13 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
+from components.kubeflow.source import refuse_source
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import file_digest
 from pipelines.cluster import Cluster
 from pipelines.cluster_answers import named, whole
-from pipelines.compiled import LOST, has_registry, refuse_no_image, refuse_other_devices
+from pipelines.compiled import (
+    LOST,
+    has_registry,
+    refuse_no_image,
+    refuse_other_devices,
+    refuse_places,
+    refuse_untrainable,
+    with_devices,
+    without_nulls,
+)
+from pipelines.profile import Profile
 
 DEFAULT_EXPERIMENT = "gkd"
 # Kubeflow's kinds of parameters, as they come out of YAML; text that looks like a number must stay text.
@@ -52,11 +64,13 @@ class Work:
     caching: bool = True
 
 
-def check(work: Work, say: Callable[[str], None]) -> None:
+def check(work: Work, say: Callable[[str], None]) -> Work:
     """See that the file is a compiled pipeline, and the arguments are its, of their types, make sense; none is missing.
 
     Args:
         say: told what may go wrong all the same.
+    Returns:
+        The same, with the number of devices that the file was compiled for in parameters that do not say it.
     Raises:
         GkdError: something is not as it must be.
     """
@@ -87,11 +101,45 @@ def check(work: Work, say: Callable[[str], None]) -> None:
     ]
     if missing:
         raise GkdError(f"the pipeline wants {', '.join(missing)}: pass --argument {missing[0]}=…")
-    given = {name: kind["defaultValue"] for name, kind in known.items() if "defaultValue" in kind} | work.arguments
+    defaults = {name: kind["defaultValue"] for name, kind in known.items() if "defaultValue" in kind}
+    devices = _devices(spec)
+    if devices and devices > 1 and isinstance(params := work.arguments.get("params"), dict):
+        resolve(params)  # so that what follows finds sections where sections belong
+        work = replace(work, arguments=work.arguments | {"params": with_devices(without_nulls(params), devices)})
+    given = defaults | work.arguments
     refuse_password(given)
     _check_content(given, documents, say)
     if work.caching:
         _point_out_what_moves(given, say)
+    return work
+
+
+def _devices(spec: dict[str, Any]) -> int | None:
+    """Accelerators that a training of a compiled pipeline has, on all its nodes; None where it has none."""
+    executors = spec.get("deploymentSpec", {}).get("executors", {})
+    for dag in (part["dag"] for part in spec.get("components", {}).values() if "dag" in part):
+        for task in dag.get("tasks", {}).values():
+            profile = task.get("inputs", {}).get("parameters", {}).get("profile", {}).get("runtimeValue", {})
+            if text := profile.get("constant"):
+                try:
+                    given = Profile.model_validate_json(text)
+                except ValidationError:
+                    raise GkdError(
+                        "the compiled pipeline holds a profile that this version of gkd does not read: compile it again"
+                    ) from None
+                return given.devices * (given.nodes.count if given.nodes else 1)
+    for name in ("exec-distill", "exec-contend"):
+        accelerator = executors.get(name, {}).get("container", {}).get("resources", {}).get("accelerator", {})
+        if count := accelerator.get("resourceCount") or accelerator.get("count"):
+            return int(count)
+    return None
+
+
+def _mounts(documents: list[Any]) -> list[str]:
+    """Where the prepare task has volumes."""
+    pods = [document.get("platforms", {}).get("kubernetes", {}) for document in documents[1:]]
+    found = [pod.get("deploymentSpec", {}).get("executors", {}).get("exec-prepare", {}) for pod in pods]
+    return [claim["mountPath"] for pod in found for claim in pod.get("pvcMount", [])]
 
 
 def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[str], None]) -> None:
@@ -115,9 +163,16 @@ def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[s
             given["params"], given.get("overrides", []), data_source=given.get("data_source", ""), mlflow=mlflow
         )
         refuse_own_store("mlflow" if mlflow else "tracking.uri", params.tracking.uri or "")
-        accelerator = containers.get("exec-distill", {}).get("resources", {}).get("accelerator", {})
-        if count := accelerator.get("resourceCount") or accelerator.get("count"):
-            refuse_other_devices(params, int(count))
+        refuse_source(params, *(given.get(name, "") for name in ("dvc_repo", "dvc_path", "dvc_rev")))
+        refuse_places(params, _mounts(documents), given.get("dvc_repo", ""))
+        if devices := _devices(documents[0]):
+            refuse_other_devices(params, devices)
+        if "methods" in given:
+            from components.kubeflow.grid import lay_out
+
+            lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"])
+        else:
+            refuse_untrainable(params)
         variables = json.dumps([container.get("env", []) for container in containers.values()] + documents[1:])
         if "mlflow" in given and not params.tracking.uri and '"MLFLOW_TRACKING_URI"' not in variables:
             say(f"gkd: {LOST}")

@@ -4,10 +4,12 @@ import itertools
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
+from components.kubeflow.source import refuse_unknown
 from gkd_core.config import Params, read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
@@ -106,16 +108,34 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
     """
     content = read_sections(file)
     devices = profile.devices * (profile.nodes.count if profile.nodes else 1) if profile else 1
+    mounts = [volume.mount for volume in profile.volumes] if profile else []
     resolve(content, [])  # so that what follows finds sections where sections belong
     content = without_nulls(content)
     if devices > 1:
-        content.setdefault("train", {}).setdefault("devices", devices)
-        content.setdefault("teacher", {}).setdefault("train", {}).setdefault("devices", devices)
+        content = with_devices(content, devices)
     params = resolve(content, overrides)
-    _refuse_places(params, profile)
-    if profile and profile.training.accelerator and not profile.nodes:
-        refuse_other_devices(params, profile.devices)
+    refuse_places(params, mounts)
+    if profile and (profile.training.accelerator or profile.nodes):
+        refuse_other_devices(params, devices)
+    refuse_unknown(params)
+    refuse_untrainable(params)
     return content
+
+
+def with_devices(content: dict[str, Any], devices: int) -> dict[str, Any]:
+    """Content of params.yaml with the number of devices that its trainings have, unless it says one itself."""
+    teacher = content.get("teacher", {})
+    teacher = teacher | {"train": {"devices": devices} | teacher.get("train", {})}
+    return content | {"train": {"devices": devices} | content.get("train", {}), "teacher": teacher}
+
+
+def refuse_untrainable(params: Params) -> None:
+    """Raises: GkdError: the `settings` task would refuse the networks, the method or its hyperparameters."""
+    try:
+        from components.teacher import refuse_ahead
+    except ImportError:  # no torch here, where nothing is trained: the task itself says it
+        return
+    refuse_ahead(params)
 
 
 def refuse_no_image(name: str) -> None:
@@ -138,13 +158,14 @@ def has_registry(image: str) -> bool:
 
 
 def refuse_other_devices(params: Params, accelerators: int) -> None:
-    """Raises: GkdError: a training would start several processes, but not one for each accelerator of its pod."""
+    """Raises: GkdError: a training would not start one process for each of its accelerators, on all its nodes."""
     trainings = {"train": params.train, "teacher.train": params.teacher.train}
     for name, devices in ((f"{section}.devices", training.devices) for section, training in trainings.items()):
-        if devices not in (1, accelerators):
+        if devices != accelerators:
             raise GkdError(
-                f"{name} is {devices}, but a training pod of the profile has {accelerators} "
-                f"accelerator{'s' * (accelerators > 1)}: leave {name} out, or change the profile's accelerator.count"
+                f"{name} is {devices}, but a training under this profile has {accelerators} "
+                f"device{'s' * (accelerators > 1)} (accelerator.count × nodes.count): leave {name} out, or change the "
+                "profile"
             )
 
 
@@ -157,9 +178,15 @@ def without_nulls(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_places(params: Params, profile: Profile | None) -> None:
-    """Raises: GkdError: the data or the teacher is a place on this machine."""
-    mounts = [volume.mount for volume in profile.volumes] if profile else []
+def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> None:
+    """See that the data, its repository and the teacher are no places on this machine.
+
+    Args:
+        mounts: where the profile's volumes are.
+        dvc_repo: of the pipeline's argument.
+    Raises:
+        GkdError: one of them is.
+    """
     for name, value in (("data.root", params.data.root), ("teacher.source", params.teacher.source)):
         if value is None or re.match(r"[a-z0-9]+:", value):
             continue
@@ -173,4 +200,10 @@ def _refuse_places(params: Params, profile: Profile | None) -> None:
                 f"{name} is {value}, a place on this machine, which a cluster's pods do not have: set it to null and "
                 f"{instead}, or name a volume of the profile"
             )
+    repo = dvc_repo.removeprefix("file://")
+    if repo and not re.match(r"[^/]+:", repo) and not any(Path(repo).is_relative_to(mount) for mount in mounts):
+        raise GkdError(
+            f"dvc_repo is {dvc_repo}, a place on this machine, which a cluster's pods do not have: give an address "
+            "that git clones, or a place in a volume of the profile"
+        )
     refuse_own_store("tracking.uri", params.tracking.uri or "")

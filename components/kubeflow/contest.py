@@ -39,10 +39,12 @@ def plan(
 
     from components.kubeflow.grid import lay_out
     from components.kubeflow.settings import resolve
+    from components.kubeflow.source import refuse_unknown
     from components.kubeflow.task import running
 
     with running("plan"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
+        refuse_unknown(found)
         prepare, teachers, contenders = lay_out(found, methods, pairs, seeds, reference)
         return prepare, json.dumps(teachers), json.dumps(contenders)
 

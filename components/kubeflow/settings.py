@@ -54,7 +54,7 @@ def refuse_own_store(name: str, uri: str) -> None:
         name: what the address is called where it was given.
         uri: address of the tracking store; empty is none.
     Raises:
-        GkdError: it is a file or a folder.
+        GkdError: it is a file or a folder, or an address without http:// or the like.
     """
     if uri and (
         re.match(r"(sqlite|file)\b", uri, re.IGNORECASE) or (":" not in uri and uri not in ("databricks", "uc"))
@@ -63,3 +63,5 @@ def refuse_own_store(name: str, uri: str) -> None:
             f"{name} is {uri}, a file on this machine, which a cluster's pods do not have: give the address of an "
             "MLflow server"
         )
+    if uri and "://" not in uri and not re.fullmatch(r"databricks(-uc)?|uc(:.*)?", uri):
+        raise GkdError(f"{name} is {uri}, which is no address of an MLflow server: write http://{uri}, or https://")

@@ -51,11 +51,13 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
 
     from components.kubeflow.sections import divide
     from components.kubeflow.settings import resolve
+    from components.kubeflow.source import refuse_unknown
     from components.kubeflow.task import running
     from components.teacher import refuse_ahead
 
     with running("settings"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
+        refuse_unknown(found)
         refuse_ahead(found)
         return tuple(json.dumps(sections) for sections in divide(found).values())
 

@@ -64,6 +64,7 @@ def test_the_pipeline_is_compiled_and_submitted_and_waited_for(tmp_path):
         result = gkd(
             "submit", "--host", server.host, "--profile", "gpu", "--set", "train.epochs=2", "--mlflow",
             "http://mlflow:5000", "--dvc-repo", "https://git.example.org/photos.git", "--argument", "dvc_rev=photos-1",
+            "--dvc-path", "images", "--data-source", "folder",
             "--run-name", "nightly", "--experiment", "digits", "--wait", "--poll", "0.05",
             cwd=tmp_path, GKD_KFP_TOKEN=SECRET,
         )  # fmt: skip
@@ -75,7 +76,8 @@ def test_the_pipeline_is_compiled_and_submitted_and_waited_for(tmp_path):
     assert run["display_name"] == "nightly"
     assert [e["display_name"] for e in server.experiments.values()] == ["digits"]
     assert run["runtime_config"]["parameters"] == {
-        "mlflow": "http://mlflow:5000", "dvc_repo": "https://git.example.org/photos.git", "dvc_rev": "photos-1"
+        "mlflow": "http://mlflow:5000", "dvc_repo": "https://git.example.org/photos.git", "dvc_rev": "photos-1",
+        "dvc_path": "images", "data_source": "folder",
     }  # fmt: skip
     sent = run["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]
     assert sent["params"]["defaultValue"] == {"train": {"epochs": 1}}
@@ -560,7 +562,31 @@ class TestContent:
             ({"params": {"train": {"epochs": "many"}}}, ["train.epochs"]),
             ({"mlflow": "sqlite:///mlflow.db"}, ["mlflow is sqlite:///mlflow.db, a file", "MLflow server"]),
             ({"overrides": ["tracking.uri=./mlruns"]}, ["tracking.uri is ./mlruns, a file", "MLflow server"]),
-            ({"overrides": ["train.devices=4"]}, ["train.devices is 4", "has 1 accelerator:"]),
+            ({"overrides": ["train.devices=4"]}, ["train.devices is 4", "has 1 device "]),
+            ({"mlflow": "mlflow.example:5000"}, ["mlflow is mlflow.example:5000", "write http://mlflow.example:5000"]),
+            ({"data_source": "cifar11"}, ["data.source 'cifar11' is unknown", "did you mean 'cifar10'?"]),
+            ({"data_source": "torchvision:MNISTT"}, ["'MNISTT' is unknown", "'MNIST'"]),
+            ({"data_source": "folder"}, ["data.root names none", "dvc_repo"]),
+            ({"dvc_rev": "v1"}, ["dvc_path or dvc_rev is given, but no dvc_repo"]),
+            ({"dvc_repo": "https://git.example/a.git"}, ["set dvc_path"]),
+            (
+                {"dvc_repo": "https://git.example/a.git", "dvc_path": "images"},
+                ["data.source is digits, which reads no"],
+            ),
+            (
+                {"dvc_repo": "/home/me/photos", "dvc_path": "images", "data_source": "folder"},
+                ["dvc_repo is /home/me/photos, a place on this machine", "a volume of the profile"],
+            ),
+            (
+                {"dvc_repo": "file:///home/me/photos", "dvc_path": "images", "data_source": "folder"},
+                ["file:///home/me/photos, a place on this machine"],
+            ),
+            (
+                {"overrides": ["data.root=/home/me/images", "data.source=folder"]},
+                ["data.root is /home/me/images, a place on this machine"],
+            ),
+            ({"overrides": ["teacher.name=resnett20"]}, ["teacher.name 'resnett20' is unknown", "'resnet20'"]),
+            ({"overrides": ["distill.options={gompertz: {bee: 1}}"]}, ["bee"]),
         ],
     )
     @pytest.mark.parametrize("scheduled", [False, True])
@@ -587,7 +613,53 @@ class TestContent:
         from pipelines.cluster_work import Work
 
         with KfpServer() as server:
-            submit(connect(host=server.host), Work(whole, {"dvc_repo": "git@host:team/data.git"}, "name"))
+            arguments = {"dvc_repo": "git@host:team/data.git", "dvc_path": "images", "data_source": "folder"}
+            submit(connect(host=server.host), Work(whole, arguments, "name"))
+            assert len(server.runs) == 1
+
+    def test_a_repository_and_images_in_a_volume_of_the_profile_are_there(self, tmp_path):
+        from pipelines.cluster_work import Work, check
+        from pipelines.compiled import compile_pipeline
+
+        (tmp_path / "own.yaml").write_text("volumes: [{claim: photos, mount: /photos}]")
+        compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=str(tmp_path / "own.yaml"))
+        for arguments in (
+            {"dvc_repo": "/photos/repo", "dvc_path": "images", "data_source": "folder"},
+            {"overrides": ["data.source=folder", "data.root=/photos/images"]},
+        ):
+            check(Work(tmp_path / "p.yaml", arguments, "name"), lambda line: None)
+
+    def test_a_sweep_is_looked_at_as_its_first_task_would(self, refuses, tmp_path):
+        from pipelines.cluster_work import Work, check
+        from pipelines.compiled import compile_pipeline
+
+        compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", which="sweep")
+        check(Work(tmp_path / "p.yaml", {"pairs": [["resnet20", "resnet8"]]}, "name"), lambda line: None)
+        with refuses as raised:
+            check(Work(tmp_path / "p.yaml", {"methods": ["kdd"]}, "name"), lambda line: None)
+        assert "'kdd'" in sentence(raised)
+
+    @pytest.mark.parametrize(("profile", "devices"), [("gpu", 1), ("multi-gpu", 4), ("multi-node", 8)])
+    def test_parameters_given_to_a_file_train_on_the_devices_it_was_compiled_for(
+        self, connect, refuses, tmp_path, profile, devices
+    ):
+        from pipelines.cluster_runs import submit
+        from pipelines.cluster_work import Work
+        from pipelines.compiled import compile_pipeline
+
+        compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=profile)
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            submit(found, Work(tmp_path / "p.yaml", {"params": {"train": {"epochs": 7}}}, "name"))
+            (run,) = server.runs.values()
+            sent = run["runtime_config"]["parameters"]["params"]
+            assert sent["train"].get("devices", 1) == devices
+            assert sent.get("teacher", {"train": {}})["train"].get("devices", 1) == devices
+            assert sent["train"]["epochs"] == 7
+            for wrong in {1, 2, 4} - {devices}:
+                with refuses as raised:
+                    submit(found, Work(tmp_path / "p.yaml", {"params": {"train": {"devices": wrong}}}, "name"))
+                assert f"train.devices is {wrong}, but" in sentence(raised)
             assert len(server.runs) == 1
 
     def test_what_would_be_lost_and_what_no_node_may_find_is_pointed_out(self, connect, whole):

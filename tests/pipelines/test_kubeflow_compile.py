@@ -197,11 +197,13 @@ def test_several_accelerators_are_asked_for_and_used(tmp_path):
     assert cluster_params(PARAMS, [], load_profile("multi-node"))["train"]["devices"] == 8
     own = tmp_path / "own.yaml"
     own.write_text("train: {devices: 2, epochs: 3}\nteacher: {source: null}")
-    with pytest.raises(GkdError, match=r"train\.devices is 2, but a training pod of the profile has 4 accelerators"):
-        cluster_params(own, [], load_profile("multi-gpu"))
-    assert cluster_params(own, [], load_profile("multi-node"))["train"] == {"devices": 2, "epochs": 3}
+    for profile, devices in (("multi-gpu", 4), ("multi-node", 8)):
+        with pytest.raises(GkdError, match=rf"train\.devices is 2, but a training under .* has {devices} devices"):
+            cluster_params(own, [], load_profile(profile))
+        with pytest.raises(GkdError, match=rf"train\.devices is 1, but a training under .* has {devices} devices"):
+            cluster_params(PARAMS, ["train.devices=1"], load_profile(profile))
     for override in ("train.devices=4", "teacher.train.devices=4"):
-        with pytest.raises(GkdError, match=f"{override.replace('=', ' is ')}, but .* has 1 accelerator:"):
+        with pytest.raises(GkdError, match=f"{override.replace('=', ' is ')}, but .* has 1 device "):
             cluster_params(PARAMS, [override], load_profile("gpu"))
     assert "devices" not in cluster_params(PARAMS, [], load_profile("gpu"))["train"]
 
@@ -228,6 +230,9 @@ def test_on_several_nodes_a_training_task_only_waits(tmp_path):
         ("tracking: {uri: 'sqlite:///mlflow.db'}", ["sqlite:///mlflow.db", "MLflow server"]),
         ("data: {source: folder, root: pictures}", ["data.root is pictures, a place on this machine", "dvc_repo"]),
         ("teacher: {source: ../teacher.pt}", ["teacher.source is ../teacher.pt", "models:/NAME@ALIAS"]),
+        ("data: {source: cifar11}", ["data.source 'cifar11' is unknown", "did you mean 'cifar10'?"]),
+        ("teacher: {name: resnett20}", ["teacher.name 'resnett20' is unknown", "'resnet20'"]),
+        ("tracking: {uri: 'mlflow.example:5000'}", ["tracking.uri is mlflow.example:5000", "http://"]),
         ("train: {epoch: 3}", ["'train.epoch' is unknown", "did you mean 'train.epochs'?"]),
     ],
 )
