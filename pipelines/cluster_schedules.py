@@ -1,5 +1,6 @@
 """Schedules on a Kubeflow Pipelines server: a pipeline again and again, by the clock."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +21,7 @@ class Clock:
 
     Attributes:
         cron: six fields, seconds first, or a descriptor such as @daily; times are the server's (UTC as a rule).
-        start, end: RFC 3339 times between which it works; None is open.
+        start, end: times with a zone between which it works, in ISO 8601; None is open.
         max_concurrency: runs at a time, 1 to 10.
         catch_up: start the runs that were missed while it was off.
         enabled: whether it works from now on.
@@ -42,10 +43,20 @@ class Clock:
             )
         if len(fields) != 6 and not self.cron.startswith("@"):
             raise GkdError(f"--cron {self.cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
+        every = re.fullmatch(r"@every\s+(\d+(?:\.\d+)?)(ns|us|µs|ms|s)", self.cron.strip())
+        seconds = "*" if every and (every[2] != "s" or float(every[1]) < 60) else fields[0]
+        if re.search(r"[*?/-]", seconds):
+            raise GkdError(
+                f"--cron {self.cron!r} would start a run every few seconds: its first field is the second, write 0 "
+                "there"
+            )
         if not self.cron.startswith("@"):
             for field, (name, low, high) in zip(fields, _FIELDS, strict=True):
                 _in_range(self.cron, field, name, low, high)
         start, end = _time(self.start, "--start"), _time(self.end, "--end")
+        for name, time in (("start", start), ("end", end)):
+            if time:  # as RFC 3339 has it, whatever form it was given in
+                object.__setattr__(self, name, time.isoformat().replace("+00:00", "Z"))
         if start and end and end <= start:
             raise GkdError(f"--end {self.end} is not after --start {self.start}: swap them or leave one out")
 

@@ -20,6 +20,7 @@ from pipelines.cluster_answers import named, whole
 from pipelines.compiled import (
     LOST,
     has_registry,
+    is_pipeline,
     refuse_no_image,
     refuse_other_devices,
     refuse_places,
@@ -82,7 +83,7 @@ def check(work: Work, say: Callable[[str], None]) -> Work:
         reason = getattr(error, "strerror", None) or "it is not YAML"
         raise GkdError(f"{work.package} cannot be read ({reason}): compile it again") from None
     spec = documents[0] if documents else None
-    if not isinstance(spec, dict) or "root" not in spec or "pipelineInfo" not in spec:
+    if not is_pipeline(spec):
         raise GkdError(f"{work.package} is not a compiled pipeline: make one with `gkd pipeline compile`")
     refuse_password(work.arguments)
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
 from components.kubeflow.source import refuse_unknown
 from gkd_core.config import Params, read_sections
@@ -56,17 +58,14 @@ def compile_pipeline(
 
     from components.image import image
 
-    given = load_profile(profile) if profile else None
+    given = load_profile(profile) if profile is not None else None
     refuse_no_image(image())
     if given:
         refuse_password(given.model_dump())
         refuse_own_store("the profile's MLFLOW_TRACKING_URI", given.env.get("MLFLOW_TRACKING_URI", ""))
     content = cluster_params(params, overrides or [], given)
     pipeline = create_pipeline(which, content, overrides or [], given)
-    if file.suffix not in (".yaml", ".yml"):
-        raise GkdError(f"-o {file}: give the file a name that ends in .yaml")
-    if not file.parent.is_dir():
-        raise GkdError(f"-o {file}: there is no folder {file.parent}, make it first")
+    _refuse_to_overwrite(file)
     with tempfile.TemporaryDirectory() as name:
         made = Path(name) / "pipeline.yaml"
         Compiler().compile(pipeline, package_path=str(made))
@@ -78,6 +77,28 @@ def compile_pipeline(
     body = itertools.dropwhile(lambda line: line.startswith("#"), lines)
     write_bytes(file, "".join([title, *body]).encode())
     return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
+
+
+def _refuse_to_overwrite(file: Path) -> None:
+    """Raises: GkdError: there can be no compiled pipeline of this name, or something else has it."""
+    if file.is_dir():
+        raise GkdError(f"-o {file} is a folder: name a file in it, {file / 'pipeline.yaml'}")
+    if file.suffix not in (".yaml", ".yml"):
+        raise GkdError(f"-o {file}: give the file a name that ends in .yaml")
+    if not file.parent.is_dir():
+        raise GkdError(f"-o {file}: there is no folder {file.parent}, make it first")
+    if file.exists() and file.stat().st_size:
+        try:
+            first = next(yaml.safe_load_all(file.read_text(encoding="utf-8")), None)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            first = None
+        if not is_pipeline(first):
+            raise GkdError(f"-o {file} is there and is no compiled pipeline, so it is not replaced: name another file")
+
+
+def is_pipeline(document: Any) -> bool:
+    """Whether the first document of a YAML file is a compiled pipeline."""
+    return isinstance(document, dict) and "root" in document and "pipelineInfo" in document
 
 
 def create_pipeline(which: str, params: dict[str, Any], overrides: list[str], profile: Profile | None) -> Any:

@@ -45,7 +45,7 @@ class Containers:
             GkdError: there is no engine, or not this image; a path of the parameters does not exist.
         """
         self._name = uuid.uuid4().hex
-        self._user = _user(user)
+        self._user = user_of(user)
         self._environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)} | environment
         self._environment["HOME"] = "/tmp"
         self._mounts: dict[Path, bool] = {root: True, work.resolve(): True}
@@ -65,27 +65,10 @@ class Containers:
         Raises:
             GkdError: there is no engine that answers, or not this image.
         """
-        import docker
         from docker.types import DeviceRequest, Mount
         from kfp.local import DockerRunner
 
-        from components.image import image
-
-        try:
-            client = docker.from_env()
-            runtimes = client.info().get("Runtimes", {})
-        except (docker.errors.DockerException, OSError) as error:
-            raise GkdError(
-                f"there is no container engine that answers ({_first_line(error)}): start Docker, set DOCKER_HOST, or "
-                "take --runner subprocess"
-            ) from None
-        with contextlib.closing(client):
-            try:
-                client.images.get(image())
-            except docker.errors.ImageNotFound:
-                raise GkdError(
-                    f"the image {image()} is not here: build it with `make image`, or name another in GKD_IMAGE"
-                ) from None
+        runtimes = refuse_no_engine()
         options: dict[str, Any] = {
             "user": self._user,
             "shm_size": SHARED_MEMORY,
@@ -145,7 +128,42 @@ class Containers:
             self.arguments["mlflow"] = uri
 
 
-def _user(given: str | None) -> str:
+def refuse_no_engine() -> list[str]:
+    """See that there is an engine with our image.
+
+    Returns:
+        Names of its runtimes.
+    Raises:
+        GkdError: none answers, or it has not this image.
+    """
+    import docker
+
+    from components.image import image
+
+    try:
+        client = docker.from_env()
+        runtimes = client.info().get("Runtimes", {})
+    except (docker.errors.DockerException, OSError) as error:
+        raise GkdError(
+            f"there is no container engine that answers ({_first_line(error)}): start Docker, set DOCKER_HOST, or "
+            "take --runner subprocess"
+        ) from None
+    with contextlib.closing(client):
+        try:
+            client.images.get(image())
+        except docker.errors.ImageNotFound:
+            raise GkdError(
+                f"the image {image()} is not here: build it with `make image`, or name another in GKD_IMAGE"
+            ) from None
+    return list(runtimes)
+
+
+def user_of(given: str | None) -> str:
+    """Who runs in the containers, UID:GID; whoever asks unless given.
+
+    Raises:
+        GkdError: it is of another form.
+    """
     if given is None:
         return f"{os.getuid()}:{os.getgid()}"
     if not re.fullmatch(r"\d+:\d+", given):

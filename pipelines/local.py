@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from components.image import image
 from components.kubeflow.settings import resolve
 from components.kubeflow.task import BEGIN, END
 from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
-from pipelines.compiled import create_pipeline, without_nulls
+from pipelines.compiled import create_pipeline, refuse_no_image, without_nulls
 
 RUNNERS = ("subprocess", "docker")
 FOLDERS = {
@@ -80,6 +81,7 @@ def run_pipeline(
     """
     if runner not in RUNNERS:
         raise GkdError(unknown("--runner", runner, RUNNERS))
+    refuse_no_image(image())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
     given = dict(arguments or {})
@@ -91,8 +93,12 @@ def run_pipeline(
     for name in folders.values():
         refuse_to_replace(out / name)
     work = out / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".kubeflow-", dir=out) as name:
+    if runner == "docker":
+        from pipelines.containers import refuse_no_engine, user_of
+
+        refuse_no_engine()
+        user_of(user)
+    with _made(work), tempfile.TemporaryDirectory(prefix=".kubeflow-", dir=out) as name:
         root = Path(name).resolve()
         tasks = root / "tasks"
         tasks.mkdir()
@@ -121,6 +127,21 @@ def run_pipeline(
         _raise_failure(tasks, failure, out, [name for name in folders.values() if name not in made])
     artifacts = {name: folder_digest(out / name) for name in folders.values()}
     return {"runner": runner, "out": str(out), "log": str(out / LOG), "artifacts": artifacts}
+
+
+@contextlib.contextmanager
+def _made(work: Path) -> Iterator[None]:
+    """Make OUT and OUT/work, and take them away again when something given is wrong, before anything has run."""
+    new = [place for place in (work, work.parent) if not place.exists()]
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except GkdError:
+        if not (work.parent / LOG).exists():
+            for place in new:
+                with contextlib.suppress(OSError):  # it is not empty
+                    place.rmdir()
+        raise
 
 
 def _refuse_arguments(pipeline: Any, given: dict[str, Any]) -> None:

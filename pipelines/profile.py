@@ -52,6 +52,42 @@ def _resource(value: str) -> str:
     return value
 
 
+# What the image, Python's launcher, Kubeflow, Trainer and gkd itself set: another value would mislead them.
+_RESERVED = re.compile(
+    r"PATH|PYTHON(PATH|HOME)|(LD|PET|GKD|KFP|ARGO|KUBERNETES|TORCHELASTIC)_.*|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|"
+    r"MASTER_(ADDR|PORT)|NVIDIA_VISIBLE_DEVICES"
+)
+
+
+def _variable(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError(f"{value!r} is no name of an environment variable: letters, digits and _, no digit first")
+    if _RESERVED.fullmatch(value):
+        raise ValueError(f"{value} is set by the pipeline or the image itself: leave it out")
+    return value
+
+
+_WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
+
+
+def _label(value: str) -> str:
+    if not re.fullmatch(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_WORD}", value, re.ASCII):
+        raise ValueError("a label of Kubernetes is written [DOMAIN/]NAME, at most 63 letters, digits, -, _ and .")
+    return value
+
+
+def _label_value(value: str) -> str:
+    if not re.fullmatch(f"({_WORD})?", value, re.ASCII):
+        raise ValueError("a label's value in Kubernetes has at most 63 letters, digits, -, _ and .")
+    return value
+
+
+def _key(value: str) -> str:
+    if not re.fullmatch(r"[-\w.]{1,253}", value, re.ASCII) or value in (".", ".."):
+        raise ValueError("a key of a Kubernetes secret has letters, digits, -, _ and . alone")
+    return value
+
+
 _UNITS = {suffix: 1000.0**power for power, suffix in enumerate("KMGTPE", start=1)}
 _UNITS |= {f"{suffix}i": 1024.0**power for power, suffix in enumerate("KMGTPE", start=1)} | {"m": 0.001, "": 1.0}
 
@@ -69,6 +105,9 @@ def _amount(quantity: str) -> float:
 Quantity = Annotated[str, AfterValidator(_quantity)]
 Name = Annotated[str, AfterValidator(_name)]
 Place = Annotated[str, AfterValidator(_absolute)]
+Variable = Annotated[str, AfterValidator(_variable)]
+Label = Annotated[str, AfterValidator(_label)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
 
 
 class _Part(BaseModel):
@@ -87,9 +126,9 @@ class Accelerator(_Part):
 class Toleration(_Part):
     """Of a taint."""
 
-    key: str | None = None
+    key: Label | None = None
     operator: Literal["Equal", "Exists"] = "Exists"
-    value: str | None = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
     @model_validator(mode="after")
@@ -131,7 +170,7 @@ class Pod(_Part):
     memory_limit: Quantity | None = "4Gi"
     accelerator: Accelerator | None = None
     """null is the processor alone."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[Label, LabelValue] = {}
     """Labels a node must have."""
     tolerations: list[Toleration] = []
     """Taints it may have."""
@@ -169,7 +208,7 @@ class Secret(_Part):
     """Keys of a Kubernetes secret as environment variables; their values never leave the cluster."""
 
     name: Name
-    env: dict[str, Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]]
+    env: dict[Annotated[str, AfterValidator(_key)], Variable]
     """Variable by key of the secret."""
     steps: list[Step] = ["prepare", "teacher", "register"]
     """Tasks that need it; no other sees it."""
@@ -210,7 +249,7 @@ class Profile(_Part):
     """More of them, in every task: images for `data.root`, say."""
     secrets: list[Secret] = []
     """By name."""
-    env: dict[str, str] = {}
+    env: dict[Variable, str] = {}
     """Environment variables that are no secret, in every task."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: list[Name] = []
@@ -223,6 +262,10 @@ class Profile(_Part):
         for name in self.env:
             if re.search("PASSWORD|SECRET|TOKEN|CREDENTIAL|ACCESS_KEY|API_KEY", name.upper()):
                 raise ValueError(f"env names {name}, which looks like a secret: name a Kubernetes secret in secrets")
+        given = [*self.env, *(variable for secret in self.secrets for variable in secret.env.values())]
+        for name in given:
+            if given.count(name) > 1:
+                raise ValueError(f"the variable {name} is given twice, in secrets or in env: name it once")
         mounts = [volume.mount for volume in [*([self.work] if self.work else []), *self.volumes]]
         for mount in mounts:
             if mounts.count(mount) > 1:
@@ -259,7 +302,7 @@ def load_profile(which: str) -> Profile:
     path = Path(which)
     if which in names():
         path = SHIPPED / f"{which}.yaml"
-    elif path.suffix not in (".yaml", ".yml") and not path.exists():
+    elif not which or (path.suffix not in (".yaml", ".yml") and not path.exists()):
         raise GkdError(unknown("--profile", which, names()) + ", or a YAML file")
     content = read_sections(path, holds="a profile (light, training, work, …)", option="--profile")
     try:

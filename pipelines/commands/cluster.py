@@ -64,7 +64,7 @@ class Task:
     profile: Annotated[
         str | None, typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node or a file.")
     ] = None
-    which: Annotated[str, typer.Option("--pipeline", help="distillation or sweep.")] = "distillation"
+    which: Annotated[str | None, typer.Option("--pipeline", help="distillation (unless given) or sweep.")] = None
     package: Annotated[
         Path | None, typer.Option(help="A file of `gkd pipeline compile`; without one the pipeline is compiled now.")
     ] = None
@@ -82,6 +82,11 @@ class Task:
             "does not.",
         ),
     ] = None
+
+    @property
+    def called(self) -> str:
+        """What the run is called after."""
+        return self.which or ("distillation" if self.package is None else self.package.stem)
 
     @contextlib.contextmanager
     def named(self, name: str, arguments: Arguments, *, cached: bool) -> Iterator["Work"]:
@@ -106,7 +111,7 @@ class Task:
         from pipelines.compiled import compile_pipeline
 
         compile_pipeline(
-            file, params=self.params or PARAMS, overrides=self.overrides, profile=self.profile, which=self.which
+            file, params=self.params or PARAMS, overrides=self.overrides, profile=self.profile, which=self.called
         )
         warn_of_moving_image()
         return file
@@ -117,6 +122,8 @@ class Task:
 
         if self.profile is not None:
             raise GkdError("--profile is given and --package too: the file has its profile inside, pass one of them")
+        if self.which is not None:
+            raise GkdError("--pipeline is given and --package too: the file is one pipeline already, pass one of them")
         settings: dict[str, Any] = {}
         if self.params is not None:
             settings["params"] = read_sections(self.params)
@@ -139,7 +146,7 @@ def submit(
     """Run the pipeline on a cluster."""
     from pipelines import cluster_runs
 
-    with task.named(run_name or f"{task.which} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments, cached=True) as work:
+    with task.named(run_name or f"{task.called} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments, cached=True) as work:
         cluster = server.connect()
         facts = cluster_runs.submit(cluster, work, say=_say)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
@@ -172,7 +179,7 @@ def schedule(
     from pipelines import cluster_schedules
 
     clock = cluster_schedules.Clock(cron, start, end, max_concurrency, catch_up, not disable)
-    with task.named(name or task.which, arguments, cached=False) as work:
+    with task.named(name or task.called, arguments, cached=False) as work:
         facts = cluster_schedules.schedule(server.connect(), work, clock, replace=replace, say=_say)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)

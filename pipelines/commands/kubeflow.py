@@ -53,6 +53,10 @@ def run(
 ) -> None:
     """Run the pipeline on this machine, through kfp's local runner; the artifacts stay in --out."""
     if runner == "docker":
+        from components.image import image
+        from pipelines.compiled import refuse_no_image
+
+        refuse_no_image(image())
         warn_of_moving_image()
     from pipelines.local import run_pipeline
 

@@ -155,6 +155,12 @@ def test_a_schedule(tmp_path, package):
         assert [said for said in server.refused if "cron" not in said] == []
 
 
+@pytest.mark.parametrize("more", [["--profile", "gpu"], ["--pipeline", "sweep"]])
+def test_a_compiled_file_is_one_pipeline_for_one_profile(tmp_path, package, more):
+    result = gkd("submit", "--host", "http://localhost:1", "--package", str(package), *more, cwd=tmp_path)
+    refused(result, f"{more[0]} is given and --package too")
+
+
 @pytest.fixture
 def silent():
     """An address where somebody listens and never answers."""
@@ -510,6 +516,10 @@ class TestRuns:
             ({"cron": "0 0 3 * * 7"}, ["7 is no weekday, write 0 to 6"]),
             ({"cron": "0 0 9-5 * * *"}, ["the hours 9-5 go backwards"]),
             ({"cron": "0 */0 * * * *"}, ["*/0 has no step"]),
+            ({"cron": "* * * * * *"}, ["every few seconds", "write 0"]),
+            ({"cron": "*/10 0 3 * * *"}, ["every few seconds"]),
+            ({"cron": "0-5 0 3 * * *"}, ["every few seconds"]),
+            ({"cron": "@every 1s"}, ["every few seconds"]),
             ({"cron": "monday"}, ["has 1 fields, not six"]),
             ({"cron": "@daily", "start": "tomorrow"}, ["--start 'tomorrow' is not a time"]),
             ({"cron": "@daily", "end": "2026-12-01T00:00:00"}, ["--end", "names no time zone"]),
@@ -527,7 +537,23 @@ class TestRuns:
         for part in parts:
             assert part in sentence(raised)
 
-    @pytest.mark.parametrize("cron", ["0 */5 1-4,22 ? JAN-MAR MON-FRI", "59 59 23 31 12 6", "@every 1h"])
+    @pytest.mark.parametrize(
+        ("given", "sent"),
+        [
+            ("2026-12-01T00:00:00Z", "2026-12-01T00:00:00Z"),
+            ("2026-12-01 00:00Z", "2026-12-01T00:00:00Z"),
+            ("20261201T0300+01:00", "2026-12-01T03:00:00+01:00"),
+        ],
+    )
+    def test_a_time_is_sent_as_the_api_writes_times(self, given, sent):
+        from pipelines.cluster_schedules import Clock
+
+        assert (Clock("@daily", start=given).start, Clock("@daily", end=given).end) == (sent, sent)
+        assert misfit(sent, "datetime", "start") is None
+
+    @pytest.mark.parametrize(
+        "cron", ["0 */5 1-4,22 ? JAN-MAR MON-FRI", "59 59 23 31 12 6", "@every 1h", "@every 90s", "0,30 0 * * * *"]
+    )
     def test_clocks_that_make_sense(self, cron):
         from pipelines.cluster_schedules import Clock
 

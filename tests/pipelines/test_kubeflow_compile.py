@@ -249,7 +249,7 @@ def test_what_must_not_be_in_a_pipeline_is_refused(tmp_path, content, parts):
 def test_no_override_and_no_profile_brings_a_password_in(tmp_path):
     address = "https://me:hunter2@tracking.example"
     (tmp_path / "mine.yaml").write_text(f"env: {{MLFLOW_TRACKING_URI: '{address}'}}\n")
-    (tmp_path / "elsewhere.yaml").write_text("training: {node_selector: {pool: 'https://host/?token=hunter2'}}\n")
+    (tmp_path / "elsewhere.yaml").write_text("env: {PROXIES: 'a=b, https://host/?token=hunter2'}\n")
     for given in (
         {"overrides": [f"tracking.uri={address}"]},
         {"overrides": ["teacher.source=https://example.org/teacher.pt?token=hunter2"]},
@@ -306,12 +306,28 @@ def test_a_place_in_a_volume_of_the_profile_is_no_place_of_this_machine(tmp_path
     [
         ({"which": "distilation"}, ["--pipeline 'distilation' is unknown", "'distillation'"]),
         ({"file": "p.json"}, ["p.json", "ends in .yaml"]),
+        ({"profile": ""}, ["--profile '' is unknown"]),
+        ({"file": "."}, ["is a folder: name a file in it"]),
         ({"file": "nowhere/p.yaml"}, ["no folder", "nowhere"]),
     ],
 )
 def test_other_mistakes(tmp_path, options, parts):
     file = tmp_path / options.pop("file", "p.yaml")
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(GkdError) as caught:
         compile_pipeline(file, params=PARAMS, **options)
     for part in parts:
         assert part in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_only_a_compiled_pipeline_is_replaced_by_one(tmp_path):
+    for content in ("train: {epochs: 3}\n", "a: [", "just text"):
+        (tmp_path / "params.yaml").write_text(content)
+        with pytest.raises(GkdError, match=r"params\.yaml is there and is no compiled pipeline, so it is not replaced"):
+            compile_pipeline(tmp_path / "params.yaml", params=PARAMS)
+        assert (tmp_path / "params.yaml").read_text() == content
+    (tmp_path / "p.yaml").touch()
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS)
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS, overrides=["train.epochs=3"])
+    assert "train.epochs=3" in (tmp_path / "p.yaml").read_text()

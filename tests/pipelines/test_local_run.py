@@ -225,6 +225,50 @@ def test_what_is_wrong_is_told_before_anything_runs(folder, arguments, parts, mo
     assert [path.name for path in folder.iterdir()] == ["params.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("environment", "options", "part"),
+    [
+        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, [], "there is no container engine that answers"),
+        ({"GKD_IMAGE": "not an image"}, [], "no name of a container image"),
+        ({"GKD_IMAGE": "not an image"}, ["--runner", "subprocess"], "no name of a container image"),
+    ],
+)
+def test_what_containers_would_need_is_looked_at_before_anything_is_made(
+    folder, environment, options, part, monkeypatch, capsys
+):
+    from pipelines import cli
+
+    monkeypatch.chdir(folder)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["gkd", "pipeline", "run", "--runner", "docker", *options])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert part in line
+    assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
+def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monkeypatch):
+    from gkd_core.errors import GkdError
+    from pipelines import containers
+    from pipelines.local import run_pipeline
+
+    monkeypatch.setattr(containers, "refuse_no_engine", list)
+    monkeypatch.chdir(folder)
+    for overrides, user, part in (
+        (["data.source=folder", "data.root=nowhere"], None, "data.root nowhere does not exist"),
+        (["teacher.source=nowhere"], None, "teacher.source nowhere does not exist"),
+        ([], "me", "--user 'me' is not of the form UID:GID"),
+    ):
+        with pytest.raises(GkdError, match=part):
+            run_pipeline(
+                runner="docker", params=folder / "params.yaml", overrides=overrides, out=folder / "made", user=user
+            )
+        assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
 def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
     from gkd_core.errors import GkdError
     from pipelines.local import run_pipeline

@@ -17,6 +17,17 @@ def test_what_is_allowed_at_the_edges():
     assert profile.training.accelerator.type == "nvidia.com/mig-1g.5gb"
 
 
+def test_what_kubernetes_calls_names_is_allowed():
+    profile = Profile.model_validate(
+        {
+            "env": {"no_proxy": "x", "OMP_NUM_THREADS": "4", "NCCL_DEBUG": "INFO"},
+            "training": {"node_selector": {"cloud.google.com/gke-accelerator": "nvidia-tesla-t4", "spot": ""}},
+            "secrets": [{"name": "a.b", "env": {"tls.crt": "CERTIFICATE", "_k-1": "aws_profile"}}],
+        }
+    )
+    assert profile.sets("aws_profile")
+
+
 def test_four_profiles_come_with_the_package():
     assert names() == ["cpu", "gpu", "multi-gpu", "multi-node"]
     assert [load_profile(name).devices for name in names()] == [1, 1, 4, 4]
@@ -54,6 +65,22 @@ def test_a_training_that_runs_elsewhere_leaves_its_task_a_light_pod():
         ({"secrets": [{"env": {}}]}, ["secrets.0.name is missing"]),
         ({"secrets": [{"name": "a", "env": {}, "steps": ["registr"]}]}, ["secrets.0.steps.0", "'registr'"]),
         ({"env": {"AWS_SECRET_ACCESS_KEY": "x"}}, ["AWS_SECRET_ACCESS_KEY", "name a Kubernetes secret"]),
+        ({"env": {"PATH": "/bin"}}, ["PATH is set by the pipeline or the image itself"]),
+        ({"env": {"GKD_WORK": "/w"}}, ["GKD_WORK is set by"]),
+        ({"env": {"LD_PRELOAD": "x.so"}}, ["LD_PRELOAD is set by"]),
+        ({"secrets": [{"name": "a", "env": {"k": "PET_NNODES"}}]}, ["PET_NNODES is set by"]),
+        ({"secrets": [{"name": "a", "env": {"k": "GKD_TASKS"}}]}, ["GKD_TASKS is set by"]),
+        ({"env": {"NOT-A-NAME": "x"}}, ["'NOT-A-NAME' is no name of an environment variable"]),
+        ({"secrets": [{"name": "a", "env": {"k": "1ST"}}]}, ["'1ST' is no name of an environment variable"]),
+        ({"secrets": [{"name": "a", "env": {"a key": "KEY"}}]}, ["a key of a Kubernetes secret"]),
+        (
+            {"secrets": [{"name": "a", "env": {"k": "X"}}, {"name": "b", "env": {"k": "X"}}]},
+            ["the variable X is given twice"],
+        ),
+        ({"env": {"X": "1"}, "secrets": [{"name": "a", "env": {"k": "X"}}]}, ["the variable X is given twice"]),
+        ({"training": {"node_selector": {"a label": "x"}}}, ["training.node_selector", "[DOMAIN/]NAME"]),
+        ({"training": {"node_selector": {"pool": "-gpu"}}}, ["training.node_selector", "a label's value"]),
+        ({"light": {"tolerations": [{"key": "a b"}]}}, ["light.tolerations.0.key", "[DOMAIN/]NAME"]),
         ({"work": {"claim": "Gkd_Work", "mount": "/w"}}, ["work.claim", "small letters"]),
         ({"work": {"claim": "w", "mount": "w"}}, ["work.mount", "start it with /"]),
         ({"work": {"claim": "w", "mount": "/dev/shm"}}, ["work.mount", "the container needs itself"]),
@@ -89,6 +116,7 @@ def test_what_is_wrong_in_a_profile_is_one_sentence(tmp_path, change, parts):
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
+        ("", ["--profile '' is unknown", "cpu, gpu"]),
         ("gpuu", ["--profile 'gpuu' is unknown", "did you mean 'gpu'?", "cpu, gpu, multi-gpu, multi-node"]),
         ("nowhere.yaml", ["nowhere.yaml does not exist", "--profile FILE"]),
     ],
