@@ -18,7 +18,8 @@ from typing import Any
 from gkd_core.config import Tracking
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
-from gkd_core.files import SIDECAR, file_digest, read_json
+from gkd_core.files import SIDECAR, file_digest
+from gkd_core.records import read_version
 from gkd_core.redact import redact
 from gkd_core.serving.authorisation import VARIABLE, read_token
 from gkd_core.verify import LINEAGE, Broken, Chain, Gap, Link, check_files, folders_of, walk_folders
@@ -115,7 +116,7 @@ def _registry(folders: dict[str, Path], root: Path, tracking: Tracking | None) -
     except ImportError as error:
         yield Gap("manifest → registry", f"MLflow is not installed ({error}): install gkd[track]")
         return
-    written = read_json(folders["registration"] / "version.json", "the registration folder")
+    written = read_version(folders["registration"])
     settings = settings.model_copy(update={"model_name": written["name"]})
     with connect(settings, again="gkd verify") as store, tempfile.TemporaryDirectory(prefix="gkd-") as place:
         try:
@@ -228,8 +229,7 @@ def _served_name(target: str, folders: dict[str, Path]) -> str:
         from components.model_source import default_name  # the server's own rule
 
         return default_name(target)
-    content = read_json(folders["registration"] / "version.json", "the registration folder", shape={"name": str})
-    return str(content["name"])
+    return str(read_version(folders["registration"])["name"])
 
 
 class _Here(urllib.request.HTTPRedirectHandler):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def _misfit(content: Any, shape: Any, place: str) -> str | None:
     wanted = (int, float) if shape is float else shape
     if not isinstance(content, wanted) or (isinstance(content, bool) and shape is not bool):
         return f"has at {place!r} what is not {_NAMES[shape]}"
+    if shape is float and not abs(content) <= sys.float_info.max:  # 1e999, or an integer that no float holds
+        return f"has at {place!r} a number beyond all measure"
     return None
 
 

@@ -1,5 +1,6 @@
 """The small JSON files of the steps' folders, read with their types checked. Imports no torch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,63 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     differences: Shape = {"differences": dict.fromkeys(content["differences"], DIFFERENCE)}
     read_json(path, what, shape={**dict.fromkeys(roles, MEASURED), **differences})
     return content
+
+
+# What a model card tells of a network that was measured.
+TOLD: Shape = {"network": str, **MEASURED, "nll": float, "ece": float}
+SMALLER: Shape = {"top1": float, "top1_low": float, "top1_high": float, "nll": float, "ece": float}
+
+
+def read_card_metrics(folder: Path, smaller: Iterable[str]) -> dict[str, Any]:
+    """metrics.json with all that a model card tells.
+
+    Args:
+        smaller: the precisions that must have been measured beside float32.
+    Raises:
+        GkdError: it is missing or damaged, or lacks a measurement, or one is no number.
+    """
+    content = read_metrics(folder)
+    roles = [role for role in ("teacher", "baseline", "kd", "student") if role in content]
+    shape: dict[str, Any] = dict.fromkeys(roles, TOLD)
+    for role in roles:
+        if "agreement_with_teacher" in content[role]:
+            shape[role] = {**TOLD, "agreement_with_teacher": float}
+    shape["student"] = {**shape["student"], "macs": int}
+    shape |= {precision: {**SMALLER, "agreement_with_fp32": float} for precision in smaller}
+    return read_json(
+        folder / "metrics.json", "the report folder", shape={**shape, "data": {"confidence": float, "test_images": int}}
+    )
+
+
+def read_version(folder: Path) -> dict[str, Any]:
+    """version.json of a registration folder; `alias` may be null.
+
+    Raises:
+        GkdError: it is missing or damaged.
+    """
+    path, what = folder / "version.json", "the registration folder"
+    content = read_json(path, what, keys=["alias"], shape={"name": str, "version": int, "manifest": str})
+    if content["alias"] is not None:
+        read_json(path, what, shape={"alias": str})
+    return content
+
+
+def read_gate(folder: Path) -> dict[str, Any]:
+    """gate.json of a registration folder: whether it passed, and what each check said.
+
+    Raises:
+        GkdError: it is missing or damaged.
+    """
+    shape: Shape = {"passed": bool, "reasons": [{"passed": bool, "sentence": str}]}
+    return read_json(folder / "gate.json", "the registration folder", shape=shape)
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json: the name of the model on servers, and sha256 by file.
+
+    Raises:
+        GkdError: it is missing or damaged.
+    """
+    path, what = folder / "bundle.json", "the bundle"
+    content = read_json(path, what, shape={"name": str, "files": dict})
+    return read_json(path, what, shape={"files": dict.fromkeys(content["files"], str)})

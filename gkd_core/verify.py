@@ -17,7 +17,7 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
 from gkd_core.export.session import session
 from gkd_core.files import BESIDE, SIDECAR, file_digest, folder_digest, json_digest, read_json, sealed
-from gkd_core.records import read_teacher, read_training
+from gkd_core.records import read_bundle, read_teacher, read_training, read_version
 
 FOLDERS = ("data", "teacher", "baseline", "kd", "student", "deploy", "report", "registration")
 BUNDLE = "bundle.json"
@@ -155,6 +155,22 @@ def check_files(folder: Path, name: str) -> Iterator[Link]:
     yield Link(f"{name}: files", f"{len(written)} as they were written")
 
 
+def check_some(folder: Path, *files: str) -> None:
+    """See that these files are in a folder and in its list, byte for byte; the others are not looked at.
+
+    Raises:
+        GkdError: the folder has no list, or one of them is missing, changed or not in it.
+    """
+    written = sealed(folder)
+    for file in files:
+        if file not in written:
+            raise Broken(f"{folder / file} is not among the files that {folder / SIDECAR} lists")
+        if not (folder / file).is_file():
+            raise Broken(f"{folder / file} is missing: {folder / SIDECAR} lists it")
+        if file_digest(folder / file) != written[file]:
+            raise Broken(f"{folder / file} was changed: its sha256 is not the one in {folder / SIDECAR}")
+
+
 def _is_of_dvc(path: Path, written: Iterable[str]) -> None:
     """See that a .gitignore has nothing but the lines DVC adds: `/OUTPUT` for a file or folder beside it."""
     outputs = {SIDECAR, *written, *(str(above) for file in written for above in PurePosixPath(file).parents)} - {"."}
@@ -171,7 +187,7 @@ def check_bundle(folder: Path) -> int:
     Raises:
         GkdError: bundle.json cannot be read, or a file is missing, changed or not described.
     """
-    described = read_json(folder / BUNDLE, "the bundle", shape={"files": dict})["files"]
+    described = read_bundle(folder)["files"]
     present = {file: path for file, path in _entries(folder) if file != BUNDLE}
     for file in sorted({*described, *present}):
         if file not in present:
@@ -313,8 +329,7 @@ def _report(folders: dict[str, Path]) -> Iterator[Link | Gap]:
 
 def _registration(folders: dict[str, Path]) -> Iterator[Link | Gap]:
     folder = folders["registration"]
-    shape = {"name": str, "version": int, "manifest": str}
-    version = read_json(folder / "version.json", "the registration folder", shape=shape)
+    version = read_version(folder)
     if "deploy" not in folders:
         yield Gap("manifest → registration", "there is no deploy folder")
     elif version["manifest"] != (digest := file_digest(folders["deploy"] / "manifest.json")):

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from gkd_core.files import read_json
-from gkd_core.records import read_metrics
+from gkd_core.records import read_gate, read_metrics, read_version
 from pipelines.console import console
 
 ROWS = {
@@ -30,10 +30,7 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     timings = read_json(report / "timings.json", "the report folder", shape=timed)
     described = {"model": {"file": str, "size_bytes": int}, "method": str, "parity": {"max_abs": float}}
     manifest = read_json(deploy / "manifest.json", "the deploy folder", shape=described)
-    where = "the registration folder"
-    reasons = [{"passed": bool, "sentence": str}]
-    gate = read_json(registration / "gate.json", where, shape={"passed": bool, "reasons": reasons})
-    version = read_json(registration / "version.json", where, keys=["alias"], shape={"name": str, "version": int})
+    gate, version = read_gate(registration), read_version(registration)
 
     screen = console()
     table = Table(

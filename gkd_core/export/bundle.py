@@ -4,6 +4,7 @@ The same inputs give the same bytes: nothing in it depends on the clock or the m
 """
 
 import csv
+import inspect
 import json
 import re
 import shutil
@@ -14,17 +15,34 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gkd_core import __version__
+from gkd_core.arrangements import ARRANGEMENTS
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import SMALLER, kept_precisions, model_entry, read_manifest
-from gkd_core.files import file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
-from gkd_core.methods import METHODS
+from gkd_core.export.manifest import SMALLER, code_sha256, kept_precisions, model_entry, read_manifest
+from gkd_core.files import Shape, file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.methods import METHODS, hyperparameters
+from gkd_core.records import read_card_metrics, read_training, read_version
+from gkd_core.redact import address_with_secret, redact
+from gkd_core.verify import Broken, check_files, check_some
 
 FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
 QUEUE_DELAY_US = 1000  # and waits this long for them
 WORST = 3
-NAME = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"  # a DNS label: KServe makes a host name of it
+LONGEST_NAME = 63  # a DNS label
+LONGEST_SERVICE = LONGEST_NAME - len("-predictor")  # which KServe appends, and makes a host name of
+NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+WORST_TABLE = "plots/per_class.csv"
+TRAINED: Shape = {"epochs": int, "selected_epoch": int, "seed": int, "hyperparameters": dict}
+# What the card tells of a smaller file, as the manifest has it.
+JUDGED: dict[str, Shape] = {
+    "int8": {
+        "calibration": str,
+        "calibration_images": int,
+        "validation": {"images": int, "agreement": float, "top1": float, "top1_fp32": float},
+    },
+    "fp16": {"validation": {"images": int, "max_abs": float}},
+}
 ROLES = {"teacher": "teacher", "baseline": "student alone", "kd": "student, plain KD", "student": "student"}
 # Environment variable, Kubernetes secret, key; the names are those of the shipped pipeline profiles.
 SECRETS = (
@@ -50,6 +68,7 @@ def write_bundle(
     name: str | None = None,
     storage_uri: str | None = None,
     registry_uri: str | None = None,
+    service_account: str | None = None,
     precision: str = "fp32",
     image: str,
 ) -> dict[str, Any]:
@@ -62,13 +81,16 @@ def write_bundle(
         storage_uri: where triton/'s content will lie for KServe; or
         registry_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, which gkd's own server takes from MLflow. With
             neither and no registration there is no KServe file.
+        service_account: the Kubernetes service account that KServe's pods run as, whose secrets open the storage.
         precision: of the file that the servers take.
         image: container image of gkd's server.
     Returns:
         Content of bundle.json with `path`.
     Raises:
-        GkdError: the folders do not belong together, the precision is not there, a name or URI is not valid.
+        GkdError: the folders do not belong together or are not as their steps left them, the precision is not there,
+            a name or URI is not valid.
     """
+    _unchanged(data=data, student=student, deploy=deploy, report=report, registration=registration)
     manifest = read_manifest(deploy)
     chosen = model_entry(manifest, precision, f"the deploy folder {deploy}")
     info = PreparedData.open(data, check=False).info
@@ -79,9 +101,11 @@ def write_bundle(
     _check_uris(storage_uri, registry_uri)
     if not re.fullmatch(r"[\w./:@-]+", image, re.ASCII):
         raise GkdError(
-            f"--image {image!r} is no container image's name: give REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
+            f"--image {redact(image)!r} is no container image's name: give REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
         )
-    name = _name(name, version)
+    name = _name(name, version, for_kserve=bool(storage_uri or registry_uri))
+    if service_account is not None and not re.fullmatch(NAME, service_account):
+        raise GkdError(f"--service-account {service_account!r} is no name of a Kubernetes service account")
     lineage = _lineage(manifest, chosen, precision)
     facts = {
         "name": name,
@@ -99,17 +123,19 @@ def write_bundle(
         ],
         "info": info,
         "training": training,
-        "hyperparameters": json.dumps(training.get("hyperparameters", {}), sort_keys=True, ensure_ascii=False),
+        "hyperparameters": _hyperparameters(training, manifest),
         "method": METHODS.get(training["method"]) or {"teacher": bool(training["teacher_digest"])},
         "metrics": metrics,
         "level": f"{100 * metrics['data']['confidence']:g} %",
-        "rows": [(label, metrics[role]) for role, label in ROLES.items() if role in metrics],
+        "rows": _rows(metrics, precision),
+        "ece": metrics["student" if precision == "fp32" else precision]["ece"],
         "gains": _gains(metrics),
-        "worst": _worst(report / "plots" / "per_class.csv"),
+        "worst": _worst(report / WORST_TABLE),
         "lineage": lineage,
         "image": image,
         "storage_uri": storage_uri,
         "registry_uri": registry_uri,
+        "service_account": service_account,
         "secrets": SECRETS,
         "max_batch_size": MAX_BATCH_SIZE,
         "queue_delay_us": QUEUE_DELAY_US,
@@ -142,6 +168,31 @@ def write_bundle(
     return {"path": str(out), **bundle}
 
 
+def _unchanged(**folders: Path | None) -> None:
+    """See that what is read of the steps' folders is what they wrote.
+
+    Raises:
+        GkdError: a file is missing, changed or added, or a folder lacks its list.
+    """
+    some = {
+        "data": ["dataset.json"],
+        "report": ["metrics.json", WORST_TABLE],
+        "registration": ["version.json"],
+    }
+    for name, folder in folders.items():
+        if folder is None:
+            continue
+        if not folder.is_dir():
+            raise GkdError(f"the {name} folder {folder} does not exist: run the step that makes it, or name another")
+        try:
+            if name in some:
+                check_some(folder, *some[name])
+            else:
+                list(check_files(folder, name))
+        except Broken as error:
+            raise GkdError(f"{error}: run its step again") from None
+
+
 def _checked(
     manifest: dict[str, Any], info: DatasetInfo, *, data: Path, student: Path, deploy: Path, report: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -152,23 +203,20 @@ def _checked(
         )
     if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
         raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
-    training = read_json(
-        student / "training.json", "the student folder", keys=["network", "method", "teacher_digest", "epochs", "seed"]
-    )
-    metrics = read_json(
-        report / "metrics.json",
-        "the report folder",
-        keys=["data", "teacher", "student", "onnx", "differences", "digests"],
-    )
-    if metrics["digests"].get("manifest") != file_digest(deploy / "manifest.json"):
+    training = read_training(student, "student")
+    if not training["trained"]:
+        raise GkdError(f"{student} holds no trained student: run `gkd distill`, then the steps after it")
+    read_json(student / "training.json", "the student folder", shape=TRAINED)
+    kept = kept_precisions(manifest)
+    read_json(deploy / "manifest.json", "the deploy folder", shape={precision: JUDGED[precision] for precision in kept})
+    metrics = read_card_metrics(report, kept)
+    if metrics["digests"]["manifest"] != file_digest(deploy / "manifest.json"):
         raise GkdError(f"{report} measures another model than the one in {deploy}: run `gkd evaluate` again")
     return training, metrics
 
 
 def _registered(registration: Path, deploy: Path) -> dict[str, Any]:
-    version = read_json(
-        registration / "version.json", "the registration folder", keys=["name", "version", "manifest", "alias"]
-    )
+    version = read_version(registration)
     if version["manifest"] != file_digest(deploy / "manifest.json"):
         raise GkdError(
             f"{registration} registered another model than the one in {deploy}: run `gkd register` again, or pass "
@@ -182,31 +230,64 @@ def _check_uris(storage_uri: str | None, registry_uri: str | None) -> None:
         raise GkdError(
             "--storage-uri and --registry-uri are both given, KServe takes the model from one place: give one"
         )
+    for option, uri in (("--storage-uri", storage_uri), ("--registry-uri", registry_uri)):
+        if uri is not None and (secret := address_with_secret(uri)):
+            raise GkdError(
+                f"{option} holds a password or a token ({secret}), which would stand in the bundle: give the address "
+                "without credentials, those belong into a Kubernetes secret"
+            )
     if storage_uri is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s@]+", storage_uri):
         raise GkdError(
-            f"--storage-uri {_shown(storage_uri)} is not of the form SCHEME://PLACE (s3://bucket/path, "
+            f"--storage-uri {redact(storage_uri)!r} is not of the form SCHEME://PLACE (s3://bucket/path, "
             "pvc://claim/path, …) without credentials: those belong into a Kubernetes secret"
         )
     if registry_uri is not None and not re.fullmatch(r"models:/[^/@:\r\n]+(@[^/@\s]+|/\d+)", registry_uri):
         raise GkdError(
-            f"--registry-uri {_shown(registry_uri)} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"
+            f"--registry-uri {redact(registry_uri)!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"
         )
 
 
-def _shown(uri: str) -> str:
-    """A URI without what stands before an @ after its scheme, which may be a password."""
-    return repr(re.sub(r"//[^/]*@", "//…@", uri))
-
-
-def _name(name: str | None, version: dict[str, Any] | None) -> str:
+def _name(name: str | None, version: dict[str, Any] | None, *, for_kserve: bool) -> str:
+    longest = LONGEST_SERVICE if for_kserve else LONGEST_NAME
     if name is None:
         made = re.sub(r"[^a-z0-9]+", "-", (version["name"] if version else "gkd-student").lower()).strip("-")
-        name = made[:63].rstrip("-") if re.fullmatch(NAME, made[:63].rstrip("-")) else "gkd-student"
-    if not re.fullmatch(NAME, name):
+        made = made[:LONGEST_SERVICE].rstrip("-")
+        name = made if re.fullmatch(NAME, made) else "gkd-student"
+    if not re.fullmatch(NAME, name) or len(name) > longest:
+        why = ", since KServe appends -predictor" if for_kserve else ""
         raise GkdError(
-            f"--name {name!r} cannot be a service's name: up to 63 small letters, digits and hyphens, a letter first"
+            f"--name {name!r} cannot be a service's name: up to {longest} small letters, digits and hyphens{why}, a "
+            "letter first"
         )
     return name
+
+
+def _hyperparameters(training: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """What the method worked with: the values that were given, and its defaults while the sources made the model."""
+    given = {name: value for name, value in training["hyperparameters"].items() if value is not None}
+    method, arrangement = METHODS.get(training["method"]), ARRANGEMENTS.get(training.get("arrangement", "single"))
+    if method is None or arrangement is None or arrangement.brings_its_loss:
+        return _listed(given)
+    if manifest["code_sha256"] != code_sha256():  # theirs were perhaps other defaults
+        return "; ".join(part for part in (_listed(given), "the others are the method's defaults") if part)
+    known = {name: p.default for name, p in hyperparameters(training["method"]).items()}
+    values = {name: value for name, value in known.items() if value not in (None, inspect.Parameter.empty)}
+    presets = getattr(inspect.getmodule(method.load()), "PRESETS", {})
+    chosen = given.get("preset", values.get("preset"))
+    values = {**values, **(presets.get(chosen, {}) if isinstance(chosen, str) else {}), **given}
+    return _listed(values)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()
+    )
+
+
+def _rows(metrics: dict[str, Any], precision: str) -> list[tuple[str, dict[str, Any]]]:
+    """What was measured on test by network; the file that is served stands last where it is not the float32 one."""
+    rows = [(label, metrics[role]) for role, label in ROLES.items() if role in metrics]
+    return rows if precision == "fp32" else [*rows, (f"student in {precision}, as served here", metrics[precision])]
 
 
 def _lineage(manifest: dict[str, Any], chosen: dict[str, Any], precision: str) -> dict[str, str]:
@@ -240,7 +321,7 @@ def _worst(table: Path) -> list[dict[str, Any]]:
             found = [
                 (float(row["recall"]), row["name"], int(row["support"]))
                 for row in csv.DictReader(stream)
-                if row["recall"]
+                if row["recall"] and row["name"] is not None
             ]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise GkdError(f"{table} cannot be read ({error}): run `gkd evaluate` again") from None

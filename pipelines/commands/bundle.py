@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import Data, Deploy, Registration, Report, Student, finish
+from pipelines.commands.options import Data, Deploy, Report, Student, finish
 
 app = typer.Typer()
 
@@ -17,7 +17,9 @@ def bundle(
     student: Student = Path("student"),
     deploy: Deploy = Path("deploy"),
     report: Report = Path("report"),
-    registration: Registration = Path("registration"),
+    registration: Annotated[
+        Path | None, typer.Option(help="Folder of `gkd register`; by default registration, where there is one.")
+    ] = None,
     no_registration: Annotated[
         bool, typer.Option("--no-registration", help="Take nothing from the registration folder.")
     ] = False,
@@ -31,14 +33,21 @@ def bundle(
         str | None,
         typer.Option(help="For KServe: models:/NAME@ALIAS or models:/NAME/VERSION; else the registered version."),
     ] = None,
+    service_account: Annotated[
+        str | None, typer.Option(help="For KServe: the service account whose secrets open a private storage.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="Which file the servers take: fp32, int8 or fp16.")] = "fp32",
     image: Annotated[str | None, typer.Option(help="Container image of the server; else GKD_SERVE_IMAGE.")] = None,
 ) -> None:
     """Put together what Triton, KServe or `gkd serve` need, with README and model card."""
     from components.image import serve_image
+    from gkd_core.errors import GkdError
     from gkd_core.export.bundle import write_bundle
 
-    registered = registration if registration.is_dir() and not no_registration else None
+    if registration is not None and no_registration:
+        raise GkdError("--registration and --no-registration are both given: give one")
+    if registration is None and Path("registration").is_dir() and not no_registration:
+        registration = Path("registration")
     finish(
         write_bundle(
             out,
@@ -46,10 +55,11 @@ def bundle(
             student=student,
             deploy=deploy,
             report=report,
-            registration=registered,
+            registration=registration,
             name=name,
             storage_uri=storage_uri,
             registry_uri=registry_uri,
+            service_account=service_account,
             precision=precision,
             image=image or serve_image(),
         )

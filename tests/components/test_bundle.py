@@ -26,7 +26,7 @@ from gkd_core.errors import GkdError
 from gkd_core.export.bundle import _markdown, _pbtxt, _yaml, write_bundle
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import run_session, session
-from gkd_core.files import file_digest, write_json
+from gkd_core.files import file_digest, seal, write_json
 from gkd_core.serving.limits import Limits
 from gkd_core.serving.server import Settings
 
@@ -163,6 +163,7 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
         "manifest": file_digest(folders["deploy"] / "manifest.json"),
     }
     write_json(registration / "version.json", version)
+    seal(registration)
     made = make(folders, tmp_path / "out", registration=registration)
     assert made["name"] == "my-model-1"
     (container,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
@@ -177,6 +178,7 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
     assert {"MLFLOW_TRACKING_TOKEN", "MLFLOW_S3_ENDPOINT_URL"} <= secrets.keys()
 
     write_json(registration / "version.json", version | {"manifest": "0"})
+    seal(registration)
     with pytest.raises(GkdError, match="registered another model than"):
         make(folders, tmp_path / "out", registration=registration)
     assert make(folders, tmp_path / "out", name="plain")["name"] == "plain"
@@ -230,6 +232,8 @@ def test_strange_class_names_break_nothing(folders: dict[str, Path], tmp_path: P
     metrics = json.loads((strange["report"] / "metrics.json").read_text())
     metrics["digests"]["manifest"] = file_digest(strange["deploy"] / "manifest.json")
     write_json(strange["report"] / "metrics.json", metrics)
+    for place in strange.values():
+        seal(place)
     make({**folders, **strange}, tmp_path / "out", name="digits", storage_uri="s3://b/p")
     bundle = tmp_path / "out"
     assert model_config((bundle / "triton/digits/config.pbtxt").read_text()).output[0].dims == [10]
@@ -270,6 +274,10 @@ def edit(file: Path, **values: Any) -> None:
         ({"registry_uri": "models:/digits"}, "is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"),
         ({"registry_uri": "models:/d/1", "storage_uri": "s3://b/p"}, "are both given"),
         ({"image": "gkd; rm -r /"}, "is no container image's name"),
+        ({"name": "a" * 64}, "up to 63 small letters"),
+        ({"name": "a" * 54, "storage_uri": "s3://b/p"}, "up to 53 small letters.*KServe appends -predictor"),
+        ({"service_account": "No", "storage_uri": "s3://b/p"}, "--service-account 'No' is no name"),
+        ({"registration": Path("nowhere")}, "the registration folder nowhere does not exist"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_sentence(
@@ -280,11 +288,105 @@ def test_what_is_asked_wrongly_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_password_in_an_address_is_refused_and_not_repeated(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:SECRET@example.org/model",
+        "https://acct.blob.core.windows.net/models/digits?sv=1&sig=SECRET",
+        "https://example.org/m?token=SECRET",
+        "s3://bucket/x?X-Amz-Signature=SECRET&x=1",
+    ],
+)
+@pytest.mark.parametrize("option", ["storage_uri", "registry_uri"])
+def test_a_secret_in_an_address_is_refused_and_not_repeated(
+    address: str, option: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(GkdError, match="without credentials") as caught:
-        make(folders, tmp_path / "out", storage_uri="https://me:secret@example.org/model")
-    assert "secret@" not in str(caught.value)
+        make(folders, tmp_path / "out", **{option: address})
+    assert "SECRET" not in str(caught.value)
     assert "me:" not in str(caught.value)
+
+
+def test_a_name_as_long_as_kserve_can_take(folders: dict[str, Path], tmp_path: Path) -> None:
+    make(folders, tmp_path / "out", name="a" * 53, storage_uri="s3://b/p", service_account="gkd-storage")
+    service = kserve(tmp_path / "out")
+    assert len(service["metadata"]["name"] + "-predictor") == 63
+    assert service["spec"]["predictor"]["serviceAccountName"] == "gkd-storage"
+    assert make(folders, tmp_path / "plain", name="a" * 63)["name"] == "a" * 63
+
+
+def test_the_card_tells_what_the_method_worked_with(made: Path) -> None:
+    (row,) = re.findall(r"\| hyperparameters \| (.*) \|", (made / "MODEL_CARD.md").read_text())
+    values = dict(entry.split(" ", 1) for entry in row.replace("\\", "").split(", "))
+    # Of the preset, as gkd_core/losses/gompertz.py lists them.
+    assert values["preset"] in ("paper", "tuned")
+    assert (values["temperature"], values["solver"], values["weight_kd"]) == ("4.0", "sinkhorn", "1.0")
+
+
+def test_the_card_of_an_int8_bundle_tells_of_int8(folders: dict[str, Path], tmp_path: Path) -> None:
+    make(folders, tmp_path / "out", precision="int8")
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    found = json.loads((folders["report"] / "metrics.json").read_text())["int8"]
+    (row,) = re.findall(r"\| student in int8, as served here \| (.*) \|\n", card)
+    interval = f"{100 * found['top1_low']:.2f} % – {100 * found['top1_high']:.2f} %"
+    assert row.startswith(f"{100 * found['top1']:.2f} % | {interval} | {found['nll']:.4f} | {found['ece']:.4f} |")
+    assert f"{found['ece']:.4f} for this one (int8)" in card
+    assert "no decision looked at" not in card
+
+
+METRICS: list[tuple[str, Any]] = [
+    ("data.confidence", None), ("data.confidence", 10**400), ("data.test_images", "3"), ("student", None),
+    ("student.top1", "x"), ("student.nll", None), ("student.macs", []), ("teacher.network", 3), ("differences", []),
+    ("differences.student_minus_baseline", {}), ("digests", []), ("onnx.top1", None), ("int8", None),
+    ("int8.agreement_with_fp32", None), ("student.agreement_with_teacher", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value"), METRICS)
+def test_a_report_of_another_shape_is_one_sentence(
+    place: str, value: Any, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """None takes the value out."""
+    report = shutil.copytree(folders["report"], tmp_path / "report")
+    metrics = json.loads((report / "metrics.json").read_text())
+    *above, last = place.split(".")
+    inner = metrics
+    for key in above:
+        inner = inner[key]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    (report / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(
+        GkdError, match=r"metrics\.json was changed: its sha256 is not the one in .*: run its step again"
+    ):
+        make({**folders, "report": report}, tmp_path / "out")
+    seal(report)
+    with pytest.raises(GkdError, match=re.escape(str(report / "metrics.json"))) as caught:
+        make({**folders, "report": report}, tmp_path / "out")
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "file"),
+    [
+        ("data", "dataset.json"),
+        ("student", "run.json"),
+        ("deploy", "run.json"),
+        ("report", "plots/per_class.csv"),
+    ],
+)
+def test_what_is_read_must_be_what_its_step_wrote(
+    key: str, file: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    changed = shutil.copytree(folders[key], tmp_path / key)
+    (changed / file).write_text((changed / file).read_text() + " ")
+    with pytest.raises(GkdError, match=f"{file} was changed") as caught:
+        make({**folders, key: changed}, tmp_path / "out")
+    assert caught.value.exit_code == 2
 
 
 def test_folders_of_different_runs_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -298,7 +400,9 @@ def test_folders_of_different_runs_are_refused(folders: dict[str, Path], tmp_pat
         if key == "data":
             rename_classes(changed, NASTY)
         else:
-            edit(changed / file, **({"digests": {}} if key == "report" else {"seed": 9}))
+            digests = {"manifest": "0", "student": "0", "teacher": "0"}
+            edit(changed / file, **({"digests": digests} if key == "report" else {"seed": 9}))
+        seal(changed)
         with pytest.raises(GkdError, match=sentence):
             make({**folders, key: changed}, tmp_path / "out")
         assert not (tmp_path / "out").exists()

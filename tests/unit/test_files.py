@@ -242,11 +242,18 @@ def test_json_is_what_it_is_asked_to_be(tmp_path):
         ({"classes": "abc"}, "no list at 'classes'"),
         ({"classes": ["a", 2]}, "at 'classes.1' what is not text"),
         ({"top1": True}, "at 'top1' what is not a number"),
+        ({"top1": 10**400}, "at 'top1' a number beyond all measure"),
         ({"passed": 1}, "at 'passed' what is not true or false"),
     ]:
         write_json(tmp_path / "x.json", good | change)
         with pytest.raises(GkdError, match=part):
             read_json(tmp_path / "x.json", "it", shape=shape)
+
+
+def test_a_number_that_python_takes_for_infinite_is_none(tmp_path):
+    (tmp_path / "x.json").write_text('{"top1": -1e999}')
+    with pytest.raises(GkdError, match="at 'top1' a number beyond all measure"):
+        read_json(tmp_path / "x.json", "it", shape={"top1": float})
 
 
 @pytest.mark.parametrize(

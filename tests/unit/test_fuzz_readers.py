@@ -31,7 +31,16 @@ from gkd_core.export.session import session
 from gkd_core.files import seal, sealed, write_json
 from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
-from gkd_core.records import read_metrics, read_teacher, read_training
+from gkd_core.records import (
+    read_bundle,
+    read_card_metrics,
+    read_gate,
+    read_metrics,
+    read_teacher,
+    read_training,
+    read_version,
+)
+from gkd_core.serving.model import Found, Model
 from gkd_core.tables import read_table
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -65,7 +74,13 @@ def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Pat
         method="kd", network="resnet8", preprocessing={}, parity={"max_abs": 1e-6},
     )  # fmt: skip
     write_manifest(root, manifest)
+    write_json(root / "version.json", {"name": "x", "version": 1, "manifest": "0" * 64, "alias": "champion"})
+    write_json(
+        root / "gate.json", {"passed": True, "reasons": [{"check": "size", "passed": True, "sentence": "small enough"}]}
+    )
+    write_json(root / "bundle.json", {"name": "x", "files": {"model.onnx": "0" * 64}})
     quality = {"top1": 0.5, "top1_low": 0.4, "top1_high": 0.6, "nll": 0.3, "parameters": 9, "onnx_bytes": 5}
+    quality |= {"ece": 0.1, "macs": 7, "network": "resnet8", "agreement_with_fp32": 0.9}
     write_json(
         root / "metrics.json",
         {
@@ -73,7 +88,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Pat
             "digests": {"manifest": "", "student": "", "teacher": ""},
             "differences": {"student_minus_kd": {"difference": 0.1, "low": 0.0, "high": 0.2, "standard_error": 0.1}},
             "onnx": {"top1": 0.5, "parity_max_abs": 1e-6, "onnx_bytes": 5},
-            **dict.fromkeys(("teacher", "kd", "student"), quality),
+            **dict.fromkeys(("teacher", "kd", "student", "int8"), quality),
         },
     )
     np.save(root / "predictions.npy", np.arange(30, dtype=np.int32))
@@ -193,6 +208,10 @@ JSON_READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "training.json": (["network/training.json"], lambda root: read_training(root / "network", "student")),
     "manifest.json": (["manifest.json", "model.onnx"], read_manifest),
     "metrics.json": (["metrics.json"], read_metrics),
+    "metrics.json for a card": (["metrics.json"], lambda root: read_card_metrics(root, ["int8"])),
+    "version.json": (["version.json"], read_version),
+    "gate.json": (["gate.json"], read_gate),
+    "bundle.json": (["bundle.json"], read_bundle),
     "model.json": (
         ["network/model.json", "network/model.safetensors"],
         lambda root: load_network(root / "network", CLASSES),
@@ -252,6 +271,7 @@ READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "state.pth": (["state.pth"], _state_dict),
     "CIFAR batch": (["batch"], lambda root: cifar._load((root / "batch").read_bytes())),
     "model.onnx": (["model.onnx"], lambda root: session(root / "model.onnx")),
+    "model.onnx to be served": (["model.onnx"], lambda root: Model(Found(root / "model.onnx"), version="1", threads=1)),
     "files.sha256": (["files.sha256"], sealed),
 }
 
