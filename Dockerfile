@@ -112,7 +112,6 @@ COPY --from=train-materials /sbom.cdx.json /usr/share/sbom/gkd.cdx.json
 ENV TORCH_HOME=/tmp/torch \
     DVC_NO_ANALYTICS=1 \
     DVC_SITE_CACHE_DIR=/tmp/dvc \
-    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 ARG VERSION
 ARG REVISION

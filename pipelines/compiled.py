@@ -38,6 +38,7 @@ def compile_pipeline(
     overrides: list[str] | None = None,
     profile: str | None = None,
     which: str = "distillation",
+    parallelism: int | None = None,
     warn: bool = False,
 ) -> dict[str, Any]:
     """Write a pipeline as YAML that Kubeflow Pipelines takes; the same input gives the same bytes.
@@ -48,6 +49,7 @@ def compile_pipeline(
         overrides: likewise, `section.key=value`.
         profile: name or file; None asks for no resources.
         which: one of PIPELINES.
+        parallelism: trainings of a sweep at a time; None is its own number.
         warn: say on stderr when nothing in it names an MLflow server.
     Returns:
         {"pipeline", "profile", "image", "path"}.
@@ -64,7 +66,7 @@ def compile_pipeline(
         refuse_password(given.model_dump())
         refuse_own_store("the profile's MLFLOW_TRACKING_URI", given.env.get("MLFLOW_TRACKING_URI", ""))
     content = cluster_params(params, overrides or [], given)
-    pipeline = create_pipeline(which, content, overrides or [], given)
+    pipeline = create_pipeline(which, content, overrides or [], given, parallelism)
     _refuse_to_overwrite(file)
     with tempfile.TemporaryDirectory() as name:
         made = Path(name) / "pipeline.yaml"
@@ -101,20 +103,28 @@ def is_pipeline(document: Any) -> bool:
     return isinstance(document, dict) and "root" in document and "pipelineInfo" in document
 
 
-def create_pipeline(which: str, params: dict[str, Any], overrides: list[str], profile: Profile | None) -> Any:
+def create_pipeline(
+    which: str,
+    params: dict[str, Any],
+    overrides: list[str],
+    profile: Profile | None,
+    parallelism: int | None = None,
+) -> Any:
     """The pipeline of a name, as a kfp component.
 
     Raises:
-        GkdError: there is none of this name.
+        GkdError: there is none of this name, or it has no trainings to run so many of at a time.
     """
     if which == "distillation":
+        if parallelism is not None:
+            raise GkdError("--parallelism is how many trainings of a sweep run at a time: add --pipeline sweep")
         from pipelines.distillation import distillation
 
         return distillation(params, overrides, profile)
     if which == "sweep":
-        from pipelines.sweep import sweep
+        from pipelines.sweep import PARALLELISM, sweep
 
-        return sweep(params, overrides, profile)
+        return sweep(params, overrides, profile, PARALLELISM if parallelism is None else parallelism)
     raise GkdError(unknown("--pipeline", which, PIPELINES))
 
 

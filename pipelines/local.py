@@ -62,6 +62,7 @@ def run_pipeline(
     which: str = "distillation",
     arguments: dict[str, Any] | None = None,
     user: str | None = None,
+    parallelism: int | None = None,
 ) -> dict[str, Any]:
     """Run a pipeline here and leave its artifacts in `out`, under the names that `dvc repro` gives them.
 
@@ -73,6 +74,7 @@ def run_pipeline(
         which: the pipeline.
         arguments: further arguments of the pipeline, such as dvc_repo.
         user: UID:GID that containers run as; None is whoever runs this.
+        parallelism: trainings of a sweep at a time; None is its own number.
     Returns:
         {"runner", "out", "log", "artifacts": {folder: digest}}.
     Raises:
@@ -87,7 +89,7 @@ def run_pipeline(
     given = dict(arguments or {})
     content = read_sections(params)
     found = resolve(content, overrides or [], data_source=given.get("data_source", ""), mlflow=given.get("mlflow", ""))
-    pipeline = create_pipeline(which, {}, [], None)
+    pipeline = create_pipeline(which, {}, [], None, parallelism)
     _refuse_arguments(pipeline, given)
     folders = FOLDERS[which]
     for name in folders.values():

@@ -17,7 +17,7 @@ import typer
 
 from gkd_core.errors import GkdError
 from pipelines.commands.groups import grouped
-from pipelines.commands.options import PARAMS, Arguments, Overrides, finish
+from pipelines.commands.options import PARAMS, Arguments, Overrides, Parallelism, finish
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster
@@ -65,6 +65,7 @@ class Task:
         str | None, typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node or a file.")
     ] = None
     which: Annotated[str | None, typer.Option("--pipeline", help="distillation (unless given) or sweep.")] = None
+    parallelism: Parallelism = None
     package: Annotated[
         Path | None, typer.Option(help="A file of `gkd pipeline compile`; without one the pipeline is compiled now.")
     ] = None
@@ -111,7 +112,12 @@ class Task:
         from pipelines.compiled import compile_pipeline
 
         compile_pipeline(
-            file, params=self.params or PARAMS, overrides=self.overrides, profile=self.profile, which=self.called
+            file,
+            params=self.params or PARAMS,
+            overrides=self.overrides,
+            profile=self.profile,
+            which=self.called,
+            parallelism=self.parallelism,
         )
         warn_of_moving_image()
         return file
@@ -122,6 +128,10 @@ class Task:
 
         if self.profile is not None:
             raise GkdError("--profile is given and --package too: the file has its profile inside, pass one of them")
+        if self.parallelism is not None:
+            raise GkdError(
+                "--parallelism is given and --package too: the file has its own inside, compile it with that"
+            )
         if self.which is not None:
             raise GkdError("--pipeline is given and --package too: the file is one pipeline already, pass one of them")
         settings: dict[str, Any] = {}

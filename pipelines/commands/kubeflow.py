@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.commands.groups import grouped
-from pipelines.commands.options import Arguments, Configuration, finish
+from pipelines.commands.options import Arguments, Configuration, Parallelism, finish
 
 app = typer.Typer(
     help="The steps as a Kubeflow pipeline: a file, a run here, a run on a cluster.", no_args_is_help=True
@@ -25,6 +25,7 @@ def compile_(
         typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node, or a file; none asks for nothing."),
     ] = None,
     pipeline: Which = "distillation",
+    parallelism: Parallelism = None,
     *,
     configuration: Configuration,
 ) -> None:
@@ -32,7 +33,13 @@ def compile_(
     from pipelines.compiled import compile_pipeline
 
     done = compile_pipeline(
-        out, params=configuration.params, overrides=configuration.overrides, profile=profile, which=pipeline, warn=True
+        out,
+        params=configuration.params,
+        overrides=configuration.overrides,
+        profile=profile,
+        which=pipeline,
+        parallelism=parallelism,
+        warn=True,
     )
     warn_of_moving_image()
     finish(done)
@@ -46,6 +53,7 @@ def run(
         "pipeline-run"
     ),
     pipeline: Which = "distillation",
+    parallelism: Parallelism = None,
     *,
     arguments: Arguments,
     user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
@@ -68,6 +76,7 @@ def run(
         which=pipeline,
         arguments=arguments.given(),
         user=user,
+        parallelism=parallelism,
     )
     from pipelines.summary import show_summary
 

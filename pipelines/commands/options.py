@@ -58,6 +58,9 @@ class Configuration:
         return load_params(self.params, self.overrides or [])
 
 
+Parallelism = Annotated[int | None, typer.Option(min=1, help="Trainings of a sweep at a time; 4 unless given.")]
+
+
 @dataclass
 class Arguments:
     """A pipeline's arguments besides the configuration."""

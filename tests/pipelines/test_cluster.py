@@ -155,7 +155,7 @@ def test_a_schedule(tmp_path, package):
         assert [said for said in server.refused if "cron" not in said] == []
 
 
-@pytest.mark.parametrize("more", [["--profile", "gpu"], ["--pipeline", "sweep"]])
+@pytest.mark.parametrize("more", [["--profile", "gpu"], ["--pipeline", "sweep"], ["--parallelism", "8"]])
 def test_a_compiled_file_is_one_pipeline_for_one_profile(tmp_path, package, more):
     result = gkd("submit", "--host", "http://localhost:1", "--package", str(package), *more, cwd=tmp_path)
     refused(result, f"{more[0]} is given and --package too")

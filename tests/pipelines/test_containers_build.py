@@ -42,6 +42,31 @@ def test_no_address_and_nothing_pulled_by_a_comment(name):
     assert "# syntax=" not in text.replace("No `# syntax=` line", "")
 
 
+def test_which_gpus_a_container_sees_is_not_the_images_to_say():
+    """The device plugin and `--gpus` set it; an image that says `all` gets past both where they set nothing."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("there", ["3.9", ""])
+def test_wheels_of_another_python_are_not_handed_to_the_build(tmp_path, there):
+    """An engine that says which Python the base image has, or fails, and keeps how it was asked to build."""
+    engine = tmp_path / "docker"
+    answer = f"echo {there}" if there else "exit 125"
+    engine.write_text(f'#!/bin/sh\ncase $1 in run) {answer} ;; build) echo "$@" >>{tmp_path}/built ;; esac\n')
+    engine.chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / ".ci" / "image"), "serve"],
+        env=os.environ | {"DOCKER": str(engine), "WHEELS": "1", "BASE_IMAGE": "debian:old"},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"debian:old has {there or 'none that answers'}: wheels are fetched inside the build" in done.stdout
+    assert "fetching the wheels" not in done.stdout
+    built = (tmp_path / "built").read_text()
+    assert "--target serve" in built
+    assert "--network" not in built
+
+
 def test_only_what_is_needed_reaches_the_build():
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert next(line for line in lines if not line.startswith("#")) == "*"

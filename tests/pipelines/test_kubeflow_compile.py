@@ -306,6 +306,7 @@ def test_a_place_in_a_volume_of_the_profile_is_no_place_of_this_machine(tmp_path
     [
         ({"which": "distilation"}, ["--pipeline 'distilation' is unknown", "'distillation'"]),
         ({"file": "p.json"}, ["p.json", "ends in .yaml"]),
+        ({"parallelism": 8}, ["--parallelism", "add --pipeline sweep"]),
         ({"profile": ""}, ["--profile '' is unknown"]),
         ({"file": "."}, ["is a folder: name a file in it"]),
         ({"file": "nowhere/p.yaml"}, ["no folder", "nowhere"]),

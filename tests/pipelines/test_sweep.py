@@ -17,13 +17,16 @@ from pipelines.compiled import compile_pipeline
 ROOT = Path(__file__).parents[2]
 
 
-def test_trainings_run_side_by_side_but_only_so_many(tmp_path):
-    compile_pipeline(tmp_path / "sweep.yaml", params=ROOT / "params.yaml", profile="gpu", which="sweep")
+@pytest.mark.parametrize(("given", "limit"), [(None, 4), (1, 1), (16, 16)])
+def test_trainings_run_side_by_side_but_only_so_many(tmp_path, given, limit):
+    compile_pipeline(
+        tmp_path / "sweep.yaml", params=ROOT / "params.yaml", profile="gpu", which="sweep", parallelism=given
+    )
     spec, platform = yaml.safe_load_all((tmp_path / "sweep.yaml").read_text())
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     loops = {name: task for name, task in tasks.items() if "parameterIterator" in task}
     assert len(loops) == 2
-    assert all(task["iteratorPolicy"] == {"parallelismLimit": 4} for task in loops.values())
+    assert all(task["iteratorPolicy"] == {"parallelismLimit": limit} for task in loops.values())
     inner = {
         name: set(spec["components"][task["componentRef"]["name"]]["dag"]["tasks"]) for name, task in loops.items()
     }
