@@ -21,7 +21,8 @@ PREPARATION = (
     "shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R BT.601"
 )
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: some 270 MB while it is decoded
+MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: up to some 600 MB while it is decoded, whatever its mode
+STRIP = 1 << 18  # pixels that are brought to their final mode together: this takes several copies of them
 
 # Pillow warns of large pictures on stderr, and refuses larger ones; here one limit refuses, in one sentence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -31,21 +32,24 @@ class Unreadable(Exception):
     """A picture that cannot be decoded; the message says why, without the file's name."""
 
 
-def read_image(file: Path | IO[bytes], size: int, channels: int) -> NDArray[np.uint8]:
+def read_image(file: Path | IO[bytes], size: int, channels: int, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Decode a file, or an open stream of its bytes, and `fit` it.
 
+    Args:
+        max_pixels: which more are not decoded; None is `MAX_PIXELS`.
     Returns:
         uint8 [size, size, channels].
     Raises:
-        Unreadable: not an image of a known format, truncated, damaged, too large (`MAX_PIXELS`), or of a depth without
-            an agreed range (32 bit).
+        Unreadable: not an image of a known format, truncated, damaged, too large, or of a depth without an agreed range
+            (32 bit).
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            _refuse_huge(image)
+            _refuse_huge(image, MAX_PIXELS if max_pixels is None else max_pixels)
             # A JPEG decodes faster at half, a quarter, an eighth; twice the final size keeps the resampling honest.
             image.draft(None, (2 * size, 2 * size))
-            return fit(ImageOps.exif_transpose(image), size, channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            return fit(image, size, channels)
     except Unreadable:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
@@ -77,20 +81,34 @@ def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDA
         if image.shape == (size, size, channels):
             return image
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    _refuse_huge(image)
-    image = _plain(image).convert("RGB" if channels == 3 else "L")
+    _refuse_huge(image, MAX_PIXELS)
+    image = _in_mode(image, "RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
 
 
-def _refuse_huge(image: Image.Image) -> None:
+def _refuse_huge(image: Image.Image, most: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise Unreadable(
-            f"it is {width} × {height} pixels large, and more than {MAX_PIXELS / 1e6:.0f} million are not decoded: "
-            "make it smaller"
+            f"it is {width} × {height} pixels large, and more than {most:,} are not decoded: make it smaller"
         )
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in RGB or L; a large one strip by strip, since no pixel has to do with another."""
+    if image.mode == mode and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    rows = max(1, STRIP // width)
+    if height <= rows:
+        return _plain(image).convert(mode)
+    whole = Image.new(mode, image.size)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        whole.paste(_plain(strip).convert(mode), (0, top))
+    return whole
 
 
 def _plain(image: Image.Image) -> Image.Image:

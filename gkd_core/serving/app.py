@@ -5,11 +5,9 @@ Handlers are plain routes: bodies are read raw, whatever their content type says
 """
 
 import asyncio
-import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -20,9 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gkd_core import __version__
-from gkd_core.data.images import Unreadable, read_image
+from gkd_core.data.images import Unreadable
 from gkd_core.errors import unknown
 from gkd_core.serving.batching import Batcher
+from gkd_core.serving.bodies import Body, whole_body
 from gkd_core.serving.classify import ranked
 from gkd_core.serving.compression import WORTH, choose, compress
 from gkd_core.serving.limits import Budget, Limits, Overloaded
@@ -30,6 +29,7 @@ from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Model
 from gkd_core.serving.parsing import Parser
+from gkd_core.serving.pictures import Decoder
 from gkd_core.serving.protocol import encode_response, largest_body
 from gkd_core.serving.reload import Served
 from gkd_core.serving.tensors import Array, ProtocolError, TensorSpec
@@ -57,9 +57,8 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits)
-        self.decoder = ThreadPoolExecutor(1, "decoder")
+        self.decoder = Decoder(self.limits)
         self.parser = Parser()
-        self.decoding = 0
 
     def model(self, request: Request) -> Model:
         """The model a request's path names.
@@ -88,7 +87,7 @@ class Serving:
         except TimeoutError:
             raise Overloaded("time", f"there was no answer within {self.limits.timeout:g} seconds") from None
 
-    async def decoded(self, body: bytes, model: Model) -> Array:
+    async def decoded(self, body: Body, model: Model) -> Array:
         """A picture's bytes as a batch of one input.
 
         Raises:
@@ -97,61 +96,16 @@ class Serving:
         """
         if model.picture is None:
             raise ProtocolError(f"{self.name} does not take square grey or colour images: use the infer endpoint")
-        if self.decoding >= self.limits.pictures:
-            raise Overloaded("pictures", f"{self.decoding} pictures are waiting to be decoded already")
         side, channels = model.picture
-        self.decoding += 1
         try:
-            loop = asyncio.get_running_loop()
-            picture = await loop.run_in_executor(self.decoder, read_image, io.BytesIO(body), side, channels)
+            picture = await self.decoder.decode(body.content, side, channels, begun=body.begun)
         except Unreadable as error:
             raise ProtocolError(f"the body is no picture that can be read: {error}") from None
-        finally:
-            self.decoding -= 1
         return model.from_pictures(picture[None])
 
-
-@asynccontextmanager
-async def whole_body(serving: Serving, request: Request, largest: int | None = None) -> AsyncIterator[bytes]:
-    """The body without its compression; its bytes count against the budget until the block ends.
-
-    Args:
-        largest: bytes it can need, packed or unpacked, where that is known; the server's own limit holds besides.
-    Raises:
-        ProtocolError: it is too large or damaged, or there is no room for it.
-        ClientDisconnect: it never came whole.
-    """
-    limit, taken = serving.limits.max_request_bytes, 0
-    if largest is not None:
-        limit = min(limit, largest)
-    declared = request.headers.get("content-length", "")
-    try:
-        if declared.isdigit():
-            _fits(int(declared[:20]), limit)
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            _fits(size, limit)
-            serving.budget.take(len(part))  # as they come: who only announces bytes takes no room from others
-            taken += len(part)
-            parts.append(part)
-        packed = b"".join(parts)
-        encoding = request.headers.get("content-encoding")
-        if encoding is None:
-            body = packed
-        else:
-            body = await serving.parser.decompress(packed, encoding, limit)
-        if body is not packed:
-            serving.budget.take(len(body))
-            taken += len(body)
-        yield body
-    finally:
-        serving.budget.give_back(taken)
-
-
-def _fits(size: int, limit: int) -> None:
-    if size > limit:
-        raise ProtocolError(f"the body is larger than the {limit} bytes that are allowed: send fewer images", 413)
+    def body(self, request: Request, largest: int | None = None) -> AbstractAsyncContextManager[Body]:
+        """As `whole_body`."""
+        return whole_body(request, self.limits, self.budget, self.parser, largest)
 
 
 def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
@@ -171,9 +125,14 @@ async def infer(serving: Serving, request: Request) -> Response:
     model = serving.model(request)
     header_length, max_batch = request.headers.get(HEADER_LENGTH), serving.limits.max_batch
     largest = largest_body(header_length, model.inputs, max_batch)
-    async with whole_body(serving, request, largest) as body, serving.in_time():
+    async with serving.body(request, largest) as body, serving.in_time():
         parsed = await serving.parser.parse(
-            body, header_length, inputs=model.inputs, outputs=model.outputs, max_batch=max_batch
+            body.content,
+            header_length,
+            inputs=model.inputs,
+            outputs=model.outputs,
+            max_batch=max_batch,
+            begun=body.begun,
         )
         logits = await serving.batcher.submit(model, parsed.inputs[model.inputs[0].name])
     reply, json_size = encode_response(
@@ -198,7 +157,7 @@ async def classify(serving: Serving, request: Request) -> Response:
     top = request.query_params.get("top", "5")
     if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
         raise ProtocolError("`top` is no number of classes")
-    async with whole_body(serving, request) as body, serving.in_time():
+    async with serving.body(request) as body, serving.in_time():
         logits = await serving.batcher.submit(model, await serving.decoded(body, model))
     return _json(
         {
@@ -289,7 +248,7 @@ def build_app(serving: Serving) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await watching
         serving.batcher.close()
-        serving.decoder.shutdown()
+        serving.decoder.close()
         serving.parser.close()
 
     app = FastAPI(

@@ -28,6 +28,7 @@ class Limits:
         idle_seconds: for which a connection may be kept open without a request.
         connections: open at the same time; the next ones are told 503.
         pictures: that may wait to be decoded.
+        pixels: of a picture.
     """
 
     max_batch: int = 64
@@ -41,6 +42,7 @@ class Limits:
     idle_seconds: float = 75.0
     connections: int = 1000
     pictures: int = 16
+    pixels: int = 16_000_000
 
 
 class Budget:

@@ -65,6 +65,7 @@ def serve(
     max_request_bytes: Annotated[
         int, typer.Option(min=1024, max=1 << 31, help="Of a body, packed or unpacked.")
     ] = 16_777_216,
+    max_pixels: Annotated[int, typer.Option(min=1, max=1 << 26, help="Of a picture to classify.")] = 16_000_000,
     max_connections: Annotated[int, typer.Option(min=1, max=1 << 20, help="What comes on top is told 503.")] = 1000,
     header_seconds: Annotated[float, _time(0.05, "For a client to send its headers.")] = 10.0,
     body_seconds: Annotated[float, _time(0.05, "For a client to send its body.")] = 30.0,
@@ -107,6 +108,7 @@ def serve(
             body_seconds=body_seconds,
             write_seconds=write_seconds,
             connections=max_connections,
+            pixels=max_pixels,
         ),
         max_delay=max_delay_ms / 1000,
         batching=batching,

@@ -380,7 +380,7 @@ def test_clients_that_vanish_leave_nothing_behind(server, deploy, until):
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
         client.close()
     until(lambda: server.metric("gkd_connections") == 1, "only the one who asks is connected")
-    assert server.metric("gkd_queue_images") == 0
+    until(lambda: server.metric("gkd_queue_images") == 0, "nothing of theirs waits")
 
 
 # Many at once
@@ -608,7 +608,7 @@ def test_what_cannot_be_served_is_said_in_one_sentence(deploy, tmp_path, capsys,
 
 
 NUMBERS = ["poll-seconds", "max-batch", "max-delay-ms", "queue", "threads", "timeout", "max-request-bytes"]
-NUMBERS += ["max-connections", "header-seconds", "body-seconds", "write-seconds", "drain-seconds", "port"]
+NUMBERS += ["max-pixels", "max-connections", "header-seconds", "body-seconds", "write-seconds", "drain-seconds", "port"]
 
 
 @pytest.mark.parametrize("option", NUMBERS)

@@ -175,7 +175,7 @@ def test_a_picture_that_would_fill_the_memory_is_refused_before_it_is_decoded(
 ) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb(side, side))
     tracemalloc.start()
-    with pytest.raises(Unreadable, match=r"million|decompression bomb"):
+    with pytest.raises(Unreadable, match=r"more than 67,108,864 are not decoded|decompression bomb"):
         read_image(tmp_path / "bomb.png", 8, 3)
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
@@ -191,6 +191,47 @@ def test_one_pixel_more_than_allowed_is_too_many(monkeypatch: pytest.MonkeyPatch
         read_image(tmp_path / "b.png", 4, 3)
     with pytest.raises(Unreadable, match="13 × 5 pixels"):
         fit(Image.new("RGB", (13, 5)), 4, 3)
+
+
+def test_a_limit_of_ones_own(tmp_path: Path) -> None:
+    Image.new("RGB", (13, 5)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 4, 3, max_pixels=65).shape == (4, 4, 3)
+    with pytest.raises(Unreadable, match="13 × 5 pixels large, and more than 64 are not decoded"):
+        read_image(tmp_path / "a.png", 4, 3, max_pixels=64)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "CMYK", "1", "I;16", "L+", "RGB+"])
+def test_large_pictures_go_through_in_strips_as_they_would_whole(
+    mode: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 37, 4), dtype=np.uint8)
+    image = {
+        "LA": lambda: Image.fromarray(np.ascontiguousarray(noise[:, :, :2])),
+        "P": lambda: Image.fromarray(noise).convert("RGB").quantize(99),
+        "I;16": lambda: Image.fromarray(noise.view(np.uint16)[:, :, 0]),
+        "CMYK": lambda: Image.fromarray(noise, "CMYK"),
+    }.get(mode, lambda: Image.fromarray(noise).convert(mode.rstrip("+")))()
+    if mode.endswith("+"):
+        image.info["transparency"] = image.getpixel((3, 30))
+    whole = fit(image.copy(), 9, channels)
+    monkeypatch.setattr("gkd_core.data.images.STRIP", 7 * 37)
+    assert np.array_equal(fit(image, 9, channels), whole)
+
+
+def test_a_large_picture_is_in_memory_twice_and_no_more(tmp_path: Path) -> None:
+    megabytes = 2048 * 2048 * 4 >> 20
+    Image.new("RGBA", (2048, 2048), (1, 2, 3, 4)).save(tmp_path / "a.png", compress_level=1)
+    Image.new("RGBA", (16, 16)).save(tmp_path / "small.png")
+    program = (
+        "import re; from pathlib import Path; from gkd_core.data.images import read_image\n"
+        "def peak(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) >> 10\n"
+        "read_image(Path('small.png'), 8, 3); before = peak()\n"
+        "read_image(Path('a.png'), 8, 3); print(peak() - before)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    # The decoded picture, its RGB, and strips of 1 MB.
+    assert megabytes < int(told.stdout) < 3 * megabytes
 
 
 def test_a_stream_is_read_like_a_file(tmp_path: Path) -> None:
