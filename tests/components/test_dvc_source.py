@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -219,3 +220,84 @@ def test_archives_that_reach_elsewhere_or_are_none(published, tmp_path):
         with pytest.raises(GkdError, match=message):
             fetch(str(repo), name, None, tmp_path / "images", unpack=True)
         assert not (tmp_path / "images").exists()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A repository with 20 pictures at the tag photos-1, and another state of them after it."""
+    top = tmp_path_factory.mktemp("photos")
+    repo = top / "repo"
+    repo.mkdir()
+    git(repo, "init", "--quiet")
+    Repo.init(str(repo)).close()
+    set_remote(repo, top / "store")
+    for number in range(12):
+        for label, name in enumerate(("cat", "dog")):
+            (repo / "images" / name).mkdir(parents=True, exist_ok=True)
+            picture = Image.new("RGB", (16, 16), (20 * number, 100 * label, 9))
+            picture.save(repo / "images" / name / f"{number}.png")
+        if number in (9, 11):
+            with Repo(str(repo)) as opened:
+                opened.add([str(repo / "images")])
+            git(repo, "add", "--all")
+            git(repo, "commit", "--quiet", "--message", f"{number + 1} of each")
+            git(repo, "tag", "photos-1" if number == 9 else "photos-2")
+    with Repo(str(repo)) as opened:
+        opened.push(all_tags=True)
+    return repo
+
+
+class TestThePrepareTask:
+    """The component itself, as kfp's executor calls it."""
+
+    @pytest.fixture
+    def prepare(self, tmp_path, monkeypatch):
+        """A function that runs it and gives its artifact's metadata."""
+        from kfp import dsl
+
+        from components.kubeflow import steps
+
+        monkeypatch.setattr("sys.argv", ["a task names itself here"])
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+
+        def prepare(repo: str = "", path: str = "", rev: str = "", **section: object) -> dict:
+            data = dsl.Dataset(name="data", uri=str(tmp_path / "data"), metadata={})
+            settings = json.dumps({"data": {"source": "folder", "image_size": 16} | section})
+            steps.prepare.python_func(settings=settings, dvc_repo=repo, dvc_path=path, dvc_rev=rev, data=data)
+            return data.metadata
+
+        return prepare
+
+    @pytest.mark.parametrize(("rev", "count"), [("photos-1", 20), ("", 24)])
+    def test_reads_the_revision_and_tells_which_it_was(self, photos, prepare, tmp_path, rev, count):
+        from gkd_core.data.prepared import PreparedData
+
+        told = prepare(f"file://{photos}", "images", rev)
+        data = PreparedData.open(tmp_path / "data")
+        assert data.info.classes == ("cat", "dog")
+        assert sum(data.info.counts.values()) == count
+        commit = git(photos, "rev-parse", f"{rev or 'HEAD'}^{{commit}}")
+        md5 = re.search(r"md5: (\w+\.dir)", git(photos, "show", f"{commit}:images.dvc"))[1]
+        assert {key: value for key, value in told.items() if key.startswith("dvc_")} == {
+            "dvc_repo": f"file://{photos}", "dvc_path": "images", "dvc_rev": commit, "dvc_md5": md5,
+            "dvc_asked": rev or "the newest",
+        }  # fmt: skip
+        assert told["sha256"] == data.info.sha256
+        assert told["classes"] == 2
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"rev": "v1"}, "dvc_path or dvc_rev is given, but no dvc_repo"),
+            ({"repo": "{}"}, "set dvc_path to the data's place in"),
+            ({"repo": "{}", "path": "images", "source": "digits"}, "data.source is digits, which reads no files"),
+            ({"repo": "{}", "path": "images", "rev": "photos-9"}, "has no revision 'photos-9'"),
+        ],
+    )
+    def test_what_is_wrong_ends_it_with_one_sentence(self, photos, prepare, tmp_path, capsys, given, said):
+        given = {name: value.format(photos) for name, value in given.items()}
+        with pytest.raises(SystemExit) as stopped:
+            prepare(**given)
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "data").exists()

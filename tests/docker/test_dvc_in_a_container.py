@@ -13,14 +13,15 @@ from gkd_core.data.prepared import PreparedData
 pytestmark = pytest.mark.docker
 
 STEP = """
-import json, sys
-from pathlib import Path
-from components import prepare
-from components.dvc_source import fetch
-from gkd_core.config import parse_params
-facts = fetch("file:///srv/repo", "images", "photos-1", Path("images"))
-prepare.run(out=Path("data"), params=parse_params({"data": {"source": "folder", "root": "images", "image_size": 16}}))
-print(json.dumps(facts))
+import json
+from kfp import dsl
+from components.kubeflow import steps
+data = dsl.Dataset(name="data", uri="/work/data", metadata={})
+settings = json.dumps({"data": {"source": "folder", "image_size": 16}})
+steps.prepare.python_func(
+    settings=settings, dvc_repo="file:///srv/repo", dvc_path="images", dvc_rev="photos-1", data=data
+)
+print(json.dumps(data.metadata))
 """
 
 
@@ -52,14 +53,18 @@ def published(tmp_path):
     return tmp_path / "srv", git("rev-parse", "HEAD").strip()
 
 
-def test_prepare_reads_a_tag(run, published, tmp_path):
+def test_the_prepare_task_reads_a_tag(run, published, tmp_path):
     place, commit = published
     (tmp_path / "work").mkdir()
     done = run("python3", "-c", STEP, folder=tmp_path / "work", mounts=(f"{place}:/srv:ro",))
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["rev"] == commit
-    assert facts["md5"].endswith(".dir")
+    assert facts["dvc_rev"] == commit
+    assert facts["dvc_asked"] == "photos-1"
+    assert facts["dvc_repo"] == "file:///srv/repo"
+    assert facts["dvc_path"] == "images"
+    assert facts["dvc_md5"].endswith(".dir")
     data = PreparedData.open(tmp_path / "work" / "data")
+    assert facts["sha256"] == data.info.sha256
     assert data.info.classes == ("cat", "dog")
     assert sum(data.info.counts.values()) == 20
 

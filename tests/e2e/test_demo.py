@@ -203,12 +203,17 @@ def test_another_method_is_one_word_and_a_gate_that_says_no_leaves_champion(copy
     assert "champion" not in aliases[2]
 
 
-def test_a_step_that_fails_fails_dvc_with_its_own_sentence(copy):
+def test_a_step_that_fails_fails_dvc_with_its_own_sentence(copy, tmp_path):
     command = ("dvc", "exp", "run", "-S", "data.source=folder", "-S", "data.root=nowhere")
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
-    assert "gkd: " in done.stderr + done.stdout
-    assert "nowhere" in done.stderr + done.stdout
+    command = ("gkd", "prepare", "--set", "data.source=folder", "--set", "data.root=nowhere")
+    command += ("--out", str(tmp_path / "data"))
+    alone = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300, check=False)
+    assert alone.returncode == 2
+    (sentence,) = alone.stderr.strip().splitlines()
+    assert sentence.startswith("gkd: ")
+    assert sentence in (done.stdout + done.stderr).splitlines()
 
 
 def test_the_kubeflow_pipeline_gives_the_same_artifacts(tmp_path):

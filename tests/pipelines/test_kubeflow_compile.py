@@ -108,6 +108,31 @@ def test_the_profile_is_in_it(gpu):
     assert tasks["teacher"]["cachingOptions"]["enableCache"]
 
 
+def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path):
+    content = {
+        "work": {"claim": "w", "mount": "/w"},
+        "volumes": [{"claim": "photos", "mount": "/photos"}, {"claim": "more", "mount": "/more"}],
+        "image_pull_secrets": ["registry", "mirror"],
+        "env": {"NCCL_DEBUG": "INFO"},
+        "image_pull_policy": "Always",
+        "security": {"run_as_user": 4711, "run_as_group": 815},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    spec, platform = compiled(tmp_path / "p.yaml", profile=str(tmp_path / "own.yaml"))
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert set(pods) == {f"exec-{name}" for name in STEPS}
+    for name in STEPS:
+        pod = pods[f"exec-{name}"]
+        claims = {claim["mountPath"]: claim["constant"] for claim in pod["pvcMount"]}
+        training = name in ("teacher", "baseline", "kd", "distill")
+        assert claims == {"/photos": "photos", "/more": "more"} | ({"/w": "w"} if training else {})
+        assert [secret["secretName"] for secret in pod["imagePullSecret"]] == ["registry", "mirror"]
+        assert pod["securityContext"] == {"runAsUser": "4711", "runAsGroup": "815", "runAsNonRoot": True}
+        assert pod["imagePullPolicy"] == "Always"
+        variables = spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["env"]
+        assert {"name": "NCCL_DEBUG", "value": "INFO"} in variables
+
+
 def test_secrets_are_named_and_only_given_to_steps_that_need_them(gpu):
     pods = list(yaml.safe_load_all(gpu.read_text()))[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     users = {

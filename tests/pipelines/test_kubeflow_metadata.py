@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from components.kubeflow import metadata, steps
+from components.kubeflow import metadata, steps, task
+from gkd_core.errors import GkdError
 from gkd_core.files import write_json
 from tests.conftest import small
 
@@ -110,3 +111,24 @@ def test_the_prepare_task_tells_the_digest_of_its_data(tmp_path):
     assert data.metadata["sha256"] == facts["sha256"]
     assert data.metadata["classes"] == 10
     assert not [key for key in data.metadata if key.startswith("dvc_")]
+
+
+@pytest.mark.parametrize("in_a_pod", [True, False])
+@pytest.mark.parametrize(
+    "error", [GkdError("the teacher has 100 classes"), OSError(28, "No space left", "/gkd/work/a")]
+)
+def test_a_failed_task_leaves_its_sentence_where_kubernetes_shows_it(tmp_path, monkeypatch, capsys, in_a_pod, error):
+    monkeypatch.setattr(task, "TERMINATION_LOG", tmp_path / "termination-log")
+    if in_a_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    else:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(SystemExit) as stopped, task.running("distill"):
+        raise error
+    assert stopped.value.code == 2
+    (said,) = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith(("gkd: begins", "gkd: ends"))
+    ]
+    assert (tmp_path / "termination-log").exists() is in_a_pod
+    if in_a_pod:
+        assert (tmp_path / "termination-log").read_text() == said.replace("gkd: ", "distill: ")

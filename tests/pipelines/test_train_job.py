@@ -85,6 +85,26 @@ class TestManifest:
         made = manifest(of_profile(profile, step="kd", name="gkd-kd-1", image="gkd:1", command=COMMAND))
         assert [variable["name"] for variable in made["spec"]["trainer"]["env"]] == ["GKD_WORK"]
 
+    def test_what_a_profile_gives_every_task_the_nodes_have_too(self):
+        more = {
+            "volumes": [{"claim": "photos", "mount": "/photos"}],
+            "image_pull_secrets": ["registry"],
+            "env": {"NCCL_DEBUG": "INFO"},
+            "security": {"run_as_user": 4711, "run_as_group": 815},
+        }
+        profile = Profile.model_validate(NODES | more)
+        made = manifest(of_profile(profile, step="kd", name="gkd-kd-1", image="gkd:1", command=COMMAND))
+        assert refusal_of(made) is None
+        patch = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+        pod = patch["template"]["spec"]["template"]["spec"]
+        claims = {volume["name"]: volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]}
+        places = {mount["mountPath"]: claims[mount["name"]] for mount in pod["containers"][0]["volumeMounts"]}
+        assert places == {"/gkd/work": "gkd-work", "/photos": "photos"}
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        security = pod["securityContext"]
+        assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (4711, 815, 815)
+        assert {"name": "NCCL_DEBUG", "value": "INFO"} in made["spec"]["trainer"]["env"]
+
     def test_of_a_processor_and_a_cluster_that_gives_out_users(self, job):
         made = manifest(replace(job, user=None))
         assert refusal_of(made) is None
