@@ -20,7 +20,9 @@ from gkd_core.serving.metrics import Metrics
 
 HEADER_BYTES = 32 << 10
 AHEAD = 16  # requests a client may send before the first of them is answered; uvicorn would keep any number
-SURPLUS = "gkd.surplus"  # in a request's state: there are more connections than are allowed
+# In a request's state: there are more connections than are allowed; it is gone, and nobody hears the answer.
+SURPLUS = "gkd.surplus"
+GONE = "gkd.gone"
 
 
 def raw_reply(status: int, sentence: str) -> bytes:
@@ -59,6 +61,10 @@ class Connection(HttpToolsProtocol):
         self._expect(None)
         if self._taking is not None:
             self._taking.cancel()
+        if (running := self._running) is not None and not running.response_complete:
+            running.scope["state"][GONE] = True
+            running.disconnected = True  # uvicorn tells only the one that was read last
+            running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

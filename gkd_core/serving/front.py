@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gkd_core.serving.authorisation import Token
-from gkd_core.serving.connection import SURPLUS
+from gkd_core.serving.connection import GONE, SURPLUS
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 
@@ -23,14 +23,15 @@ OPEN = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/v2/health/live", 
 LINGER_SECONDS = 5.0
 LINGER_BYTES = 64 << 20
 SMALL = 1 << 20  # a body whose rest is worth reading to keep the connection
-GONE = 499  # for the counts: the client left before the answer
+LEFT = 499  # for the counts: the client left before the answer
 
 
 class Front:
     """ASGI application around another.
 
     Attributes:
-        accepted, answered: requests that came, and that were answered or given up by their client.
+        accepted, answered, left: requests that came; whose answer was sent to its end; whose client was gone first.
+            The rest were cancelled, or are at work.
         leaving: set while shutting down: every answer then asks its client to connect anew, elsewhere.
     """
 
@@ -41,6 +42,7 @@ class Front:
         self._log_requests = log_requests
         self.accepted = 0
         self.answered = 0
+        self.left = 0
         self.leaving = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +67,10 @@ class Front:
             else:
                 await self._app(scope, exchange.receive, exchange.send)
         finally:
-            self.answered += 1
+            if scope["state"].get(GONE, False):
+                self.left += 1
+            elif exchange.sent:
+                self.answered += 1
             self._note(scope, exchange.status, time.perf_counter() - start)
 
     def _admitted(self, scope: Scope, headers: Headers) -> bool:
@@ -104,7 +109,8 @@ class _Exchange:
         self._whole = not chunked and length in ("0", "")
         self._small = not chunked and length.isdigit() and int(length) <= SMALL
         self.closing = False
-        self.status = GONE
+        self.status = LEFT
+        self.sent = False
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -118,12 +124,15 @@ class _Exchange:
             if self.closing or self._front.leaving or not (self._whole or self._small):
                 message = _with_header(message, b"connection", b"close")
             await self._send(message)
-        elif self._whole or message.get("more_body", False):
+        elif message.get("more_body", False):
             await self._send(message)
         else:
-            await self._send({**message, "more_body": True})
-            await self._linger()
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not self._whole:
+                await self._send({**message, "more_body": True})
+                await self._linger()
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
+            await self._send(message)
+            self.sent = True
 
     async def refuse(self, status: int, sentence: str, header: tuple[str, str]) -> None:
         body = json.dumps({"error": sentence}).encode()

@@ -74,7 +74,7 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
     Args:
         started: told the address once requests are taken.
     Returns:
-        accepted, answered: numbers of requests.
+        accepted, answered, left: numbers of requests, as `Front` counts them.
     Raises:
         GkdError: there is no model to serve, or the address cannot be listened on.
     """
@@ -102,7 +102,7 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
             access_log=False,
             server_header=False,
             timeout_keep_alive=int(limits.idle_seconds),
-            timeout_graceful_shutdown=int(limits.timeout + limits.body_seconds) + 1,
+            timeout_graceful_shutdown=int(limits.timeout + limits.body_seconds + limits.write_seconds) + 1,
         )
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -112,8 +112,9 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
         server.run(sockets=[listening])
     finally:
         listening.close()
-    log.info("stopped", extra={"accepted": front.accepted, "answered": front.answered})
-    return {"accepted": front.accepted, "answered": front.answered}
+    counts = {"accepted": front.accepted, "answered": front.answered, "left": front.left}
+    log.info("stopped", extra=counts)
+    return counts
 
 
 class _Server(uvicorn.Server):
