@@ -56,7 +56,11 @@ def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None
     if model.startswith(REGISTERED):
         return RegisteredSource(model, precision=precision, tracking_uri=tracking_uri)
     path = Path(model)
-    if path.is_dir():
+    if model and path.is_dir():
+        if not (path / "manifest.json").exists():
+            inside = path / DEPLOY
+            hint = f"name {inside}" if (inside / "manifest.json").exists() else "name one of these, or an ONNX file"
+            raise GkdError(f"{model} has no manifest.json, so it is no folder of `gkd export` or `gkd bundle`: {hint}")
         return FolderSource(path, precision=precision)
     if path.is_file():
         if precision != "fp32":
@@ -65,8 +69,8 @@ def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None
             )
         return FileSource(path)
     raise GkdError(
-        f"{model} is neither an ONNX file nor a folder of `gkd export` or `gkd bundle`, nor {REGISTERED}NAME@ALIAS: "
-        "name one of these"
+        f"{model or 'an empty name'} is neither an ONNX file nor a folder of `gkd export` or `gkd bundle`, nor "
+        f"{REGISTERED}NAME@ALIAS: name one of these"
     )
 
 
@@ -123,9 +127,15 @@ class FolderSource:
         """The file of the wanted precision.
 
         Raises:
-            GkdError: the folder is damaged, or has no such precision.
+            Unfit: what is there is damaged, or has no such precision; one still being copied changes its mark.
+            GkdError: the manifest cannot be read.
         """
-        return _in_folder(self._folder, self._precision, version=None)
+        try:
+            return _in_folder(self._folder, self._precision, version=None)
+        except GkdError as error:
+            if isinstance(error.__context__, OSError):
+                raise
+            raise Unfit(str(error)) from None
 
 
 class RegisteredSource:

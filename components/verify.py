@@ -181,7 +181,7 @@ def _kept_gate(store: Any, version: Any, place: Path) -> Iterator[Link | Gap]:
 
 def _ask(chain: Chain, folders: dict[str, Path], server: str | None, name: Callable[[], str]) -> None:
     if server is None:
-        chain.gaps.append(Gap("manifest → server", "no --server was named"))
+        chain.gaps.append(Gap("manifest → server", "no --server was named", wanted=False))
     elif "deploy" not in folders:
         chain.gaps.append(Gap("manifest → server", "there is no deploy folder"))
     else:

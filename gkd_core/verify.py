@@ -40,10 +40,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Gap:
-    """A link that could not be looked at, and why."""
+    """A link that could not be looked at, and why; `wanted` is false where nobody asked for it."""
 
     name: str
     reason: str
+    wanted: bool = True
 
 
 @dataclass
@@ -66,6 +67,14 @@ class Chain:
                     self.gaps.append(step)
         except GkdError as error:
             self.broken = error if isinstance(error, Broken) else Broken(str(error))
+        return self
+
+    def refuse_gaps(self) -> "Chain":
+        """Count what could not be looked at, though it was wanted, as broken."""
+        missing = [gap for gap in self.gaps if gap.wanted]
+        if self.broken is None and missing:
+            more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+            self.broken = Broken(f"{missing[0].name} was not walked ({missing[0].reason}){more}: --strict wants all")
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -242,7 +251,7 @@ def _network(role: str, folders: dict[str, Path]) -> Iterator[Link | Gap]:
     folder = folders[role]
     training = read_training(folder, role)
     if not training["trained"]:
-        yield Gap(role, str(training.get("reason", "it was not trained")))
+        yield Gap(role, str(training.get("reason", "it was not trained")), wanted=False)
         return
     yield from _of_this_data(f"{folder}: the {role}", training["data_sha256"], folders, role)
     if training["teacher_digest"] == "":

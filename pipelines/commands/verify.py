@@ -28,6 +28,9 @@ def verify(
         typer.Option(help="The configuration, for `tracking`; by default the one in DIR."),
     ] = None,
     overrides: Overrides = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="What cannot be walked breaks it too; --server stays optional.")
+    ] = False,
 ) -> None:
     """See that data, teacher, student, ONNX file, report, registry and server belong together; exit 1 if not."""
     file = params or (PARAMS if target.startswith("models:/") else Path(target) / PARAMS)
@@ -35,6 +38,8 @@ def verify(
     from components.verify import run
 
     chain = run(target, server=server, name=name, tracking=None if settings is None else settings.tracking)
+    if strict:
+        chain.refuse_gaps()
     _show(chain, target)
     finish({"target": target, **chain.as_dict()})
     if chain.broken is not None:

@@ -78,6 +78,22 @@ def test_a_folder(deploy, tmp_path):
         source.look()
 
 
+def test_what_is_no_model_is_said_with_what_to_name(deploy, tmp_path):
+    (tmp_path / "data").mkdir()
+    shutil.copytree(deploy, tmp_path / "run" / "deploy")
+    for model, sentence in (
+        (
+            tmp_path / "data",
+            "data has no manifest.json, so it is no folder of `gkd export` or .*: name one of",
+        ),
+        (tmp_path / "run", f"name {tmp_path / 'run' / 'deploy'}$"),
+        ("", "an empty name is neither an ONNX file nor"),
+        (tmp_path / "nothing", "nothing is neither an ONNX file nor"),
+    ):
+        with pytest.raises(GkdError, match=sentence):
+            load_model(str(model))
+
+
 def test_another_precision(deploy, tmp_path):
     folder = shutil.copytree(deploy, tmp_path / "deploy")
     manifest = json.loads((folder / "manifest.json").read_text())

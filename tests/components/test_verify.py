@@ -106,6 +106,20 @@ def test_one_changed_byte_anywhere_is_found_and_its_file_named(copy):
     assert run(str(copy), server=None, tracking=None).broken is None
 
 
+def test_strictly_all_must_be_there(whole, copy):
+    """But no server was named, and plain KD was switched off: nobody wants those."""
+    result = gkd("verify", "--strict", cwd=whole)
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(copy / "teacher")
+    assert gkd("verify", cwd=copy).returncode == 0
+    result = gkd("verify", "--strict", cwd=copy)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("gkd: teacher was not walked (it is not there), and ")
+    outcome = json.loads(result.stdout.splitlines()[-1])
+    assert outcome["verified"] is False
+    assert "--strict wants all" in outcome["broken"]
+
+
 def test_the_command_names_it_too_and_exits_with_1(copy):
     page = copy / "report" / "report.html"
     page.write_bytes(page.read_bytes().replace(b"<h1>", b"<h2>", 1))
