@@ -20,7 +20,7 @@ class Source(Protocol):
     """Where models come from."""
 
     def look(self) -> Hashable:
-        """A mark that changes when something else ought to be served; cheap.
+        """A mark that changes when something else ought to be served, or the same has become readable; cheap.
 
         Raises:
             GkdError: nobody can say.
@@ -127,8 +127,8 @@ class Served:
         return model
 
 
-def file_mark(*files: Path) -> tuple[tuple[int, int, int], ...]:
-    """A mark of files that changes when one is written or replaced.
+def file_mark(*files: Path) -> tuple[tuple[int, int, int, int], ...]:
+    """A mark of files that changes when one is written, replaced or made readable.
 
     Raises:
         GkdError: one is not there.
@@ -139,5 +139,5 @@ def file_mark(*files: Path) -> tuple[tuple[int, int, int], ...]:
             facts = file.stat()
         except OSError as error:
             raise GkdError(f"{file} cannot be read ({error.strerror})") from None
-        marks.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
+        marks.append((facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
     return tuple(marks)

@@ -189,8 +189,8 @@ def test_kubernetes_waits_as_long_as_the_server_drains(folders: dict[str, Path],
     make(folders, tmp_path / "out", registry_uri="models:/digits@champion")
     predictor = kserve(tmp_path / "out")["spec"]["predictor"]
     limits = Limits()
-    drains = Settings.drain_seconds + limits.timeout + limits.body_seconds + 1  # as gkd_core/serving/server.py has it
-    assert predictor["terminationGracePeriodSeconds"] == 75 > drains
+    answers = limits.timeout + limits.body_seconds + limits.write_seconds + 1  # as gkd_core/serving/server.py has it
+    assert predictor["terminationGracePeriodSeconds"] == 105 > Settings.drain_seconds + answers
     assert predictor["containers"][0]["livenessProbe"]["timeoutSeconds"] == 5
 
 

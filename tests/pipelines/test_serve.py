@@ -445,7 +445,7 @@ def test_no_room_is_said_and_who_was_let_in_is_answered_after_sigterm(start, dep
     assert np.allclose(
         np.concatenate([reply.logits for reply in replies]), expected(deploy / "model.onnx", IMAGES[:7]), atol=1e-5
     )
-    assert last["accepted"] == last["answered"]
+    assert (last["accepted"], last["left"]) == (last["answered"], 0)
 
 
 def test_sigterm_during_load_drops_nothing_that_was_accepted(start, deploy, until, load_on):
@@ -456,6 +456,19 @@ def test_sigterm_during_load_drops_nothing_that_was_accepted(start, deploy, unti
     assert load.others == []
     # Every request the server read was answered to somebody: the rest never got through its door.
     assert last["accepted"] == last["answered"] == load.heard[0]
+
+
+def test_who_left_before_the_answer_is_counted_apart(start, deploy, until):
+    server = start(deploy, "--max-batch", "8", "--max-delay-ms", "2000", "--drain-seconds", "0")
+    with server.socket() as client:
+        content = body(IMAGES[:1])
+        client.sendall(b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (INFER.encode(), len(content)) + content)
+        client.sendall(HIDDEN)  # and another one, sent ahead
+        until(lambda: server.metric("gkd_queue_images") == 1, "it waits")
+    until(lambda: server.metric("gkd_connections") == 1, "it has left")
+    last = server.stop()
+    assert last["left"] == 1
+    assert last["accepted"] == last["answered"] + 1
 
 
 def test_a_server_killed_during_load_starts_again_as_it_was(start, deploy, until, load_on):
@@ -521,7 +534,7 @@ def test_a_folder_exported_anew_while_serving(start, make_deploy, tmp_path, unti
         (tmp_path / "coming").rename(folder)
         until(lambda: load.heard[1] > 20, "the new model answers")
     assert (load.others, load.broken) == ([], 0)
-    assert "sha256 differs" in server.events("model-not-fetched")[0]["reason"]
+    assert "sha256 differs" in server.events("model-refused")[0]["reason"]
     assert server.ask("GET", "/v2/models/gkd-student").json["parameters"]["data_sha256"] == "4" * 64
 
 

@@ -9,12 +9,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from components.model_source import FolderSource
 from gkd_core.errors import GkdError
 from gkd_core.serving.authorisation import read_token
 from gkd_core.serving.classify import ranked
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Found, Model
-from gkd_core.serving.reload import Served
+from gkd_core.serving.reload import Served, file_mark
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +218,36 @@ def test_a_failure_is_forgotten_when_the_old_model_is_wanted_again(deploys):
     assert not served.refresh()
     assert served.model is first
     assert metrics.registry.get_sample_value("gkd_model_stale") == 0
+
+
+def test_a_folder_that_is_not_what_its_manifest_says_is_read_again_when_it_has_changed(tmp_path, make_deploy):
+    folder, coming = make_deploy(tmp_path / "deploy", seed=1), make_deploy(tmp_path / "coming", seed=2)
+    metrics = Metrics()
+    served = Served(FolderSource(folder), metrics)
+    first, content = served.model, (coming / "model.onnx").read_bytes()
+
+    def refused() -> float | None:
+        return metrics.registry.get_sample_value("gkd_reloads_total", {"outcome": "refused"})
+
+    for count, part in enumerate((content[:1000], content[:2000], content), start=1):  # it is being copied
+        (folder / "model.onnx").write_bytes(part)
+        for _ in range(3):
+            assert not served.refresh()
+        assert refused() == count  # read once each
+        assert metrics.registry.get_sample_value("gkd_model_stale") == 1
+    (folder / "manifest.json").write_bytes((coming / "manifest.json").read_bytes())
+    assert served.refresh()
+    assert served.model.sha256 != first.sha256
+    assert metrics.registry.get_sample_value("gkd_model_stale") == 0
+    assert metrics.registry.get_sample_value("gkd_reloads_total", {"outcome": "failed"}) == 0
+
+
+def test_a_mark_changes_with_what_may_be_read(tmp_path):
+    (tmp_path / "a").write_text("a")
+    before = file_mark(tmp_path / "a")
+    assert file_mark(tmp_path / "a") == before
+    (tmp_path / "a").chmod(0o400)
+    assert file_mark(tmp_path / "a") != before
 
 
 def test_there_must_be_something_to_begin_with(tmp_path):
