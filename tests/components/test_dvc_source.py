@@ -32,15 +32,20 @@ def set_remote(repo: Path, address: object, **settings: str) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> Path:
-    """A repository with images at two tags, pushed to a remote in a folder beside it."""
-    top = tmp_path_factory.mktemp("dvc")
+def new_repository(top: Path) -> Path:
+    """An empty one, whose remote is a folder beside it."""
     repo = top / "repo"
     repo.mkdir()
     git(repo, "init", "--quiet")
     Repo.init(str(repo)).close()
     set_remote(repo, top / "store")
+    return repo
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """A repository with images at two tags, pushed to a remote in a folder beside it."""
+    repo = new_repository(tmp_path_factory.mktemp("dvc"))
     for number, tag in enumerate(("v1", "v2"), start=1):
         for label, name in enumerate(("cat", "dog")):
             (repo / "images" / name).mkdir(parents=True, exist_ok=True)
@@ -225,12 +230,7 @@ def test_archives_that_reach_elsewhere_or_are_none(published, tmp_path):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """A repository with 20 pictures at the tag photos-1, and another state of them after it."""
-    top = tmp_path_factory.mktemp("photos")
-    repo = top / "repo"
-    repo.mkdir()
-    git(repo, "init", "--quiet")
-    Repo.init(str(repo)).close()
-    set_remote(repo, top / "store")
+    repo = new_repository(tmp_path_factory.mktemp("photos"))
     for number in range(12):
         for label, name in enumerate(("cat", "dog")):
             (repo / "images" / name).mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ STEP = """
 import json
 from kfp import dsl
 from components.kubeflow import steps
-data = dsl.Dataset(name="data", uri="/work/data", metadata={})
+data = dsl.Dataset(name="data", uri="data", metadata={})
 settings = json.dumps({"data": {"source": "folder", "image_size": 16}})
 steps.prepare.python_func(
     settings=settings, dvc_repo="file:///srv/repo", dvc_path="images", dvc_rev="photos-1", data=data

@@ -114,9 +114,7 @@ def test_the_prepare_task_tells_the_digest_of_its_data(tmp_path):
 
 
 @pytest.mark.parametrize("in_a_pod", [True, False])
-@pytest.mark.parametrize(
-    "error", [GkdError("the teacher has 100 classes"), OSError(28, "No space left", "/gkd/work/a")]
-)
+@pytest.mark.parametrize("error", [GkdError("the teacher has 100 classes"), OSError(28, "No space left", "/volume/a")])
 def test_a_failed_task_leaves_its_sentence_where_kubernetes_shows_it(tmp_path, monkeypatch, capsys, in_a_pod, error):
     monkeypatch.setattr(task, "TERMINATION_LOG", tmp_path / "termination-log")
     if in_a_pod:

@@ -381,6 +381,7 @@ def test_clients_that_vanish_leave_nothing_behind(server, deploy, until):
         client.close()
     until(lambda: server.metric("gkd_connections") == 1, "only the one who asks is connected")
     until(lambda: server.metric("gkd_queue_images") == 0, "nothing of theirs waits")
+    assert np.allclose(server.infer(IMAGES[:4]).logits, expected(deploy / "model.onnx", IMAGES[:4]), atol=1e-5)
 
 
 # Many at once
