@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from components.kubeflow.nulls import without_null
 from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
 from components.kubeflow.source import refuse_source
 from gkd_core.errors import GkdError, unknown
@@ -26,7 +27,6 @@ from pipelines.compiled import (
     refuse_places,
     refuse_untrainable,
     with_devices,
-    without_nulls,
 )
 from pipelines.profile import Profile
 
@@ -106,7 +106,7 @@ def check(work: Work, say: Callable[[str], None]) -> Work:
     devices = _devices(spec)
     if devices and devices > 1 and isinstance(params := work.arguments.get("params"), dict):
         resolve(params)  # so that what follows finds sections where sections belong
-        work = replace(work, arguments=work.arguments | {"params": with_devices(without_nulls(params), devices)})
+        work = replace(work, arguments=work.arguments | {"params": with_devices(without_null(params), devices)})
     given = defaults | work.arguments
     refuse_password(given)
     _check_content(given, documents, say)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from components.kubeflow.nulls import without_null
 from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
 from components.kubeflow.source import refuse_unknown
 from gkd_core.config import Params, read_sections
@@ -141,7 +142,7 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
     devices = profile.devices * (profile.nodes.count if profile.nodes else 1) if profile else 1
     mounts = [volume.mount for volume in profile.volumes] if profile else []
     resolve(content, [])  # so that what follows finds sections where sections belong
-    content = without_nulls(content)
+    content = without_null(content)
     if devices > 1:
         content = with_devices(content, devices)
     params = resolve(content, overrides)
@@ -198,15 +199,6 @@ def refuse_other_devices(params: Params, accelerators: int) -> None:
                 f"device{'s' * (accelerators > 1)} (accelerator.count × nodes.count): leave {name} out, or change the "
                 "profile"
             )
-
-
-def without_nulls(content: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys that are null, which say no more than keys left out; kfp's compiler knows no null."""
-    return {
-        key: without_nulls(value) if isinstance(value, dict) else value
-        for key, value in content.items()
-        if value is not None
-    }
 
 
 def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> None:

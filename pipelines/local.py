@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from components.image import image
+from components.kubeflow.nulls import without_null
 from components.kubeflow.settings import resolve
 from components.kubeflow.task import BEGIN, END
 from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
-from pipelines.compiled import create_pipeline, refuse_no_image, without_nulls
+from pipelines.compiled import create_pipeline, refuse_no_image
 
 RUNNERS = ("subprocess", "docker")
 FOLDERS = {
@@ -119,7 +120,7 @@ def run_pipeline(
             from kfp.local import SubprocessRunner
 
             chosen, stop = SubprocessRunner(use_venv=False), _stopper(tasks)
-        given |= {"params": without_nulls(content), "overrides": more}
+        given |= {"params": without_null(content), "overrides": more}
         made: list[str] = []
         try:
             with (out / LOG).open("w", encoding="utf-8") as log, _environment(surroundings), _stopping(stop):

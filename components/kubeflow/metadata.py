@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from components.kubeflow.nulls import without_null
 from gkd_core.files import file_digest, folder_digest, read_json
 
 MOST_CLASSES = 200  # of a confusion matrix in the metadata, which travel by gRPC: 4 MB at most, and 1000 would be 11
@@ -69,19 +70,6 @@ def of_registration(folder: str) -> dict[str, Any]:
     gate = read_json(Path(folder) / "gate.json", "the registration folder")
     known = {key: version[key] for key in ("name", "version", "alias", "manifest", "run_id")}
     return without_null({**known, "passed": gate["passed"], "sentence": gate["sentence"]})
-
-
-def without_null(content: Any) -> Any:
-    """JSON content without what is null, at any depth.
-
-    >>> without_null({"alias": None, "counts": {"train": 3, "test": None}, "seen": [None, 1]})
-    {'counts': {'train': 3}, 'seen': [1]}
-    """
-    if isinstance(content, dict):
-        return {key: without_null(value) for key, value in content.items() if value is not None}
-    if isinstance(content, list):
-        return [without_null(value) for value in content if value is not None]
-    return content
 
 
 def scalars(folder: str) -> dict[str, float]:
