@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.kept import DEPLOY
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
 from gkd_core.files import file_digest, read_json
@@ -27,7 +28,6 @@ REGISTERED = "models:/"
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_NAME = "gkd-student"
 BUNDLE_FILE = "bundle.json"
-DEPLOY = "deploy"  # where a registered student's run keeps its deploy folder
 
 # By the module that MLflow misses where artifacts lie: what it is installed by.
 PACKAGES = {"botocore": "boto3", "google": "google-cloud-storage", "azure": "azure-storage-blob"}

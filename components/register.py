@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.kept import CORRECT, CORRECT_TAG, DEPLOY, GATE
 from components.registry import CHALLENGER, CHAMPION, PREVIOUS, make_champion
 from components.tracking import NETWORK, RunRecord, Store, Version, connect
 from gkd_core import __version__
@@ -26,7 +27,6 @@ from gkd_core.gate import Champion, Decision, GateRefused, decide
 from gkd_core.records import read_teacher, read_training
 from gkd_core.tables import Row, read_table
 
-CORRECT = "correct.npy"  # whether the version was right on each test image: what a later challenger is compared with
 SECTIONS = {
     "teacher": ("teacher",),
     "baseline": ("student", "train", "references"),
@@ -103,7 +103,7 @@ def run(
                 deploy / manifest["model"]["file"],
                 manifest,
                 _version_tags(manifest, manifest_digest, metrics, deploy)
-                | {"gkd.correct": file_digest(Path(name) / CORRECT)},
+                | {CORRECT_TAG: file_digest(Path(name) / CORRECT)},
             )
             decision = _settle(store, version, inputs, judge)
             aliases = store.aliases()
@@ -176,7 +176,7 @@ def _champion(store: Store, number: int | None) -> Champion | None:
     version = store.version(str(number))
     top1 = version.tags.get("gkd.top1")
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
-        kept = store.download(version, f"gate/{CORRECT}", Path(name))
+        kept = store.download(version, f"{GATE}/{CORRECT}", Path(name))
         try:
             correct = None if kept is None else np.array(open_array(kept), dtype=bool)
         except ValueError:  # damaged in the store: as good as not kept
@@ -305,7 +305,7 @@ def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, repo
         params=record.params,
         history=record.history,
         metrics=record.metrics,
-        artifacts=record.artifacts | {"deploy": deploy, "report": report, "gate": correct},
+        artifacts=record.artifacts | {DEPLOY: deploy, "report": report, GATE: correct},
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from components.kept import CORRECT, CORRECT_TAG, DEPLOY, GATE
 from gkd_core.config import Tracking
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
@@ -25,9 +26,6 @@ from gkd_core.serving.authorisation import VARIABLE, read_token
 from gkd_core.verify import LINEAGE, Broken, Chain, Gap, Link, check_files, folders_of, walk_folders
 
 MODEL = "models:/"
-DEPLOY = "deploy"  # where a version's run keeps its deploy folder
-CORRECT = "gate/correct.npy"  # and what the gate compares the next one with
-CORRECT_TAG = "gkd.correct"
 TAGS = {
     "gkd.data": "data_sha256",
     "gkd.teacher": "teacher_digest",
@@ -170,12 +168,12 @@ def _kept_deploy(store: Any, version: Any, place: Path) -> Iterator[Link | Gap]:
 def _kept_gate(store: Any, version: Any, place: Path) -> Iterator[Link | Gap]:
     """What the version got right on the test images: a later challenger is compared with it."""
     if (digest := version.tags.get(CORRECT_TAG)) is None:
-        yield Gap("registry → gate", f"version {version.number} was registered without a digest of {CORRECT}")
+        yield Gap("registry → gate", f"version {version.number} was registered without a digest of {GATE}/{CORRECT}")
         return
-    correct = store.download(version, CORRECT, place)
+    correct = store.download(version, f"{GATE}/{CORRECT}", place)
     if correct is None or file_digest(correct) != digest:
         what = "is missing" if correct is None else "was changed"
-        raise Broken(f"{place / CORRECT} {what}: the tag {CORRECT_TAG} holds its sha256")
+        raise Broken(f"{place / GATE / CORRECT} {what}: the tag {CORRECT_TAG} holds its sha256")
     yield Link("registry → gate", f"{digest[:12]} is what version {version.number} got right")
 
 
