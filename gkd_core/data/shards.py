@@ -1,5 +1,8 @@
 """One batch shared out among several processes: which rows are whose, and what a process may ask of the others."""
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -89,3 +92,20 @@ class Shards:
 
 
 ALONE = Shards((1,))
+
+_current: ContextVar[Shards] = ContextVar("shards", default=ALONE)
+
+
+def current() -> Shards:
+    """Who shares the batch that is being worked on; by default this process has it alone."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def sharing(shards: Shards) -> Iterator[None]:
+    """Within the block the batch is shared like this: a loss that looks across samples asks `current` for it."""
+    token = _current.set(shards)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,7 +1,7 @@
 """What every network is to the rest of the code: one output form, and a head that can be called alone."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -19,6 +19,33 @@ class Output(NamedTuple):
     logits: Tensor
     stages: tuple[Tensor, ...]
     embedding: Tensor
+
+
+class StagedNetwork(Protocol):
+    """What a loss may ask of a network: a `Network`, what `gkd.wrap` makes of any module, or one of your own."""
+
+    @property
+    def name(self) -> str:
+        """For error messages."""
+
+    @property
+    def num_classes(self) -> int:
+        """C of the logits."""
+
+    def __call__(self, images: Tensor, /) -> Output:
+        """Images [B, C, H, W], as this network wants them → `Output`."""
+
+    def stage_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(C_i, H_i, W_i) of every stage, from shallow to deep; empty for a network without feature maps."""
+
+    def embedding_size(self) -> int:
+        """D of the embedding."""
+
+    def head(self, last_stage: Tensor) -> Tensor:
+        """Logits [B, C] from the last stage [B, C_n, H_n, W_n] alone."""
+
+    def pooled_linear_weight(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight [C, D] and bias [C] of a head that is global average pooling and one linear layer, else None."""
 
 
 class Classifier(nn.Module, ABC):

@@ -93,6 +93,16 @@ class Network(nn.Module):
         self.classes = wanted
         self.register_buffer("columns", columns, persistent=False)
 
+    @property
+    def name(self) -> str:
+        """The architecture's."""
+        return self.spec.name
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits it gives."""
+        return len(self.classes)
+
     def preprocess(self, images: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1], any size, grey or colour → normalised [B, in_channels, size, size]."""
         if images.shape[1] == 1 and self.spec.in_channels == 3:

@@ -7,7 +7,7 @@ import torch
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Batch, Loader
 from gkd_core.data.prepared import Split
-from gkd_core.data.shards import Shards
+from gkd_core.data.shards import ALONE, Shards, current, sharing
 from gkd_core.errors import GkdError
 
 EVERYTHING = Augmentation(crop_padding=2, flip=True, cutout=3, mixup=0.5)
@@ -80,3 +80,13 @@ def test_alone_everything_is_the_identity():
     assert torch.equal(shards.mean(numbers), numbers.detach())
     assert torch.equal(shards.each(numbers), numbers.detach()[None])
     assert shards.weight == 1.0
+
+
+def test_who_shares_the_batch_is_known_inside_the_block_alone():
+    outer, inner = Shards.of(7, 2), Shards.of(7, 2, rank=1)
+    with sharing(outer):
+        with pytest.raises(KeyError), sharing(inner):
+            assert current() is inner
+            raise KeyError
+        assert current() is outer
+    assert current() is ALONE
