@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.timing import side_by_side
-from gkd_core.models.registry import create_model
+from gkd_core.models.registry import create_classifier
 
 
 def memory_format(rounds: int) -> dict[str, float]:
@@ -12,7 +12,7 @@ def memory_format(rounds: int) -> dict[str, float]:
     images, labels = torch.randn(128, 3, 32, 32), torch.randint(0, 10, (128,))
 
     def step(layout: torch.memory_format):
-        network = create_model("resnet8", 10).to(memory_format=layout)
+        network = create_classifier("resnet8", 10).to(memory_format=layout)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
 
         def run() -> None:

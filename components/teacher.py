@@ -14,9 +14,9 @@ from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write_json
-from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
+from gkd_core.models.weights import import_network
 from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
 from gkd_core.training.distributed import joined

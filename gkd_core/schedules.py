@@ -12,6 +12,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 import numpy as np
 
 from gkd_core.errors import GkdError, unknown
+from gkd_core.learning_curve import FEWEST_POINTS, LearningCurve, fit_learning_curve, rise
 
 # "Saturated" means this part of the rise is done.
 SATURATED = 0.99
@@ -32,11 +33,6 @@ class Observer(Protocol):
 
     def observe(self, accuracies: Sequence[float]) -> str:
         """Take note of the validation accuracies after epochs 1, 2, …, all of them each time; a line for the log."""
-
-
-def rise(time: Any, b: float, c: float) -> Any:
-    """exp(−exp(b − c·t)), from 0 to 1, in the kind of `time`: a number, a numpy array or a torch tensor."""
-    return _exp(-_exp(b - c * time))
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,61 @@ class Reversed:
         return self.schedule(self.epochs - time)
 
 
+class AdaptiveGompertz:
+    """β = β_min + (β_max − β_min)·u(t), where u = exp(−exp(b̂ − ĉ·t)) is read off the student's learning curve.
+
+    Before every epoch the curve is fitted to the validation accuracies so far; u never falls. Until there is a fit, and
+    after an epoch whose fit is degenerate, the fixed curve's u is used. What it does is a pure function of the
+    accuracies it has observed, so a resumed training that hands it its history goes on as if never interrupted.
+
+    Args:
+        fixed: the curve to use until the student's own is known; its β_min and β_max hold for both.
+        epochs: length of the training.
+    Source: the future work that Yang & Qin 2025 (arXiv:2510.21649) name; how is ours.
+    """
+
+    def __init__(self, fixed: Gompertz, epochs: float) -> None:
+        self.fixed = fixed
+        self.epochs = epochs
+        self._observed: tuple[float, ...] = ()
+        self._curve: LearningCurve | None = None
+        self._floor = 0.0
+
+    def observe(self, accuracies: Sequence[float]) -> str:
+        """Take note of the student's validation accuracies after epochs 1, 2, …, all of them each time.
+
+        Returns:
+            Which curve the next epoch follows, for the log.
+        """
+        known = len(self._observed)
+        if tuple(accuracies[:known]) != self._observed:
+            self._observed, self._curve, self._floor, known = (), None, 0.0, 0
+        for count in range(known + 1, len(accuracies) + 1):
+            self._floor = max(self._floor, self._progress(float(count)))  # where the epoch that ended has led
+            self._curve = fit_learning_curve(accuracies[:count], epochs=self.epochs)
+        self._observed = tuple(accuracies)
+        if self._curve is not None:
+            curve = self._curve
+            return f"β follows the student: inflection at epoch {curve.b / curve.c:.2f}, rate {curve.c:.3f} per epoch"
+        if len(accuracies) < FEWEST_POINTS:
+            return f"β follows the fixed curve: {len(accuracies)} of {FEWEST_POINTS} accuracies"
+        return "β follows the fixed curve: the student's accuracies do not make one"
+
+    @overload
+    def __call__(self, time: float) -> float: ...
+    @overload
+    def __call__(self, time: Any) -> Any: ...
+    def __call__(self, time: Any) -> Any:
+        """β at `time`, in epochs."""
+        progress = self._progress(time)
+        progress = progress.clip(self._floor) if hasattr(progress, "clip") else max(self._floor, progress)
+        return self.fixed.beta_min + (self.fixed.beta_max - self.fixed.beta_min) * progress
+
+    def _progress(self, time: Any) -> Any:
+        curve = self._curve or self.fixed
+        return rise(time, curve.b, curve.c)
+
+
 @dataclass(frozen=True)
 class Linear:
     """A straight line from β_min at 0 to β_max at `epochs`; constant outside."""
@@ -186,8 +237,6 @@ def create_schedule(
     Raises:
         GkdError: the name is unknown, or the shape is not a curve that rises.
     """
-    from gkd_core.adaptive import AdaptiveGompertz  # built on what is here
-
     make: dict[str, Callable[[], Schedule]] = {
         "gompertz": lambda: _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation),
         "reversed-gompertz": lambda: Reversed(
@@ -221,14 +270,6 @@ def _gompertz(
     if b is not None or c is not None:
         raise GkdError("distill.curve.inflection and saturation replace b and c: give one pair, not both")
     return Gompertz.from_fractions(beta_min, beta_max, inflection=inflection, saturation=saturation, epochs=epochs)
-
-
-def _exp(value: Any) -> Any:
-    if hasattr(value, "exp"):  # a torch tensor
-        return value.exp()
-    with np.errstate(over="ignore"):  # exp(−inf) = 0 is the right limit far before the rise
-        result = np.exp(value)
-    return float(result) if np.ndim(value) == 0 else result
 
 
 def _cos(value: Any) -> Any:

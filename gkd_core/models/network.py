@@ -18,7 +18,7 @@ from torch.nn import functional
 from gkd_core.errors import GkdError
 from gkd_core.files import Shape, read_json, write_bytes, write_json
 from gkd_core.models.classifier import Output
-from gkd_core.models.registry import create_model
+from gkd_core.models.registry import create_classifier
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" mode uses
 
@@ -28,7 +28,7 @@ class NetworkSpec:
     """All that `model.json` holds.
 
     Attributes:
-        name: architecture, as `create_model` knows it.
+        name: architecture, as `create_classifier` knows it.
         stem: "auto", "cifar" or "imagenet".
         classes: class names in the order of the logits.
         in_channels: 1 or 3.
@@ -63,7 +63,7 @@ class Network(nn.Module):
     def __init__(self, spec: NetworkSpec, classes: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.classifier = create_model(
+        self.classifier = create_classifier(
             spec.name, len(spec.classes), in_channels=spec.in_channels, image_size=spec.image_size, stem=spec.stem
         )
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)

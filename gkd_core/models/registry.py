@@ -1,4 +1,4 @@
-"""Architectures by name. Adding a family = one file here with a `build` function and one entry in `FAMILIES`.
+"""Architectures by name. Adding a family = one file in `cifar/` with a `build` function and one entry in `FAMILIES`.
 
 The CIFAR families are those of the CIFAR-100 distillation benchmark (RepDistiller), under the same layer names, so that
 checkpoints trained with it, or with mdistiller, load as they are. Every other name is torchvision's. Where both know a
@@ -23,7 +23,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "mobilenet": ("MobileNetV2",),
     "shufflenet": ("ShuffleNetV2",),
 }
-"""Module in `gkd_core.models` → the names it builds."""
+"""Module in `gkd_core.models.cifar` → the names it builds."""
 
 TORCHVISION = "torchvision:"
 TOPOLOGICAL = "topological:"
@@ -31,16 +31,16 @@ STEMS = ("auto", "cifar", "imagenet")
 
 
 def model_names() -> tuple[str, ...]:
-    """Every name `create_model` takes: the CIFAR families, then torchvision's (imports torchvision)."""
+    """Every name `create_classifier` takes: the CIFAR families, then torchvision's (imports torchvision)."""
     return (*_cifar_names(), *(torchvision_name(name) for name in _torchvision_names()))
 
 
 def torchvision_name(name: str) -> str:
-    """The name under which `create_model` knows torchvision's network `name`."""
+    """The name under which `create_classifier` knows torchvision's network `name`."""
     return TORCHVISION + name if name in _cifar_names() else name
 
 
-def create_model(
+def create_classifier(
     name: str, num_classes: int, *, in_channels: int = 3, image_size: int = 32, stem: str = "auto"
 ) -> Classifier:
     """A freshly initialised network, from torch's global random state.
@@ -62,7 +62,7 @@ def create_model(
         from gkd_core.models.topological import TopologicalClassifier
 
         plain = name.removeprefix(TOPOLOGICAL)
-        base = create_model(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+        base = create_classifier(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
         return TopologicalClassifier(base, num_classes, plain)
     for module, names in FAMILIES.items():
         if name not in names:
@@ -72,7 +72,7 @@ def create_model(
                 f"network {name} is a CIFAR network and has no ImageNet stem: set stem to auto, or take a torchvision "
                 f"network{f' ({TORCHVISION}{name})' if name in _torchvision_names() else ''}"
             )
-        family: Any = importlib.import_module(f"gkd_core.models.{module}")
+        family: Any = importlib.import_module(f"gkd_core.models.cifar.{module}")
         return cast(Classifier, family.build(name, num_classes, in_channels=in_channels, image_size=image_size))
     plain = name.removeprefix(TORCHVISION)
     if plain not in _torchvision_names():
@@ -80,7 +80,7 @@ def create_model(
         raise GkdError(
             unknown("network", name, [*_cifar_names(), *near, "every torchvision classification model by its name"])
         )
-    from gkd_core.models.torchvision_models import build
+    from gkd_core.models.torchvision import build
 
     return build(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
 

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
 from gkd_core.models.classifier import Classifier, Output, PooledClassifier, StagedClassifier
-from gkd_core.models.network import Network
 
 
 class TopologicalClassifier(PooledClassifier):
@@ -83,16 +82,17 @@ class OneRow(nn.Module):
     For what depends on no values: its size, its cost, its latency; the work on the diagrams is not in it.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Output:
         """[B, C, H, W] in [0, 1] → `Output`."""
-        output: Output = self.network(images, images.new_zeros(images.shape[0], self.network.topology_size))
+        rows = images.new_zeros(images.shape[0], FEATURES)
+        output: Output = self.network(images, rows)
         return output
 
 
 def images_only(network: nn.Module) -> nn.Module:
     """The network itself, or `OneRow` of a topological one."""
-    return OneRow(network) if isinstance(network, Network) and network.topology_size else network
+    return OneRow(network) if getattr(network, "topology_size", 0) else network

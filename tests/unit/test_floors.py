@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,32 @@ def test_what_serves_needs_nothing_of_what_trains():
     )
     trains = HEAVY - {"onnxruntime"} | {"sqlalchemy", "safetensors", "jinja2", "pandas"}
     assert not loaded_by(code) & trains
+
+
+def imported_modules(file: Path, known: set[str]) -> set[str]:
+    """Our modules that a file imports anywhere in it, but for annotations only; packages' own __init__ left out."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & known
+
+
+def test_no_module_imports_itself_round_a_circle():
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for floor in FORBIDDEN
+        for file in (ROOT / floor).rglob("*.py")
+    }
+    packages = {name for name, file in files.items() if file.name == "__init__.py"}
+    graph = {name: imported_modules(file, set(files)) - packages - {name} for name, file in files.items()}
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))

@@ -29,8 +29,8 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import build_manifest, read_manifest, write_manifest
 from gkd_core.export.session import session
 from gkd_core.files import seal, sealed, write_json
-from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
+from gkd_core.models.weights import import_network
 from gkd_core.records import (
     read_bundle,
     read_card_metrics,

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from gkd_core.errors import GkdError
-from gkd_core.models.registry import FAMILIES, create_model, model_names
+from gkd_core.models.registry import FAMILIES, create_classifier, model_names
 
 # Counted on the networks that RepDistiller's own code builds (github.com/HobbitLong/RepDistiller, models/*.py at
 # commits eedab9d and b13aecc: resnet.py, wrn.py, vgg.py `*_bn`, mobilenetv2.py `mobile_half`, ShuffleNetv2.py
@@ -70,7 +70,7 @@ def test_the_table_covers_every_family():
 @pytest.mark.parametrize("name", CIFAR)
 def test_parameters_equal_the_benchmark_s(name):
     with torch.device("meta"):
-        network = create_model(name, 100)
+        network = create_classifier(name, 100)
     count = sum(p.numel() for p in network.parameters())
     assert count == PARAMETERS[name]
     if name in PUBLISHED_MILLIONS:
@@ -80,14 +80,14 @@ def test_parameters_equal_the_benchmark_s(name):
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_at_32_pixels(name):
     with torch.device("meta"):
-        output = create_model(name, 100)(torch.empty(2, 3, 32, 32))
+        output = create_classifier(name, 100)(torch.empty(2, 3, 32, 32))
     assert [tuple(stage.shape[1:]) for stage in output.stages] == STAGES[name]
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 28), (3, 64)])
 def test_head_on_the_last_stage_is_the_network_at_every_size(name, channels, size):
-    network = create_model(name, 7, in_channels=channels, image_size=size)
+    network = create_classifier(name, 7, in_channels=channels, image_size=size)
     images = torch.randn(3, channels, size, size)
     network(images)  # batch-norm statistics that are not those of a fresh network
     network.eval()
@@ -103,7 +103,7 @@ def test_head_on_the_last_stage_is_the_network_at_every_size(name, channels, siz
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_last_stage_is_activated_and_never_overwritten(name):
     """An in-place layer further on would change a stage after it was given out."""
-    network = create_model(name, 5).train()
+    network = create_classifier(name, 5).train()
     taken = []
     for module in network.modules():
         if module is not network:
@@ -114,7 +114,7 @@ def test_last_stage_is_activated_and_never_overwritten(name):
 
 
 def test_wide_resnet_s_last_stage_is_after_the_final_norm():
-    network = create_model("wrn_16_1", 5).eval()
+    network = create_classifier("wrn_16_1", 5).eval()
     nn.init.constant_(network.bn1.bias, -100.0)  # everything below zero: the ReLU leaves nothing
     assert network(torch.randn(2, 3, 8, 8)).stages[-1].abs().max() == 0
 
@@ -122,7 +122,7 @@ def test_wide_resnet_s_last_stage_is_after_the_final_norm():
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_parameter_learns_on_tiny_images(name):
     """At 8×8 no part of the network is cut off, nor does batch norm meet a single value."""
-    network = create_model(name, 4, in_channels=1, image_size=8)
+    network = create_classifier(name, 4, in_channels=1, image_size=8)
     network(torch.randn(4, 1, 8, 8)).logits.square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     assert network.pooled_linear.weight.grad.abs().max() > 0
@@ -131,7 +131,8 @@ def test_every_parameter_learns_on_tiny_images(name):
 def test_vgg_halves_once_more_from_64_pixels_on():
     with torch.device("meta"):
         sizes = {
-            s: create_model("vgg8", 5, image_size=s)(torch.empty(2, 3, s, s)).stages[-1].shape[-1] for s in (32, 64)
+            s: create_classifier("vgg8", 5, image_size=s)(torch.empty(2, 3, s, s)).stages[-1].shape[-1]
+            for s in (32, 64)
         }
     assert sizes == {32: 4, 64: 4}
 
@@ -139,9 +140,9 @@ def test_vgg_halves_once_more_from_64_pixels_on():
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_same_seed_same_weights_and_no_state_shared(name):
     torch.manual_seed(5)
-    first = create_model(name, 5)
+    first = create_classifier(name, 5)
     torch.manual_seed(5)
-    second = create_model(name, 5)
+    second = create_classifier(name, 5)
     before = copy.deepcopy(second.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), before.values(), strict=True))
     first(torch.randn(2, 3, 32, 32))  # moves the first one's batch-norm statistics
@@ -155,7 +156,7 @@ def test_weights_are_drawn_as_in_the_benchmark():
     """Kaiming normal by fan-out for convolutions; the linear layers as the code named above leaves them."""
     torch.manual_seed(0)
     for name, linear_std in [("resnet32x4", None), ("wrn_40_2", None), ("vgg13", 0.01), ("MobileNetV2", 0.01)]:
-        network = create_model(name, 100)
+        network = create_classifier(name, 100)
         for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.weight.numel() > 10_000:
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -176,17 +177,17 @@ def test_weights_are_drawn_as_in_the_benchmark():
 )
 def test_an_unknown_network_gets_the_nearest_name(name, near):
     with pytest.raises(GkdError, match=f"network '{name}' is unknown; did you mean '{near}'"):
-        create_model(name, 10)
+        create_classifier(name, 10)
 
 
 def test_an_unknown_stem_is_refused():
     with pytest.raises(GkdError, match="stem 'cifr' is unknown; did you mean 'cifar'"):
-        create_model("resnet8", 10, stem="cifr")
+        create_classifier("resnet8", 10, stem="cifr")
 
 
 def test_a_cifar_network_has_no_imagenet_stem():
     with pytest.raises(GkdError, match=r"vgg13 is a CIFAR network.*torchvision:vgg13"):
-        create_model("vgg13", 10, stem="imagenet")
+        create_classifier("vgg13", 10, stem="imagenet")
 
 
 def test_names_are_unique_and_torchvision_s_own_stay_reachable():
@@ -194,5 +195,5 @@ def test_names_are_unique_and_torchvision_s_own_stay_reachable():
     assert len(set(names)) == len(names)
     assert {"vgg13", "torchvision:vgg13", "vgg13_bn", "MobileNetV2", "mobilenet_v2", "resnet18"} <= set(names)
     with torch.device("meta"):
-        assert not any(isinstance(m, nn.BatchNorm2d) for m in create_model("torchvision:vgg11", 10).modules())
-        assert type(create_model("torchvision:resnet18", 10)) is type(create_model("resnet18", 10))
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in create_classifier("torchvision:vgg11", 10).modules())
+        assert type(create_classifier("torchvision:resnet18", 10)) is type(create_classifier("resnet18", 10))

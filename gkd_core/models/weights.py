@@ -54,7 +54,7 @@ def import_network(
         source: a network folder or teacher folder of ours; a state-dict file (.pt, .pth, .safetensors); or
             `torchvision:WEIGHTS`, e.g. `torchvision:ResNet18_Weights.IMAGENET1K_V1`. A folder and published weights
             say everything about themselves; what follows describes a state-dict file.
-        name: the architecture, as `create_model` knows it.
+        name: the architecture, as `create_classifier` knows it.
         stem: its stem.
         classes: class names in the order of its outputs; None takes the data's if it has as many outputs, and logs it.
         mean: per channel, of the images in [0, 1] that it was trained on.

@@ -7,9 +7,9 @@ from torchvision import models
 from torchvision.models import regnet
 
 from gkd_core.errors import GkdError
-from gkd_core.models import torchvision_models
-from gkd_core.models.registry import create_model, torchvision_name
-from gkd_core.models.torchvision_models import TorchvisionClassifier
+from gkd_core.models import torchvision as torchvision_networks
+from gkd_core.models.registry import create_classifier, torchvision_name
+from gkd_core.models.torchvision import TorchvisionClassifier
 
 NAMES = models.list_models(module=models)
 # One or two of each family, small ones; VGG, whose smallest has 129 million parameters, is put together as AlexNet is.
@@ -47,7 +47,7 @@ def without_memory(monkeypatch):
             return original(cls, *arguments, **options)
 
     monkeypatch.setattr(regnet.BlockParams, "from_init_params", classmethod(with_memory))
-    monkeypatch.setattr(torchvision_models, "_takes", lambda *_: True)
+    monkeypatch.setattr(torchvision_networks, "_takes", lambda *_: True)
     with torch.device("meta"):
         yield
 
@@ -55,7 +55,7 @@ def without_memory(monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_classification_model_has_our_form(name, without_memory):
     size = 56 if name == "maxvit_t" else 32
-    network = create_model(torchvision_name(name), 7, in_channels=1, image_size=size).eval()
+    network = create_classifier(torchvision_name(name), 7, in_channels=1, image_size=size).eval()
     output = network(torch.empty(2, 1, size, size))
     assert output.logits.shape == (2, 7)
     assert output.embedding.shape[0] == 2
@@ -79,7 +79,7 @@ def test_every_classification_model_has_our_form(name, without_memory):
 def test_it_computes_what_torchvision_computes(name):
     """The same logits, bit for bit, as torchvision's own forward pass with the ImageNet stem; and so does the head."""
     size = 96 if name == "inception_v3" else 64
-    ours = create_model(torchvision_name(name), 5, image_size=size, stem="imagenet").eval()
+    ours = create_classifier(torchvision_name(name), 5, image_size=size, stem="imagenet").eval()
     if name.startswith("vit"):
         nn.init.normal_(ours.network.heads.head.weight)  # it starts at zero, and so would all logits
     images = torch.randn(2, 3, size, size)
@@ -96,7 +96,7 @@ def test_it_computes_what_torchvision_computes(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t"])
 def test_a_head_of_pooling_and_one_layer_is_recognised(name, without_memory):
-    assert create_model(name, 5).pooled_linear is not None
+    assert create_classifier(name, 5).pooled_linear is not None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_head_of_pooling_and_one_layer_is_recognised(name, without_memory):
 )
 def test_other_heads_claim_no_closed_form(name, without_memory):
     """More layers, a norm, or dropout stand between pooling and the last layer."""
-    assert create_model(name, 5).pooled_linear is None
+    assert create_classifier(name, 5).pooled_linear is None
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "googlenet"])
@@ -113,13 +113,13 @@ def test_with_the_imagenet_stem_weights_start_as_torchvision_s(name):
     options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
     theirs = models.get_model(name, num_classes=5, **options).state_dict()
     torch.manual_seed(1)
-    ours = create_model(name, 5, image_size=64, stem="imagenet").network.state_dict()
+    ours = create_classifier(name, 5, image_size=64, stem="imagenet").network.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
 
 
 def test_the_cifar_stem_of_a_resnet_is_the_usual_one():
-    network = create_model("resnet18", 5, image_size=64).network
+    network = create_classifier("resnet18", 5, image_size=64).network
     assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.padding) == ((3, 3), (1, 1), (1, 1))
     assert isinstance(network.maxpool, nn.Identity)
     assert network.layer2[0].conv1.stride == (2, 2)
@@ -128,13 +128,13 @@ def test_the_cifar_stem_of_a_resnet_is_the_usual_one():
 
 
 def test_auto_takes_the_imagenet_stem_above_64_pixels():
-    network = create_model("resnet18", 5, image_size=65).network
+    network = create_classifier("resnet18", 5, image_size=65).network
     assert (network.conv1.kernel_size, network.conv1.stride) == ((7, 7), (2, 2))
     assert isinstance(network.maxpool, nn.MaxPool2d)
 
 
 def test_the_stages_of_a_resnet_are_its_layers():
-    classifier = create_model("resnet18", 5).eval()
+    classifier = create_classifier("resnet18", 5).eval()
     seen = []
     for layer in ("layer1", "layer2", "layer3", "layer4"):
         classifier.network.get_submodule(layer).register_forward_hook(lambda _, __, out: seen.append(out))
@@ -143,13 +143,13 @@ def test_the_stages_of_a_resnet_are_its_layers():
 
 
 def test_swin_s_stages_have_channels_first(without_memory):
-    stages = create_model("swin_t", 5).eval()(torch.empty(1, 3, 32, 32)).stages
+    stages = create_classifier("swin_t", 5).eval()(torch.empty(1, 3, 32, 32)).stages
     assert [tuple(s.shape[1:]) for s in stages] == [(96, 32, 32), (192, 16, 16), (384, 8, 8), (768, 4, 4)]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0", "squeezenet1_1", "densenet121"])
 def test_no_layer_overwrites_what_was_handed_out(name):
-    network = create_model(name, 5).train()
+    network = create_classifier(name, 5).train()
     taken = []
     for module in network.network.modules():
         module.register_forward_hook(lambda _, __, out: taken.append((out, out.clone())))
@@ -162,7 +162,7 @@ def test_no_layer_overwrites_what_was_handed_out(name):
 
 def test_a_copy_stands_on_its_own():
     """An average of weights is a deep copy: nothing in it may point back to the original."""
-    network = create_model("mobilenet_v3_small", 5).eval()
+    network = create_classifier("mobilenet_v3_small", 5).eval()
     twin = copy.deepcopy(network)
     images = torch.randn(1, 3, 32, 32)
     before = network(images).logits
@@ -173,10 +173,10 @@ def test_a_copy_stands_on_its_own():
 
 
 def test_mnasnet_s_weights_survive_a_format_that_keeps_no_versions():
-    network = create_model("mnasnet0_5", 5)
+    network = create_classifier("mnasnet0_5", 5)
     plain = {name: value.clone() for name, value in network.state_dict().items()}
     assert isinstance(network, TorchvisionClassifier)
-    twin = create_model("mnasnet0_5", 5)
+    twin = create_classifier("mnasnet0_5", 5)
     twin.load_state_dict(plain)
     assert all(torch.equal(a, b) for a, b in zip(twin.state_dict().values(), plain.values(), strict=True))
 
@@ -192,21 +192,21 @@ def test_mnasnet_s_weights_survive_a_format_that_keeps_no_versions():
 )
 def test_images_too_small_are_refused_with_a_size_that_works(name, size, stem, sentence):
     with pytest.raises(GkdError, match=sentence):
-        create_model(name, 5, image_size=size, stem=stem)
+        create_classifier(name, 5, image_size=size, stem=stem)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "torchvision:vgg11", "mobilenet_v2", "efficientnet_b0", "vit_b_16"])
 def test_the_usual_ones_take_digits(name, without_memory):
-    output = create_model(name, 10, in_channels=1, image_size=8)(torch.empty(2, 1, 8, 8))
+    output = create_classifier(name, 10, in_channels=1, image_size=8)(torch.empty(2, 1, 8, 8))
     assert output.logits.shape == (2, 10)
 
 
 def test_a_vision_transformer_refuses_to_have_a_head(without_memory):
     with pytest.raises(GkdError, match="no feature maps"):
-        create_model("vit_b_16", 5).head(torch.empty(1, 8, 4, 4))
+        create_classifier("vit_b_16", 5).head(torch.empty(1, 8, 4, 4))
 
 
 @pytest.mark.parametrize(("size", "patches"), [(8, 64), (28, 196), (32, 64), (31, 961), (64, 64)])
 def test_vision_transformer_patches_follow_the_image(size, patches, without_memory):
-    network = create_model("vit_b_16", 5, image_size=size, stem="cifar").network
+    network = create_classifier("vit_b_16", 5, image_size=size, stem="cifar").network
     assert network.encoder.pos_embedding.shape[1] == patches + 1

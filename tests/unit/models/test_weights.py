@@ -11,9 +11,9 @@ from torchvision import models
 
 from gkd_core.errors import GkdError
 from gkd_core.files import write_json
-from gkd_core.models.imported import import_network
 from gkd_core.models.network import Network, NetworkSpec, save_network
-from gkd_core.models.registry import create_model
+from gkd_core.models.registry import create_classifier
+from gkd_core.models.weights import import_network
 
 CLASSES = ("cat", "dog", "frog")
 
@@ -34,7 +34,7 @@ def take(source: Path | str, **changes) -> Network:
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    network = create_model("resnet8", 3, image_size=8)
+    network = create_classifier("resnet8", 3, image_size=8)
     network(torch.rand(4, 3, 8, 8))
     return network.state_dict()
 
@@ -232,7 +232,7 @@ def test_pickled_objects_are_never_opened(tmp_path, weights, save):
 
 
 def test_a_pickled_module_is_refused_with_the_way_out(tmp_path):
-    torch.save(create_model("resnet8", 3), tmp_path / "w.pth")
+    torch.save(create_classifier("resnet8", 3), tmp_path / "w.pth")
     with pytest.raises(GkdError, match=r"can run code: save it again with torch\.save\(model\.state_dict"):
         take(tmp_path / "w.pth")
 
@@ -310,7 +310,7 @@ def test_googlenet_keeps_the_statistics_it_was_trained_with(hub):
 
 def test_torchvision_s_vgg_does_not_become_the_cifar_network(hub, monkeypatch):
     """The names vgg11, 13, 16, 19 are taken by the CIFAR family."""
-    monkeypatch.setattr("gkd_core.models.imported._load", lambda *_, **__: None)
+    monkeypatch.setattr("gkd_core.models.weights._load", lambda *_, **__: None)
     torch.save({"x": torch.zeros(1)}, hub / Path(models.VGG11_Weights.IMAGENET1K_V1.url).name)
     with torch.device("meta"):
         assert take("torchvision:VGG11_Weights.IMAGENET1K_V1", classes=None).spec.name == "torchvision:vgg11"

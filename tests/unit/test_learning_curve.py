@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gkd_core.adaptive import FEWEST_POINTS, AdaptiveGompertz, fit_learning_curve
-from gkd_core.schedules import Gompertz, Observer, create_schedule
+from gkd_core.learning_curve import FEWEST_POINTS, fit_learning_curve
+from gkd_core.schedules import AdaptiveGompertz, Gompertz, Observer, create_schedule
 
 
 def curve(start: float, height: float, b: float, c: float, epochs: int) -> list[float]:

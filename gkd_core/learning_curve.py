@@ -1,20 +1,23 @@
-"""Adaptive Gompertz: the weight follows how far the student has come instead of how long it has trained."""
+"""The Gompertz curve, and the one that a student's validation accuracies follow."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gkd_core.schedules import Gompertz, rise
 
 FEWEST_POINTS = 5
 LEAST_RISE = 0.01  # of accuracy; below it there is no curve to follow
 LEAST_EXPLAINED = 0.5  # share of the points' variance that the curve must account for
 FASTEST_RATE = 20.0  # per epoch: all of the rise within one
 SLOWEST_RISE = 0.01  # of the rate at which a curve takes the whole training: a straight line, no curve
+
+
+def rise(time: Any, b: float, c: float) -> Any:
+    """exp(−exp(b − c·t)), from 0 to 1, in the kind of `time`: a number, a numpy array or a torch tensor."""
+    return _exp(-_exp(b - c * time))
 
 
 @dataclass(frozen=True)
@@ -82,56 +85,9 @@ def fit_learning_curve(accuracies: Sequence[float], *, epochs: float) -> Learnin
     return LearningCurve(float(start), float(height), float(c * inflection), float(c))
 
 
-class AdaptiveGompertz:
-    """β = β_min + (β_max − β_min)·u(t), where u = exp(−exp(b̂ − ĉ·t)) is read off the student's learning curve.
-
-    Before every epoch the curve is fitted to the validation accuracies so far; u never falls. Until there is a fit, and
-    after an epoch whose fit is degenerate, the fixed curve's u is used. What it does is a pure function of the
-    accuracies it has observed, so a resumed training that hands it its history goes on as if never interrupted.
-
-    Args:
-        fixed: the curve to use until the student's own is known; its β_min and β_max hold for both.
-        epochs: length of the training.
-    Source: the future work that Yang & Qin 2025 (arXiv:2510.21649) name; how is ours.
-    """
-
-    def __init__(self, fixed: Gompertz, epochs: float) -> None:
-        self.fixed = fixed
-        self.epochs = epochs
-        self._observed: tuple[float, ...] = ()
-        self._curve: LearningCurve | None = None
-        self._floor = 0.0
-
-    def observe(self, accuracies: Sequence[float]) -> str:
-        """Take note of the student's validation accuracies after epochs 1, 2, …, all of them each time.
-
-        Returns:
-            Which curve the next epoch follows, for the log.
-        """
-        known = len(self._observed)
-        if tuple(accuracies[:known]) != self._observed:
-            self._observed, self._curve, self._floor, known = (), None, 0.0, 0
-        for count in range(known + 1, len(accuracies) + 1):
-            self._floor = max(self._floor, self._progress(float(count)))  # where the epoch that ended has led
-            self._curve = fit_learning_curve(accuracies[:count], epochs=self.epochs)
-        self._observed = tuple(accuracies)
-        if self._curve is not None:
-            curve = self._curve
-            return f"β follows the student: inflection at epoch {curve.b / curve.c:.2f}, rate {curve.c:.3f} per epoch"
-        if len(accuracies) < FEWEST_POINTS:
-            return f"β follows the fixed curve: {len(accuracies)} of {FEWEST_POINTS} accuracies"
-        return "β follows the fixed curve: the student's accuracies do not make one"
-
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
-    def __call__(self, time: Any) -> Any:
-        """β at `time`, in epochs."""
-        progress = self._progress(time)
-        progress = progress.clip(self._floor) if hasattr(progress, "clip") else max(self._floor, progress)
-        return self.fixed.beta_min + (self.fixed.beta_max - self.fixed.beta_min) * progress
-
-    def _progress(self, time: Any) -> Any:
-        curve = self._curve or self.fixed
-        return rise(time, curve.b, curve.c)
+def _exp(value: Any) -> Any:
+    if hasattr(value, "exp"):  # a torch tensor
+        return value.exp()
+    with np.errstate(over="ignore"):  # exp(−inf) = 0 is the right limit far before the rise
+        result = np.exp(value)
+    return float(result) if np.ndim(value) == 0 else result
