@@ -18,8 +18,8 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
 from gkd_core.files import file_digest, read_json
 from gkd_core.redact import redact
-from gkd_core.serving.model import Found, Model, Unfit
-from gkd_core.serving.reload import Source, file_mark
+from gkd_core.serving.model import InvalidModelError, Model, ModelFile
+from gkd_core.serving.reload import Source, file_fingerprint
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,7 +91,7 @@ def load_model(model: str, *, precision: str = "fp32", tracking_uri: str | None 
         GkdError: it names nothing, its file cannot be had, or it is no image classifier.
     """
     source = open_source(model, precision=precision, tracking_uri=tracking_uri)
-    source.look()
+    source.poll()
     found = source.fetch()
     return Model(found, version=found.version or "1")
 
@@ -102,13 +102,13 @@ class FileSource:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def look(self) -> Hashable:
-        """A mark of the file."""
-        return file_mark(self._file)
+    def poll(self) -> Hashable:
+        """A fingerprint of the file."""
+        return file_fingerprint(self._file)
 
-    def fetch(self) -> Found:
+    def fetch(self) -> ModelFile:
         """The file as it is."""
-        return Found(self._file)
+        return ModelFile(self._file)
 
 
 class FolderSource:
@@ -118,16 +118,16 @@ class FolderSource:
         self._folder = folder
         self._precision = precision
 
-    def look(self) -> Hashable:
-        """A mark of all files that matter."""
+    def poll(self) -> Hashable:
+        """A fingerprint of all files that matter."""
         models = sorted(self._folder.glob("*.onnx")) or [self._folder / MODEL_FILE]
-        return file_mark(self._folder / "manifest.json", *models)
+        return file_fingerprint(self._folder / "manifest.json", *models)
 
-    def fetch(self) -> Found:
+    def fetch(self) -> ModelFile:
         """The file of the wanted precision.
 
         Raises:
-            Unfit: what is there is damaged, or has no such precision; one still being copied changes its mark.
+            InvalidModelError: what is there is damaged, or has no such precision; a half-copied one changes its fingerprint.
             GkdError: the manifest cannot be read.
         """
         try:
@@ -135,7 +135,7 @@ class FolderSource:
         except GkdError as error:
             if isinstance(error.__context__, OSError):
                 raise
-            raise Unfit(str(error)) from None
+            raise InvalidModelError(str(error)) from None
 
 
 class RegisteredSource:
@@ -153,7 +153,7 @@ class RegisteredSource:
         self._kept: list[tempfile.TemporaryDirectory[str]] = []
         self._found: Any = None
 
-    def look(self) -> Hashable:
+    def poll(self) -> Hashable:
         """The number of the version.
 
         Raises:
@@ -167,11 +167,11 @@ class RegisteredSource:
                 self._found = client.get_model_version(self._name, self._number)
             return int(self._found.version)
 
-    def fetch(self) -> Found:
-        """The deploy folder of the version that `look` saw, copied to this machine.
+    def fetch(self) -> ModelFile:
+        """The deploy folder of the version that `poll` saw, copied to this machine.
 
         Raises:
-            Unfit: it came without one, or with one that is not what was registered, or lacks the precision.
+            InvalidModelError: it came without one, or with one that is not what was registered, or lacks the precision.
             GkdError: the registry does not answer.
         """
         version = self._found
@@ -180,7 +180,9 @@ class RegisteredSource:
             client = self._connected()
             listed = [item.path for item in client.list_artifacts(version.run_id)] if version.run_id else []
             if DEPLOY not in listed:
-                raise Unfit(f"{what} has no deploy folder: only students that `gkd register` registered can be served")
+                raise InvalidModelError(
+                    f"{what} has no deploy folder: only students that `gkd register` registered can be served"
+                )
             place = tempfile.TemporaryDirectory(prefix="gkd-served-", ignore_cleanup_errors=True)
             try:
                 folder = Path(client.download_artifacts(version.run_id, DEPLOY, place.name))
@@ -196,7 +198,7 @@ class RegisteredSource:
                 raise GkdError(f"the deploy folder of {what} is not the one that was registered: register it again")
             return _in_folder(folder, self._precision, version=str(version.version))
         except (GkdError, OSError) as error:
-            raise Unfit(str(error)) from None
+            raise InvalidModelError(str(error)) from None
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:
@@ -245,7 +247,7 @@ def _parts(address: str) -> tuple[str, str | None, str | None] | None:
     return None if match is None else (match[1], match[2], match[3])
 
 
-def _in_folder(folder: Path, precision: str, *, version: str | None) -> Found:
+def _in_folder(folder: Path, precision: str, *, version: str | None) -> ModelFile:
     manifest = read_manifest(folder)
     entry = model_entry(manifest, precision, str(folder))
-    return Found(folder / Path(entry["file"]).name, version, entry["sha256"], manifest, precision)
+    return ModelFile(folder / Path(entry["file"]).name, version, entry["sha256"], manifest, precision)

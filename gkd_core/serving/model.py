@@ -28,16 +28,16 @@ _DATATYPES = {
 }
 
 
-class Unfit(GkdError):
+class InvalidModelError(GkdError):
     """The file was had whole, and what it is will not change: to fetch it again is of no use."""
 
 
-class NotRead(GkdError):
+class ModelUnavailableError(GkdError):
     """The file cannot be had now; nothing is said about what it holds."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ModelFile:
     """A model's file, as a source names it.
 
     Attributes:
@@ -66,11 +66,11 @@ class Model:
         facts: classes, digests and precision, as the metadata reply gives them.
     """
 
-    def __init__(self, found: Found, *, version: str, threads: int | None = None) -> None:
+    def __init__(self, found: ModelFile, *, version: str, threads: int | None = None) -> None:
         """Read, check and try out.
 
         Raises:
-            NotRead: the file is not there, or cannot be read.
+            ModelUnavailableError: the file is not there, or cannot be read.
             GkdError: the file is not the one its manifest describes, no ONNX model, or no image classifier.
         """
         content = _read(found.file)
@@ -137,9 +137,9 @@ def _read(file: Path) -> bytes:
             raise GkdError(f"{file} is larger than an ONNX file can be")
         return file.read_bytes()
     except FileNotFoundError:
-        raise NotRead(f"{file} does not exist: run `gkd export`, or name the ONNX file") from None
+        raise ModelUnavailableError(f"{file} does not exist: run `gkd export`, or name the ONNX file") from None
     except OSError as error:
-        raise NotRead(f"{file} cannot be read ({error.strerror})") from None
+        raise ModelUnavailableError(f"{file} cannot be read ({error.strerror})") from None
 
 
 def _open(content: bytes, file: Path, threads: int | None) -> onnxruntime.InferenceSession:

@@ -35,7 +35,7 @@ class Settings:
         max_delay: seconds an incomplete batch waits for more requests.
         batching: False sends every request through the model alone.
         threads: within an operator of the model; None lets onnxruntime choose.
-        poll_seconds: between two looks at the source.
+        poll_seconds: between two polls of the source.
         drain_seconds: from a SIGTERM, in which the server says it is not ready and still takes requests.
         token: what clients must send; None admits everybody.
         log_requests: a line for every request, not for failures only.

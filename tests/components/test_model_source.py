@@ -52,8 +52,8 @@ def registered(tmp_path_factory, finish, empty_store):
 def test_a_file(deploy):
     source = open_source(str(deploy / "model.onnx"))
     assert isinstance(source, FileSource)
-    before = source.look()
-    assert source.look() == before
+    before = source.poll()
+    assert source.poll() == before
     assert source.fetch().file == deploy / "model.onnx"
     assert source.fetch().sha256 is None
 
@@ -68,14 +68,14 @@ def test_a_folder(deploy, tmp_path):
 
     moving = shutil.copytree(deploy, tmp_path / "deploy")
     source = FolderSource(moving)
-    before = source.look()
+    before = source.poll()
     (moving / "model.onnx").write_bytes(b"")
-    assert source.look() != before
+    assert source.poll() != before
     with pytest.raises(GkdError, match="sha256 differs"):
         source.fetch()
     shutil.rmtree(moving)
     with pytest.raises(GkdError, match="cannot be read"):
-        source.look()
+        source.poll()
 
 
 def test_what_is_no_model_is_said_with_what_to_name(deploy, tmp_path):
@@ -118,7 +118,7 @@ def test_a_registered_version_by_alias_and_number(registered):
     for address, version in (("models:/gkd-student@challenger", 2), ("models:/gkd-student/1", 1)):
         source = open_source(address, tracking_uri=uri)
         assert isinstance(source, RegisteredSource)
-        assert source.look() == version
+        assert source.poll() == version
         found = source.fetch()
         assert found.version == str(version)
         assert found.file.read_bytes() == (deploys[version - 1] / "model.onnx").read_bytes()
@@ -133,7 +133,7 @@ def test_an_alias_is_followed(registered):
     seen = []
     for number in ("1", "2", "1"):
         client.set_registered_model_alias("gkd-student", "moving", number)
-        seen.append((source.look(), source.fetch().version))
+        seen.append((source.poll(), source.fetch().version))
     assert seen == [(1, "1"), (2, "2"), (1, "1")]
 
 
@@ -144,7 +144,7 @@ def test_downloads_are_not_left_behind(registered, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = RegisteredSource("models:/gkd-student/1", tracking_uri=uri)
     for _ in range(3):
-        source.look()
+        source.poll()
         assert source.fetch().file.is_file()
         assert len(list(tmp_path.glob("gkd-served-*"))) == 1
     del source
@@ -155,18 +155,18 @@ def test_what_is_not_registered_is_said(registered, tmp_path):
     uri, _ = registered
     for address in ("models:/other@champion", "models:/gkd-student@nobody", "models:/gkd-student/99"):
         with pytest.raises(GkdError, match=f"has no {address}: `gkd registry list`"):
-            RegisteredSource(address, tracking_uri=uri).look()
+            RegisteredSource(address, tracking_uri=uri).poll()
     for address in ("models:/gkd-student", "models:/a/b/c", "models:/"):
         with pytest.raises(GkdError, match="is not of the form"):
             open_source(address, tracking_uri=uri)
     with pytest.raises(GkdError, match="does not exist: name the registry"):
-        RegisteredSource("models:/gkd-student/1", tracking_uri=f"sqlite:///{tmp_path}/none.db").look()
+        RegisteredSource("models:/gkd-student/1", tracking_uri=f"sqlite:///{tmp_path}/none.db").poll()
 
 
 def test_a_database_needs_more_than_the_small_mlflow(registered, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GkdError, match="is a database, which mlflow-skinny cannot open"):
-        RegisteredSource("models:/gkd-student/1", tracking_uri=registered[0]).look()
+        RegisteredSource("models:/gkd-student/1", tracking_uri=registered[0]).poll()
 
 
 def test_a_package_that_the_artifacts_place_needs_is_named(empty_store, tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_package_that_the_artifacts_place_needs_is_named(empty_store, tmp_path
     client.create_registered_model("far")
     client.create_model_version("far", "s3://bucket/x", run, await_creation_for=0)
     source = RegisteredSource("models:/far/1", tracking_uri=uri)
-    source.look()
+    source.poll()
     for module in ("boto3", "botocore", "botocore.exceptions"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(GkdError, match=r"needs the Python package boto3, which is not installed: `pip install boto3`"):
@@ -187,7 +187,7 @@ def test_a_package_that_the_artifacts_place_needs_is_named(empty_store, tmp_path
 def test_a_registry_that_is_away_is_said_without_its_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(GkdError, match="does not answer") as told:
-        RegisteredSource("models:/gkd-student/1", tracking_uri="http://user:hidden@127.0.0.1:9").look()
+        RegisteredSource("models:/gkd-student/1", tracking_uri="http://user:hidden@127.0.0.1:9").poll()
     assert "hidden" not in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -198,11 +198,11 @@ def test_a_deploy_folder_other_than_the_registered_one_is_refused(registered, tm
     run = client.create_run(client.search_experiments()[0].experiment_id)
     version = client.create_model_version("gkd-student", str(tmp_path), run.info.run_id, await_creation_for=0)
     source = RegisteredSource(f"models:/gkd-student/{version.version}", tracking_uri=uri)
-    source.look()
+    source.poll()
     with pytest.raises(GkdError, match="has no deploy folder"):
         source.fetch()
     client.log_artifacts(run.info.run_id, str(deploys[0]), "deploy")
-    source.look()
+    source.poll()
     with pytest.raises(GkdError, match="is not the one that was registered"):
         source.fetch()
 

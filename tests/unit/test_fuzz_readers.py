@@ -40,7 +40,7 @@ from gkd_core.records import (
     read_training,
     read_version,
 )
-from gkd_core.serving.model import Found, Model
+from gkd_core.serving.model import Model, ModelFile
 from gkd_core.tables import read_table
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -274,7 +274,10 @@ READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "state.pth": (["state.pth"], _state_dict),
     "CIFAR batch": (["batch"], lambda root: cifar._load((root / "batch").read_bytes())),
     "model.onnx": (["model.onnx"], lambda root: session(root / "model.onnx")),
-    "model.onnx to be served": (["model.onnx"], lambda root: Model(Found(root / "model.onnx"), version="1", threads=1)),
+    "model.onnx to be served": (
+        ["model.onnx"],
+        lambda root: Model(ModelFile(root / "model.onnx"), version="1", threads=1),
+    ),
     "files.sha256": (["files.sha256"], sealed),
 }
 

@@ -14,8 +14,8 @@ from gkd_core.errors import GkdError
 from gkd_core.serving.authorisation import read_token
 from gkd_core.serving.classify import ranked
 from gkd_core.serving.metrics import Metrics
-from gkd_core.serving.model import Found, Model
-from gkd_core.serving.reload import Served, file_mark
+from gkd_core.serving.model import Model, ModelFile
+from gkd_core.serving.reload import Served, file_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def value(name: str, shape: list, kind: int = TensorProto.FLOAT):
 
 
 def test_a_lone_file_knows_its_classes_and_where_it_comes_from(deploys):
-    model = Model(Found(deploys[0]), version="1")
+    model = Model(ModelFile(deploys[0]), version="1")
     assert model.classes == tuple(f"class {number}" for number in range(10))
     assert model.facts["data_sha256"] == "1" * 64
     assert model.picture == (8, 1)
@@ -44,7 +44,7 @@ def test_a_lone_file_knows_its_classes_and_where_it_comes_from(deploys):
 
 
 def test_batches_and_single_images_agree(deploys):
-    model = Model(Found(deploys[0]), version="1")
+    model = Model(ModelFile(deploys[0]), version="1")
     images = np.random.default_rng(0).integers(0, 256, (33, 8, 8, 1), dtype=np.uint8)
     alone = np.concatenate([model.run(image[None]) for image in images])
     assert np.allclose(model.run(images), alone, rtol=1e-5, atol=1e-5)
@@ -57,7 +57,7 @@ def test_floats_are_taken_too(tmp_path):
     (tmp_path / "m.onnx").write_bytes(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
     )
-    model = Model(Found(tmp_path / "m.onnx"), version="1")
+    model = Model(ModelFile(tmp_path / "m.onnx"), version="1")
     assert (model.picture, model.classes) == ((4, 3), ("0", "1", "2"))
     pictures = np.full((1, 4, 4, 3), 255, np.uint8)
     assert model.run(model.from_pictures(pictures)).tolist() == [[1.0, 1.0, 1.0]]
@@ -81,14 +81,14 @@ def test_what_is_no_image_classifier_is_refused(tmp_path, nodes, inputs, outputs
         [value(*one) for one in outputs],
     )
     with pytest.raises(GkdError, match=sentence):
-        Model(Found(file), version="1")
+        Model(ModelFile(file), version="1")
 
 
 def test_a_file_is_what_its_manifest_says_or_it_is_refused(deploys):
     with pytest.raises(GkdError, match="sha256 differs"):
-        Model(Found(deploys[0], sha256="0" * 64), version="1")
+        Model(ModelFile(deploys[0], sha256="0" * 64), version="1")
     with pytest.raises(GkdError, match="class names are not 10 texts"):
-        Model(Found(deploys[0], manifest={"classes": ["a", "b"]}), version="1")
+        Model(ModelFile(deploys[0], manifest={"classes": ["a", "b"]}), version="1")
 
 
 @pytest.mark.parametrize("location", ["weights", "sub/weights", "./sub/../weights"])
@@ -101,7 +101,7 @@ def test_no_other_file_is_read(tmp_path, monkeypatch, deploys, location):
     content = Path("m.onnx").read_bytes()
     assert onnxruntime.InferenceSession(content).get_inputs()  # it would be read (the weights; a constant, no)
     with pytest.raises(GkdError, match=r"m\.onnx keeps the tensor '.+' in another file"):
-        Model(Found(Path("m.onnx")), version="1")
+        Model(ModelFile(Path("m.onnx")), version="1")
 
 
 def test_what_is_beside_a_model_cannot_be_asked_for(tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_what_is_beside_a_model_cannot_be_asked_for(tmp_path, monkeypatch):
     told = onnxruntime.InferenceSession(file.read_bytes()).run(None, {"image": np.zeros((1, 1), np.float32)})[0]
     assert bytes(told[0].astype(np.uint8)) == b"open-sesame"  # what onnxruntime alone would answer
     with pytest.raises(GkdError, match="keeps the tensor 'secret' in another file"):
-        Model(Found(file), version="1")
+        Model(ModelFile(file), version="1")
 
 
 def test_only_onnx_files_are_opened(tmp_path, deploys):
@@ -129,28 +129,28 @@ def test_only_onnx_files_are_opened(tmp_path, deploys):
     onnxruntime.InferenceSession(deploys[0], options)
     assert onnxruntime.InferenceSession((tmp_path / "m.ort").read_bytes()).get_inputs()
     with pytest.raises(GkdError, match="is not an ONNX model"):
-        Model(Found(tmp_path / "m.ort"), version="1")
+        Model(ModelFile(tmp_path / "m.ort"), version="1")
 
 
 class Shelf:
     """A source whose file is put there by hand."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.mark, self.silent = file, 0, False
+        self.file, self.fingerprint, self.silent = file, 0, False
         self.trouble: Exception | None = None
 
     def put(self, file: Path) -> None:
-        self.file, self.mark = file, self.mark + 1
+        self.file, self.fingerprint = file, self.fingerprint + 1
 
-    def look(self) -> int:
+    def poll(self) -> int:
         if self.silent:
             raise GkdError("it is away")
-        return self.mark
+        return self.fingerprint
 
-    def fetch(self) -> Found:
+    def fetch(self) -> ModelFile:
         if self.trouble is not None:
             raise self.trouble
-        return Found(self.file)
+        return ModelFile(self.file)
 
 
 def test_a_model_stays_until_another_has_been_tried(tmp_path, deploys):
@@ -201,7 +201,7 @@ def test_what_could_not_be_fetched_is_tried_again(tmp_path, deploys, caplog, tro
     shelf.trouble = None
     if trouble is None:
         (tmp_path / "late.onnx").write_bytes(deploys[1].read_bytes())
-    assert served.refresh()  # though the mark is the one it was at the failure
+    assert served.refresh()  # though the fingerprint is the one it was at the failure
     assert served.model.sha256 != first.sha256
     assert metrics.registry.get_sample_value("gkd_model_stale") == 0
     assert not served.refresh()
@@ -210,11 +210,11 @@ def test_what_could_not_be_fetched_is_tried_again(tmp_path, deploys, caplog, tro
 def test_a_failure_is_forgotten_when_the_old_model_is_wanted_again(deploys):
     shelf, metrics = Shelf(deploys[0]), Metrics()
     served = Served(shelf, metrics)
-    first, mark = served.model, shelf.mark
+    first, fingerprint = served.model, shelf.fingerprint
     shelf.put(deploys[1])
     shelf.trouble = OSError("connection reset")
     assert not served.refresh()
-    shelf.file, shelf.mark, shelf.trouble = deploys[0], mark, None
+    shelf.file, shelf.fingerprint, shelf.trouble = deploys[0], fingerprint, None
     assert not served.refresh()
     assert served.model is first
     assert metrics.registry.get_sample_value("gkd_model_stale") == 0
@@ -244,10 +244,10 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_read_again_when_it_has_c
 
 def test_a_mark_changes_with_what_may_be_read(tmp_path):
     (tmp_path / "a").write_text("a")
-    before = file_mark(tmp_path / "a")
-    assert file_mark(tmp_path / "a") == before
+    before = file_fingerprint(tmp_path / "a")
+    assert file_fingerprint(tmp_path / "a") == before
     (tmp_path / "a").chmod(0o400)
-    assert file_mark(tmp_path / "a") != before
+    assert file_fingerprint(tmp_path / "a") != before
 
 
 def test_there_must_be_something_to_begin_with(tmp_path):
@@ -285,5 +285,5 @@ def test_the_token(tmp_path, monkeypatch):
 
 
 def test_facts_are_json(deploys):
-    facts = Model(Found(deploys[0]), version="1").facts
+    facts = Model(ModelFile(deploys[0]), version="1").facts
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
