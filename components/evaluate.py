@@ -15,7 +15,7 @@ from torch import nn
 
 from components.export import trained_facts
 from components.teacher import open_teachers
-from gkd_core.config import Evaluate, Params
+from gkd_core.config import EvaluateConfig, Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
@@ -220,7 +220,7 @@ def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence:
 
 
 def _beside_fp32(
-    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64], settings: Evaluate
+    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64], settings: EvaluateConfig
 ) -> dict[str, Any]:
     """A smaller file's quality, and what became of float32's answers."""
     correct = top_k_correct(logits, labels, 1)

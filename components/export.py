@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config import Export, Int8, Params
+from gkd_core.config import ExportConfig, Int8Config, Params
 from gkd_core.data.prepared import PreparedData, Split
 from gkd_core.errors import GkdError
 from gkd_core.export.fidelity import fidelity, fp16_shortfall, int8_shortfall
@@ -96,7 +96,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     }
 
 
-def _smaller(model: Path, prepared: PreparedData, settings: Export) -> dict[str, dict[str, Any]]:
+def _smaller(model: Path, prepared: PreparedData, settings: ExportConfig) -> dict[str, dict[str, Any]]:
     """Make the smaller files beside `model`, keep those that are near enough to it; the manifest's entries."""
     validation, reference = prepared.validation, None
     entries: dict[str, dict[str, Any]] = {
@@ -133,7 +133,7 @@ def _smaller(model: Path, prepared: PreparedData, settings: Export) -> dict[str,
     return entries
 
 
-def _int8(model: Path, file: Path, train: Split, settings: Int8) -> dict[str, Any]:
+def _int8(model: Path, file: Path, train: Split, settings: Int8Config) -> dict[str, Any]:
     chosen = stratified_pick(train.labels, settings.calibration_images, settings.seed)
     quantise(
         model,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gkd_core.config import Training
+from gkd_core.config import TrainingConfig
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
@@ -71,7 +71,7 @@ def fit(
     role: str,
     network: Network,
     data: PreparedData,
-    training: Training,
+    training: TrainingConfig,
     folder: Path,
     work: Path,
     inputs: dict[str, Any],
@@ -214,7 +214,7 @@ def forget(work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _refuse_unfit(lesson: Lesson, network: Network, teachers: Sequence[Network], training: Training) -> None:
+def _refuse_unfit(lesson: Lesson, network: Network, teachers: Sequence[Network], training: TrainingConfig) -> None:
     """Raises: GkdError: the lesson does not go with these networks, or with how they are to be trained."""
     loss_class, processes = lesson.loss_class, distributed.processes()
     if processes > 1 and loss_class.across_samples == "refused":
@@ -254,7 +254,7 @@ def _refuse_unfit(lesson: Lesson, network: Network, teachers: Sequence[Network],
             )
 
 
-def _loaders(data: PreparedData, training: Training, device: torch.device) -> tuple[Loader, Loader]:
+def _loaders(data: PreparedData, training: TrainingConfig, device: torch.device) -> tuple[Loader, Loader]:
     """Batches to train on and to validate on."""
     augment, default, classes = training.augment, data.info.augment, len(data.info.classes)
     augmentation = Augmentation(

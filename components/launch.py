@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config import Params, Training, parse_params
+from gkd_core.config import Params, TrainingConfig, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.training.device import choose_device
 from gkd_core.training.distributed import refuse_too_many, started_by_torchrun
@@ -31,12 +31,12 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 IN_A_JOB = "PET_NNODES"
 
 
-def must_launch(training: Training) -> bool:
+def must_launch(training: TrainingConfig) -> bool:
     """Whether a training wants more processes than this one, and nobody has started them."""
     return not started_by_torchrun() and (training.devices > 1 or IN_A_JOB in os.environ)
 
 
-def launch(step: str, *, params: Params, training: Training, **arguments: Any) -> dict[str, Any]:
+def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: Any) -> dict[str, Any]:
     """Run a step in `training.devices` processes of this machine.
 
     Args:

@@ -4,13 +4,13 @@ import datetime
 from typing import Any
 
 from components.tracking import Store, Version, connect
-from gkd_core.config import Tracking
+from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 
 
-def list_versions(settings: Tracking) -> list[dict[str, Any]]:
+def list_versions(settings: TrackingConfig) -> list[dict[str, Any]]:
     """One row a registered version, newest first: version, aliases, top1, gate, created, method, network, and the short
     digests of data, teacher, student and manifest; `held` says why one was taken back, where it was.
 
@@ -24,7 +24,7 @@ def list_versions(settings: Tracking) -> list[dict[str, Any]]:
     ]
 
 
-def promote(settings: Tracking, version: str, *, reason: str) -> dict[str, Any]:
+def promote(settings: TrackingConfig, version: str, *, reason: str) -> dict[str, Any]:
     """Make a version champion, whatever the gate said; the champion before it becomes previous_champion.
 
     Args:
@@ -42,7 +42,7 @@ def promote(settings: Tracking, version: str, *, reason: str) -> dict[str, Any]:
         return _outcome(store, reason)
 
 
-def rollback(settings: Tracking, *, reason: str = "rolled back by hand") -> dict[str, Any]:
+def rollback(settings: TrackingConfig, *, reason: str = "rolled back by hand") -> dict[str, Any]:
     """Champion and previous_champion change places; the gate will not promote the one taken back again by itself.
 
     Returns:

@@ -9,7 +9,7 @@ from typing import Any
 from components.fit import ALONE, fit, forget, kept, new_network, step_folder, workspace
 from components.launch import launch, must_launch
 from gkd_core import __version__
-from gkd_core.config import Distillation, Params, Teacher
+from gkd_core.config import MethodConfig, Params, TeacherConfig
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError, unknown
@@ -109,7 +109,7 @@ def refuse_ahead(params: Params) -> None:
             raise GkdError(unknown(where, name, model_names()))
 
 
-def _plan(teacher: Teacher) -> list[_Training]:
+def _plan(teacher: TeacherConfig) -> list[_Training]:
     """What to train, in order; folders are numbered where there are several, for two may be of one architecture."""
     seed = teacher.train.seed
     if teacher.members:
@@ -152,7 +152,7 @@ def _folder(network: str) -> str:
 def _train(
     training: _Training,
     prepared: PreparedData,
-    teacher: Teacher,
+    teacher: TeacherConfig,
     inputs: dict[str, Any],
     work: Path,
     before: Path | None,
@@ -178,7 +178,7 @@ def _train(
     )
 
 
-def lesson_of(distillation: Distillation) -> Lesson:
+def lesson_of(distillation: MethodConfig) -> Lesson:
     """From the configuration to plain arguments."""
     return Lesson(
         method=distillation.method,
@@ -188,7 +188,7 @@ def lesson_of(distillation: Distillation) -> Lesson:
     )
 
 
-def _refuse_uncovered(teacher: Teacher, classes: tuple[str, ...]) -> None:
+def _refuse_uncovered(teacher: TeacherConfig, classes: tuple[str, ...]) -> None:
     """Raises: GkdError: there is a class that no member is to know."""
     if teacher.members:
         known = {name for member in teacher.members for name in (classes if member.classes is None else member.classes)}

@@ -39,7 +39,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
-from gkd_core.config import Tracking
+from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest
 from gkd_core.redact import redact
@@ -116,7 +116,7 @@ def resolve_uri(uri: str | None) -> str:
 
 
 @contextlib.contextmanager
-def connect(settings: Tracking, *, again: str = "gkd register") -> Iterator["Store"]:
+def connect(settings: TrackingConfig, *, again: str = "gkd register") -> Iterator["Store"]:
     """The tracking store, once it has answered.
 
     Args:
@@ -134,7 +134,7 @@ def connect(settings: Tracking, *, again: str = "gkd register") -> Iterator["Sto
 
 
 @contextlib.contextmanager
-def registered(uri: str, settings: Tracking, *, again: str) -> Iterator[tuple["Store", "Version"]]:
+def registered(uri: str, settings: TrackingConfig, *, again: str) -> Iterator[tuple["Store", "Version"]]:
     """The store and the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
 
     Args:
@@ -150,7 +150,7 @@ def registered(uri: str, settings: Tracking, *, again: str) -> Iterator[tuple["S
         yield store, store.version(alias or number)
 
 
-def download_network(uri: str, settings: Tracking) -> Path:
+def download_network(uri: str, settings: TrackingConfig) -> Path:
     """The network folder of a registered student, copied to a folder that is removed when the process ends.
 
     Args:
@@ -175,7 +175,7 @@ def download_network(uri: str, settings: Tracking) -> Path:
 class Store:
     """A tracking store that has answered: runs of one experiment, versions of one registered model."""
 
-    def __init__(self, uri: str, settings: Tracking) -> None:
+    def __init__(self, uri: str, settings: TrackingConfig) -> None:
         self.uri = uri
         self.name = settings.model_name
         self._experiment_name = settings.experiment

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from components.kept import CORRECT, CORRECT_TAG, DEPLOY, GATE
-from gkd_core.config import Tracking
+from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
 from gkd_core.files import SIDECAR, file_digest
@@ -39,7 +39,7 @@ TIMEOUT_SECONDS = 10.0
 LARGEST_REPLY = 1 << 22
 
 
-def run(target: str, *, server: str | None, tracking: Tracking | None, name: str | None = None) -> Chain:
+def run(target: str, *, server: str | None, tracking: TrackingConfig | None, name: str | None = None) -> Chain:
     """Walk the chain as far as there is something to walk.
 
     Args:
@@ -56,7 +56,7 @@ def run(target: str, *, server: str | None, tracking: Tracking | None, name: str
         read_token(None)  # one that is none is wrong usage, not a broken chain
     if target.startswith(MODEL):
         with tempfile.TemporaryDirectory(prefix="gkd-") as place:
-            return _version(target, Path(place), server, tracking or Tracking(), name)
+            return _version(target, Path(place), server, tracking or TrackingConfig(), name)
     root = Path(target)
     folders = folders_of(root)
     chain = Chain().walk(walk_folders(folders))
@@ -68,7 +68,7 @@ def run(target: str, *, server: str | None, tracking: Tracking | None, name: str
     return chain
 
 
-def _version(uri: str, place: Path, server: str | None, tracking: Tracking, name: str | None) -> Chain:
+def _version(uri: str, place: Path, server: str | None, tracking: TrackingConfig, name: str | None) -> Chain:
     """A registered version: its tags, its ONNX file, and the folders kept with its run."""
     from components.tracking import registered
 
@@ -100,9 +100,9 @@ def _of_version(sentence: str, place: Path, version: str) -> str:
 _KEPT = {"student": "network", "deploy": DEPLOY, "report": "report"}
 
 
-def _registry(folders: dict[str, Path], root: Path, tracking: Tracking | None) -> Iterator[Link | Gap]:
+def _registry(folders: dict[str, Path], root: Path, tracking: TrackingConfig | None) -> Iterator[Link | Gap]:
     """The version that registration/ speaks of, in the store as it is now."""
-    settings = tracking or Tracking()
+    settings = tracking or TrackingConfig()
     if settings.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
         database = root / "mlflow.db"
         if not database.is_file():

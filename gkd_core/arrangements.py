@@ -2,7 +2,7 @@
 
 Importing this module imports no torch, so that the configuration is checked before anything heavy is loaded.
 
-Their settings are `distill.arrangement_options` in `gkd_core/config.py`. What each means is in one place:
+Their settings are `distill.arrangement_options` in `gkd_core/config/schema.py`. What each means is in one place:
 `gkd_core/training/teacher.py` (one teacher, or several that answer as one), `gkd_core/losses/mutual.py`,
 `gkd_core/losses/amalgamation.py`, `components/teacher.py` (members, assistants) and `components/distill.py`
 (generations); `gkd_core/training/lesson.py` chooses among them.

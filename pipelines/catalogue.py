@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from rich.table import Table
 
 from gkd_core.arrangements import ARRANGEMENTS, methods_inside
-from gkd_core.config import ArrangementOptions, Params
+from gkd_core.config import Params, SchemeOptions
 from gkd_core.methods import METHODS, hyperparameters
 from pipelines.console import console
 
@@ -43,7 +43,7 @@ def arrangement_rows() -> list[dict[str, Any]]:
     """One row an arrangement: as a method's, and the methods that make sense inside, and parameters elsewhere."""
     rows = []
     for name, arrangement in ARRANGEMENTS.items():
-        field = ArrangementOptions.model_fields.get(name)
+        field = SchemeOptions.model_fields.get(name)
         options = {} if field is None else field.default.model_dump()
         rows.append(
             {
@@ -156,7 +156,7 @@ def show_parameters() -> None:
 
 def parameters_markdown() -> str:
     """docs/parameters.md."""
-    lines = ["# Parameters", "", "Every field of `params.yaml`; made by `make docs` from `gkd_core/config.py`."]
+    lines = ["# Parameters", "", "Every field of `params.yaml`; made by `make docs` from `gkd_core/config/schema.py`."]
     for section, field in Params.model_fields.items():
         model = field.annotation
         assert inspect.isclass(model)
@@ -189,7 +189,7 @@ def _type(annotation: Any, field: FieldInfo | None = None) -> str:
         return f"{get_origin(annotation).__name__} of {' → '.join(_type(a) for a in get_args(annotation))}"
     if get_args(annotation):
         return " or ".join("null" if a is type(None) else _type(a) for a in get_args(annotation))
-    return " ".join([getattr(annotation, "__name__", str(annotation)), *limits])
+    return " ".join([getattr(annotation, "__name__", str(annotation)).removesuffix("Config"), *limits])
 
 
 def _limit(marker: Any) -> str:

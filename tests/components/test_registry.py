@@ -4,12 +4,12 @@ import pytest
 from mlflow import MlflowClient
 
 from components import registry
-from gkd_core.config import Tracking, parse_params
+from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
 
 
 @pytest.fixture
-def settings(store_uri) -> Tracking:
+def settings(store_uri) -> TrackingConfig:
     return parse_params({"tracking": {"uri": store_uri}}).tracking
 
 

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from components import register, tracking
-from gkd_core.config import Tracking, parse_params
+from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest
 from gkd_core.models.network import load_network
@@ -27,7 +27,7 @@ def _no_surroundings(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def settings(uri: str, attempts: int = 1) -> Tracking:
+def settings(uri: str, attempts: int = 1) -> TrackingConfig:
     return parse_params({"tracking": {"uri": uri, "attempts": attempts}}).tracking
 
 
@@ -259,9 +259,9 @@ FRESH = """
 import sys
 from pathlib import Path
 from components.tracking import download_network
-from gkd_core.config import Tracking
+from gkd_core.config import TrackingConfig
 from gkd_core.files import folder_digest
-folder = download_network("models:/gkd-student@champion", Tracking())
+folder = download_network("models:/gkd-student@champion", TrackingConfig())
 print(folder, folder_digest(folder))
 import mlflow, numpy
 model = mlflow.pyfunc.load_model("models:/gkd-student@champion")

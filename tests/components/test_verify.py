@@ -16,7 +16,7 @@ import torch
 
 from components import evaluate, register
 from components.verify import run
-from gkd_core.config import Tracking, parse_params
+from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest, json_digest, seal, write_json
 from gkd_core.models.network import load_network, save_network
@@ -315,7 +315,7 @@ def client(root: Path):
 
 
 def test_a_registered_version_is_walked_by_its_alias(with_store):
-    tracking = Tracking(uri=f"sqlite:///{with_store / 'mlflow.db'}")
+    tracking = TrackingConfig(uri=f"sqlite:///{with_store / 'mlflow.db'}")
     chain = run("models:/gkd-student@challenger", server=None, tracking=tracking)
     assert chain.broken is None
     names = {link.name for link in chain.links}
@@ -332,7 +332,7 @@ def test_a_registered_version_is_walked_by_its_alias(with_store):
 @pytest.mark.parametrize("version", [True, False])
 def test_what_a_server_would_fetch_from_the_registry_is_walked(file, version, with_store, monkeypatch):
     """One changed byte among the artifacts of the version's run, while all that is on disk beside it is whole."""
-    tracking = Tracking(uri=f"sqlite:///{with_store / 'mlflow.db'}")
+    tracking = TrackingConfig(uri=f"sqlite:///{with_store / 'mlflow.db'}")
     run_id = client(with_store).get_model_version("gkd-student", "1").run_id
     kept = Path(client(with_store).get_run(run_id).info.artifact_uri) / file
     target = "models:/gkd-student@challenger" if version else str(with_store)
@@ -483,7 +483,7 @@ def test_the_server_is_asked_by_the_bundles_name_the_versions_or_a_given_one(cop
     bundle = as_bundle(copy / "deploy", "digits")
     assert run(str(bundle), server=served.address, tracking=None).broken is None
     assert run(str(bundle), server=served.address, tracking=None, name="given").broken is None
-    tracking = Tracking(uri=f"sqlite:///{with_store / 'mlflow.db'}")
+    tracking = TrackingConfig(uri=f"sqlite:///{with_store / 'mlflow.db'}")
     registry = client(with_store)
     registry.rename_registered_model("gkd-student", "OTHER")
     registry.set_registered_model_alias("OTHER", "champion", "1")

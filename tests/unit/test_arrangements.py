@@ -3,7 +3,7 @@
 import pytest
 
 from gkd_core.arrangements import ARRANGEMENTS, methods_inside
-from gkd_core.config import ArrangementOptions, parse_params
+from gkd_core.config import SchemeOptions, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS
 from gkd_core.training.lesson import Lesson
@@ -25,7 +25,7 @@ def test_the_families_of_the_papers_table():
     assert list(ARRANGEMENTS) == [
         "single", "multi_teacher", "assistant", "mutual", "born_again", "amalgamation", "cross_modal"
     ]  # fmt: skip
-    assert set(ArrangementOptions.model_fields) <= set(ARRANGEMENTS)
+    assert set(SchemeOptions.model_fields) <= set(ARRANGEMENTS)
     assert [name for name, entry in ARRANGEMENTS.items() if not entry.published] == ["amalgamation"]
 
 

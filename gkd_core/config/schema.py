@@ -1,18 +1,13 @@
-"""`params.yaml`, the one configuration: what each field means, its limits, and what contradicts what.
+"""The sections of `params.yaml`: what each field means, its limits, and what contradicts what within a section.
 
 The text under each field is its documentation: the docs' table is made from it (`make docs`). Config objects stop at
 the step; losses, models and loops take plain arguments.
 """
 
-import math
 import re
-import reprlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core import methods
 from gkd_core.arrangements import ARRANGEMENTS, Weighting, refuse_mismatch
@@ -33,6 +28,15 @@ def _known_device(value: str) -> str:
 Device = Annotated[str, AfterValidator(_known_device)]
 
 
+def whole(value: Any) -> Any:
+    """Numbers without a fraction as whole numbers, which is what they were before JSON."""
+    if isinstance(value, dict):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
 class Section(BaseModel):
     """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped."""
 
@@ -41,7 +45,7 @@ class Section(BaseModel):
     )
 
 
-class Data(Section):
+class DataConfig(Section):
     """Where the images come from and how they are prepared."""
 
     source: str = "digits"
@@ -68,7 +72,7 @@ class Data(Section):
     some milliseconds an image)."""
 
 
-class Augment(Section):
+class AugmentConfig(Section):
     """Random changes to training images; null takes the default of the data's source."""
 
     crop_padding: Annotated[int, Field(ge=0)] | None = None
@@ -81,7 +85,7 @@ class Augment(Section):
     """α of mixup's Beta(α, α); 0 is off."""
 
 
-class Training(Section):
+class TrainingConfig(Section):
     """One training: optimiser, learning rate over time, regularisation, hardware."""
 
     epochs: Annotated[int, Field(ge=1)] = 20
@@ -123,11 +127,11 @@ class Training(Section):
     processes. Inside a job that torchrun started (a Kubeflow TrainJob, say) the job's number counts instead."""
     seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
-    augment: Augment = Augment()
+    augment: AugmentConfig = AugmentConfig()
     """Random changes to the images."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Training":
+    def _consistent(self) -> "TrainingConfig":
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule is multistep but milestones is empty: name the epochs, or take cosine")
         if self.schedule != "multistep" and self.milestones:
@@ -154,7 +158,7 @@ class Training(Section):
         return self
 
 
-class Network(Section):
+class NetworkConfig(Section):
     """Which network to build."""
 
     name: str = "resnet8"
@@ -172,7 +176,7 @@ class Network(Section):
         return value
 
 
-class Student(Network):
+class StudentConfig(NetworkConfig):
     """The small network. Its view of the images is what the references see too."""
 
     channels: Literal[1, 3] | None = None
@@ -186,7 +190,7 @@ class Student(Network):
         return self.channels is not None or self.image_size is not None
 
 
-class Curve(Section):
+class CurveConfig(Section):
     """Shape of the distillation weight β(t) over training; see METHODS, Schedule."""
 
     beta_min: Annotated[float, Field(ge=0.0)] = 0.1
@@ -203,7 +207,7 @@ class Curve(Section):
     """With `inflection`: fraction of training at which 99 % of the rise is done."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Curve":
+    def _consistent(self) -> "CurveConfig":
         if self.beta_min > self.beta_max:
             raise ValueError(f"beta_min ({self.beta_min:g}) must not be above beta_max ({self.beta_max:g})")
         if (self.inflection is None) != (self.saturation is None):
@@ -216,7 +220,7 @@ class Curve(Section):
         return self
 
 
-class Distillation(Section):
+class MethodConfig(Section):
     """How one network learns from another."""
 
     method: str = "gompertz"
@@ -224,7 +228,7 @@ class Distillation(Section):
     schedule: str | None = None
     """Weight β(t) on everything but cross-entropy: gompertz, reversed-gompertz, adaptive-gompertz, linear, cosine,
     constant; null takes the method's own."""
-    curve: Curve = Curve()
+    curve: CurveConfig = CurveConfig()
     """Shape of β(t)."""
     temperature: Positive | None = None
     """τ of the soft labels; null takes the method's own."""
@@ -253,7 +257,7 @@ class Distillation(Section):
                 raise ValueError(unknown("options: method", method, methods.METHODS))
         # 4.0 is 4 and null is the default: the same options have one digest, before a pipeline's JSON and after.
         return {
-            method: {name: _whole(one) for name, one in chosen.items() if one is not None}
+            method: {name: whole(one) for name, one in chosen.items() if one is not None}
             for method, chosen in value.items()
         }
 
@@ -270,7 +274,7 @@ class Distillation(Section):
         return chosen
 
 
-class MultiTeacher(Section):
+class MultiTeacherConfig(Section):
     """How the answers of several teachers become one."""
 
     weighting: Weighting = "average"
@@ -278,14 +282,14 @@ class MultiTeacher(Section):
     label."""
 
 
-class Mutual(Section):
+class MutualConfig(Section):
     """Peers that learn from each other."""
 
     peers: Annotated[int, Field(ge=2, le=16)] = 2
     """Students trained together; the best on validation is kept."""
 
 
-class BornAgain(Section):
+class BornAgainConfig(Section):
     """Generations of the same network."""
 
     generations: Annotated[int, Field(ge=1, le=20)] = 3
@@ -293,24 +297,24 @@ class BornAgain(Section):
     architecture, else from the student trained alone."""
 
 
-class ArrangementOptions(Section):
+class SchemeOptions(Section):
     """Settings by arrangement; only the chosen one's are read."""
 
-    multi_teacher: MultiTeacher = MultiTeacher()
+    multi_teacher: MultiTeacherConfig = MultiTeacherConfig()
     """Several teachers."""
-    mutual: Mutual = Mutual()
+    mutual: MutualConfig = MutualConfig()
     """Peers."""
-    born_again: BornAgain = BornAgain()
+    born_again: BornAgainConfig = BornAgainConfig()
     """Generations."""
 
 
-class Distill(Distillation):
+class DistillConfig(MethodConfig):
     """How the student learns from the teacher."""
 
     arrangement: str = "single"
     """Who teaches whom: single, multi_teacher, assistant, mutual, born_again, amalgamation, cross_modal (see
     `gkd methods`)."""
-    arrangement_options: ArrangementOptions = ArrangementOptions()
+    arrangement_options: SchemeOptions = SchemeOptions()
     """Settings by arrangement."""
 
     @field_validator("arrangement")
@@ -331,7 +335,7 @@ class Distill(Distillation):
         return chosen
 
 
-class Member(Network):
+class MemberConfig(NetworkConfig):
     """One of several teachers."""
 
     name: str = "resnet20"
@@ -349,7 +353,7 @@ class Member(Network):
         return value
 
 
-class Teacher(Network):
+class TeacherConfig(NetworkConfig):
     """The large network: trained here, or imported."""
 
     name: str = "resnet20"
@@ -365,23 +369,23 @@ class Teacher(Network):
     """Per-channel standard deviation, likewise."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Image side a state-dict file was trained with; null takes the data's."""
-    train: Training = Training()
+    train: TrainingConfig = TrainingConfig()
     """How to train it, each of its members, and each assistant."""
     topological: bool = False
     """Join the network's pooled features with the image's persistence features before the last layer (the Gompertz
     paper's TCNN, reconstructed); needs `data.topology`."""
-    members: list[Member] = []
+    members: list[MemberConfig] = []
     """Several teachers instead of the one above: for the arrangement `multi_teacher`, or, with parts of the classes,
     `amalgamation`."""
     assistants: list[str] = []
     """Networks between teacher and student, from large to small, each taught by the one before; the last is handed on
     as the teacher (arrangement `assistant`)."""
-    assistant_distill: Distillation = Distillation()
+    assistant_distill: MethodConfig = MethodConfig()
     """How assistants learn; must say what `distill` says. It stands here because the teacher step reads only this
     section, so that another method retrains no teacher that does not depend on it."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Teacher":
+    def _consistent(self) -> "TeacherConfig":
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
         if self.topological and self.source is not None:
@@ -399,7 +403,7 @@ class Teacher(Network):
         return self
 
 
-class References(Section):
+class ReferencesConfig(Section):
     """What the student is compared with: the same network on the same budget, trained without the method."""
 
     baseline: bool = True
@@ -412,7 +416,7 @@ class References(Section):
     """τ of plain KD."""
 
 
-class Evaluate(Section):
+class EvaluateConfig(Section):
     """What is measured, and how carefully."""
 
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
@@ -427,7 +431,7 @@ class Evaluate(Section):
     """onnxruntime threads while timing."""
 
 
-class Int8(Section):
+class Int8Config(Section):
     """Static int8 quantisation, and what the smaller file must show on the validation split to be kept."""
 
     enabled: bool = True
@@ -452,13 +456,13 @@ class Int8(Section):
     """Seed of the choice of calibration images."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Int8":
+    def _consistent(self) -> "Int8Config":
         if self.percentile is not None and self.calibration != "percentile":
             raise ValueError(f"percentile is set but calibration is {self.calibration}: set calibration to percentile")
         return self
 
 
-class Export(Section):
+class ExportConfig(Section):
     """How the student is packaged."""
 
     input: Literal["uint8_nhwc", "float_nchw"] = "uint8_nhwc"
@@ -468,7 +472,7 @@ class Export(Section):
     """ONNX operator set; asserted on the finished file."""
     parity_tolerance: Positive = 1e-4
     """Largest |onnxruntime − torch| allowed on the logits of validation images."""
-    int8: Int8 = Int8()
+    int8: Int8Config = Int8Config()
     """The smaller file for CPUs."""
     fp16: bool = False
     """Also write model_fp16.onnx, half the size, for GPUs; input and output keep their types."""
@@ -477,7 +481,7 @@ class Export(Section):
     Far looser than `parity_tolerance`: a half has eleven bits, so a logit of 16 is off by 0.008 from rounding alone."""
 
 
-class Gate(Section):
+class GateConfig(Section):
     """What a challenger must show before it becomes champion."""
 
     min_gain_over_baseline: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
@@ -498,7 +502,7 @@ class Gate(Section):
     """A refusal is a result (`report`, exit 0) or an error (`fail`, exit 1)."""
 
 
-class Tracking(Section):
+class TrackingConfig(Section):
     """Where runs and models are kept. Enters no digest."""
 
     uri: str | None = None
@@ -514,24 +518,16 @@ class Tracking(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    data: Data = Data()
-    teacher: Teacher = Teacher()
-    student: Student = Student()
-    distill: Distill = Distill()
-    train: Training = Training()
-    references: References = References()
-    evaluate: Evaluate = Evaluate()
-    export: Export = Export()
-    gate: Gate = Gate()
-    tracking: Tracking = Tracking()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "Params":
-        if self.teacher.topological and not self.data.topology:
-            raise ValueError("teacher.topological is true but data.topology is false: set both")
-        for sentence in _contradictions(self.teacher, self.student, self.distill):
-            raise ValueError(sentence)
-        return self
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    distill: DistillConfig = DistillConfig()
+    train: TrainingConfig = TrainingConfig()
+    references: ReferencesConfig = ReferencesConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    gate: GateConfig = GateConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     def digest(self, *sections: str) -> str:
         """sha256 of the named sections as they came out of validation, defaults included.
@@ -550,267 +546,3 @@ class Params(Section):
             options = content["distill"]["options"]
             content["distill"]["options"] = {k: v for k, v in options.items() if k == self.distill.method}
         return json_digest(content)
-
-
-def _contradictions(teacher: Teacher, student: Student, distill: Distill) -> Iterator[str]:
-    """What the sections say against each other about who teaches whom."""
-    arrangement = distill.arrangement
-    try:
-        refuse_mismatch(arrangement, distill.method, {})
-    except GkdError as error:
-        yield str(error)
-    parts = [member for member in teacher.members if member.classes is not None]
-    match arrangement:
-        case "multi_teacher" if not teacher.members:
-            yield "distill.arrangement multi_teacher learns from several teachers: list them in teacher.members"
-        case "multi_teacher" if parts:
-            yield (
-                f"teacher.members gives {parts[0].name} classes of its own, but distill.arrangement multi_teacher "
-                "wants teachers that know all classes: leave classes out, or set distill.arrangement to amalgamation"
-            )
-        case "amalgamation" if not parts:
-            yield (
-                "distill.arrangement amalgamation puts together teachers that know parts of the classes: list them in "
-                "teacher.members with their classes"
-            )
-        case "assistant" if not teacher.assistants:
-            yield "distill.arrangement assistant needs assistants: name them in teacher.assistants"
-        case "assistant":
-            for field in Distillation.model_fields:
-                mine, theirs = getattr(distill, field), getattr(teacher.assistant_distill, field)
-                if field == "options":
-                    mine, theirs = mine.get(distill.method, {}), theirs.get(distill.method, {})
-                if mine != theirs:
-                    yield (
-                        f"distill.{field} and teacher.assistant_distill.{field} differ ({mine} and {theirs}), but one "
-                        "method teaches the whole chain: write the same in both"
-                    )
-        case "cross_modal" if not student.has_own_view:
-            yield (
-                "distill.arrangement cross_modal shows the student another view than the teacher: set "
-                "student.channels or student.image_size"
-            )
-    if teacher.members and arrangement not in ("multi_teacher", "amalgamation"):
-        yield (
-            f"teacher.members lists {len(teacher.members)} teachers, but distill.arrangement {arrangement} does not "
-            "learn from several: set it to multi_teacher or amalgamation, or empty the list"
-        )
-    if teacher.assistants and arrangement != "assistant":
-        yield (
-            f"teacher.assistants names assistants, but distill.arrangement is {arrangement}: set it to assistant, or "
-            "empty the list"
-        )
-    if student.has_own_view and arrangement == "single":
-        yield (
-            "student.channels or student.image_size gives the student a view of its own, but distill.arrangement is "
-            "single: set it to cross_modal"
-        )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats (PyYAML alone reads `1e-4` as text, DVC and everybody else as a number), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, Any] = {}
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                first = seen.setdefault(key.value, key.start_mark)
-                if first is not key.start_mark:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", first)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
-
-
-LARGEST_YAML = 1 << 17  # characters
-MOST_VALUES = 20_000  # with every alias written out
-
-
-def _yaml(text: str) -> Any:
-    """Plain values only: a SafeLoader builds no objects.
-
-    Raises:
-        yaml.YAMLError: it is no YAML, or aliases or nesting would make more of it than anybody writes.
-    """
-    try:
-        if len(text) > LARGEST_YAML:
-            raise yaml.YAMLError(f"it has {len(text)} characters, far more than parameters need")
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if _values(node, {}) > MOST_VALUES:
-                raise yaml.YAMLError("its aliases make an endless amount of it")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
-    except yaml.YAMLError:
-        raise
-    except Exception as error:  # PyYAML's constructors raise ValueError, KeyError, AttributeError, RecursionError, …
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"a value is not valid: {error}"
-        raise yaml.YAMLError(reason) from None
-
-
-def _values(node: yaml.Node, counted: dict[int, float]) -> float:
-    """How many values there are below a node with every alias written out; infinite where one contains itself."""
-    if id(node) not in counted:
-        counted[id(node)] = math.inf  # met again below itself
-        inner = [*node.value] if isinstance(node, yaml.SequenceNode) else []
-        if isinstance(node, yaml.MappingNode):
-            inner = [part for pair in node.value for part in pair]
-        counted[id(node)] = 1 + sum(_values(part, counted) for part in inner)
-    return counted[id(node)]
-
-
-def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[str, ...] = ()) -> Params:
-    """Read params.yaml and apply `section.key=value` overrides (values are YAML).
-
-    Raises:
-        GkdError: the file is missing or not YAML, an override has no `=`, or the content is not valid.
-    """
-    content = read_sections(path)
-    for override in overrides:
-        _apply(content, override)
-    return parse_params(content, str(path))
-
-
-def read_sections(
-    path: Path, *, holds: str = "sections (data, teacher, …)", option: str = "--params"
-) -> dict[str, Any]:
-    """The mapping in a YAML file, as it stands there.
-
-    Args:
-        holds, option: what the file must hold, and the option that names it, in the user's words for the error.
-    Raises:
-        GkdError: the file is missing, not YAML, or no mapping.
-    """
-    try:
-        content = _yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GkdError(f"{path} does not exist: run from the project's folder, or pass {option} FILE") from None
-    except OSError as error:
-        raise GkdError(f"{path} cannot be read ({error.strerror}): pass {option} FILE") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f", line {where.line + 1}, column {where.column + 1}" if where else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise GkdError(f"{path}{place} is not valid YAML: {reason}") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, dict):
-        raise GkdError(f"{path} must hold {holds}, not a {type(content).__name__}")
-    return content
-
-
-def params_from_dict(
-    content: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), where: str = "params"
-) -> Params:
-    """The configuration from a mapping that went through JSON, as an argument of a pipeline does: 15 came out as 15.0.
-
-    Raises:
-        GkdError: an override has no `=`, or the content is not valid.
-    """
-    content = _whole(content)
-    for override in overrides:
-        _apply(content, override)
-    return parse_params(content, where)
-
-
-def params_of_sections(sections: dict[str, Any]) -> Params:
-    """A part of a configuration that was validated as a whole before; the other sections have their defaults.
-
-    What sections say against each other is not checked again: a step that reads `distill` alone must not be refused
-    for a teacher it was not told of.
-
-    Raises:
-        GkdError: a section is not valid in itself.
-    """
-    found = {}
-    for name, content in _whole(sections).items():
-        try:
-            found[name] = Params.model_fields[name].annotation.model_validate(content)  # type: ignore[union-attr]
-        except ValidationError as error:
-            raise GkdError(f"params: {name}.{sentence(error, Params.model_fields[name].annotation)}") from None
-    return Params.model_construct(**found)
-
-
-def _whole(value: Any) -> Any:
-    """Numbers without a fraction as whole numbers, which is what they were before JSON."""
-    if isinstance(value, dict):
-        return {key: _whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_whole(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-
-
-def parse_params(content: dict[str, Any], where: str = "params") -> Params:
-    """Validate a dict as `Params`.
-
-    Raises:
-        GkdError: the first thing that is wrong, in one sentence.
-    """
-    try:
-        params = Params.model_validate(content)
-    except ValidationError as error:
-        raise GkdError(f"{where}: {sentence(error)}") from None
-    return params
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise GkdError(f"--set {override!r} is not of the form section.key=value")
-    *parents, last = path.split(".")
-    for parent in parents:
-        child = content.get(parent)
-        if child is None:
-            child = content[parent] = {}
-        if not isinstance(child, dict):
-            raise GkdError(f"--set {override!r}: {parent} is a value, not a section")
-        content = child
-    try:
-        content[last] = _yaml(text)
-    except yaml.YAMLError:
-        raise GkdError(f"--set {override!r}: the value is not YAML") from None
-
-
-def sentence(error: ValidationError, root: Any = Params, what: str = "parameter") -> str:
-    """The first error as one sentence: dotted name, what is wrong, what is known.
-
-    Args:
-        root: the model that was validated.
-        what: what its keys are called.
-    """
-    first = error.errors()[0]
-    location = [
-        part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal")))
-    ]
-    name = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        model = root
-        for part in location[:-1]:  # a number is a place in a list
-            model = _inner(model) if isinstance(part, int) else _inner(model.model_fields[part].annotation)
-        prefix = "".join(f"{part}." for part in location[:-1])
-        return unknown(what, name, [prefix + field for field in model.model_fields])
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        parent = ".".join(str(part) for part in location[:-1])
-        # A field's own validator starts its sentence with the field's name; put the section before it.
-        if parent and message.startswith(str(location[-1])):
-            return f"{parent}.{message}"
-        return message if not name else f"{name}: {message}"
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name} is {reprlib.repr(first['input'])}: {message}"
-
-
-def _inner(annotation: Any) -> Any:
-    """The model in `Model`, `list[Model]`, `dict[str, Model]`, `Model | None` or an annotated one of these."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for found in map(_inner, get_args(annotation)) if found is not None), None)

@@ -1,0 +1,60 @@
+"""`params.yaml`, the one configuration.
+
+`schema` says what each field means, `checks` what contradicts what, `load` how a file becomes `Params`.
+"""
+
+from gkd_core.config.load import (
+    load_params,
+    params_from_dict,
+    params_of_sections,
+    parse_params,
+    read_sections,
+    sentence,
+)
+from gkd_core.config.schema import (
+    AugmentConfig,
+    CurveConfig,
+    DataConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GateConfig,
+    Int8Config,
+    MemberConfig,
+    MethodConfig,
+    NetworkConfig,
+    Params,
+    ReferencesConfig,
+    SchemeOptions,
+    StudentConfig,
+    TeacherConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "CurveConfig",
+    "DataConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "GateConfig",
+    "Int8Config",
+    "MemberConfig",
+    "MethodConfig",
+    "NetworkConfig",
+    "Params",
+    "ReferencesConfig",
+    "SchemeOptions",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "load_params",
+    "params_from_dict",
+    "params_of_sections",
+    "parse_params",
+    "read_sections",
+    "sentence",
+]
