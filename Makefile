@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test e2e lint format lock audit image docker-test docs bench clean
+.PHONY: help install demo test test-all e2e lint format lock audit image docker-test docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -26,8 +26,13 @@ demo: $(READY)  ## run the whole pipeline on params.yaml (default data: handwrit
 	@dvc repro
 	@gkd summary
 
-test: $(READY)  ## the default test suite
-	@OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile -m "not e2e and not docker and not gpu"
+PYTEST := OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile
+
+test: $(READY)  ## the tests to run before a commit: all that are not slow
+	@$(PYTEST) -m "not slow and not e2e and not docker and not gpu"
+
+test-all: $(READY)  ## the full test suite, with the slow ones
+	@$(PYTEST) -m "not e2e and not docker and not gpu"
 
 e2e: $(READY)  ## look at what `make demo` left
 	@pytest tests/e2e -m e2e

@@ -1,16 +1,16 @@
-"""A step in several processes: it starts itself again under torchrun, once for every device, and waits.
+"""A step in several processes of this machine, one a device: it starts itself again in each, and waits.
 
 Each process runs the whole step with its part of every batch (`gkd_core/training/distributed.py`); the first one
-writes. What goes wrong in one of them stops all, and is raised here as if it had happened here. In a job where torchrun
-has started the processes already, nothing is launched: the step joins the others.
+writes. What goes wrong in one of them stops all, and is raised here as if it had happened here. Where torchrun has
+started the processes already (a training job on a cluster), nothing is launched: the step joins the others.
 """
 
 import contextlib
 import importlib
 import json
-import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,22 +18,34 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gkd_core.config import Params, TrainingConfig, parse_params
 from gkd_core.errors import GkdError
+from gkd_core.files import write_json
 from gkd_core.training.device import choose_device
 from gkd_core.training.distributed import refuse_too_many, started_by_torchrun
 
-SECONDS_BETWEEN_LOOKS = 0.5
 STOPS = (signal.SIGINT, signal.SIGTERM)
-# A training job on a cluster (Kubeflow Trainer) says in PET_* how its pods belong together; torchrun reads them itself.
-IN_A_JOB = "PET_NNODES"
+POLL_SECONDS = 0.1
+STOP_SECONDS = 30  # for a process to leave in good order; then it is killed
 
 
 def must_launch(training: TrainingConfig) -> bool:
-    """Whether a training wants more processes than this one, and nobody has started them."""
-    return not started_by_torchrun() and (training.devices > 1 or IN_A_JOB in os.environ)
+    """Whether a training wants more processes than this one, and nobody has started them.
+
+    Raises:
+        GkdError: this is one pod of several that torchrun should have started.
+    """
+    if started_by_torchrun():
+        return False
+    if os.environ.get("PET_NNODES", "1") != "1":  # Kubeflow Trainer says in PET_* how a job's pods belong together
+        raise GkdError(
+            "this is one pod of a training job of several (PET_NNODES is set), and torchrun has not started it: make "
+            "its command `python -m torch.distributed.run -m pipelines.cli …`"
+        )
+    return training.devices > 1
 
 
 def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: Any) -> dict[str, Any]:
@@ -51,10 +63,9 @@ def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: 
         RuntimeError: `run` raised something else; the text is its traceback.
     """
     devices = training.devices
-    if IN_A_JOB not in os.environ:
-        refuse_too_many(devices, training.device)
-        if choose_device(training.device).type == "cpu" and devices > _cores():
-            print(f"train.devices: {devices} processes share {_cores()} CPU cores", file=sys.stderr)
+    refuse_too_many(devices, training.device)
+    if choose_device(training.device).type == "cpu" and devices > _cores():
+        print(f"train.devices: {devices} processes share {_cores()} CPU cores", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="gkd-") as temporary:
         folder = Path(temporary)
         call = {
@@ -62,43 +73,94 @@ def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: 
             "params": params.model_dump(mode="json", exclude_unset=True),
             "paths": {name: str(value) for name, value in arguments.items() if isinstance(value, Path)},
             "others": {name: value for name, value in arguments.items() if not isinstance(value, Path)},
-            "launcher": os.getpid(),
         }
         (folder / "call.json").write_text(json.dumps(call))
-        _run_and_wait(folder, devices)
+        if failed := _run_processes(folder, devices):
+            raise _cause(folder, failed)
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
         return result
 
 
-def _run_and_wait(folder: Path, devices: int) -> None:
-    """Raises: what went wrong in a process; a signal to this process goes to the others, then to its own handler."""
-    from torch.distributed import run as torchrun  # slow to import, and only several devices need it
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+def _run_processes(folder: Path, count: int) -> dict[int, int]:
+    """Start them, wait until all have ended or one has failed, and leave none behind.
 
-    arguments = ["--max-restarts", "0", "--log-dir", str(folder / "torchrun")]
-    if IN_A_JOB not in os.environ:
-        arguments += ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(devices)]
+    Returns:
+        Exit code by rank, of the processes that failed by themselves.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # slow to import, and only several devices need it
+
+    # Through it they find each other. It listens before they start, as torchrun's does, so nobody can take its port.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, _cores() // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # no advice on settings chosen on purpose
+        **os.environ,
+        "MASTER_ADDR": store.host,
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+    }
+    lifeline, held = os.pipe()  # its reading end sees the end of this process, however it comes
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        with _as_it_was(threads=max(1, _cores() // devices)):
-            torchrun.run(torchrun.parse_args([*arguments, "-m", __name__, str(folder)]))
-    except ChildFailedError as failed:
-        exits = {number: failure.exitcode for number, failure in failed.failures.items()}
-        raise _what_happened(folder, exits) from None
-    except SignalException as stopped:
-        signal.raise_signal(stopped.sigval)
-        raise GkdError(f"stopped by {stopped.sigval.name}: run the same command again to go on") from None
+        with _stops_deferred():
+            for rank in map(str, range(count)):
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", __name__, str(folder)],
+                        env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+                        stdin=lifeline,
+                        start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
+                    )
+                )
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            time.sleep(POLL_SECONDS)
+        codes = [process.poll() for process in processes]  # whoever failed before the one just seen has ended by now
+        return {rank: code for rank, code in enumerate(codes) if code}
+    finally:
+        _stop(processes)
+        os.close(lifeline)
+        os.close(held)
 
 
-def _what_happened(folder: Path, exits: dict[int, int]) -> Exception:
+@contextlib.contextmanager
+def _stops_deferred() -> Iterator[None]:
+    """A stop that arrives within the block is acted on at its end: between start and entry in a list, none is lost."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in STOPS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()  # does nothing to one that has ended
+    end = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _cause(folder: Path, exits: dict[int, int]) -> Exception:
     """The first cause; that the others then lost their connection is none.
 
     Args:
-        exits: exit code by rank, of the processes that ended before torchrun stopped the rest.
+        exits: exit code by rank, of the processes that failed by themselves.
     """
-    reports = sorted(
-        (json.loads(file.read_text()) for file in folder.glob("error-*.json")), key=lambda report: report["time"]
-    )
+    reports = [json.loads(file.read_text()) for file in folder.glob("error-*.json")]
+    reports.sort(key=lambda report: report["time"])
     for report in reports:
         if report["kind"] == "GkdError":
             error = GkdError(report["text"])
@@ -106,44 +168,17 @@ def _what_happened(folder: Path, exits: dict[int, int]) -> Exception:
             return error
         if report["kind"] == "OSError":
             return OSError(*report["arguments"])
-    stops = {-signal.SIGKILL: signal.SIGKILL} | {128 + number: number for number in STOPS}
-    stops |= {-number: number for number in signal.Signals if -number not in stops}
-    for code, number in stops.items():
-        for rank, ended in exits.items():
-            if ended == code:
-                memory = ", perhaps for want of memory" if number == signal.SIGKILL else ""
-                return GkdError(
-                    f"process {rank} of the training was stopped by {signal.Signals(number).name}{memory}, and the "
-                    "others with it: run the same command again to go on after the last whole epoch"
-                )
+    for rank, code in sorted(exits.items(), key=lambda item: item[1] != -signal.SIGKILL):
+        number = -code if code < 0 else code - 128  # `_leave` ends with 128 + number
+        if number in set(signal.Signals):
+            memory = ", perhaps for want of memory" if number == signal.SIGKILL else ""
+            return GkdError(
+                f"process {rank} of the training was stopped by {signal.Signals(number).name}{memory}, and the "
+                "others with it: run the same command again to go on after the last whole epoch"
+            )
     if reports:
         return RuntimeError(f"in a process of the training\n{reports[0]['text']}")
     return RuntimeError(f"processes of the training ended with exit codes {exits} by rank")
-
-
-@contextlib.contextmanager
-def _as_it_was(threads: int) -> Iterator[None]:
-    """A block for torchrun, which sets signal handlers and variables, and tells of a failure in many lines.
-
-    Args:
-        threads: for each process, where the user has not said how many (OMP_NUM_THREADS).
-    """
-    main = threading.current_thread() is threading.main_thread()
-    handlers = {number: signal.getsignal(number) for number in (*STOPS, signal.SIGHUP, signal.SIGQUIT)} if main else {}
-    variables = dict(os.environ)
-    silenced = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no advice on settings chosen on purpose
-    try:
-        yield
-    finally:
-        logging.disable(silenced)
-        for name in set(os.environ) - set(variables):
-            del os.environ[name]
-        os.environ.update(variables)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _cores() -> int:
@@ -152,10 +187,9 @@ def _cores() -> int:
 
 def main(folder: Path) -> None:
     """One of the processes: leaves result.json or error-RANK.json in `folder`, and nothing on stderr but progress."""
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_never_outlive_launcher, daemon=True).start()
     call = json.loads((folder / "call.json").read_text())
-    for number in STOPS:
-        signal.signal(number, _leave)
-    threading.Thread(target=_never_outlive, args=(call["launcher"],), daemon=True).start()
     try:
         run = importlib.import_module(call["step"]).run
         paths = {name: Path(path) for name, path in call["paths"].items()}
@@ -167,23 +201,23 @@ def main(folder: Path) -> None:
         if isinstance(error, GkdError):
             report |= {"kind": "GkdError", "text": str(error), "exit_code": error.exit_code}
         elif isinstance(error, OSError):
-            report |= {"kind": "OSError", "arguments": [error.errno, error.strerror or str(error), error.filename]}
-        (folder / f"error-{os.environ['RANK']}.json").write_text(json.dumps(report, default=str))
+            filename = None if error.filename is None else str(error.filename)
+            report |= {"kind": "OSError", "arguments": [error.errno, error.strerror or str(error), filename]}
+        write_json(folder / f"error-{os.environ['RANK']}.json", report)
         sys.stderr.flush()
         os._exit(1)  # what communicates in the background may wait for the others, and they for this one
-    if os.environ["LOCAL_RANK"] == "0":
+    if os.environ["RANK"] == "0":
         (folder / "result.json").write_text(json.dumps(facts, default=str))
 
 
-def _leave(number: int, frame: object) -> None:
+def _leave(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
-def _never_outlive(launcher: int) -> None:
+def _never_outlive_launcher() -> None:
     """A launcher that was killed stops nobody any more, and the next one would meet its orphans at work."""
-    while os.getppid() == launcher:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

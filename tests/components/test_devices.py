@@ -1,6 +1,5 @@
 """`train.devices`: real processes, stopped in real ways. On CPUs; with CUDA only what refuses is tried."""
 
-import inspect
 import json
 import os
 import signal
@@ -69,6 +68,14 @@ class Started:
                 return
         raise AssertionError("".join(self.lines))
 
+    def wait_for_handlers(self) -> None:
+        """Until SIGTERM is caught."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        while True:
+            caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt:"))
+            if int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1:
+                return
+
     def workers(self) -> list[int]:
         """In order of rank."""
         found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout.split()
@@ -124,16 +131,39 @@ def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_
     assert folder_digest(folder / "student") == folder_digest(whole / "student")
 
 
-def test_a_signal_stops_all_with_one_sentence(tmp_path, few_digits):
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_signal_while_the_processes_start_stops_all_with_one_sentence(count, tmp_path, few_digits):
     started = Started(few_digits, tmp_path)
-    while len(workers := started.workers()) < 2:
+    while len(workers := started.workers()) < count:
         assert started.process.poll() is None, started.end()
+    if count == 0:
+        started.wait_for_handlers()
     started.process.send_signal(signal.SIGTERM)
     code, out, errors = started.end()
     assert (code, out) == (128 + signal.SIGTERM, "")
     assert errors.splitlines() == ["gkd: interrupted; run the same command again to go on"]
     assert all(map(gone, workers))
     assert not (tmp_path / "student").exists()
+
+
+def test_a_signal_between_start_and_entry_in_the_list_is_acted_on_afterwards():
+    reached = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: reached.append("the handler"))
+    try:
+        with launch._stops_deferred():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the end of the block")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert reached == ["the end of the block", "the handler"]
+
+
+def test_a_pod_of_several_that_torchrun_did_not_start_is_refused(monkeypatch):
+    monkeypatch.setenv("PET_NNODES", "2")
+    with pytest.raises(GkdError, match=r"torch\.distributed\.run"):
+        launch.must_launch(params().train)
+    monkeypatch.setenv("PET_NNODES", "1")
+    assert launch.must_launch(params().train)
 
 
 def test_what_a_process_refuses_is_raised_as_the_steps_own_sentence(tmp_path, few_digits):
@@ -149,29 +179,23 @@ def report(folder: Path, rank: int, **content) -> None:
 
 def test_the_cause_is_told_rather_than_its_consequences(tmp_path):
     report(tmp_path, 0, text="RuntimeError: connection closed by peer")
-    assert "connection closed" in str(launch._what_happened(tmp_path, {0: 1}))
-    killed = launch._what_happened(tmp_path, {0: 1, 1: -signal.SIGKILL})
+    assert "connection closed" in str(launch._cause(tmp_path, {0: 1}))
+    killed = launch._cause(tmp_path, {0: 1, 1: -signal.SIGKILL})
     assert "process 1 of the training was stopped by SIGKILL, perhaps for want of memory" in str(killed)
-    stopped = launch._what_happened(tmp_path, {0: 1, 3: 128 + signal.SIGTERM})
+    stopped = launch._cause(tmp_path, {0: 1, 3: 128 + signal.SIGTERM})
     assert "process 3 of the training was stopped by SIGTERM, and" in str(stopped)
     report(tmp_path, 2, kind="OSError", arguments=[28, "No space left on device", "work/checkpoint.pt"])
-    full = launch._what_happened(tmp_path, {0: 1, 1: -signal.SIGKILL})
+    full = launch._cause(tmp_path, {0: 1, 1: -signal.SIGKILL})
     assert isinstance(full, OSError)
     assert full.filename == "work/checkpoint.pt"
 
 
-def test_a_process_does_not_outlive_its_launcher():
-    child = f"import os, signal, sys, time\nSECONDS_BETWEEN_LOOKS = 0.05\n{inspect.getsource(launch._never_outlive)}"
-    child += "print('here', flush=True)\n_never_outlive(int(sys.argv[1]))"
-    parent = (
-        "import os, subprocess, sys\n"
-        f"subprocess.run([sys.executable, '-c', {child!r}, str(os.getpid())], start_new_session=True)"
-    )
-    launcher = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
-    launcher.stdout.readline()
-    launcher.kill()
-    assert launcher.stdout.read() == ""  # comes to its end when the orphan, which holds it open, is gone
-    launcher.wait()
+def test_processes_do_not_outlive_a_killed_launcher(tmp_path, few_digits):
+    started = Started(few_digits, tmp_path)
+    started.wait_for("epoch 1/")
+    started.process.kill()
+    started.process.stderr.read()  # ends when the last process that holds it open is gone
+    assert not (tmp_path / "student").exists()
 
 
 def test_more_devices_than_there_are_is_refused(monkeypatch, tmp_path):
