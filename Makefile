@@ -7,7 +7,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all e2e lint format lock audit image docker-test docs bench clean
+.PHONY: help install demo test test-all e2e lint format lock audit image docker-test dvc docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ image:  ## build the container images gkd:VERSION and gkd-serve:VERSION (BASE_IM
 docker-test: $(READY)  ## build the images and run the pipeline and the server in containers (an engine: see .ci/engine)
 	@pytest tests/docker -m docker
 
+dvc: $(READY)  ## make dvc.yaml from the table of steps (components/graph.py)
+	@python -m pipelines.dvc
+
 docs: $(READY)  ## make docs/parameters.md and docs/methods.md from the code
 	@gkd params --markdown > docs/parameters.md
 	@gkd methods --markdown > docs/methods.md
@@ -70,4 +73,4 @@ bench: $(READY)  ## speed, as ratios measured side by side
 	@python -m benchmarks
 
 clean:  ## remove what a run leaves (not .venv, not the tracking store)
-	@rm -rf data teacher baseline kd student deploy report registration work
+	@rm -rf sources data teacher baseline kd student deploy report registration work

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from components.export import trained_facts
+from components.graph import REFERENCES, SHOWN
 from components.teacher import open_teachers
 from gkd_core.config import EvaluateConfig, Params
 from gkd_core.data.loader import Loader
@@ -42,8 +43,6 @@ from gkd_core.training.device import choose_device
 BATCH_SIZE = 250
 DIGITS = 6  # decimals in metrics.json: more than any test set resolves, fewer than the order of additions disturbs
 SCHEDULE_POINTS = 1000
-REPORTED = ("data", "teacher", "student", "distill", "train", "references", "export", "evaluate")
-REFERENCES = ("baseline", "kd")
 
 
 def run(
@@ -302,9 +301,9 @@ def _rounded(value: Any) -> Any:
 
 def _configuration(params: Params) -> dict[str, Any]:
     """What the results depend on; where the data lies and who keeps the runs is nobody's business."""
-    content = params.model_dump(mode="json", include=set(REPORTED))
+    content = params.model_dump(mode="json", include=set(SHOWN))
     content["data"].pop("root")
-    return {section: content[section] for section in REPORTED}
+    return {section: content[section] for section in SHOWN}
 
 
 def _histories(teacher: Path, folders: dict[str, Path], facts: dict[str, Any]) -> dict[str, list[Row]]:

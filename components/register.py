@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.graph import STEPS
 from components.kept import CORRECT, CORRECT_TAG, DEPLOY, GATE
 from components.registry import CHALLENGER, CHAMPION, PREVIOUS, make_champion
 from components.tracking import NETWORK, RunRecord, Store, Version, connect
@@ -27,12 +28,7 @@ from gkd_core.gate import Champion, Decision, GateRefused, decide
 from gkd_core.records import read_teacher, read_training
 from gkd_core.tables import Row, read_table
 
-SECTIONS = {
-    "teacher": ("teacher",),
-    "baseline": ("student", "train", "references"),
-    "kd": ("student", "train", "references"),
-    "student": ("student", "train", "distill"),
-}
+SECTIONS = {step.output: step.sections for step in STEPS if step.trains}  # by role
 ATTEMPTS = 5  # decisions made anew because somebody else moved champion meanwhile
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from components.graph import STEPS
 from components.image import image
 from components.kubeflow.nulls import without_null
 from components.kubeflow.settings import resolve
@@ -31,16 +32,7 @@ from pipelines.compiled import create_pipeline, refuse_no_image
 
 RUNNERS = ("subprocess", "docker")
 FOLDERS = {
-    "distillation": {
-        "prepare": "data",
-        "teacher": "teacher",
-        "baseline": "baseline",
-        "kd": "kd",
-        "distill": "student",
-        "export": "deploy",
-        "evaluate": "report",
-        "register": "registration",
-    },
+    "distillation": {step.name: step.output for step in STEPS},
     "sweep": {"prepare": "data", "compare": "comparison"},
 }
 LOG = "pipeline.log"

@@ -16,13 +16,13 @@ from gkd_core.config import Params
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
 from gkd_core.verify import check_files
-from pipelines.profile import Profile, Step
+from pipelines.profile import Profile
 
 COMMAND = ("python", "-m", "torch.distributed.run", "-m", "pipelines.nodes")
 GONE = ".gone-"
 
 
-def train_on_nodes(step: Step, task: Task, profile: str, *, inputs: dict[str, str], out: str) -> None:
+def train_on_nodes(step: str, task: Task, profile: str, *, inputs: dict[str, str], out: str) -> None:
     """Run a training step as a TrainJob; what trains nothing (an imported teacher, say) runs right here.
 
     Args:
@@ -74,7 +74,7 @@ def train_on_nodes(step: Step, task: Task, profile: str, *, inputs: dict[str, st
     _take_away(place)
 
 
-def _trains(step: Step, params: Params) -> bool:
+def _trains(step: str, params: Params) -> bool:
     if step == "teacher":
         return params.teacher.source is None
     return step == "distill" or bool(getattr(params.references, step))
@@ -109,7 +109,7 @@ def _sweep(place: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _run(step: Step, params: Params, inputs: dict[str, Path], out: Path, work: Path) -> None:
+def _run(step: str, params: Params, inputs: dict[str, Path], out: Path, work: Path) -> None:
     from components import distill, teacher
 
     options: dict[str, Any] = {"data": inputs["data"], "out": out, "work": work, "params": params}

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from components.graph import STEPS
 from gkd_core.config import read_sections, sentence
 from gkd_core.errors import GkdError, unknown
 
 SHIPPED = Path(__file__).with_name("profiles")
-STEPS = ("settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended")
-TRAINING = ("teacher", "baseline", "kd", "distill")
-Step = Literal["settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended"]
+TASKS = ("settings", *(step.name for step in STEPS), "ended")
+TRAINING = tuple(step.name for step in STEPS if step.trains)
 
 
 # Where a volume would hide what the image, the kernel or Kubernetes itself has there.
@@ -34,6 +34,12 @@ def _quantity(value: str) -> str:
 def _name(value: str) -> str:
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", value):
         raise ValueError(f"{value!r} is no Kubernetes name: small letters, digits, - and .")
+    return value
+
+
+def _task(value: str) -> str:
+    if value not in TASKS:
+        raise ValueError(unknown("the task", value, TASKS))
     return value
 
 
@@ -105,6 +111,7 @@ def _amount(quantity: str) -> float:
 Quantity = Annotated[str, AfterValidator(_quantity)]
 Name = Annotated[str, AfterValidator(_name)]
 Place = Annotated[str, AfterValidator(_absolute)]
+Task = Annotated[str, AfterValidator(_task)]
 Variable = Annotated[str, AfterValidator(_variable)]
 Label = Annotated[str, AfterValidator(_label)]
 LabelValue = Annotated[str, AfterValidator(_label_value)]
@@ -210,7 +217,7 @@ class Secret(_Part):
     name: Name
     env: dict[Annotated[str, AfterValidator(_key)], Variable]
     """Variable by key of the secret."""
-    steps: list[Step] = ["prepare", "teacher", "register"]
+    steps: list[Task] = ["prepare", "teacher", "register"]
     """Tasks that need it; no other sees it."""
     optional: bool = False
     """Whether tasks start without it."""

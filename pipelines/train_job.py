@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
-from pipelines.profile import Pod, Profile, Step
+from pipelines.profile import Pod, Profile
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -79,7 +79,7 @@ class TrainJob:
             )
 
 
-def of_profile(profile: Profile, *, step: Step, name: str, image: str, command: tuple[str, ...]) -> TrainJob:
+def of_profile(profile: Profile, *, step: str, name: str, image: str, command: tuple[str, ...]) -> TrainJob:
     """The job of a training step under a profile that has `nodes`.
 
     Args:

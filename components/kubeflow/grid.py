@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from components.compare import check
-from components.kubeflow.sections import divide
+from components.graph import divide
 from components.teacher import refuse_ahead
 from gkd_core import methods as registry
 from gkd_core.config import Params

@@ -49,7 +49,7 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
     """
     import json
 
-    from components.kubeflow.sections import divide
+    from components.graph import divide
     from components.kubeflow.settings import resolve
     from components.kubeflow.source import refuse_unknown
     from components.kubeflow.task import running

@@ -1,128 +1,69 @@
-"""One command a step, and the summary of a run; `dvc repro` chains them."""
+"""One command a step, read from the table of steps, and the summary of a run; `dvc repro` chains them."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gkd_core.errors import GkdError
+from components.graph import MAKER, REFERENCES, STEPS, Step
+from gkd_core.errors import GkdError, unknown
 from pipelines.commands.groups import grouped
-from pipelines.commands.options import (
-    Configuration,
-    Data,
-    Deploy,
-    Networks,
-    Out,
-    Registration,
-    Report,
-    Student,
-    Teacher,
-    Work,
-    finish,
-)
+from pipelines.commands.options import Configuration, Deploy, Out, Registration, Report, Work, finish
 
 app = typer.Typer()
 
 
-@app.command()
+def _command(steps: list[Step]) -> Callable[..., None]:
+    """The command of the steps that share one module; which of them is meant, `--reference` says."""
+    options: dict[str, tuple[Any, Any]] = {}  # annotation and default
+    for name in dict.fromkeys(folder for step in steps for folder in step.inputs):
+        maker = MAKER[name].line
+        if all(name in step.inputs for step in steps):
+            options[name] = (Annotated[Path, typer.Option(help=f"Folder of `{maker}`.")], Path(name))
+        else:
+            words = f"Folder of `{maker}`; needed unless the method learns without one."
+            options[name] = (Annotated[Path | None, typer.Option(help=words)], None)
+    main = steps[-1]
+    options["out"] = (Out, Path(main.output))
+    if main.trains:
+        options["work"] = (Work, Path("work"))
+    if len(steps) > 1:
+        words = "`baseline` (student alone) or `kd` (plain soft labels) instead of the method."
+        options["reference"] = (Annotated[str | None, typer.Option(help=words)], None)
+    options["configuration"] = (Configuration, inspect.Parameter.empty)
+
+    def run(*, configuration: Configuration, reference: str | None = None, **given: Any) -> None:
+        step = next((step for step in steps if step.reference == reference), None)
+        if step is None:
+            raise GkdError(unknown("--reference", str(reference), REFERENCES))
+        settings = configuration.read()
+        finish(step.run(**{"work": Path("work"), **given}, params=settings))
+
+    run.__name__, run.__doc__ = main.word, main.help
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            for name, (kind, default) in options.items()
+        ]
+    )
+    run.__annotations__ = {name: kind for name, (kind, _) in options.items()}
+    return grouped(run)
+
+
+for word in dict.fromkeys(step.word for step in STEPS):
+    app.command(word)(_command([step for step in STEPS if step.word == word]))
+
+
+@app.command(hidden=True)
 @grouped
-def prepare(out: Out = Path("data"), *, configuration: Configuration) -> None:
-    """Read the images, split them, and write the prepared format."""
+def sources(out: Out = Path("sources"), *, configuration: Configuration) -> None:
+    """Write which source files each step's result depends on; a stage of dvc.yaml."""
     settings = configuration.read()
-    from components import prepare as step
+    from pipelines.dvc import write_sources
 
-    finish(step.run(out=out, params=settings))
-
-
-@app.command()
-@grouped
-def teacher(
-    data: Data = Path("data"),
-    out: Out = Path("teacher"),
-    work: Work = Path("work"),
-    *,
-    configuration: Configuration,
-) -> None:
-    """Train the teacher, or check and import `teacher.source`."""
-    settings = configuration.read()
-    from components import teacher as step
-
-    finish(step.run(data=data, out=out, work=work, params=settings))
-
-
-@app.command()
-@grouped
-def distill(
-    data: Data = Path("data"),
-    teacher: Annotated[
-        Path | None, typer.Option(help="Folder of `gkd teacher`; needed unless the method learns without one.")
-    ] = None,
-    out: Out = Path("student"),
-    work: Work = Path("work"),
-    reference: Annotated[
-        str | None, typer.Option(help="`baseline` (student alone) or `kd` (plain soft labels) instead of the method.")
-    ] = None,
-    *,
-    configuration: Configuration,
-) -> None:
-    """Train the student by `distill.method`, or one of the references it is compared with."""
-    from gkd_core.errors import unknown
-
-    if reference not in (None, "baseline", "kd"):
-        raise GkdError(unknown("--reference", str(reference), ["baseline", "kd"]))
-    settings = configuration.read()
-    from components import distill as step
-
-    finish(step.run(data=data, teacher=teacher, out=out, work=work, params=settings, reference=reference))  # type: ignore[arg-type]
-
-
-@app.command()
-@grouped
-def export(
-    data: Data = Path("data"),
-    teacher: Teacher = Path("teacher"),
-    student: Student = Path("student"),
-    out: Out = Path("deploy"),
-    *,
-    configuration: Configuration,
-) -> None:
-    """Package the student as ONNX, check it against torch, and write its manifest."""
-    settings = configuration.read()
-    from components import export as step
-
-    finish(step.run(data=data, teacher=teacher, student=student, out=out, params=settings))
-
-
-@app.command()
-@grouped
-def evaluate(
-    data: Data = Path("data"),
-    out: Out = Path("report"),
-    *,
-    networks: Networks,
-    configuration: Configuration,
-) -> None:
-    """Measure all networks and the final ONNX on the test split, and write the report."""
-    settings = configuration.read()
-    from components import evaluate as step
-
-    finish(step.run(data=data, **vars(networks), out=out, params=settings))
-
-
-@app.command()
-@grouped
-def register(
-    report: Report = Path("report"),
-    out: Out = Path("registration"),
-    *,
-    networks: Networks,
-    configuration: Configuration,
-) -> None:
-    """Log the runs in MLflow, register the student as challenger, and let the gate decide on champion."""
-    settings = configuration.read()
-    from components import register as step
-
-    finish(step.run(**vars(networks), report=report, out=out, params=settings))
+    finish(write_sources(out, settings))
 
 
 @app.command()

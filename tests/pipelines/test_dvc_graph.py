@@ -1,54 +1,45 @@
-"""dvc.yaml: every command is one of ours, every stage declares what its command reads and writes."""
+"""dvc.yaml is the table of steps, and a changed source reruns the steps whose results it could change."""
 
-import ast
+import json
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from gkd_core.config import Params
+from components.graph import MAKER, STEP, STEPS
+from gkd_core.config import Params, load_params, parse_params
+from pipelines import dvc
 
 ROOT = Path(__file__).parents[2]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-def options(stage: dict) -> dict[str, str]:
-    words = shlex.split(stage["cmd"])
-    return dict(zip(words[2::2], words[3::2], strict=True))
+def losses(step: str, **content) -> set[str]:
+    """The names of the loss files that a step's result depends on."""
+    found = dvc.sources_of(STEP[step], parse_params(content))
+    return {Path(path).stem for path in found if path.startswith("gkd_core/losses/")}
 
 
-def paths(entries: list) -> set[str]:
-    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
+def test_dvc_yaml_is_what_make_dvc_writes():
+    assert (ROOT / "dvc.yaml").read_text() == dvc.dvc_yaml()
 
 
 def test_the_order_of_the_house():
-    assert list(STAGES) == ["prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register"]
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_declares_the_folders_its_command_names(name):
-    stage, given = STAGES[name], options(STAGES[name])
-    out = given.pop("--out")
-    given.pop("--reference", None)
-    written = paths(stage.get("outs", []) + stage.get("metrics", []))
-    assert written == {out} or all(path.startswith(f"{out}/") for path in written)
-    deps = paths(stage.get("deps", []))
-    for folder in given.values():
-        assert folder in deps or any(dep.startswith(f"{folder}/") for dep in deps), f"{name} reads {folder}"
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_reads_known_sections_and_existing_sources(name):
-    assert set(STAGES[name]["params"]) <= set(Params.model_fields)
-    produced = {options(stage)["--out"] for stage in STAGES.values()}
-    for dep in paths(STAGES[name].get("deps", [])):
-        assert dep.split("/")[0] in produced or (ROOT / dep).exists(), f"{name} depends on {dep}"
+    assert list(STAGES) == ["sources", *STEP]
+    assert list(STEP) == ["prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register"]
+    for place, step in enumerate(STEPS):
+        assert {MAKER[folder].name for folder in step.inputs} <= set([*STEP][:place])
+        assert set(step.sections) <= set(Params.model_fields)
 
 
 def test_the_references_read_nothing_of_the_method():
     for name in ("baseline", "kd"):
-        assert STAGES[name]["params"] == ["student", "train", "references"]
+        assert STEP[name].sections == ("student", "train", "references")
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -60,42 +51,123 @@ def test_commands_exist_with_their_options(name):
     words = shlex.split(STAGES[name]["cmd"])
     assert words[0] == "gkd"
     known = {flag for parameter in get_command(app).commands[words[1]].params for flag in parameter.opts}
-    assert set(options(STAGES[name])) <= known
+    assert set(words[2::2]) <= known
 
 
-# Sources that change no result: what a user reads, and what is kept in no digest.
-SILENT = {
-    "gkd_core/errors.py",
-    "gkd_core/redact.py",
-    "gkd_core/run_facts.py",
-    "gkd_core/training/progress.py",
-    "components/tracking.py",
-}
+def test_without_a_checkout_no_stage_depends_on_sources():
+    stages = yaml.safe_load(dvc.dvc_yaml(checkout=False))["stages"]
+    assert list(stages) == list(STEP)
+    assert "deps" not in stages["prepare"]
+    assert stages["kd"]["deps"] == ["data", "teacher"]
 
 
-def imported_files(file: Path) -> set[Path]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        found |= {ROOT.joinpath(*name.split(".")).with_suffix(".py") for name in names}
-    return {path for path in found if path.is_file()}
+def test_a_step_depends_on_the_losses_of_its_methods_alone():
+    assert {"cross_entropy"} <= losses("teacher") == losses("baseline")
+    assert not {"kd", "gompertz", "fitnet"} & losses("teacher")
+    chain = {"assistants": ["resnet14"], "assistant_distill": {"method": "dkd"}}
+    distill = {"method": "dkd", "arrangement": "assistant"}
+    assert losses("teacher", teacher=chain, distill=distill) - losses("teacher") >= {"dkd"}
+    assert "kd" in losses("kd")
+    assert "fitnet" in losses("distill", distill={"method": "fitnet"})
+    assert not {"gompertz", "crd"} & losses("distill", distill={"method": "fitnet"})
+    assert losses("prepare") == losses("register") == set()
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_every_source_that_its_command_imports(name):
-    """Else a change of code leaves old results standing under a new code digest."""
-    words = shlex.split(STAGES[name]["cmd"])
-    todo, seen = {ROOT / "components" / f"{words[1]}.py"}, set()
-    while todo:
-        file = todo.pop()
-        seen.add(file)
-        todo |= imported_files(file) - seen
-    deps = paths(STAGES[name].get("deps", []))
-    sources = {file.relative_to(ROOT).as_posix() for file in seen} - SILENT
-    uncovered = {s for s in sources if not any(s == dep or s.startswith(f"{dep}/") for dep in deps)}
-    assert not uncovered
+def test_what_a_user_reads_is_no_reason_to_run_again():
+    found = dvc.sources_of(STEP["teacher"], Params())
+    assert {"components/teacher.py", "gkd_core/models/registry.py", "gkd_core/models/resnet.py"} <= set(found)
+    assert not set(found) & dvc.SILENT
+
+
+def test_the_manifest_s_code_digest_is_of_the_sources_that_export_depends_on():
+    from gkd_core.export.manifest import SOURCES
+
+    everything = dvc.sources_of(STEP["export"], Params())
+    for package in dvc.PACKAGES:
+        for file in (ROOT / package).rglob("*"):
+            if file.suffix in SOURCES and file.is_file():
+                assert file.relative_to(ROOT).as_posix() in everything
+
+
+RUN = """
+import sys
+from pathlib import Path
+from components.graph import STEP
+from gkd_core.config import load_params
+params = load_params(Path("params.yaml"))
+for name in ("prepare", "teacher", "distill"):
+    step = STEP[name]
+    folders = {folder: Path(folder) for folder in step.inputs}
+    step.run(**folders, out=Path(step.output), work=Path("work"), params=params)
+print(*(module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None)), sep="\\n")
+"""
+
+
+@pytest.mark.slow
+def test_every_module_that_a_training_loads_is_among_its_sources(tmp_path):
+    """Found by running it: a module that is loaded by a name, and in no import, would be missed."""
+    moment = {"epochs": 1, "device": "cpu"}
+    content = {
+        "data": {"train_images": 100},
+        "teacher": {"name": "resnet8", "train": moment},
+        "student": {"name": "resnet8"},
+        "train": moment,
+        "distill": {"method": "fitnet"},
+    }
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = [Path(line) for line in done.stdout.splitlines() if line.startswith(str(ROOT) + os.sep)]
+    loaded = {file.relative_to(ROOT).as_posix() for file in files if ".venv" not in file.parts}
+    params = load_params(tmp_path / "params.yaml")
+    sources = {path for step in ("prepare", "teacher", "distill") for path in dvc.sources_of(STEP[step], params)}
+    empty = {path for path in loaded if path.endswith("__init__.py") and len((ROOT / path).read_text()) < 200}
+    assert loaded - sources - dvc.SILENT - empty == {"components/graph.py"}
+
+
+@pytest.mark.slow
+def test_dvc_reruns_what_uses_a_changed_loss_and_nothing_else(tmp_path, monkeypatch):
+    """A real DVC over a copy of the sources, with stages that do nothing: which of them does it run again?"""
+    from dvc.repo import Repo
+
+    for package in dvc.PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    stages = {name: STAGES[name] for name in ("sources", "prepare", "teacher", "baseline", "kd", "distill")}
+    commands = {name: f"mkdir {STEP[name].output} && echo {name} >> ran" for name in stages if name in STEP}
+    commands["sources"] = f"{shlex.quote(sys.executable)} -m pipelines.cli sources --out sources"
+    stages = {name: stage | {"cmd": commands[name]} for name, stage in stages.items()}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.chdir(tmp_path)
+
+    def rerun() -> set[str]:
+        (tmp_path / "ran").write_text("")
+        with Repo(".") as repo:
+            repo.reproduce()
+            assert repo.status() == {}
+        return set((tmp_path / "ran").read_text().split())
+
+    def after_a_change_of(loss: str) -> set[str]:
+        with (tmp_path / "gkd_core" / "losses" / f"{loss}.py").open("a") as file:
+            file.write("\n# another line\n")
+        with Repo(".") as repo:
+            assert set(repo.status()) == {"sources"}
+        return rerun()
+
+    Repo.init(".", no_scm=True).close()
+    assert rerun() == {"prepare", "teacher", "baseline", "kd", "distill"}
+    assert after_a_change_of("fitnet") == set()
+    assert after_a_change_of("gompertz") == {"distill"}
+    assert after_a_change_of("kd") == {"kd"}
+    content = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    content["teacher"] |= {"assistants": ["resnet14"], "assistant_distill": {"method": "gompertz"}}
+    content["distill"] = {"method": "gompertz", "arrangement": "assistant"}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    assert rerun() == {"teacher", "distill"}
+    assert after_a_change_of("gompertz") == {"teacher", "distill"}

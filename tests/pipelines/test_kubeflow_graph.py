@@ -1,22 +1,20 @@
-"""The two graphs, dvc.yaml and the Kubeflow pipeline, step by step and edge by edge.
+"""The Kubeflow pipeline is the table of steps, step by step and edge by edge.
 
 What Kubeflow has alone: the task `settings`, which is its params.yaml, and the exit handler's `ended`.
 """
 
 import ast
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from components.kubeflow.sections import READS, SHOW, SHOWN, divide
+from components.graph import MAKER, SHOWN, STEP, STEPS, divide
 from gkd_core.config import Params, load_params, params_of_sections, parse_params
 from pipelines.compiled import compile_pipeline
 
 ROOT = Path(__file__).parents[2]
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 OURS = {"settings"}
 
 
@@ -32,24 +30,13 @@ def tasks(spec) -> dict:
     return spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
 
 
-def folder(stage: dict) -> str:
-    words = shlex.split(stage["cmd"])
-    return words[words.index("--out") + 1]
-
-
-def dvc_edges() -> set[tuple[str, str, str]]:
+def edges_of_the_table() -> set[tuple[str, str, str]]:
     """(who makes it, folder, who reads it)"""
-    makers = {folder(stage): name for name, stage in STAGES.items()}
-    return {
-        (makers[dep.split("/")[0]], dep.split("/")[0], name)
-        for name, stage in STAGES.items()
-        for dep in stage.get("deps", [])
-        if dep.split("/")[0] in makers
-    }
+    return {(MAKER[name].name, name, step.name) for step in STEPS for name in step.inputs}
 
 
 def test_the_same_steps(tasks):
-    assert set(tasks) - OURS == set(STAGES)
+    assert set(tasks) - OURS == set(STEP)
 
 
 def test_the_same_artifacts_go_the_same_ways(tasks):
@@ -58,33 +45,27 @@ def test_the_same_artifacts_go_the_same_ways(tasks):
         for name, task in tasks.items()
         for given in task.get("inputs", {}).get("artifacts", {}).values()
     }
-    assert edges == dvc_edges()
+    assert edges == edges_of_the_table()
     for name, task in tasks.items():  # nothing waits for anything else
-        makers = {maker for maker, _, reader in dvc_edges() if reader == name}
+        makers = {maker for maker, _, reader in edges_of_the_table() if reader == name}
         assert set(task.get("dependentTasks", [])) - OURS == makers, name
 
 
 def test_a_step_s_own_folder_has_the_same_name(spec):
-    for name, stage in STAGES.items():
-        assert folder(stage) in spec["components"][f"comp-{name}"]["outputDefinitions"]["artifacts"], name
-
-
-def test_the_same_sections_are_read():
-    assert {name: list(reads) for name, reads in READS.items()} == {
-        name: stage["params"] for name, stage in STAGES.items()
-    }
+    for step in STEPS:
+        assert step.output in spec["components"][f"comp-{step.name}"]["outputDefinitions"]["artifacts"], step.name
 
 
 def test_each_step_is_given_its_own_sections_by_the_settings_task(tasks):
-    for name in STAGES:
+    for name in STEP:
         assert tasks[name]["inputs"]["parameters"]["settings"]["taskOutputParameter"] == {
             "producerTask": "settings", "outputParameterKey": name,
         }  # fmt: skip
     params = load_params(ROOT / "params.yaml")
     for name, sections in divide(params).items():
-        assert set(sections) == {*READS[name], *(SHOWN if name in SHOW else ())}
-        again = params_of_sections(json.loads(json.dumps(sections)))
-        assert again.digest(*READS[name]) == params.digest(*READS[name])
+        reads = STEP[name].sections
+        assert set(sections) == {*reads, *(SHOWN if STEP[name].shows else ())}
+        assert params_of_sections(json.loads(json.dumps(sections))).digest(*reads) == params.digest(*reads)
 
 
 def test_a_teacher_from_the_registry_is_told_where_that_is():
@@ -99,12 +80,10 @@ def test_a_step_s_source_reads_no_other_section():
     excused = {
         "teacher": {"tracking", "distill", "student"},  # given where needed; refuse_ahead, which `settings` calls too
     }
-    for name in READS:
-        if name in ("baseline", "kd"):
-            continue
-        step = {"distill": {"student", "train", "distill", "references"}}.get(name, {*READS[name]})
-        step |= set(SHOWN if name in SHOW else ()) | excused.get(name, set())
-        tree = ast.parse((ROOT / "components" / f"{name}.py").read_text())
+    for word in {step.word for step in STEPS}:
+        steps = [step for step in STEPS if step.word == word]
+        known = {section for step in steps for section in (*step.sections, *(SHOWN if step.shows else ()))}
+        tree = ast.parse((ROOT / "components" / f"{word}.py").read_text())
         read = {
             node.attr
             for node in ast.walk(tree)
@@ -113,7 +92,7 @@ def test_a_step_s_source_reads_no_other_section():
             and node.value.id == "params"
             and node.attr in Params.model_fields
         }
-        assert read <= step, name
+        assert read <= known | excused.get(word, set()), word
 
 
 def test_the_exit_handler_hears_how_it_ended(spec):

@@ -156,7 +156,7 @@ def mini(finished: Path, settings: dict) -> object:
 
 @pytest.mark.slow
 def test_a_gate_that_says_no_fails_the_run_where_that_is_wanted(ran, monkeypatch, tmp_path, capfd):
-    from components.kubeflow.sections import divide
+    from components.graph import divide
     from pipelines import local
 
     params = load_params(ran.project / "params.yaml", ["train.epochs=1", "gate.on_refusal=fail"])

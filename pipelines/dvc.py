@@ -1,0 +1,181 @@
+"""dvc.yaml, written from the table of steps, and which source files a step's result depends on.
+
+DVC knows no dependency that holds under some parameters only, and a change of one loss must not retrain a teacher that
+has no use for it. So the first stage, `sources`, writes one file for each step, with the digests of the sources that
+the step uses under these parameters, and the step depends on that file. `sources` takes a second; a step whose file
+stays the same is not run again.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components.graph import MAKER, STEPS, Step
+from gkd_core.config import Params
+from gkd_core.files import file_digest, whole_folder, write_bytes, write_json
+from gkd_core.methods import METHODS
+
+SOURCES = "sources"
+PACKAGES = ("gkd_core", "components", "pipelines")
+ROOT = Path(__file__).parents[1]  # of a checkout, or site-packages
+# Packages of which one module is chosen by a name at run time: who uses one of them uses all.
+BY_NAME = ("gkd_core/data/sources", "gkd_core/models", "gkd_core/report")
+# Sources that change no result: what a user reads, and what is in no digest.
+SILENT = frozenset(
+    {
+        "components/tracking.py",
+        "gkd_core/errors.py",
+        "gkd_core/redact.py",
+        "gkd_core/run_facts.py",
+        "gkd_core/training/progress.py",
+    }
+)
+PLOTS = """plots:
+  - learning curves:
+      template: linear
+      title: top-1 on the validation split
+      x: epoch
+      y:
+        student/history.csv: validation_top1
+        kd/history.csv: validation_top1
+        baseline/history.csv: validation_top1
+  - training loss:
+      template: linear
+      title: loss of the student, all terms
+      x: epoch
+      y:
+        student/history.csv: train_loss
+  - schedule:
+      template: linear
+      title: weight β(t) of the distillation terms
+      x: epoch
+      y:
+        report/plots/schedule.csv: beta
+  - confusion:
+      template: confusion
+      title: test images by actual and predicted class
+      x: actual
+      y:
+        report/plots/confusion.csv: predicted
+  - recall by class:
+      template: bar_horizontal
+      title: recall on the test split
+      x: recall
+      y:
+        report/plots/per_class.csv: name
+"""
+
+
+def write_sources(out: Path, params: Params) -> dict[str, Any]:
+    """Write STEP.json for every step: the sha256 of each source file that its result depends on.
+
+    Returns:
+        How many files, by step.
+    """
+    with whole_folder(out) as folder:
+        for step in STEPS:
+            write_json(folder / f"{step.name}.json", sources_of(step, params))
+    return {step.name: len(sources_of(step, params)) for step in STEPS}
+
+
+def sources_of(step: Step, params: Params) -> dict[str, str]:
+    """The sha256 by path of the source files that a step's result depends on under these parameters.
+
+    They are found by their imports, from the step's module and the losses of its methods on; what is chosen by a name
+    otherwise (`BY_NAME`) counts as a whole package. Installed packages and plugins are not among them.
+    """
+    losses = [METHODS[name].loss.partition(":")[0] for name in step.methods(params)]
+    todo = {path for module in (f"components.{step.word}", *losses) for path in _files_of(module)}
+    for package in step.sources:
+        todo |= _files_in(package)
+    found: set[str] = set()
+    while todo:
+        path = todo.pop()
+        found.add(path)
+        todo |= {*_imported(path)} - found - SILENT
+    return {path: file_digest(ROOT / path) for path in sorted(found)}
+
+
+def _imported(path: str) -> Iterator[str]:
+    """The files of ours that one names in its imports, wherever in it; of a package chosen from by name, all."""
+    if not path.endswith(".py"):
+        return
+    for package in BY_NAME:
+        if path.startswith(f"{package}/"):
+            yield from _files_in(package)
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            yield from _files_of(name)
+
+
+def _files_of(module: str) -> list[str]:
+    """The file of a module of ours, by its name."""
+    if module.partition(".")[0] not in PACKAGES:
+        return []
+    path = module.replace(".", "/")
+    return [file for file in (f"{path}.py", f"{path}/__init__.py") if (ROOT / file).is_file()]
+
+
+def _files_in(package: str) -> set[str]:
+    files = (file for file in (ROOT / package).rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    return {file.relative_to(ROOT).as_posix() for file in files}
+
+
+def dvc_yaml(*, checkout: bool = True) -> str:
+    """The text of dvc.yaml.
+
+    Args:
+        checkout: gkd's sources stand beside it, so that a changed one is noticed; else gkd is an installed package.
+    """
+    lines = [
+        "# Made by `make dvc` from the table in components/graph.py. `gkd STEP --help` tells what each step takes."
+    ]
+    lines += ["# A changed source reruns what it could change: `sources` writes down which step uses which.", "stages:"]
+    if checkout:
+        read = ["distill", "teacher"]  # they name the methods
+        stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": list(PACKAGES), "params": read, "outs": [SOURCES]}
+        lines += _block(SOURCES, stage)
+    for step in STEPS:
+        lines += _block(step.name, _stage(step, checkout))
+    return "\n".join([*lines, PLOTS])
+
+
+def _stage(step: Step, checkout: bool) -> dict[str, Any]:
+    given = [f"--{folder} {folder}" for folder in step.inputs]
+    code = [f"{SOURCES}/{step.name}.json"] if checkout else []
+    deps = [path for folder in step.inputs for path in _paths(MAKER[folder])]
+    stage: dict[str, Any] = {"cmd": " ".join([step.line, *given, f"--out {step.output}"])}
+    stage |= {"deps": sorted([*code, *deps])} if code or deps else {}
+    stage["params"] = list(step.sections)
+    outs = [path for path in _paths(step) if _kind(step, path) == "out" and not step.in_git]
+    for_git = [path for path in _paths(step) if _kind(step, path) == "plot" or step.in_git]
+    stage["outs"] = [*outs, *({path: {"cache": False}} for path in for_git)]
+    if metrics := [path for path in _paths(step) if _kind(step, path) == "metric"]:
+        stage["metrics"] = [{path: {"cache": False}} for path in metrics]
+    return stage
+
+
+def _paths(step: Step) -> list[str]:
+    return [f"{step.output}/{part}" for part in step.parts] or [step.output]
+
+
+def _kind(step: Step, path: str) -> str:
+    return step.parts.get(path.removeprefix(f"{step.output}/"), "out")
+
+
+def _block(name: str, stage: dict[str, Any]) -> list[str]:
+    text = yaml.safe_dump({name: stage}, sort_keys=False, width=118, default_flow_style=None)
+    return [*(f"  {line}" for line in text.splitlines()), ""]
+
+
+if __name__ == "__main__":
+    write_bytes(ROOT / "dvc.yaml", dvc_yaml().encode())
