@@ -7,7 +7,7 @@ stays the same is not run again.
 """
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,17 +95,16 @@ def sources_of(step: Step, params: Params) -> dict[str, str]:
     while todo:
         path = todo.pop()
         found.add(path)
-        todo |= {*_imported(path)} - found - SILENT
+        todo |= _imported(path) - found - SILENT
     return {path: file_digest(ROOT / path) for path in sorted(found)}
 
 
-def _imported(path: str) -> Iterator[str]:
+@cache
+def _imported(path: str) -> frozenset[str]:
     """The files of ours that one names in its imports, wherever in it; of a package chosen from by name, all."""
+    found = {file for package in BY_NAME if path.startswith(f"{package}/") for file in _files_in(package)}
     if not path.endswith(".py"):
-        return
-    for package in BY_NAME:
-        if path.startswith(f"{package}/"):
-            yield from _files_in(package)
+        return frozenset(found)
     for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -113,8 +112,8 @@ def _imported(path: str) -> Iterator[str]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        for name in names:
-            yield from _files_of(name)
+        found |= {file for name in names for file in _files_of(name)}
+    return frozenset(found)
 
 
 def _files_of(module: str) -> list[str]:
