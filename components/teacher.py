@@ -16,7 +16,7 @@ from gkd_core.errors import GkdError, unknown
 from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write_json
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
-from gkd_core.models.weights import import_network
+from gkd_core.models.weights import read_network
 from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
 from gkd_core.training.distributed import joined
@@ -211,18 +211,18 @@ def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]
         from components.tracking import download_network  # MLflow is slow to import, and only this needs it
 
         source = str(download_network(source, params.tracking))
-    network = import_network(
+    network = read_network(
         source,
         name=teacher.name,
+        classes=teacher.classes,
+        data=prepared,
         stem=teacher.stem,
-        classes=None if teacher.classes is None else tuple(teacher.classes),
-        mean=info.mean if teacher.mean is None else tuple(teacher.mean),
-        std=info.std if teacher.std is None else tuple(teacher.std),
-        image_size=teacher.image_size or info.image_size,
-        in_channels=info.channels if teacher.mean is None else len(teacher.mean),
-        data_classes=info.classes,
+        image_size=teacher.image_size,
+        channels=None if teacher.mean is None else len(teacher.mean),
+        mean=teacher.mean,
+        std=teacher.std,
+        option="teacher.",
     )
-    network.select_classes(info.classes)  # refuses a teacher that does not know the data's classes
     name = _folder(network.spec.name)
     facts = {
         "trained": False,

@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from gkd_core.errors import GkdError
 from gkd_core.files import Shape, read_json, write_bytes, write_json
-from gkd_core.models.classifier import Output
+from gkd_core.models.classifier import Classifier, Output
 from gkd_core.models.registry import create_classifier
+from gkd_core.models.wrap import WRAPPED, WrappedClassifier
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" mode uses
+LARGEST_SIDE = 4096  # pixels; some networks hold a value for every place in the image
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class NetworkSpec:
         in_channels: 1 or 3.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in [0, 1].
+        stages, head: names of layers, for a wrapped module only (see `gkd_core.models.wrap`).
     """
 
     name: str
@@ -43,6 +46,19 @@ class NetworkSpec:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    stages: tuple[str, ...] = ()
+    head: str = ""
+
+    def fault(self) -> str | None:
+        """Why no network can be like this, or None."""
+        faults = {
+            f"in_channels is {self.in_channels}": self.in_channels not in (1, 3),
+            f"image_size is {self.image_size}": not 1 <= self.image_size <= LARGEST_SIDE,
+            "mean and std are not one for each channel": {len(self.mean), len(self.std)} != {self.in_channels},
+            "std is not above 0": min(self.std, default=0) <= 0,
+            "there are no classes, or two of one name": not self.classes or len(set(self.classes)) != len(self.classes),
+        }
+        return next((fault for fault, there in faults.items() if there), None)
 
 
 class Network(nn.Module):
@@ -51,6 +67,7 @@ class Network(nn.Module):
     Args:
         spec: what to build.
         classes: class names whose logits are wanted, in order; null takes all of the network's own.
+        classifier: what gives the logits; null builds the architecture `spec.name`, freshly initialised.
     Raises:
         GkdError: a wanted class is not among the network's.
     """
@@ -60,10 +77,12 @@ class Network(nn.Module):
     luma: Tensor
     columns: Tensor | None
 
-    def __init__(self, spec: NetworkSpec, classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, spec: NetworkSpec, classes: tuple[str, ...] | None = None, classifier: Classifier | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
-        self.classifier = create_classifier(
+        self.classifier = classifier or create_classifier(
             spec.name, len(spec.classes), in_channels=spec.in_channels, image_size=spec.image_size, stem=spec.stem
         )
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
@@ -180,25 +199,40 @@ def save_network(network: Network, folder: Path) -> None:
     """Write model.safetensors and model.json into an existing folder; the same weights give the same bytes."""
     weights = {name: value.detach().cpu().contiguous() for name, value in network.classifier.state_dict().items()}
     write_bytes(folder / "model.safetensors", save(weights))
-    write_json(folder / "model.json", json.loads(json.dumps(asdict(network.spec))))
+    content = asdict(network.spec)
+    if not network.spec.head:
+        del content["stages"], content["head"]
+    write_json(folder / "model.json", json.loads(json.dumps(content)))
 
 
-def load_network(folder: Path, classes: tuple[str, ...] | None = None) -> Network:
+def load_network(folder: Path, classes: tuple[str, ...] | None = None, *, module: nn.Module | None = None) -> Network:
     """Read back what `save_network` wrote.
 
     Args:
         classes: class names whose logits are wanted, as in `Network`.
+        module: of a wrapped network, one built as the one that was saved; it takes the weights.
     Raises:
-        GkdError: files missing or damaged, weights that do not fit, classes that do not match.
+        GkdError: files missing or damaged, weights that do not fit, classes that do not match, a wrapped network
+            without its module.
     """
     spec = read_spec(folder)
+    if spec.name.startswith(WRAPPED) != (module is not None):
+        raise GkdError(
+            f"{folder} holds {spec.name}, whose architecture gkd knows: load it without a module"
+            if module is not None
+            else f"{folder} holds the weights of a module of your own ({spec.name.removeprefix(WRAPPED)}), and only "
+            "you can build it: give load_model one as module="
+        )
     path = folder / "model.safetensors"
     try:
         with safe_open(path, framework="pt") as stored:  # the header alone: a file of another network is not read
             shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
         if not any(shape[:1] == [len(spec.classes)] for shape in shapes.values()):
             raise ValueError(f"it has no layer for {len(spec.classes)} classes")
-        network = Network(spec, classes)
+        classifier = None
+        if module is not None:
+            classifier = WrappedClassifier(module, spec.stages, spec.head, spec.in_channels, spec.image_size)
+        network = Network(spec, classes, classifier)
         weights = load_file(path)
         for name, value in network.classifier.state_dict().items():
             if name in weights and weights[name].dtype != value.dtype:
@@ -214,9 +248,6 @@ def load_network(folder: Path, classes: tuple[str, ...] | None = None) -> Networ
     return network
 
 
-LARGEST_SIDE = 4096  # pixels; some networks hold a value for every place in the image
-
-
 def read_spec(folder: Path) -> NetworkSpec:
     """What model.json says.
 
@@ -226,18 +257,13 @@ def read_spec(folder: Path) -> NetworkSpec:
     path = folder / "model.json"
     numbers: Shape = {"in_channels": int, "image_size": int, "mean": [float], "std": [float]}
     content = read_json(path, "the network folder", shape={"name": str, "stem": str, "classes": [str], **numbers})
+    if str(content["name"]).startswith(WRAPPED):
+        read_json(path, "the network folder", shape={"stages": [str], "head": str})
     known = {part.name for part in fields(NetworkSpec)}
     if strangers := sorted(set(content) - known):
         raise GkdError(f"{path} does not describe a network ({strangers[0]!r} is no part of one): make it again")
     given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     spec = NetworkSpec(**given)
-    faults = {
-        f"in_channels is {spec.in_channels}": spec.in_channels not in (1, 3),
-        f"image_size is {spec.image_size}": not 1 <= spec.image_size <= LARGEST_SIDE,
-        "mean and std are not one for each channel": {len(spec.mean), len(spec.std)} != {spec.in_channels},
-        "std is not above 0": min(spec.std, default=0) <= 0,
-        "there are no classes, or two of one name": not spec.classes or len(set(spec.classes)) != len(spec.classes),
-    }
-    if fault := next((fault for fault, there in faults.items() if there), None):
+    if fault := spec.fault():
         raise GkdError(f"{path} does not describe a network ({fault}): make it again")
     return spec

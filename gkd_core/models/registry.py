@@ -35,9 +35,14 @@ def model_names() -> tuple[str, ...]:
     return (*_cifar_names(), *(torchvision_name(name) for name in _torchvision_names()))
 
 
+def is_cifar_name(name: str) -> bool:
+    """Whether this is a network of the CIFAR families."""
+    return name in _cifar_names()
+
+
 def torchvision_name(name: str) -> str:
     """The name under which `create_classifier` knows torchvision's network `name`."""
-    return TORCHVISION + name if name in _cifar_names() else name
+    return TORCHVISION + name if is_cifar_name(name) else name
 
 
 def create_classifier(

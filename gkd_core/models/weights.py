@@ -1,7 +1,7 @@
 """Networks from elsewhere: a folder of ours, a state-dict file, or torchvision's published weights.
 
-An imported network keeps its own resolution, statistics and classes; `Network.select_classes` matches those to the
-data's by name.
+Such a network keeps its own resolution, statistics and classes; `Network.select_classes` matches those to the data's
+by name.
 """
 
 import contextlib
@@ -10,15 +10,17 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError, unknown
+from gkd_core.models.create import describe
 from gkd_core.models.network import Network, NetworkSpec, load_network
 from gkd_core.models.registry import TORCHVISION, torchvision_name
 from gkd_core.records import read_teacher
@@ -36,90 +38,122 @@ OWN = "network."
 """What our form of a torchvision network puts before torchvision's names."""
 
 
-def import_network(
-    source: str,
+def load_model(
+    source: str | Path | Mapping[str, Tensor],
     *,
-    name: str,
-    stem: str,
-    classes: tuple[str, ...] | None,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    image_size: int,
-    in_channels: int,
-    data_classes: tuple[str, ...],
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+    data: PreparedData | None = None,
+    stem: str = "auto",
+    image_size: int | None = None,
+    channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    module: nn.Module | None = None,
 ) -> Network:
-    """The network in `source`, ready to use, with all of its own classes.
+    """A trained network from wherever it is. It keeps its own resolution, statistics and classes.
+
+    A folder, and weights that torchvision publishes, say everything about themselves; `name`, `classes` and what
+    follows them describe a state dict.
 
     Args:
-        source: a network folder or teacher folder of ours; a state-dict file (.pt, .pth, .safetensors); or
-            `torchvision:WEIGHTS`, e.g. `torchvision:ResNet18_Weights.IMAGENET1K_V1`. A folder and published weights
-            say everything about themselves; what follows describes a state-dict file.
-        name: the architecture, as `create_classifier` knows it.
-        stem: its stem.
-        classes: class names in the order of its outputs; None takes the data's if it has as many outputs, and logs it.
-        mean: per channel, of the images in [0, 1] that it was trained on.
+        source: a folder of a network or a teacher that gkd wrote; a state-dict file (.pt, .pth, .safetensors), or its
+            content; or `torchvision:WEIGHTS`, e.g. `torchvision:ResNet18_Weights.IMAGENET1K_V1`.
+        name: the architecture, as `create_model` knows it.
+        classes: class names in the order of the outputs; None takes the data's if there are as many outputs, and logs
+            it.
+        data: what it will be used on: the network then gives logits for these classes, in their order, matched by
+            name; and for whatever is not given here.
+        stem: of a torchvision network.
+        image_size: side in pixels of the images that it was trained on.
+        channels: 1 or 3, likewise.
+        mean: per channel, of those images in [0, 1].
         std: likewise.
-        image_size: side in pixels of those images.
-        in_channels: 1 or 3.
-        data_classes: the data's class names.
+        module: for a folder with the weights of a module that was wrapped: one built like it; it takes the weights.
     Raises:
-        GkdError: the source does not exist, is damaged, holds something else or does not fit.
+        GkdError: the source does not exist, is damaged, holds something else or does not fit; it does not know one of
+            the data's classes.
+
+    Example:
+        >>> weights = create_model("resnet8", classes=["cat", "dog"]).classifier.state_dict()
+        >>> load_model(weights, name="resnet8", classes=["cat", "dog"], image_size=32).classes
+        ('cat', 'dog')
     """
-    path = Path(source)
-    if source.startswith(TORCHVISION):
-        return _published(source.removeprefix(TORCHVISION), classes)
-    if path.is_dir():
-        return _folder(path, classes)
-    if not path.is_file():
-        raise GkdError(
-            f"teacher.source {source!r} does not exist: give a folder of a trained network, a state-dict file "
-            f"({', '.join(FILES)}), models:/NAME@ALIAS, or torchvision:WEIGHTS"
-        )
-    if path.suffix not in FILES:
-        raise GkdError(f"teacher.source {source!r} is no state-dict file: its name must end in {', '.join(FILES)}")
-    if in_channels not in (1, 3) or len(mean) != in_channels or len(std) != in_channels or min(std) <= 0:
-        raise GkdError(
-            f"teacher.mean {list(mean)} and teacher.std {list(std)} do not describe {in_channels}-channel images: give "
-            "one number (greyscale) or three (colour) for each, std above 0"
-        )
-    if classes is not None and len(set(classes)) != len(classes):
-        raise GkdError("teacher.classes names a class twice: give each output of the network its own name")
-    state = _read(path)
-    names = classes or data_classes
-    spec = NetworkSpec(name, stem, names, in_channels, image_size, mean, std)
+    given: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
+    return read_network(source, name=name, classes=classes, data=data, stem=stem, module=module, **given)
+
+
+def read_network(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    name: str | None,
+    classes: Sequence[str] | None,
+    data: PreparedData | None,
+    stem: str,
+    module: nn.Module | None = None,
+    option: str = "",
+    **preprocessing: Any,
+) -> Network:
+    """`load_model` for a step: `option` stands before the names of its arguments in errors ("teacher.")."""
+    if not isinstance(source, Mapping):
+        if str(source).startswith(TORCHVISION):
+            network = _published(str(source).removeprefix(TORCHVISION), classes, option)
+        elif Path(source).is_dir():
+            network = _folder(Path(source), classes, module, option)
+        else:
+            network = None
+        if network is not None:
+            if data is not None:
+                network.select_classes(data.info.classes)
+            return network
+    state, where = (_tensors(source, "the state dict"), "it") if isinstance(source, Mapping) else _read(source, option)
+    if name is None:
+        raise GkdError(f"a state dict does not say what network it belongs to: give {option}name")
+    spec = describe(name, stem=stem, classes=classes, data=data, option=option, **preprocessing)
     network = Network(spec)
-    _load(network, state, str(path), classes_given=classes is not None)
+    _load(network, state, where, classes_given=classes is not None, option=option)
     if classes is None:
         log.warning(
             "%s names no classes; as it has %d outputs, they are taken to be the data's, in the data's order "
-            "(teacher.classes says otherwise)",
-            path,
-            len(names),
+            "(%sclasses says otherwise)",
+            where,
+            len(spec.classes),
+            option,
         )
+    if data is not None:
+        network.select_classes(data.info.classes)
     return network
 
 
-def _folder(folder: Path, classes: tuple[str, ...] | None) -> Network:
+def _folder(folder: Path, classes: Sequence[str] | None, module: nn.Module | None, option: str) -> Network:
     if classes is not None:
-        raise GkdError(f"teacher.classes describes a state-dict file, but {folder} carries its own: leave it out")
+        raise GkdError(f"{option}classes describes a state-dict file, but {folder} carries its own: leave it out")
     if (folder / "teacher.json").is_file():
         networks = read_teacher(folder)["networks"]
         if len(networks) != 1:
             raise GkdError(
                 f"the teacher folder {folder} holds {len(networks)} networks ({', '.join(networks)}): give the folder "
-                "of one of them as teacher.source"
+                f"of one of them as {option}source"
             )
         folder = folder / networks[0]
     elif not (folder / "model.json").is_file():
         raise GkdError(
-            f"teacher.source {str(folder)!r} holds neither a network (model.json) nor a teacher (teacher.json): give "
+            f"{option}source {str(folder)!r} holds neither a network (model.json) nor a teacher (teacher.json): give "
             "a folder that the teacher or the distill step wrote"
         )
-    return load_network(folder)
+    return load_network(folder, module=module)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state-dict file by name; nothing but tensors is ever unpickled."""
+def _read(source: str | Path, option: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a state-dict file by name, and the file's; nothing but tensors is ever unpickled."""
+    path = Path(source)
+    if not path.is_file():
+        raise GkdError(
+            f"{option}source {str(source)!r} does not exist: give a folder of a trained network, a state-dict file "
+            f"({', '.join(FILES)}), {'models:/NAME@ALIAS, ' if option else ''}or torchvision:WEIGHTS"
+        )
+    if path.suffix not in FILES:
+        raise GkdError(f"{option}source {str(source)!r} is no state-dict file: its name must end in {', '.join(FILES)}")
     try:
         content: Any
         if path.suffix == ".safetensors":
@@ -135,16 +169,16 @@ def _read(path: Path) -> dict[str, Tensor]:
                 "save it again with torch.save(model.state_dict(), FILE)"
             ) from None
         raise GkdError(f"{path} is damaged or no state-dict file ({_first_line(error)}): save it again") from None
-    return _tensors(content, path)
+    return _tensors(content, str(path)), str(path)
 
 
-def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+def _tensors(content: Any, where: str) -> dict[str, Tensor]:
     if isinstance(content, Mapping):
         content = next((content[key] for key in INSIDE if isinstance(content.get(key), Mapping)), content)
     state = dict(content) if isinstance(content, Mapping) else {}
     if not state or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise GkdError(
-            f"{path} holds no state dict (tensors by name, alone or under {', '.join(map(repr, INSIDE))}): save it "
+            f"{where} holds no state dict (tensors by name, alone or under {', '.join(map(repr, INSIDE))}): save it "
             "again with torch.save(model.state_dict(), FILE)"
         )
     for prefix in PREFIXES:
@@ -153,7 +187,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _load(network: Network, state: dict[str, Tensor], where: str, classes_given: bool) -> None:
+def _load(network: Network, state: dict[str, Tensor], where: str, *, classes_given: bool, option: str) -> None:
     """Put the weights in, or say in one sentence why they do not fit."""
     spec = network.spec
     expected = network.classifier.state_dict()
@@ -169,12 +203,12 @@ def _load(network: Network, state: dict[str, Tensor], where: str, classes_given:
     if outputs != len(spec.classes):
         if classes_given:
             raise GkdError(
-                f"{where} holds a network with {outputs} outputs, but teacher.classes names {len(spec.classes)}: name "
+                f"{where} holds a network with {outputs} outputs, but {option}classes names {len(spec.classes)}: name "
                 "one class for each output, in order"
             )
         raise GkdError(
             f"{where} holds a network with {outputs} outputs and the data has {len(spec.classes)} classes: say which "
-            "output is which class with teacher.classes (names in the order of the outputs)"
+            f"output is which class with {option}classes (names in the order of the outputs)"
         )
     faults = [f"{key} is missing" for key in expected if key not in state]
     faults += [f"{key} is not part of it" for key in state if key not in expected]
@@ -188,8 +222,8 @@ def _load(network: Network, state: dict[str, Tensor], where: str, classes_given:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise GkdError(
             f"the weights in {where} do not fit network {spec.name} with {spec.in_channels}-channel images of "
-            f"{spec.image_size} pixels and stem {spec.stem} ({shown}{more}): set teacher.name, teacher.stem, "
-            "teacher.image_size, and teacher.mean and std with a number for each channel, as they were trained"
+            f"{spec.image_size} pixels and stem {spec.stem} ({shown}{more}): set {option}name, {option}stem, "
+            f"{option}image_size, and {option}mean and std with a number for each channel, as they were trained"
         )
     broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
@@ -207,11 +241,11 @@ def _modern(key: str) -> str:
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)
 
 
-def _published(name: str, classes: tuple[str, ...] | None) -> Network:
+def _published(name: str, classes: Sequence[str] | None, option: str) -> Network:
     from torchvision import models
 
     if classes is not None:
-        raise GkdError(f"teacher.classes describes a state-dict file, but {name} carries its own: leave it out")
+        raise GkdError(f"{option}classes describes a state-dict file, but {name} carries its own: leave it out")
     known: dict[str, tuple[str, Any]] = {}
     for model in models.list_models(module=models):
         for member, weights in models.get_model_weights(model).__members__.items():
@@ -249,7 +283,7 @@ def _published(name: str, classes: tuple[str, ...] | None) -> Network:
         raise GkdError(
             f"cannot fetch {weights.url} ({_first_line(error)}): try again, or put that file at {path} yourself"
         ) from None
-    _load(network, _tensors(content, path), str(path), classes_given=True)
+    _load(network, _tensors(content, str(path)), str(path), classes_given=True, option=option)
     return network
 
 

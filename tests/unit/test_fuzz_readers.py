@@ -30,7 +30,7 @@ from gkd_core.export.manifest import build_manifest, read_manifest, write_manife
 from gkd_core.export.session import session
 from gkd_core.files import seal, sealed, write_json
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
-from gkd_core.models.weights import import_network
+from gkd_core.models.weights import load_model
 from gkd_core.records import (
     read_bundle,
     read_card_metrics,
@@ -256,10 +256,10 @@ def _array(root: Path) -> object:
 
 
 def _state_dict(root: Path) -> object:
-    return import_network(
-        str(root / "state.pth"), name="resnet8", stem="cifar", classes=None, mean=(0.3,), std=(0.3,), image_size=8,
-        in_channels=1, data_classes=CLASSES,
-    )  # fmt: skip
+    path = root / "state.pth"
+    return load_model(
+        path, name="resnet8", stem="cifar", classes=CLASSES, mean=(0.3,), std=(0.3,), image_size=8, channels=1
+    )
 
 
 READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
