@@ -13,7 +13,7 @@ import typer
 from gkd_core import __version__
 from gkd_core.errors import GkdError
 from gkd_core.redact import redact
-from pipelines.commands import bundle, cluster, compare, kubeflow, lists, registry, serving, steps, verify
+from pipelines.commands import bundle, cluster, compare, kubeflow, lists, project, registry, serving, steps, verify
 
 app = typer.Typer(
     name="gkd",
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(project.app)
 app.add_typer(steps.app)
 app.add_typer(bundle.app)
 app.add_typer(compare.app)

@@ -1,0 +1,250 @@
+"""A project of one's own: params.yaml, dvc.yaml, .gitignore and a short README, fitted to a folder of images.
+
+Nothing is decoded: the images are counted, and of some the header is read.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from gkd_core.config import load_params
+from gkd_core.data.images import FORMATS
+from gkd_core.data.sources.base import Source
+from gkd_core.data.sources.folder import folder
+from gkd_core.data.splits import choose_splits
+from gkd_core.errors import GkdError
+from gkd_core.files import whole_folder
+from pipelines.dvc import dvc_yaml
+
+SAMPLE = 200  # images whose headers are read
+STEPS = 3000  # of the optimiser, that a training should have
+FEW = 20  # images of a class
+LARGER = [
+    ("", "The images are larger: 128 keeps more of them at 4 times the cost, and goes with torchvision's"),
+    ("", "networks, such as resnet18 as teacher and mobilenet_v3_small as student."),
+]
+IGNORED = ("data", "teacher", "baseline", "kd", "student", "deploy", "work", "mlflow.db*", "mlruns", "mlartifacts")
+
+
+@dataclass(frozen=True)
+class Photos:
+    """What a folder of images holds.
+
+    Attributes:
+        source: its labels and file names.
+        counts: images of each class that may be trained on.
+        splits: how many images each split of its own has; only "train" where it has none.
+        side: median of the shorter sides in pixels.
+        grey: whether no image of the sample has colour.
+    """
+
+    source: Source
+    counts: dict[str, int]
+    splits: dict[str, int]
+    side: int
+    grey: bool
+
+
+def create_project(out: Path, root: Path) -> dict[str, Any]:
+    """Write the project's files to `out`, and make it a repository of Git and DVC.
+
+    Args:
+        out: not there yet, or empty.
+        root: folder of images, as `data.source: folder` takes it.
+    Returns:
+        What was found, what was chosen, and what is to be looked at ("warnings").
+    Raises:
+        GkdError: `out` holds something, or lies among the images; `root` is no folder of classes, or one has too few.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise GkdError(f"{out} is there and not empty: name a folder that is not there yet")
+    if out.resolve().is_relative_to(root.resolve()):
+        raise GkdError(f"{out} would lie among the images of {root}: name a folder outside")
+    photos = look(root)
+    settings = choose(photos)
+    with whole_folder(out, [root]) as building:
+        (building / "params.yaml").write_text(_params(_from(out, root), settings, photos), encoding="utf-8")
+        (building / "dvc.yaml").write_text(_dvc(), encoding="utf-8")
+        (building / ".gitignore").write_text("".join(f"/{name}\n" for name in IGNORED))
+        (building / ".dvcignore").write_text("# varies by run\nrun.json\n")
+        (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
+        load_params(building / "params.yaml")
+    warnings = [sentence for sentence in (_scarce(photos), _repository(out)) if sentence]
+    found = {"classes": photos.counts, "splits": photos.splits, "side": photos.side}
+    return {"path": str(out), "found": found, "settings": settings, "warnings": warnings}
+
+
+def look(root: Path) -> Photos:
+    """Count the images of a folder.
+
+    Raises:
+        GkdError: it is no folder of two classes or more, or none of its images can be read.
+    """
+    if not root.is_dir():
+        raise GkdError(f"--data {root} is {'not a folder' if root.exists() else 'not there'}: name a folder of images")
+    source = folder(root, None, None)
+    if len(source.classes) < 2:
+        raise GkdError(f"{root} has one class, {source.classes[0]!r}: a classifier needs two or more, a folder each")
+    train = source.splits["train"]
+    numbers = Counter(train.labels.tolist())
+    sides, modes = [], set()
+    for name in train.names[:: max(1, len(train.names) // SAMPLE)]:
+        try:
+            with Image.open(root / name, formats=FORMATS) as image:
+                sides.append(min(image.size))
+                modes.add(image.mode)
+        except Exception:  # Pillow's decoders raise many kinds; the prepare step tells of each file
+            continue
+    if not sides:
+        raise GkdError(f"no image of {root} that was tried can be read: look at {train.names[0]}")
+    return Photos(
+        source=source,
+        counts={name: numbers[label] for label, name in enumerate(source.classes)},
+        splits={split: len(examples.labels) for split, examples in source.splits.items()},
+        side=round(median(sides)),
+        grey=all(mode in ("1", "L") or mode.startswith("I;16") for mode in modes),
+    )
+
+
+def choose(photos: Photos) -> dict[str, Any]:
+    """Settings for such images.
+
+    Raises:
+        GkdError: a class has too few images to be in every split.
+    """
+    total = sum(photos.counts.values())
+    batch_size = next(size for size, most in ((16, 500), (32, 2000), (64, 20_000), (128, total + 1)) if total < most)
+    return {
+        "image_size": 32 if photos.side < 48 else 64,
+        "channels": 1 if photos.grey else 3,
+        **_fractions(photos, total),
+        "batch_size": batch_size,
+        "epochs": min(100, max(15, round(STEPS * batch_size / total))),
+    }
+
+
+def _fractions(photos: Photos, total: int) -> dict[str, float]:
+    """Parts for validation and test: of few images larger ones, until every class is in every split."""
+    first = (0.1, 0.1) if total >= 20_000 else (0.1, 0.2) if total >= 500 else (0.2, 0.2)
+    for validation, test in (first, (0.2, 0.2), (0.3, 0.3)):
+        try:
+            choose_splits(photos.source, validation, test, 0)
+        except GkdError:
+            continue
+        return {"validation_fraction": validation, "test_fraction": test}
+    name = min(photos.counts, key=photos.counts.__getitem__)
+    raise GkdError(
+        f"class {name!r} has {photos.counts[name]} images, too few to train on some and to measure on others: add "
+        f"images (at least {FEW}), or move the class away"
+    )
+
+
+def _scarce(photos: Photos) -> str | None:
+    scarce = sorted((count, name) for name, count in photos.counts.items() if count < FEW)
+    if not scarce:
+        return None
+    count, name = scarce[0]
+    return (
+        f"{len(scarce)} of {len(photos.counts)} classes have fewer than {FEW} images to train on ({name!r} has "
+        f"{count}): little can be learnt of them, and their accuracy rests on one or two images; add more if you can"
+    )
+
+
+def _from(out: Path, root: Path) -> str:
+    """`data.root`: relative where the images lie beside the project, so that both can be moved together."""
+    project, images = out.resolve(), root.resolve()
+    return os.path.relpath(images, project) if images.is_relative_to(project.parent) else str(images)
+
+
+def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
+    splits = ", ".join(f"{split} {count:,}" for split, count in photos.splits.items())
+    own = dict.fromkeys(photos.splits, " (not read: the folder has its own)")
+    lines: list[tuple[str, str]] = [
+        ("data:", ""),
+        ("  source: folder", ""),
+        (f"  root: {json.dumps(root, ensure_ascii=False)}", ""),
+        (f"  image_size: {settings['image_size']}", "side in pixels; images are resized and centre-cropped"),
+        *LARGER * (photos.side >= 128),
+        (f"  channels: {settings['channels']}", "3 for colour, 1 for grey"),
+        (
+            f"  validation_fraction: {settings['validation_fraction']}",
+            "of the training images" + own.get("validation", ""),
+        ),
+        (f"  test_fraction: {settings['test_fraction']}", "of all images" + own.get("test", "")),
+        ("  unreadable: refuse", "or drop: leave out files that cannot be decoded, and list them"),
+        ("teacher:", ""),
+        ("  name: resnet20", "on a GPU: resnet32x4, and resnet8x4 as student"),
+        (f"  train: {{epochs: {settings['epochs']}, batch_size: {settings['batch_size']}}}", ""),
+        ("student:", ""),
+        ("  name: resnet8", ""),
+        ("distill:", ""),
+        ("  method: gompertz", "see `gkd methods`"),
+        ("train:", "the student's budget, the same for baseline, plain KD and the method"),
+        (f"  epochs: {settings['epochs']}", ""),
+        (f"  batch_size: {settings['batch_size']}", ""),
+    ]
+    text = [
+        f"# Made by `gkd init` for {len(photos.counts)} classes ({splits} images; median shorter side: {photos.side}).",
+        "# `gkd params` lists every field with its meaning; what is not written here has its default.",
+    ]
+    for written, meaning in lines:
+        text += [""] * (not written.startswith(" ") and bool(written))
+        text.append(f"{written:<29} # {meaning}" if meaning else written)
+    return "\n".join(text) + "\n"
+
+
+def _dvc() -> str:
+    """The graph without gkd's sources, and with the images: new ones make the whole run anew."""
+    command = "    cmd: gkd prepare --out data\n"
+    text = dvc_yaml(checkout=False)
+    assert command in text
+    stages = text[text.index("stages:") :].replace(command, f"{command}    deps: ['${{data.root}}']\n")
+    return f"# Made by `gkd init`. `gkd STEP --help` tells what each step takes.\n{stages}"
+
+
+def _readme(name: str, photos: Photos) -> str:
+    return f"""\
+# {name}
+
+A small classifier of {len(photos.counts)} classes, distilled from a larger one by gkd.
+
+    dvc repro                       # runs what is out of date: after new images or another params.yaml
+    gkd summary                     # accuracies, the gate's decision, the registered version
+    gkd predict IMAGE.jpg           # with the model in deploy/
+    gkd registry list
+
+`params.yaml` says what is trained and how; `report/report.html` shows what came of it.
+"""
+
+
+def _repository(out: Path) -> str | None:
+    """Make it one of Git and DVC unless it lies in one; what is left to do where that fails."""
+    inside = [out.resolve(), *out.resolve().parents]
+    try:
+        if not any((place / ".git").exists() for place in inside):
+            _call("git", "init", "--quiet", cwd=out)
+        if not any((place / ".dvc").is_dir() for place in inside):
+            _call(sys.executable, "-m", "dvc", "init", "--quiet", "--subdir", cwd=out)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        return (
+            f"{out} is no repository yet ({said[-1] if said else error}): run `git init` and `dvc init --subdir` "
+            "there before `dvc repro`"
+        )
+    return None
+
+
+def _call(*command: str, cwd: Path) -> None:
+    if shutil.which(command[0]) is None:
+        raise OSError(f"{command[0]} is not installed")
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True)

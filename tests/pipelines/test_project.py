@@ -1,0 +1,182 @@
+"""`gkd init`: what it makes of a folder of images, what it refuses, and that an installed gkd runs the result."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gkd_core.config import load_params
+from gkd_core.errors import GkdError
+from pipelines.project import choose, create_project, look
+from tests import forked
+
+ROOT = Path(__file__).parents[2]
+COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "emu": (40, 60, 200)}
+
+
+def write_images(place: Path, count: int, *, size: tuple[int, int] = (30, 20), mode: str = "RGB") -> None:
+    """Noisy images of a class's colour, a folder a class."""
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (place / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = np.clip(rng.normal(colour, 30, (*size[::-1], 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).convert(mode).save(place / name / f"{number}.png")
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    write_images(tmp_path / "images", 10)
+    return tmp_path / "images"
+
+
+def test_a_folder_is_counted_and_measured(tmp_path):
+    write_images(tmp_path / "photos" / "train", 4, size=(90, 64), mode="L")
+    write_images(tmp_path / "photos" / "val", 2, mode="L")
+    photos = look(tmp_path / "photos")
+    assert photos.counts == {"cat": 4, "dog": 4, "emu": 4}
+    assert photos.splits == {"train": 12, "validation": 6}
+    assert (photos.side, photos.grey) == (64, True)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (10, {"image_size": 32, "batch_size": 16, "epochs": 100, "validation_fraction": 0.2}),
+        (200, {"image_size": 32, "batch_size": 32, "epochs": 100, "validation_fraction": 0.1}),
+        (10_000, {"batch_size": 128, "epochs": 15, "validation_fraction": 0.1, "test_fraction": 0.1}),
+    ],
+)
+def test_settings_follow_the_number_of_images(images, count, expected):
+    photos = look(images)
+    labels = np.repeat([0, 1, 2], count)
+    object.__setattr__(photos.source.splits["train"], "labels", labels)
+    photos.counts.update(dict.fromkeys(COLOURS, count))
+    chosen = choose(photos)
+    assert {name: chosen[name] for name in expected} == expected
+
+
+def test_a_class_with_few_images_is_in_every_split_or_is_named(images):
+    for number in range(3, 10):
+        (images / "emu" / f"{number}.png").unlink()
+    chosen = choose(look(images))
+    assert chosen["validation_fraction"] > 0.2, "of three images, a fifth is none"
+    (images / "emu" / "2.png").unlink()
+    with pytest.raises(GkdError, match="'emu' has 2 images"):
+        choose(look(images))
+
+
+def test_the_project_is_whole_and_finds_its_images_from_where_it_is(tmp_path, images):
+    elsewhere = tmp_path / "deep" / "below"
+    for out, root in ((tmp_path / "project", "../images"), (elsewhere / "project", str(images))):
+        made = create_project(out, images)
+        params = load_params(out / "params.yaml")
+        assert params.data.source == "folder"
+        assert params.data.root == root
+        assert params.train.epochs == made["settings"]["epochs"]
+        stages = yaml.safe_load((out / "dvc.yaml").read_text())["stages"]
+        read = {path for stage in stages.values() for path in stage.get("deps", [])}
+        assert not [path for path in read if (ROOT / path).exists()], "a source file of a checkout"
+        assert stages["prepare"]["deps"] == ["${data.root}"]
+        assert any("'cat' has 10" in sentence for sentence in made["warnings"])
+        assert (out / ".git").is_dir()
+        assert (out / ".dvc" / "config").is_file()
+
+
+def test_a_project_inside_a_repository_makes_no_second_one(tmp_path, images):
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    create_project(tmp_path / "project", images)
+    assert not (tmp_path / "project" / ".git").exists()
+    assert (tmp_path / "project" / ".dvc").is_dir()
+
+
+def test_without_git_it_tells_what_is_left_to_do(tmp_path, images, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    (*_, sentence) = create_project(tmp_path / "project", images)["warnings"]
+    assert "git init" in sentence
+    assert (tmp_path / "project" / "params.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("out", "data", "named"),
+    [
+        ("project", "nowhere", "nowhere"),
+        ("project", "images/cat", "images/cat"),
+        ("project", "images/cat/0.png", "images/cat/0.png"),
+        ("project", "one", "one has one class, 'cat'"),
+        ("project", "broken", "broken"),
+        ("full", "images", "full"),
+        ("full/file", "images", "full/file"),
+        ("images/project", "images", "images"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, images, out, data, named):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    (tmp_path / "one" / "cat" / "0.png").write_bytes((images / "cat" / "0.png").read_bytes())
+    for name in COLOURS:
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "0.jpg").write_bytes(b"no image")
+    before = sorted(tmp_path.rglob("*"))
+    result = forked.gkd("init", out, "--data", data, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("gkd: ")
+    assert named in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> dict[str, str]:
+    """The variables of an environment of its own with gkd's wheel in it.
+
+    What gkd depends on is not downloaded: the packages of this environment are seen by it, behind its own.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run(["hatchling", "build", "-t", "wheel", "-d", str(folder / "wheel")], cwd=ROOT, check=True)
+    (wheel,) = (folder / "wheel").glob("gkd-*.whl")
+    venv.create(folder / "venv")
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (packages / "others.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")
+    python = folder / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("MLFLOW_", "GKD_", "PYTHON"))}
+    path = os.pathsep.join([str(python.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
+    return kept | {"PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
+    write_images(tmp_path / "photos", 25)
+
+    def run(*command: str, cwd: Path) -> str:
+        done = subprocess.run(command, cwd=cwd, env=installed, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = run("python", "-c", "import gkd_core; print(gkd_core.__file__)", cwd=tmp_path)
+    assert "environment" in where, "the checkout is seen instead of the wheel"
+    run("gkd", "init", "project", "--data", "photos", cwd=tmp_path)
+    project = tmp_path / "project"
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["data"]["image_size"] = 16
+    params["teacher"] |= {"name": "resnet8", "train": {"epochs": 3, "batch_size": 16, "device": "cpu"}}
+    params["train"] = {"epochs": 2, "batch_size": 16, "device": "cpu"}
+    params["evaluate"] = {"latency_runs": 10}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    run("dvc", "repro", "--quiet", cwd=project)
+    (version,) = json.loads(run("gkd", "registry", "list", cwd=project).splitlines()[-1])
+    assert int(version["version"]) == 1
+    assert "up to date" in run("dvc", "status", cwd=project)
+    (tmp_path / "photos" / "cat" / "new.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
+    assert "prepare" in run("dvc", "status", cwd=project), "new images are seen"
