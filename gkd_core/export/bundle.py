@@ -104,6 +104,11 @@ def write_bundle(
             f"--image {redact(image)!r} is no container image's name: give REPOSITORY:TAG or REPOSITORY@sha256:DIGEST"
         )
     name = _name(name, version, for_kserve=bool(storage_uri or registry_uri))
+    if service_account is not None and not (storage_uri or registry_uri):
+        raise GkdError(
+            "--service-account is for KServe, whose manifest is made for a registered version, --storage-uri or "
+            "--registry-uri: give one of them"
+        )
     if service_account is not None and not re.fullmatch(NAME, service_account):
         raise GkdError(f"--service-account {service_account!r} is no name of a Kubernetes service account")
     lineage = _lineage(manifest, chosen, precision)

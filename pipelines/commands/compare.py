@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, unknown
+from gkd_core.methods import METHODS
 from pipelines.commands.groups import grouped
 from pipelines.commands.options import (
     Configuration,
@@ -33,6 +34,8 @@ def compare(
     configuration: Configuration,
 ) -> None:
     """Train the student by many methods and seeds on one budget, and compare them, paired by seed."""
+    if reference not in METHODS:
+        raise GkdError(unknown("--reference", reference, METHODS))
     settings = configuration.read()
     try:
         numbers = [int(seed) for seed in seeds.split(",")]

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from gkd_core.errors import GkdError
 from pipelines.commands.options import finish
 
 app = typer.Typer()
@@ -17,6 +18,8 @@ def methods(
     """List the distillation methods and arrangements with their hyperparameters."""
     from pipelines.catalogue import arrangement_rows, method_rows, methods_markdown, show_methods
 
+    if as_json and markdown:
+        raise GkdError("--json and --markdown are both given: give one")
     if as_json:
         finish([*method_rows(), *arrangement_rows()])
     elif markdown:

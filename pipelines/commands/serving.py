@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gkd_core.errors import GkdError
 from pipelines.commands.options import finish
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ def _number(value: float) -> float:
 
 def _time(least: float, help: str, most: float = DAY) -> Any:
     return typer.Option(min=least, max=most, callback=_number, help=help)
+
+
+def _refuse_unread_address(model: str, tracking_uri: str | None) -> None:
+    if tracking_uri is not None and not model.startswith("models:/"):
+        raise GkdError(f"--tracking-uri is where models:/… are looked up, and {model} is none: leave it out")
 
 
 @app.command()
@@ -83,13 +89,15 @@ def serve(
     stderr, metrics are at /metrics.
     """
     from components.model_source import default_name, open_source
-    from gkd_core.errors import GkdError
     from gkd_core.serving.authorisation import read_token
     from gkd_core.serving.limits import Limits
     from gkd_core.serving.logs import start_logging
     from gkd_core.serving.server import Settings, usable_cores
     from gkd_core.serving.server import serve as run
 
+    if max_delay_ms and not batching:
+        raise GkdError(f"--max-delay-ms {max_delay_ms:g} is how long a batch waits, and --no-batching makes none")
+    _refuse_unread_address(model, tracking_uri)
     if queue < max_batch:
         raise GkdError(f"--queue {queue} is smaller than --max-batch {max_batch}: a full request would never fit")
     token = read_token(token_file)
@@ -140,6 +148,7 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Classify pictures: class names and probabilities."""
+    _refuse_unread_address(model, tracking_uri)
     from components.model_source import load_model
     from gkd_core.serving.classify import classify_files
 

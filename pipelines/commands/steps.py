@@ -38,6 +38,9 @@ def _command(steps: list[Step]) -> Callable[..., None]:
         step = next((step for step in steps if step.reference == reference), None)
         if step is None:
             raise GkdError(unknown("--reference", str(reference), REFERENCES))
+        for name in MAKER:
+            if given.get(name) is not None and name not in step.inputs:
+                raise GkdError(f"`{step.line}` learns without --{name}: leave it out")
         settings = configuration.read()
         finish(step.run(**{"work": Path("work"), **given}, params=settings))
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gkd_core.errors import GkdError
 from pipelines.commands.options import PARAMS, Configuration, Overrides, finish
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def verify(
     ] = False,
 ) -> None:
     """See that data, teacher, student, ONNX file, report, registry and server belong together; exit 1 if not."""
+    if name is not None and server is None:
+        raise GkdError(f"--name {name!r} says what a server calls the model: give its address by --server, too")
     file = params or (PARAMS if target.startswith("models:/") else Path(target) / PARAMS)
     settings = Configuration(file, overrides).read() if params is not None or file.is_file() else None
     from components.verify import run

@@ -64,6 +64,17 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["export"], ["has no"]),
         (["evaluate"], ["has no"]),
         (["summary"], ["the report folder report has no metrics.json"]),
+        # Options that exclude each other, or do nothing without another.
+        (["methods", "--json", "--markdown"], ["--json", "--markdown"]),
+        (["verify", ".", "--name", "birds"], ["--name 'birds'", "--server"]),
+        (["serve", "deploy", "--no-batching", "--max-delay-ms", "3"], ["--max-delay-ms 3", "--no-batching"]),
+        (["serve", "deploy", "--tracking-uri", "sqlite:///x.db"], ["--tracking-uri", "deploy"]),
+        (["predict", "cat.jpg", "--tracking-uri", "sqlite:///x.db"], ["--tracking-uri", "deploy"]),
+        (["distill", "--reference", "baseline", "--teacher", "teacher"], ["--reference baseline", "--teacher"]),
+        (["bundle", "out", "--registration", "r", "--no-registration"], ["--registration", "--no-registration"]),
+        (["compare", "--reference", "kdd"], ["--reference 'kdd'", "did you mean 'kd'?"]),
+        (["compare", "--methods", "kd,gomperz"], ["--methods: method 'gomperz'", "did you mean 'gompertz'?"]),
+        (["compare", "--seeds", "0,a"], ["--seeds", "0,a"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence_and_exit_code_2(folder, arguments, parts):

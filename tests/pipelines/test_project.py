@@ -161,7 +161,7 @@ def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
 
     def run(*command: str, cwd: Path) -> str:
         done = subprocess.run(command, cwd=cwd, env=installed, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     where = run("python", "-c", "import gkd_core; print(gkd_core.__file__)", cwd=tmp_path)
@@ -174,7 +174,7 @@ def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
     params["train"] = {"epochs": 2, "batch_size": 16, "device": "cpu"}
     params["evaluate"] = {"latency_runs": 10}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    run("dvc", "repro", "--quiet", cwd=project)
+    run("dvc", "repro", cwd=project)
     (version,) = json.loads(run("gkd", "registry", "list", cwd=project).splitlines()[-1])
     assert int(version["version"]) == 1
     assert "up to date" in run("dvc", "status", cwd=project)
