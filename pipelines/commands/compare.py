@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from gkd_core.errors import GkdError, unknown
-from gkd_core.methods import METHODS
 from pipelines.commands.groups import grouped
 from pipelines.commands.options import (
     Configuration,
@@ -34,6 +33,8 @@ def compare(
     configuration: Configuration,
 ) -> None:
     """Train the student by many methods and seeds on one budget, and compare them, paired by seed."""
+    from gkd_core.methods import METHODS
+
     if reference not in METHODS:
         raise GkdError(unknown("--reference", reference, METHODS))
     settings = configuration.read()
