@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gkd_core.config import TrainingConfig
+from gkd_core.config import TrainingConfig, refuse_wide_augmentation
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
@@ -99,6 +99,8 @@ def fit(
     autocast = use_bf16(training.precision, device)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 × on a CPU
     _refuse_unfit(lesson, network, teachers, training)
+    section = "teacher.train" if role in ("teacher", "assistant") else "train"
+    refuse_wide_augmentation(training.augment, data.info.image_size, section=section)
     loader, validation = _loaders(data, training, device)
 
     topology = data.train.topology

@@ -3,14 +3,16 @@
 Importing this module imports no torch: an entry names its loss module, which is imported when it is built.
 """
 
+import functools
 import importlib
 import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
+from gkd_core.mistakes import mistakes
 
 SCHEDULES = ("gompertz", "reversed-gompertz", "adaptive-gompertz", "linear", "cosine", "constant")
 
@@ -153,29 +155,30 @@ def hyperparameters(method: str) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def check_hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, checked against the types and limits in the signature of the method's loss.
-
-    Raises:
-        GkdError: an unknown name, a wrong type, a value out of range.
-    """
-    known = hyperparameters(method)
-    for name in given:
-        if name not in known:
-            raise GkdError(unknown(f"distill.options.{method}: option", name, known or ["(it has none)"]))
+@functools.cache
+def options_model(method: str) -> type[BaseModel]:
+    """A method's hyperparameters as a model: types and limits from the signature of its loss."""
     fields: dict[str, Any] = {
-        n: (p.annotation, p.default if p.default is not p.empty else Field()) for n, p in known.items()
+        name: (p.annotation, p.default if p.default is not p.empty else Field())
+        for name, p in hyperparameters(method).items()
     }
-    model = create_model(
+    return create_model(
         f"{method} options",
         __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True),
         **fields,
     )
+
+
+def check_hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """`given`, checked against the types and limits in the signature of the method's loss.
+
+    Raises:
+        GkdError: unknown names, wrong types, values out of range: all of them, a line each.
+    """
+    model = options_model(method)
     try:
         checked = model.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise GkdError(f"distill.options.{method}.{name} is {first['input']!r}: {message}") from None
+        wrong = mistakes(error, model, at=("distill", "options", method), what="option")
+        raise GkdError("\n".join(mistake.sentence for mistake in wrong)) from None
     return {name: getattr(checked, name) for name in given}

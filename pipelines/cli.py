@@ -6,6 +6,7 @@ refused and `gate.on_refusal` is fail, or `gkd verify` found a link that does no
 
 import signal
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -38,6 +39,7 @@ def main() -> None:
     """Entry point: runs the command, turns what the user can mend into one sentence and exit code 2."""
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, _stopped)
+    warnings.formatwarning = lambda message, *_, **__: f"gkd: {message}\n"
     try:
         app()
     except GkdError as error:

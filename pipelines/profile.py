@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from components.graph import STEPS
-from gkd_core.config import read_sections, sentence
+from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
+from gkd_core.mistakes import mistakes
 
 SHIPPED = Path(__file__).with_name("profiles")
 TASKS = ("settings", *(step.name for step in STEPS), "ended")
@@ -315,4 +316,5 @@ def load_profile(which: str) -> Profile:
     try:
         return Profile.model_validate(content)
     except ValidationError as error:
-        raise GkdError(f"{which}: {sentence(error, Profile, 'profile key')}") from None
+        wrong = mistakes(error, Profile, what="profile key")
+        raise GkdError("\n".join(f"{which}: {mistake.sentence}" for mistake in wrong)) from None

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from gkd_core.config import Params, params_from_dict
+from gkd_core.config import Params, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.redact import address_with_secret
 
@@ -24,7 +24,7 @@ def resolve(
     """
     more = [f"data.source={data_source}"] * bool(data_source) + [f"tracking.uri={mlflow}"] * bool(mlflow)
     refuse_password([params, [*overrides, *more]])
-    return params_from_dict(params, [*overrides, *more])
+    return parse_params(params, [*overrides, *more])
 
 
 def refuse_password(given: Any) -> None:

@@ -3,13 +3,12 @@
 `schema` says what each field means, `checks` what contradicts what, `load` how a file becomes `Params`.
 """
 
+from gkd_core.config.checks import refuse_wide_augmentation
 from gkd_core.config.load import (
     load_params,
-    params_from_dict,
     params_of_sections,
     parse_params,
     read_sections,
-    sentence,
 )
 from gkd_core.config.schema import (
     AugmentConfig,
@@ -52,9 +51,8 @@ __all__ = [
     "TrackingConfig",
     "TrainingConfig",
     "load_params",
-    "params_from_dict",
     "params_of_sections",
     "parse_params",
     "read_sections",
-    "sentence",
+    "refuse_wide_augmentation",
 ]

@@ -1,9 +1,9 @@
-"""What the sections of `params.yaml` say against each other."""
+"""What the sections of `params.yaml` say against each other, and against the data."""
 
 from collections.abc import Iterator
 
 from gkd_core.arrangements import refuse_mismatch
-from gkd_core.config.schema import MethodConfig, Params
+from gkd_core.config.schema import AugmentConfig, MethodConfig, Params
 from gkd_core.errors import GkdError
 
 
@@ -63,3 +63,21 @@ def contradictions(params: Params) -> Iterator[str]:
             "student.channels or student.image_size gives the student a view of its own, but distill.arrangement is "
             "single: set it to cross_modal"
         )
+
+
+def refuse_wide_augmentation(augment: AugmentConfig, image_size: int, *, section: str = "train") -> None:
+    """See that random crops and squares leave something of the image.
+
+    Args:
+        image_size: side of the images in pixels, which is known only from the prepared data.
+        section: whose `augment` it is.
+    Raises:
+        GkdError: they may not.
+    """
+    wide = [
+        f"{section}.augment.{name} is {pixels}, but the images are {image_size} pixels wide: set it below that"
+        for name, pixels in (("crop_padding", augment.crop_padding), ("cutout", augment.cutout))
+        if pixels is not None and pixels >= image_size
+    ]
+    if wide:
+        raise GkdError("\n".join(wide))

@@ -1,17 +1,29 @@
-"""From a YAML file, or a mapping, and the command line's overrides to checked `Params`."""
+"""From a YAML file, or a mapping, and the command line's overrides to checked `Params`; all mistakes told at once."""
 
-import math
 import re
-import reprlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from gkd_core.config import options
 from gkd_core.config.checks import contradictions
 from gkd_core.config.schema import Params, whole
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
+from gkd_core.mistakes import Mistake, mistakes
+
+METHOD_SECTIONS = ("distill", "teacher.assistant_distill")
+
+RENAMED = {"references.kd_alpha": "references.kd_weight"} | {
+    f"{section}.options.{method}.{old}": f"{section}.options.{method}.{new}"
+    for section in METHOD_SECTIONS
+    for method, names in options.RENAMED.items()
+    for old, new in names.items()
+}
+"""Old key → key. A file may still use the old one."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -32,57 +44,18 @@ _Loader.add_implicit_resolver(
 )
 
 
-LARGEST_YAML = 1 << 17  # characters
-MOST_VALUES = 20_000  # with every alias written out
-
-
 def _yaml(text: str) -> Any:
     """Plain values only: a SafeLoader builds no objects.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or aliases or nesting would make more of it than anybody writes.
+        yaml.YAMLError: it is no YAML.
     """
     try:
-        if len(text) > LARGEST_YAML:
-            raise yaml.YAMLError(f"it has {len(text)} characters, far more than parameters need")
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return None
-            if _values(node, {}) > MOST_VALUES:
-                raise yaml.YAMLError("its aliases make an endless amount of it")
-            return loader.construct_document(node)
-        finally:
-            loader.dispose()
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise
-    except Exception as error:  # PyYAML's constructors raise ValueError, KeyError, AttributeError, RecursionError, …
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"a value is not valid: {error}"
-        raise yaml.YAMLError(reason) from None
-
-
-def _values(node: yaml.Node, counted: dict[int, float]) -> float:
-    """How many values there are below a node with every alias written out; infinite where one contains itself."""
-    if id(node) not in counted:
-        counted[id(node)] = math.inf  # met again below itself
-        inner = [*node.value] if isinstance(node, yaml.SequenceNode) else []
-        if isinstance(node, yaml.MappingNode):
-            inner = [part for pair in node.value for part in pair]
-        counted[id(node)] = 1 + sum(_values(part, counted) for part in inner)
-    return counted[id(node)]
-
-
-def load_params(path: Path = Path("params.yaml"), overrides: list[str] | tuple[str, ...] = ()) -> Params:
-    """Read params.yaml and apply `section.key=value` overrides (values are YAML).
-
-    Raises:
-        GkdError: the file is missing or not YAML, an override has no `=`, or the content is not valid.
-    """
-    content = read_sections(path)
-    for override in overrides:
-        _apply(content, override)
-    return parse_params(content, str(path))
+    except Exception as error:  # of 2026-99-99, say, PyYAML raises ValueError; of others KeyError, RecursionError, …
+        raise yaml.YAMLError(f"a value is not valid: {error}") from None
 
 
 def read_sections(
@@ -113,18 +86,38 @@ def read_sections(
     return content
 
 
-def params_from_dict(
-    content: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), where: str = "params"
-) -> Params:
-    """The configuration from a mapping that went through JSON, as an argument of a pipeline does: 15 came out as 15.0.
+def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ()) -> Params:
+    """Read params.yaml and apply `section.key=value` overrides (values are YAML).
 
     Raises:
-        GkdError: an override has no `=`, or the content is not valid.
+        GkdError: the file is missing or not YAML, or as `parse_params`.
+    """
+    return parse_params(read_sections(path), overrides, str(path))
+
+
+def parse_params(content: dict[str, Any], overrides: Sequence[str] = (), where: str = "params") -> Params:
+    """The configuration from a mapping, which may have gone through JSON: 15 came out as 15.0.
+
+    Args:
+        overrides: `section.key=value`.
+        where: the mapping is from, for the error.
+    Raises:
+        GkdError: everything that is wrong, a sentence a line.
     """
     content = whole(content)
+    wrong = [f"{where}: {sentence}" for sentence in _use_new_names(content)]
+    given: dict[tuple[str, ...], str] = {}
     for override in overrides:
-        _apply(content, override)
-    return parse_params(content, where)
+        try:
+            given[_apply(content, override)] = f"--set {override}"
+        except GkdError as error:
+            wrong.append(str(error))
+    wrong += [f"{where}: {sentence}" for sentence in _use_new_names(content)]  # an override may be a whole section
+    params, found = _validate(content)
+    wrong += [f"{_source(mistake, given, where)}: {mistake.sentence}" for mistake in found]
+    if params is None or wrong:
+        raise GkdError("\n".join(wrong))
+    return params
 
 
 def params_of_sections(sections: dict[str, Any]) -> Params:
@@ -136,81 +129,88 @@ def params_of_sections(sections: dict[str, Any]) -> Params:
     Raises:
         GkdError: a section is not valid in itself.
     """
-    found = {}
-    for name, content in whole(sections).items():
-        try:
-            found[name] = Params.model_fields[name].annotation.model_validate(content)  # type: ignore[union-attr]
-        except ValidationError as error:
-            raise GkdError(f"params: {name}.{sentence(error, Params.model_fields[name].annotation)}") from None
-    return Params.model_construct(**found)
+    content = whole(sections)
+    _use_new_names(content)
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise GkdError("\n".join(f"params: {found.sentence}" for found in mistakes(error, Params))) from None
 
 
-def parse_params(content: dict[str, Any], where: str = "params") -> Params:
-    """Validate a dict as `Params`.
-
-    Raises:
-        GkdError: the first thing that is wrong, in one sentence.
-    """
+def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
+    """The configuration, or what is wrong with it."""
+    teacher = content.get("teacher")
+    found = [*options.check(content.get("distill"), ("distill",))]
+    if isinstance(teacher, dict):
+        found += options.check(teacher.get("assistant_distill"), ("teacher", "assistant_distill"))
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        raise GkdError(f"{where}: {sentence(error)}") from None
-    for contradiction in contradictions(params):
-        raise GkdError(f"{where}: {contradiction}")
-    return params
+        return None, [*mistakes(error, Params), *found]
+    if not found:  # what sections say against each other is asked of sections that are valid
+        found += [Mistake((), sentence, contradiction=True) for sentence in contradictions(params)]
+    return params, found
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
+def _source(mistake: Mistake, given: dict[tuple[str, ...], str], where: str) -> str:
+    """Where a mistake comes from: the file, or the overrides that wrote the value, or one of those in contradiction."""
+    if mistake.contradiction:
+        size = len(mistake.place)
+        part = [
+            text
+            for path, text in given.items()
+            if path[:size] == mistake.place
+            and re.search(rf"(?<![\w.]){re.escape('.'.join(path[size:]))}(?!\w)", mistake.sentence)
+        ]
+        return " with ".join([where, *part])
+    for path, text in given.items():
+        if all(a == b for a, b in zip(path, mistake.place, strict=False)):
+            return text
+    return where
+
+
+def _apply(content: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Put one override into the content; its place there."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
         raise GkdError(f"--set {override!r} is not of the form section.key=value")
-    *parents, last = path.split(".")
-    for parent in parents:
+    try:
+        value = whole(_yaml(text))
+    except yaml.YAMLError:
+        raise GkdError(f"--set {override!r}: the value is not YAML") from None
+    for old, new in RENAMED.items():
+        if f"{key}.".startswith(f"{old}."):
+            _warn(old, new)
+            key = new + key.removeprefix(old)
+    place = tuple(key.split("."))
+    for parent in place[:-1]:
         child = content.get(parent)
         if child is None:
             child = content[parent] = {}
         if not isinstance(child, dict):
             raise GkdError(f"--set {override!r}: {parent} is a value, not a section")
         content = child
-    try:
-        content[last] = _yaml(text)
-    except yaml.YAMLError:
-        raise GkdError(f"--set {override!r}: the value is not YAML") from None
+    content[place[-1]] = value
+    return place
 
 
-def sentence(error: ValidationError, root: Any = Params, what: str = "parameter") -> str:
-    """The first error as one sentence: dotted name, what is wrong, what is known.
-
-    Args:
-        root: the model that was validated.
-        what: what its keys are called.
-    """
-    first = error.errors()[0]
-    location = [
-        part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal")))
-    ]
-    name = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        model = root
-        for part in location[:-1]:  # a number is a place in a list
-            model = _inner(model) if isinstance(part, int) else _inner(model.model_fields[part].annotation)
-        prefix = "".join(f"{part}." for part in location[:-1])
-        return unknown(what, name, [prefix + field for field in model.model_fields])
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        parent = ".".join(str(part) for part in location[:-1])
-        # A field's own validator starts its sentence with the field's name; put the section before it.
-        if parent and message.startswith(str(location[-1])):
-            return f"{parent}.{message}"
-        return message if not name else f"{name}: {message}"
-    if first["type"] == "missing":
-        return f"{name} is missing"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name} is {reprlib.repr(first['input'])}: {message}"
+def _use_new_names(content: dict[str, Any]) -> list[str]:
+    """Rename the keys that have old names; the sentences about those that stand there by both names."""
+    twice = []
+    for old, new in RENAMED.items():
+        *parents, key = old.split(".")
+        section: Any = content
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict) and key in section:
+            value, name = section.pop(key), new.rpartition(".")[2]
+            if name in section:
+                twice.append(f"{old} is the old name of {new}, and both are given: leave {old} out")
+            else:
+                _warn(old, new)
+                section[name] = value
+    return twice
 
 
-def _inner(annotation: Any) -> Any:
-    """The model in `Model`, `list[Model]`, `dict[str, Model]`, `Model | None` or an annotated one of these."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for found in map(_inner, get_args(annotation)) if found is not None), None)
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is called {new} now: the old name will not be read for ever", FutureWarning, stacklevel=2)

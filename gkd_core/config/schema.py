@@ -5,14 +5,16 @@ the step; losses, models and loops take plain arguments.
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core import methods
 from gkd_core.arrangements import ARRANGEMENTS, Weighting, refuse_mismatch
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import unknown
 from gkd_core.files import json_digest
+from gkd_core.mistakes import ContradictionsError
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -26,6 +28,21 @@ def _known_device(value: str) -> str:
 
 
 Device = Annotated[str, AfterValidator(_known_device)]
+
+
+def _model_name(value: str) -> str:
+    if not value or "/" in value or ":" in value:
+        raise ValueError(
+            f"model_name is {value!r}, but / and : separate the parts of MLflow's addresses: leave them out"
+        )
+    return value
+
+
+def _or_empty(content: Any) -> Any:
+    return {} if content is None else content  # a key with nothing below it
+
+
+Options = Annotated[dict[str, Annotated[dict[str, Any], BeforeValidator(_or_empty)]], BeforeValidator(_or_empty)]
 
 
 def whole(value: Any) -> Any:
@@ -43,6 +60,21 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """What its fields say against each other, a sentence each."""
+        yield from ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, content: Any) -> Any:
+        return _or_empty(content)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if found := list(self.contradictions()):
+            raise ContradictionsError(found)
+        return self
 
 
 class DataConfig(Section):
@@ -130,32 +162,30 @@ class TrainingConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     """Random changes to the images."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "TrainingConfig":
+    def contradictions(self) -> Iterator[str]:
         if self.schedule == "multistep" and not self.milestones:
-            raise ValueError("schedule is multistep but milestones is empty: name the epochs, or take cosine")
+            yield "schedule is multistep but milestones is empty: name the epochs, or take cosine"
         if self.schedule != "multistep" and self.milestones:
-            raise ValueError(f"milestones is set but schedule is {self.schedule}: only multistep reads milestones")
+            yield f"milestones is set but schedule is {self.schedule}: only multistep reads milestones"
         if any(m >= self.epochs for m in self.milestones):
-            raise ValueError(f"milestones {self.milestones} reach past epochs ({self.epochs})")
+            yield f"milestones {self.milestones} reach past epochs ({self.epochs})"
         if sorted(set(self.milestones)) != self.milestones:
-            raise ValueError(f"milestones {self.milestones} must rise")
+            yield f"milestones {self.milestones} must rise"
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})")
+            yield f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})"
         if self.schedule == "onecycle" and self.warmup_epochs:
-            raise ValueError("warmup_epochs is set but schedule is onecycle, which warms up by itself")
+            yield "warmup_epochs is set but schedule is onecycle, which warms up by itself"
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0.0):
-            raise ValueError("nesterov needs optimizer sgd and momentum above 0")
+            yield "nesterov needs optimizer sgd and momentum above 0"
         if self.batch_size % self.devices or self.batch_size < 2 * self.devices:
-            raise ValueError(
+            yield (
                 f"batch_size ({self.batch_size}) must be a multiple of devices ({self.devices}) with at least 2 images "
                 "for each: it counts all devices together"
             )
         if self.devices > 1 and ":" in self.device:
-            raise ValueError(f"device {self.device} names one device but devices is {self.devices}: set device to cuda")
+            yield f"device {self.device} names one device but devices is {self.devices}: set device to cuda"
         if self.devices > 1 and self.device == "mps":
-            raise ValueError(f"device is mps, of which there is one, but devices is {self.devices}: set devices to 1")
-        return self
+            yield f"device is mps, of which there is one, but devices is {self.devices}: set devices to 1"
 
 
 class NetworkConfig(Section):
@@ -206,18 +236,16 @@ class CurveConfig(Section):
     saturation: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """With `inflection`: fraction of training at which 99 % of the rise is done."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "CurveConfig":
+    def contradictions(self) -> Iterator[str]:
         if self.beta_min > self.beta_max:
-            raise ValueError(f"beta_min ({self.beta_min:g}) must not be above beta_max ({self.beta_max:g})")
+            yield f"beta_min ({self.beta_min:g}) must not be above beta_max ({self.beta_max:g})"
         if (self.inflection is None) != (self.saturation is None):
-            raise ValueError("inflection and saturation go together: give both or neither")
+            yield "inflection and saturation go together: give both or neither"
         if self.inflection is not None and self.saturation is not None:
             if self.b is not None or self.c is not None:
-                raise ValueError("inflection and saturation replace b and c: give one pair, not both")
+                yield "inflection and saturation replace b and c: give one pair, not both"
             if self.inflection >= self.saturation:
-                raise ValueError(f"inflection ({self.inflection:g}) must lie before saturation ({self.saturation:g})")
-        return self
+                yield f"inflection ({self.inflection:g}) must lie before saturation ({self.saturation:g})"
 
 
 class MethodConfig(Section):
@@ -232,8 +260,8 @@ class MethodConfig(Section):
     """Shape of β(t)."""
     temperature: Positive | None = None
     """τ of the soft labels; null takes the method's own."""
-    options: dict[str, dict[str, Any]] = {}
-    """Hyperparameters by method, e.g. `options.gompertz.solver: sliced`; only the chosen method's are read."""
+    options: Options = {}
+    """Hyperparameters by method, e.g. `options.gompertz.solver: sliced`; only the chosen method's are used."""
 
     @field_validator("method")
     @classmethod
@@ -263,15 +291,8 @@ class MethodConfig(Section):
 
     def hyperparameters(self) -> dict[str, Any]:
         """The chosen method's arguments: its options, with `temperature` put in."""
-        chosen = dict(self.options.get(self.method, {}))
-        if self.temperature is not None:
-            if "temperature" in chosen and chosen["temperature"] != self.temperature:
-                raise GkdError(
-                    f"distill.temperature ({self.temperature:g}) and distill.options.{self.method}.temperature "
-                    f"({chosen['temperature']:g}) contradict each other: give one"
-                )
-            chosen["temperature"] = self.temperature
-        return chosen
+        temperature = {} if self.temperature is None else {"temperature": self.temperature}
+        return self.options.get(self.method, {}) | temperature
 
 
 class MultiTeacherConfig(Section):
@@ -384,23 +405,21 @@ class TeacherConfig(NetworkConfig):
     """How assistants learn; must say what `distill` says. It stands here because the teacher step reads only this
     section, so that another method retrains no teacher that does not depend on it."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "TeacherConfig":
+    def contradictions(self) -> Iterator[str]:
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together: give both or neither")
+            yield "mean and std go together: give both or neither"
         if self.topological and self.source is not None:
-            raise ValueError("topological says how to build a teacher trained here, but source is set: give one")
+            yield "topological says how to build a teacher trained here, but source is set: give one"
         if self.topological and self.members:
-            raise ValueError("topological describes one teacher, but members lists several: give one or the other")
+            yield "topological describes one teacher, but members lists several: give one or the other"
         if self.members and self.assistants:
-            raise ValueError("members and assistants are both given: an assistant chain starts from one teacher")
+            yield "members and assistants are both given: an assistant chain starts from one teacher"
         if len(self.members) == 1:
-            raise ValueError("members lists one teacher: give at least two, or name and train instead")
+            yield "members lists one teacher: give at least two, or name and train instead"
         if (self.members or self.assistants) and self.source is not None:
-            raise ValueError("members and assistants are trained here, but source is set: give one or the other")
+            yield "members and assistants are trained here, but source is set: give one or the other"
         if self.source is None and (self.classes or self.mean or self.image_size):
-            raise ValueError("classes, mean, std and image_size describe an imported state-dict, but source is null")
-        return self
+            yield "classes, mean, std and image_size describe an imported state-dict, but source is null"
 
 
 class ReferencesConfig(Section):
@@ -410,10 +429,10 @@ class ReferencesConfig(Section):
     """Train the student alone (method `ce`)."""
     kd: bool = True
     """Train the student by plain soft-label distillation (method `kd`)."""
-    kd_alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Weight α of the soft labels in plain KD; cross-entropy has 1 − α."""
-    kd_temperature: Positive = 4.0
-    """τ of plain KD."""
+    kd_weight: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Weight of the soft labels in plain KD, cross-entropy has the rest; null is the default of method `kd`."""
+    kd_temperature: Positive | None = None
+    """τ of plain KD; null is the default of method `kd`."""
 
 
 class EvaluateConfig(Section):
@@ -455,11 +474,9 @@ class Int8Config(Section):
     seed: Seed = 0
     """Seed of the choice of calibration images."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Int8Config":
+    def contradictions(self) -> Iterator[str]:
         if self.percentile is not None and self.calibration != "percentile":
-            raise ValueError(f"percentile is set but calibration is {self.calibration}: set calibration to percentile")
-        return self
+            yield f"percentile is set but calibration is {self.calibration}: set calibration to percentile"
 
 
 class ExportConfig(Section):
@@ -509,7 +526,7 @@ class TrackingConfig(Section):
     """MLflow tracking server; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db."""
     experiment: str = "gkd"
     """MLflow experiment."""
-    model_name: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] = "gkd-student"
+    model_name: Annotated[str, AfterValidator(_model_name)] = "gkd-student"
     """Registered model."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
     """Tries to reach the server before giving up, with growing pauses."""

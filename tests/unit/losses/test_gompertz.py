@@ -289,7 +289,7 @@ class TestRefuses:
             ({"weight_kd": -1}, r"gompertz\.weight_kd is -1"),
             ({"solver": "simplex"}, r"gompertz\.solver is 'simplex'.*'sinkhorn'"),
             ({"preset": "best"}, r"gompertz\.preset is 'best'.*'paper' or 'tuned'"),
-            ({"sovler": "exact"}, "did you mean 'solver'"),
+            ({"sovler": "exact"}, "gompertz\\.solver'"),
         ],
     )
     def test_options_out_of_range(self, given, words):

@@ -1,0 +1,95 @@
+"""What pydantic finds wrong, all of it, as sentences that name the key as the user wrote it."""
+
+import difflib
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing that is wrong.
+
+    Attributes:
+        place: the key it is about, or the section whose keys contradict each other.
+        sentence: what, where, and how to fix it.
+        contradiction: several keys are part of it.
+    """
+
+    place: tuple[str, ...]
+    sentence: str
+    contradiction: bool = False
+
+
+class ContradictionsError(ValueError):
+    """What a validator raises for several sentences at once, where pydantic takes one exception a model."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        super().__init__("; ".join(sentences))
+        self.sentences = sentences
+
+
+def mistakes(
+    error: ValidationError, model: type[BaseModel], *, at: tuple[str, ...] = (), what: str = "parameter"
+) -> Iterator[Mistake]:
+    """Every error of a validation.
+
+    Args:
+        model: what was validated.
+        at: the place in the user's file of what was validated.
+        what: what its keys are called.
+    """
+    for found in error.errors():
+        # Pydantic also names the validators and types it went through.
+        inside = [p for p in found["loc"] if not (isinstance(p, str) and p.startswith(("function-", "literal")))]
+        place = (*at, *map(str, inside))
+        name = ".".join(place)
+        match found["type"]:
+            case "extra_forbidden":
+                yield Mistake(place, unknown_key(place, _fields(model, inside[:-1]), what))
+            case "value_error" if isinstance(found["ctx"]["error"], ContradictionsError):
+                for sentence in found["ctx"]["error"].sentences:
+                    yield Mistake(place, f"{name}: {sentence}" if name else sentence, contradiction=True)
+            case "value_error":
+                sentence = str(found["ctx"]["error"])
+                # A field's own validator may start its sentence with the field's name; put the section before it.
+                starts = bool(place) and sentence.startswith(place[-1])
+                yield Mistake(place, ".".join([*place[:-1], sentence]) if starts else f"{name}: {sentence}")
+            case "missing":
+                yield Mistake(place, f"{name} is missing")
+            case _:
+                message = found["msg"][0].lower() + found["msg"][1:]
+                yield Mistake(place, f"{name} is {reprlib.repr(found['input'])}: {message}")
+
+
+def unknown_key(
+    place: tuple[str, ...], known: Iterable[str], what: str = "parameter", renamed: Mapping[str, str] | None = None
+) -> str:
+    """One sentence for a key that a section does not have: the nearest one it has, then all of them.
+
+    Args:
+        renamed: old name → name, of keys that were called otherwise before.
+    """
+    *section, key = place
+    names, renamed = list(known), renamed or {}
+    near = difflib.get_close_matches(key, [*names, *renamed], n=1, cutoff=0.5)
+    guess = f" did you mean {'.'.join([*section, renamed.get(near[0], near[0])])!r}?" if near else ""
+    return f"{what} {'.'.join(place)!r} is unknown;{guess} Known: {', '.join(names) or '(it has none)'}"
+
+
+def _fields(model: Any, place: list[Any]) -> list[str]:
+    """The keys of the section at a place in a model."""
+    for part in place:
+        if part in model.model_fields:  # else a place in a list, or a key of a dict
+            model = _section(model.model_fields[part].annotation)
+    return list(model.model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    """The model in `Model`, `list[Model]`, `dict[str, Model]`, `Model | None` or an annotated one of these."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for found in map(_section, get_args(annotation)) if found is not None), None)

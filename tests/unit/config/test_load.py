@@ -1,0 +1,152 @@
+"""From params.yaml and --set to Params: what is read, and whom a mistake is blamed on."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gkd_core.config import Params, load_params, params_of_sections, parse_params
+from gkd_core.errors import GkdError
+
+ROOT = Path(__file__).parents[3]
+
+
+def refused(tmp_path: Path, content: str, *overrides: str) -> list[str]:
+    """The mistakes in a file called p.yaml, a line each."""
+    (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(GkdError) as caught:
+        load_params(tmp_path / "p.yaml", overrides)
+    return str(caught.value).replace(f"{tmp_path}/", "").split("\n")
+
+
+def test_the_shipped_file_is_valid_and_every_key_in_it_is_known():
+    params = load_params(ROOT / "params.yaml")
+    assert params.data.source == "digits"
+    assert params.distill.method == "gompertz"
+
+
+def test_an_empty_file_is_all_defaults(tmp_path):
+    (tmp_path / "p.yaml").write_text("")
+    assert load_params(tmp_path / "p.yaml") == Params()
+
+
+def test_yaml_floats_without_a_point_are_numbers(tmp_path):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"train": {"epochs": 2}}) + "export: {parity_tolerance: 1e-4}\n")
+    assert load_params(tmp_path / "p.yaml").export.parity_tolerance == 1e-4
+
+
+def test_a_mapping_that_went_through_json_has_its_whole_numbers_back():
+    params = parse_params(
+        {"train": {"epochs": 15.0, "learning_rate": 1.0}, "distill": {"options": {"crd": {"negatives": 64.0}}}}
+    )
+    assert (params.train.epochs, type(params.train.epochs)) == (15, int)
+    assert params.train.learning_rate == 1.0
+    assert params.distill.options == {"crd": {"negatives": 64}}
+
+
+def test_overrides_are_yaml_and_reach_any_depth(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text("train: {epochs: 3}\ndistill:\n")
+    overrides = ["train.learning_rate=1e-3", "train.augment.flip=false", "distill.options.kd.temperature=.5"]
+    params = load_params(file, overrides)
+    assert params.train.learning_rate == 0.001
+    assert params.train.augment.flip is False
+    assert params.train.epochs == 3
+    assert params.distill.options == {"kd": {"temperature": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("train.epochs", "section.key=value"),
+        ("=3", "section.key=value"),
+        ("train.epochs.x=3", "epochs is a value"),
+        ("train.epochs=[1", "not YAML"),
+        ("train.epohs=3", "'train.epochs'"),
+        ("train.epochs=ten", "train.epochs is 'ten'"),
+        ("train={epochs: ten}", "train.epochs is 'ten'"),
+        ("distill.options.kd.temperature=0", "distill.options.kd.temperature is 0"),
+    ],
+)
+def test_a_wrong_override_is_blamed_itself(tmp_path, override, part):
+    (message,) = refused(tmp_path, "train: {epochs: 3}\n", override)
+    assert message.startswith("--set ")
+    assert override in message
+    assert part in message
+    assert "p.yaml" not in message
+
+
+def test_the_file_and_each_override_are_blamed_for_what_they_wrote(tmp_path):
+    messages = refused(tmp_path, "data: {seed: -1}\n", "train.epochs=0", "gate.confidence=2", "train")
+    assert len(messages) == 4
+    for start in ("p.yaml: data.seed", "--set train.epochs=0: ", "--set gate.confidence=2: ", "--set 'train' "):
+        assert sum(message.startswith(start) for message in messages) == 1, start
+
+
+def test_an_override_that_contradicts_the_file_is_blamed_with_it(tmp_path):
+    (message,) = refused(tmp_path, "train: {batch_size: 9}\n", "train.devices=2", "train.epochs=7")
+    assert message.startswith("p.yaml with --set train.devices=2: train: ")
+    (message,) = refused(tmp_path, "", "teacher.topological=true", "train.epochs=7")
+    assert message.startswith("p.yaml with --set teacher.topological=true: ")
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(GkdError, match="does not exist"):
+        load_params(tmp_path / "none.yaml")
+    with pytest.raises(GkdError, match="cannot be read"):
+        load_params(tmp_path)
+    assert refused(tmp_path, "train: {epochs: 3\n")[0].startswith("p.yaml, line 2, column 1 ")
+    (twice,) = refused(tmp_path, "train: {epochs: 3}\ndata: {seed: 1}\ntrain: {seed: 1}\n")
+    assert twice.startswith("p.yaml, line 1, column 1 ")
+    assert "train" in twice
+    assert "sections" in refused(tmp_path, "- 1\n")[0]
+
+
+OLD = [
+    ("references.kd_alpha", 0.5, "references.kd_weight"),
+]
+
+
+def value(params: Params, key: str) -> object:
+    found: object = params
+    for part in key.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize(("old", "written", "new"), OLD, ids=[old for old, _, _ in OLD])
+def test_an_old_name_is_read_with_a_warning_that_tells_the_new_one(tmp_path, old, written, new):
+    content: object = written
+    for part in reversed(old.split(".")):
+        content = {part: content}
+    override = f"{old}={yaml.safe_dump(written, default_flow_style=True).splitlines()[0]}"
+    for given, overrides in ((content, []), ({}, [override])):
+        with pytest.warns(FutureWarning) as said:
+            params = parse_params(given, overrides)
+        assert value(params, new) == written
+        assert [(old in str(one.message), new in str(one.message)) for one in said] == [(True, True)]
+
+
+def test_an_override_by_the_old_name_replaces_what_the_file_says_by_the_new_one():
+    with pytest.warns(FutureWarning):
+        params = parse_params({"references": {"kd_weight": 0.9}}, ["references.kd_alpha=0.5"])
+    assert params.references.kd_weight == 0.5
+
+
+def test_old_and_new_name_together_are_refused():
+    with pytest.raises(GkdError, match=r"references\.kd_alpha .* references\.kd_weight"):
+        parse_params({"references": {"kd_alpha": 0.5, "kd_weight": 0.5}})
+
+
+def test_new_names_warn_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        parse_params({"references": {"kd_weight": 0.5}})
+
+
+def test_sections_alone_are_not_asked_about_the_others():
+    params = params_of_sections({"student": {"image_size": 5.0}, "distill": {"method": "at"}})
+    assert params.student.image_size == 5
+    with pytest.raises(GkdError, match=r"train\.epochs is 0"):
+        params_of_sections({"train": {"epochs": 0}})

@@ -1,0 +1,76 @@
+"""The options of methods are checked when the file is read, all that stand in it, by the keys as they were written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gkd_core.config import parse_params
+from gkd_core.config.options import RENAMED
+from gkd_core.errors import GkdError
+from gkd_core.methods import METHODS, hyperparameters
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(
+    ("distill", "parts"),
+    [
+        (
+            {"options": {"kd": {"temperatur": 2.0}}},
+            ["'distill.options.kd.temperatur'", "'distill.options.kd.temperature'"],
+        ),
+        ({"options": {"kdd": {}}}, ["distill.options", "'kdd'", "'kd'"]),
+        ({"options": {"kd": 3}}, ["distill.options.kd is 3"]),
+        ({"options": {"kd": {"temperature": "warm"}}}, ["distill.options.kd.temperature is 'warm'"]),
+        ({"options": {"kd": {"temperature": 0.0}}}, ["distill.options.kd.temperature is 0", "greater than 0"]),
+        ({"options": {"gompertz": {"preset": "papr"}}}, ["distill.options.gompertz.preset is 'papr'", "'paper'"]),
+        ({"options": {"ce": {"weight": 1.0}}}, ["'distill.options.ce.weight'", "none"]),
+        ({"method": "fitnet", "temperature": 2.0}, ["distill.temperature is 2", "fitnet"]),
+        (
+            {"method": "kd", "temperature": 2.0, "options": {"kd": {"temperature": 4.0}}},
+            ["distill.temperature (2)", "distill.options.kd.temperature (4)"],
+        ),
+    ],
+)
+def test_a_wrong_option_is_named_as_it_was_written(distill, parts):
+    with pytest.raises(GkdError) as caught:
+        parse_params({"distill": distill})
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_options_of_assistants_are_named_in_their_own_section():
+    with pytest.raises(GkdError, match=r"'teacher\.assistant_distill\.options\.kd\.temperatur'"):
+        parse_params({"teacher": {"assistant_distill": {"options": {"kd": {"temperatur": 1.0}}}}})
+
+
+def test_options_of_other_methods_are_checked_and_not_used():
+    params = parse_params({"distill": {"method": "kd", "options": {"gompertz": {"preset": "paper"}}}})
+    assert params.distill.hyperparameters() == {}
+
+
+def test_null_and_whole_numbers_are_the_defaults_and_floats_they_stand_for():
+    plain = parse_params({"distill": {"method": "kd", "options": {"kd": {"temperature": 4}}}})
+    same = parse_params(
+        {"distill": {"method": "kd", "options": {"kd": {"temperature": 4.0}, "dkd": {"temperature": None}}}}
+    )
+    assert plain.digest("distill") == same.digest("distill")
+
+
+def test_a_file_without_options_is_read_without_torch():
+    program = (
+        "from gkd_core.config import parse_params; parse_params({'distill': {'method': 'gompertz'}}); "
+        "import sys; sys.exit(bool({'torch', 'torchvision', 'mlflow'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_what_options_were_called_before_is_no_option_of_today():
+    for method, names in RENAMED.items():
+        known = hyperparameters(method)
+        assert method in METHODS
+        assert not known.keys() & names.keys()
+        assert set(names.values()) <= known.keys()

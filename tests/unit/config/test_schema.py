@@ -1,0 +1,105 @@
+"""What a section holds: a mistake names the key, the value and the way out; all of them are told at once."""
+
+import pytest
+
+from gkd_core.config import Params, parse_params
+from gkd_core.errors import GkdError
+
+
+def refused(content: dict) -> list[str]:
+    """The mistakes, a line each."""
+    with pytest.raises(GkdError) as caught:
+        parse_params(content)
+    return str(caught.value).split("\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"distil": {}}, ["'distil'", "'distill'"]),
+        ({"distill": {"temperatur": 2}}, ["'distill.temperatur'", "'distill.temperature'"]),
+        ({"train": {"augment": {"flp": True}}}, ["'train.augment.flp'", "'train.augment.flip'"]),
+        ({"teacher": {"members": [{}, {"nme": "x"}]}}, ["'teacher.members.1.nme'", "'teacher.members.1.name'"]),
+        ({"distill": {"method": "gomperz"}}, ["distill.method 'gomperz'", "'gompertz'", "ce"]),
+        ({"distill": {"schedule": "gompert"}}, ["distill.schedule 'gompert'", "'gompertz'"]),
+        ({"train": {"epochs": "ten"}}, ["train.epochs is 'ten'", "integer"]),
+        ({"train": {"epochs": 2.5}}, ["train.epochs is 2.5"]),
+        ({"train": {"epochs": True}}, ["train.epochs is True"]),
+        ({"train": {"epochs": 0}}, ["train.epochs is 0", "1"]),
+        ({"train": {"optimizer": "sdg"}}, ["train.optimizer is 'sdg'", "'sgd' or 'adamw'"]),
+        ({"train": {"device": "gpu"}}, ["train.device 'gpu'", "cuda"]),
+        ({"train": {"device": "cuda:x"}}, ["train.device 'cuda:x'"]),
+        ({"train": {"learning_rate": float("inf")}}, ["train.learning_rate is inf", "finite"]),
+        ({"data": {"seed": 5_000_000_000}}, ["data.seed is 5000000000"]),
+        ({"train": 3}, ["train is 3"]),
+        ({"data": {"validation_fraction": 0.9}}, ["data.validation_fraction is 0.9", "0.5"]),
+        ({"teacher": {"members": [{}, {"classes": ["a", "a"]}]}}, ["teacher.members.1.classes", "['a', 'a']"]),
+        ({"tracking": {"model_name": "a/b"}}, ["tracking.model_name is 'a/b'", "/"]),
+        ({"student": {"name": "topological:resnet8"}}, ["student.name", "teacher.topological"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key_and_the_way_out(content, parts):
+    (message,) = refused(content)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"train": {"schedule": "multistep"}}, ["train: ", "multistep", "milestones"]),
+        ({"train": {"milestones": [3]}}, ["train: ", "milestones", "cosine"]),
+        ({"train": {"schedule": "multistep", "milestones": [30], "epochs": 20}}, ["milestones [30]", "epochs (20)"]),
+        ({"train": {"warmup_epochs": 20.0, "epochs": 20}}, ["warmup_epochs (20)", "epochs (20)"]),
+        ({"train": {"nesterov": True, "optimizer": "adamw"}}, ["nesterov", "sgd"]),
+        ({"distill": {"curve": {"beta_min": 2.0}}}, ["distill.curve: ", "beta_min (2)", "beta_max (1)"]),
+        ({"distill": {"curve": {"inflection": 0.5}}}, ["inflection", "saturation"]),
+        ({"distill": {"curve": {"inflection": 0.8, "saturation": 0.4}}}, ["inflection (0.8)", "saturation (0.4)"]),
+        ({"distill": {"curve": {"inflection": 0.3, "saturation": 0.8, "b": 2.0}}}, ["inflection", "b and c"]),
+        ({"teacher": {"classes": ["a"]}}, ["teacher: ", "classes", "source"]),
+        ({"teacher": {"source": "x.pt", "mean": [0.5]}}, ["teacher: ", "mean", "std"]),
+        ({"export": {"int8": {"percentile": 99.0}}}, ["export.int8: ", "percentile", "minmax"]),
+    ],
+)
+def test_keys_of_a_section_that_contradict_each_other_are_both_named(content, parts):
+    (message,) = refused(content)
+    for part in parts:
+        assert part in message
+
+
+def test_all_mistakes_are_told_at_once_a_line_each():
+    messages = refused(
+        {
+            "train": {"warmup_epochs": 30.0, "nesterov": True, "optimizer": "adamw"},  # two contradictions in a section
+            "data": {"sorce": "digits", "validation_fraction": 0.9},
+            "distill": {"method": "gomperz", "options": {"kd": {"temperature": -1.0}}},
+            "nonsense": 1,
+        }
+    )
+    keys = ["warmup_epochs", "nesterov", "data.sorce", "data.validation_fraction", "distill.method"]
+    keys += ["distill.options.kd.temperature", "'nonsense'"]
+    assert len(messages) == len(keys)
+    for key in keys:
+        assert sum(key in message for message in messages) == 1, key
+    assert all(message.startswith("params: ") for message in messages)
+
+
+def test_a_section_with_nothing_below_it_has_its_defaults():
+    empty = {"train": None, "distill": {"curve": None, "options": None}, "teacher": {"train": {"augment": None}}}
+    assert parse_params(empty) == Params()
+    assert parse_params({"distill": {"options": {"kd": None}}}).distill.options == {"kd": {}}
+
+
+def test_the_digest_follows_content_not_notation_nor_place():
+    plain = Params().digest("data", "train")
+    assert parse_params({"data": {"root": "/elsewhere"}}).digest("data", "train") == plain
+    assert parse_params({"train": {"epochs": 20}}).digest("data", "train") == plain  # the default, written out
+    assert parse_params({"train": {"epochs": 21}}).digest("data", "train") != plain
+    assert parse_params({"gate": {"max_parity": 1.0}}).digest("data", "train") == plain
+
+
+def test_every_field_is_documented():
+    from pipelines.catalogue import parameter_rows
+
+    undocumented = [name for name, _, _, meaning in parameter_rows() if not meaning]
+    assert undocumented == []
