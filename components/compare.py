@@ -20,7 +20,7 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError, unknown
 from gkd_core.evaluation.comparison import Standing, standings
-from gkd_core.evaluation.predictions import predict
+from gkd_core.evaluation.evaluate import predict
 from gkd_core.evaluation.quality import top_k_correct
 from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_bytes, write_json

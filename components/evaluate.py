@@ -22,13 +22,12 @@ from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
-from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
-from gkd_core.evaluation.latency import hardware, measure_latency
-from gkd_core.evaluation.predictions import predict
+from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
+from gkd_core.evaluation.evaluate import predict
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import paired_difference, wilson_interval
 from gkd_core.export.manifest import kept_precisions, read_manifest
-from gkd_core.export.onnx import export_onnx
+from gkd_core.export.onnx import write_onnx
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
@@ -249,7 +248,7 @@ def _cost_as_onnx(
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
         models = {role: Path(name) / f"{role}.onnx" for role in networks}
         for role, network in networks.items():
-            export_onnx(
+            write_onnx(
                 network,
                 models[role],
                 classes=info.classes,

@@ -18,7 +18,7 @@ from gkd_core.export.manifest import (
     lineage,
     write_manifest,
 )
-from gkd_core.export.onnx import export_onnx, input_shape, parity
+from gkd_core.export.onnx import input_shape, parity, write_onnx
 from gkd_core.export.quantise import quantise, stratified_pick
 from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest, read_json, whole_folder, write_json
@@ -49,7 +49,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export"))
     with whole_folder(out, [data, teacher, student]) as folder:
         model = folder / MODEL_FILE
-        export_onnx(
+        write_onnx(
             network,
             model,
             classes=info.classes,

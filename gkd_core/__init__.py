@@ -1,12 +1,59 @@
-"""The science of gkd: data, models, losses, the training loop, evaluation and export.
+"""The library: everything one does to image classifiers, from data to a smaller one that is as good, and to ONNX.
 
-This floor knows torch, numpy and onnx, and nothing of kfp, dvc or mlflow. Importing it imports nothing heavy.
+>>> import gkd_core as gkd
+>>> data = gkd.load_data("digits")
+>>> teacher = gkd.create_model("resnet14", data=data)
+>>> student = gkd.create_model("resnet8", data=data)
+
+It knows torch, numpy and onnx, and nothing of kfp, dvc or mlflow. Importing it imports nothing heavy: a public name
+brings its module with it when it is first asked for.
 """
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gkd_core import losses as losses
+    from gkd_core.data.load import load_data as load_data
+    from gkd_core.evaluation.evaluate import evaluate as evaluate
+    from gkd_core.export.deploy import export_onnx as export_onnx
+    from gkd_core.methods import list_methods as list_methods
+    from gkd_core.models.create import create_model as create_model
+    from gkd_core.models.create import list_models as list_models
+    from gkd_core.models.create import wrap as wrap
+    from gkd_core.models.weights import load_model as load_model
 
 # onnxruntime's packages report their use to their makers since 1.29, on Linux and macOS too, unless this is set before
 # its first import. Who wants that sets it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "load_data": "gkd_core.data.load",
+    "create_model": "gkd_core.models.create",
+    "load_model": "gkd_core.models.weights",
+    "wrap": "gkd_core.models.create",
+    "evaluate": "gkd_core.evaluation.evaluate",
+    "export_onnx": "gkd_core.export.deploy",
+    "list_models": "gkd_core.models.create",
+    "list_methods": "gkd_core.methods",
+}
+
+__all__ = [*_HOME, "losses"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, once it is asked for (PEP 562)."""
+    if name == "losses":
+        return importlib.import_module("gkd_core.losses")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

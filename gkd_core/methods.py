@@ -149,6 +149,16 @@ METHODS: dict[str, Method] = {
 }
 
 
+def list_methods() -> list[str]:
+    """Names of the distillation methods, for `distill` and for `gkd_core.losses`.
+
+    Example:
+        >>> "gompertz" in list_methods()
+        True
+    """
+    return list(METHODS)
+
+
 def hyperparameters(method: str) -> dict[str, inspect.Parameter]:
     """A method's hyperparameters: the keyword-only arguments of its loss, `context` left out."""
     signature = inspect.signature(METHODS[method].load(), eval_str=True)

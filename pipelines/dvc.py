@@ -105,7 +105,9 @@ def _imported(path: str) -> frozenset[str]:
     found = {file for package in BY_NAME if path.startswith(f"{package}/") for file in _files_in(package)}
     if not path.endswith(".py"):
         return frozenset(found)
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not _for_types_only(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -114,6 +116,10 @@ def _imported(path: str) -> frozenset[str]:
             continue
         found |= {file for name in names for file in _files_of(name)}
     return frozenset(found)
+
+
+def _for_types_only(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def _files_of(module: str) -> list[str]:

@@ -88,11 +88,7 @@ class Split:
 
 
 class PreparedData:
-    """A prepared folder, opened for reading. A split is opened when it is first asked for, not before.
-
-    >>> data = PreparedData.open(Path("data"))  # doctest: +SKIP
-    >>> data.info.classes, data.train.images.shape  # doctest: +SKIP
-    """
+    """A prepared folder, opened for reading. A split is opened when it is first asked for, not before."""
 
     def __init__(self, folder: Path, info: DatasetInfo) -> None:
         self.folder = folder
@@ -143,6 +139,11 @@ class PreparedData:
             for path in rows:
                 if not path.is_file() or file_digest(path) != written.get(path.relative_to(self.folder).as_posix()):
                     raise _damaged(path, f"it is not the one {SIDECAR} speaks of")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position in it."""
+        return self.info.classes
 
     @cached_property
     def train(self) -> Split:

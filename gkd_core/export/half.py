@@ -18,7 +18,7 @@ def to_half(source: Path, target: Path) -> None:
     The same input gives the same bytes. CPUs run it too, by casting back and forth: that is for checking it.
 
     Args:
-        source: an ONNX file of `export_onnx`.
+        source: an ONNX file of `write_onnx`.
     Raises:
         GkdError: the graph cannot be converted.
     """

@@ -41,7 +41,7 @@ def input_shape(input_form: InputForm, channels: int, image_size: int) -> tuple[
     return (side, side, channels) if input_form == "uint8_nhwc" else (channels, side, side)
 
 
-def export_onnx(
+def write_onnx(
     network: nn.Module,
     path: Path,
     *,

@@ -70,7 +70,7 @@ def quantise(
     are where rounding costs most) and the logits.
 
     Args:
-        source: an ONNX file of `export_onnx`.
+        source: an ONNX file of `write_onnx`.
         images: [N, H, W, C] uint8 for calibration.
         calibration: how a range follows from the values seen.
         percentile: where the range of `percentile` ends; None is 99.99.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gkd_core.export.manifest import build_manifest, kept_file, write_manifest
-from gkd_core.export.onnx import export_onnx
+from gkd_core.export.onnx import write_onnx
 from gkd_core.export.quantise import quantise
 from gkd_core.files import whole_folder
 from gkd_core.models.network import Network, NetworkSpec
@@ -29,7 +29,7 @@ def deploy_folder(out: Path, seed: int) -> Path:
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
     with whole_folder(out) as folder:
         model, small = folder / "model.onnx", folder / "model_int8.onnx"
-        export_onnx(network, model, classes=CLASSES, channels=1, image_size=8, metadata=facts)
+        write_onnx(network, model, classes=CLASSES, channels=1, image_size=8, metadata=facts)
         quantise(model, small, images)
         manifest = build_manifest(
             model, input="uint8_nhwc", input_shape=(8, 8, 1), opset=18, classes=CLASSES, lineage=LINEAGE, method="kd",

@@ -7,8 +7,7 @@ from onnx import TensorProto, helper, save
 from torch import nn
 
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
-from gkd_core.evaluation.latency import hardware, measure_latency
+from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
 
 
 class Small(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 
 from gkd_core.errors import GkdError
 from gkd_core.export import onnx as export_module
-from gkd_core.export.onnx import export_onnx, parity
+from gkd_core.export.onnx import parity, write_onnx
 from gkd_core.export.session import run_session, session
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -23,12 +23,12 @@ EXPORT_TWICE = """
 import sys
 from pathlib import Path
 import torch
-from gkd_core.export.onnx import export_onnx
+from gkd_core.export.onnx import write_onnx
 from gkd_core.models.network import Network, NetworkSpec
 torch.manual_seed(0)
 classes = tuple(f"digit {i}" for i in range(10))
 network = Network(NetworkSpec("resnet8", "auto", classes, 1, 8, (0.3,), (0.2,)))
-export_onnx(network, Path(sys.argv[1]), classes=classes, channels=1, image_size=8, metadata={"b": "2", "a": "1"})
+write_onnx(network, Path(sys.argv[1]), classes=classes, channels=1, image_size=8, metadata={"b": "2", "a": "1"})
 """
 
 
@@ -46,7 +46,7 @@ def random_images(count: int, size: int, channels: int) -> np.ndarray:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     network = digits_network()
-    export_onnx(network, path, classes=DIGITS, channels=1, image_size=8, metadata={"b": "2", "a": "1"})
+    write_onnx(network, path, classes=DIGITS, channels=1, image_size=8, metadata={"b": "2", "a": "1"})
     return path
 
 
@@ -116,7 +116,7 @@ def test_onnxruntime_agrees_with_torch(
     # Running statistics that are not the initial zeros and ones, so that batch norm is not the identity.
     network.train()(torch.rand(8, channels, size, size))
     path = tmp_path / "model.onnx"
-    export_onnx(network, path, classes=classes, channels=channels, image_size=size, input=input_form)
+    write_onnx(network, path, classes=classes, channels=channels, image_size=size, input=input_form)
     images = random_images(50, size, channels)
     found = parity(network, path, images, tolerance=1e-4)
     assert found["batch_sizes"] == [1, 2, 7, 32]
@@ -128,7 +128,7 @@ def test_onnxruntime_agrees_with_torch(
 def test_export_leaves_the_network_as_it_was(tmp_path: Path) -> None:
     network = digits_network().train()
     before = copy.deepcopy(network.state_dict())
-    export_onnx(network, tmp_path / "model.onnx", classes=DIGITS, channels=1, image_size=8)
+    write_onnx(network, tmp_path / "model.onnx", classes=DIGITS, channels=1, image_size=8)
     assert network.training
     assert network.classifier.training
     after = network.state_dict()
@@ -139,7 +139,7 @@ def test_another_operator_set_is_the_one_in_the_file_and_nothing_is_printed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     network = digits_network()
-    export_onnx(network, tmp_path / "model.onnx", classes=DIGITS, channels=1, image_size=8, opset=21)
+    write_onnx(network, tmp_path / "model.onnx", classes=DIGITS, channels=1, image_size=8, opset=21)
     assert [(e.domain, e.version) for e in onnx.load(tmp_path / "model.onnx").opset_import] == [("", 21)]
     assert parity(network, tmp_path / "model.onnx", random_images(4, 8, 1), tolerance=1e-4)["images"] == 4
     captured = capfd.readouterr()
@@ -152,7 +152,7 @@ def test_an_operator_set_the_exporter_did_not_reach_is_refused(
     stays = SimpleNamespace(model_proto=onnx.load(exported))
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: stays)
     with pytest.raises(GkdError, match=r"^resnet8 exports to ai\.onnx 18, not to operator set 19: set export\.opset"):
-        export_onnx(
+        write_onnx(
             digits_network(),
             tmp_path / "model.onnx",
             classes=DIGITS,
@@ -175,7 +175,7 @@ class Undecided(nn.Module):
 
 def test_a_network_that_cannot_be_exported_ends_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(GkdError) as caught:
-        export_onnx(Undecided(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="the student odd")
+        write_onnx(Undecided(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="the student odd")
     sentence = str(caught.value)
     assert sentence.startswith("the student odd cannot be exported to ONNX operator set 18 (")
     assert sentence.endswith("): choose another network or export.opset")
@@ -196,7 +196,7 @@ class Counting(nn.Module):
 
 def test_a_network_bound_to_one_batch_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GkdError, match=r"^it (exports for one batch size only|cannot be exported)"):
-        export_onnx(Counting(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="it")
+        write_onnx(Counting(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="it")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from gkd_core.errors import GkdError
 from gkd_core.export.half import to_half
-from gkd_core.export.onnx import InputForm, export_onnx
+from gkd_core.export.onnx import InputForm, write_onnx
 from gkd_core.export.quantise import _first_convolutions, quantise, stratified_pick
 from gkd_core.export.session import run_session, session
 from gkd_core.export.strip import strip
@@ -39,7 +39,7 @@ def make(path: Path, input_form: InputForm = "uint8_nhwc", **changes: object) ->
     with torch.no_grad():
         network.train()(torch.rand(64, 1, 8, 8))  # running statistics that are not those of initialisation
     facts = {"student_digest": "s" * 64}
-    export_onnx(network, path, classes=DIGITS, channels=1, image_size=8, input=input_form, metadata=facts)
+    write_onnx(network, path, classes=DIGITS, channels=1, image_size=8, input=input_form, metadata=facts)
     return path
 
 

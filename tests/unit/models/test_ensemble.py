@@ -58,11 +58,11 @@ def test_at_a_temperature_each_is_softened_before_the_mean():
 def test_it_exports(tmp_path, parts):
     import onnxruntime
 
-    from gkd_core.export.onnx import export_onnx
+    from gkd_core.export.onnx import write_onnx
 
     together = Ensemble([network(i, part) for i, part in enumerate(parts)], ("a", "b", "c")).eval()
     path = tmp_path / "ensemble.onnx"
-    export_onnx(
+    write_onnx(
         together, path, classes=("a", "b", "c"), channels=1, image_size=8, input="float_nchw", opset=18, name="it"
     )
     images = torch.rand(3, 1, 8, 8)

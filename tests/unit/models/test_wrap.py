@@ -164,9 +164,9 @@ def test_a_module_is_refused_for_a_network_that_gkd_knows(tmp_path):
 
 
 def test_it_exports_like_any_other(tmp_path):
-    from gkd_core.export.onnx import export_onnx, parity
+    from gkd_core.export.onnx import parity, write_onnx
 
     network = wrap(Own(), ["first"], "out", classes=CLASSES, image_size=8).eval()
-    export_onnx(network, tmp_path / "m.onnx", classes=CLASSES, channels=1, image_size=8)
+    write_onnx(network, tmp_path / "m.onnx", classes=CLASSES, channels=1, image_size=8)
     images = torch.randint(256, (7, 8, 8, 1), dtype=torch.uint8).numpy()
     assert parity(network, tmp_path / "m.onnx", images, tolerance=1e-4)["images"] == 7

@@ -3,9 +3,10 @@ import pytest
 import torch
 
 from gkd_core.data.loader import Loader
-from gkd_core.data.prepared import Split
+from gkd_core.data.prepared import PreparedData, Split
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.predictions import predict
+from gkd_core.evaluation.evaluate import evaluate, predict
+from gkd_core.models.create import create_model
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -46,3 +47,30 @@ def test_an_ensemble_gives_the_mean_of_the_probabilities() -> None:
     np.testing.assert_allclose(torch.from_numpy(together).softmax(1), (each[0] + each[1]) / 2, atol=1e-6)
     # The logits are log-probabilities already: the mean of distributions is one.
     np.testing.assert_allclose(np.exp(together).sum(1), 1.0, atol=1e-5)
+
+
+def test_an_evaluation_says_what_its_logits_say() -> None:
+    data = loader(40).split
+    subject = network(0)
+    result = evaluate(subject, data, teacher=network(1), device="cpu")
+    predicted = predict(subject, loader(40), "it").argmax(1)
+    other = predict(network(1), loader(40), "it").argmax(1)
+    assert result.top1 == (predicted == data.labels).mean()
+    assert result.low < result.top1 < result.high
+    assert result.agreement == (predicted == other).mean()
+    assert result.per_class.support.tolist() == np.bincount(data.labels, minlength=3).tolist()
+    assert result.logits.shape == (40, 3)
+    assert evaluate(subject, data, device="cpu").agreement is None
+
+
+def test_an_evaluation_reads_as_a_few_lines() -> None:
+    shown = repr(evaluate(network(0), loader(40).split, teacher=network(1), device="cpu"))
+    assert len(shown.splitlines()) == 6
+    assert all(word in shown for word in ("resnet8", "40 images", "top-1", "ECE", "NLL", "agreement"))
+
+
+def test_whole_data_is_measured_on_its_test_split_and_must_have_the_network_s_classes(digits) -> None:
+    data = PreparedData.open(digits)
+    with pytest.raises(GkdError, match="select_classes"):
+        evaluate(network(0), data)
+    assert evaluate(create_model("resnet8", data=data), data, device="cpu").images == len(data.test)

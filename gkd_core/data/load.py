@@ -1,0 +1,218 @@
+"""Data for a notebook or a script: whatever holds labelled images, as prepared data."""
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence, Sized
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from gkd_core.data.images import fit
+from gkd_core.data.prepare import write_prepared
+from gkd_core.data.prepared import PreparedData
+from gkd_core.data.sources import KNOWN, open_source
+from gkd_core.data.sources.base import SPLITS, Examples, Source
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import whole_folder
+
+
+class Labelled(Sized, Protocol):
+    """A torch `Dataset` of (image, label): a Pillow image or a tensor [C, H, W], and an int."""
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def load_data(
+    source: str | Path | Sequence[Labelled],
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    classes: Sequence[str] | None = None,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    unreadable: Literal["refuse", "drop"] = "refuse",
+    root: str | Path | None = None,
+    cache: str | Path | None = None,
+) -> PreparedData:
+    """Labelled images in three splits, all of one size. A split that the source does not have is taken from train.
+
+    The images are read once and kept as uint8 in a temporary folder, which goes when the result and this process do;
+    with `cache` in a folder of yours.
+
+    Args:
+        source: "digits", "cifar10", "cifar100", "torchvision:NAME"; a folder with a folder of images for each class, or
+            with train/, val/, test/ of such; a folder that `gkd prepare` or a `cache` made; or torch `Dataset`s of your
+            own, in the order train, validation, test. Their items are (image, label): a Pillow image, or a tensor
+            [C, H, W] of uint8 or of floats in [0, 1], not normalised. Each item is read once, so what changes images at
+            random belongs into the training.
+        image_size: side in pixels; None keeps the source's own (a folder's is 64, a data set's that of its first
+            image). The centre square is scaled to it.
+        channels: 1 or 3; None keeps the source's own.
+        classes: class names for data sets of your own, in the order of their labels; None takes the `classes` of the
+            first, or numbers.
+        validation_fraction, test_fraction: of the training images, for a split that is missing; stratified by class.
+        seed: of what is taken.
+        unreadable: what happens to a folder with files that cannot be decoded.
+        root: where the files of a named source are, or are downloaded to; None is a cache of gkd's.
+        cache: a folder to keep the prepared images in. If it is there already it is read, and `source` is not; a
+            `source` that is prepared already is used where it lies.
+    Returns:
+        `classes`, and `train`, `validation`, `test`, each with `images` [N, S, S, C] and `labels` [N]; `info` says the
+        rest.
+    Raises:
+        GkdError: the source is not there, is damaged, or cannot be split; images that are not in [0, 1]; a cache of
+            other images.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> len(data.classes), data.train.images.shape
+        (10, (1293, 8, 8, 1))
+    """
+    kept = Path(cache) if cache is not None else None
+    prepared = Path(source) if isinstance(source, str | Path) and Path(source, "dataset.json").is_file() else kept
+    if prepared is not None and prepared.exists():
+        return _as_asked(PreparedData.open(prepared), image_size, channels, classes)
+    found = _open(source, root, image_size, channels, classes)
+
+    def prepare(folder: Path) -> None:
+        write_prepared(
+            found,
+            folder,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            unreadable=unreadable,
+        )
+
+    if kept is not None:
+        with whole_folder(kept) as folder:
+            prepare(folder)
+        return PreparedData.open(kept, check=False)
+    temporary = Path(tempfile.mkdtemp(prefix="gkd-data-"))
+    try:
+        prepare(temporary)
+        data = PreparedData.open(temporary, check=False)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    weakref.finalize(data, shutil.rmtree, temporary, ignore_errors=True)  # arrays that are open stay readable
+    return data
+
+
+def _as_asked(
+    data: PreparedData, image_size: int | None, channels: int | None, classes: Sequence[str] | None
+) -> PreparedData:
+    """The same.
+
+    Raises:
+        GkdError: it is prepared otherwise than asked.
+    """
+    info = data.info
+    wanted = {"image_size": image_size, "channels": channels, "classes": None if classes is None else tuple(classes)}
+    for name, value in wanted.items():
+        if value is not None and value != getattr(info, name):
+            raise GkdError(
+                f"the prepared images in {data.folder} have {name} {getattr(info, name)}, not {value}: remove that "
+                "folder to prepare them again, or leave the argument out"
+            )
+    return data
+
+
+def _open(
+    source: str | Path | Sequence[Labelled],
+    root: str | Path | None,
+    image_size: int | None,
+    channels: int | None,
+    classes: Sequence[str] | None,
+) -> Source:
+    if not isinstance(source, str | Path):
+        return _datasets(source, image_size, channels, classes)
+    if classes is not None:
+        raise GkdError("classes names the classes of data sets of your own, and this source has its own: leave it out")
+    if isinstance(source, str) and (source in KNOWN or source.startswith("torchvision:")) and source != "folder":
+        return open_source(source, Path(root) if root is not None else None, image_size, channels)
+    if not Path(source).is_dir():
+        known = [name for name in KNOWN if name != "folder"]
+        raise GkdError(unknown("data source", str(source), [*known, "a folder of images", "Datasets of your own"]))
+    return open_source("folder", Path(source).expanduser(), image_size, channels)
+
+
+def _datasets(
+    datasets: Sequence[Labelled], image_size: int | None, channels: int | None, classes: Sequence[str] | None
+) -> Source:
+    """Up to three data sets as a source of gkd's."""
+    if not 1 <= len(datasets) <= len(SPLITS) or not all(hasattr(each, "__getitem__") for each in datasets):
+        raise GkdError(
+            "give one to three data sets in the order train, validation, test: load_data((train, validation))"
+        )
+    if empty := [name for name, each in zip(SPLITS, datasets, strict=False) if not len(each)]:
+        raise GkdError(f"the {empty[0]} data set has no images: leave it out, or give it some")
+    first = _pixels(datasets[0][0][0], "the first training image")
+    size = image_size or min(first.shape[:2])
+    depth = channels or first.shape[2]
+    labels = {name: _labels(each) for name, each in zip(SPLITS, datasets, strict=False)}
+    highest, lowest = max(each.max() for each in labels.values()), min(each.min() for each in labels.values())
+    names = classes if classes is not None else getattr(datasets[0], "classes", None)
+    names = tuple(str(name) for name in names) if names else tuple(str(label) for label in range(highest + 1))
+    if not 0 <= lowest <= highest < len(names):
+        raise GkdError(
+            f"the labels go from {lowest} to {highest}, and there are {len(names)} classes: a label is a position in "
+            "classes, counted from 0"
+        )
+    splits = {
+        name: Examples(labels[name], _reader(each, f"image {{}} of the {name} data set", size, depth))
+        for name, each in zip(SPLITS, datasets, strict=False)
+    }
+    return Source("datasets", names, size, depth, splits, flip=False)
+
+
+def _reader(dataset: Labelled, where: str, size: int, channels: int) -> Any:
+    def read(position: int) -> NDArray[np.uint8]:
+        image = dataset[position][0]
+        return fit(image if isinstance(image, Image.Image) else _pixels(image, where.format(position)), size, channels)
+
+    return read
+
+
+def _labels(dataset: Labelled) -> NDArray[np.int64]:
+    """The labels alone where they can be had without decoding the images, as torchvision's data sets have them."""
+    if isinstance(dataset, Subset):
+        rows: NDArray[np.int64] = _labels(dataset.dataset)[np.asarray(dataset.indices)]  # type: ignore[arg-type]
+        return rows
+    targets = getattr(dataset, "targets", None)
+    if targets is None or getattr(dataset, "target_transform", None) is not None:
+        targets = [int(dataset[position][1]) for position in range(len(dataset))]
+    return np.asarray(targets, dtype=np.int64)
+
+
+def _pixels(image: Any, where: str) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] of a Pillow image or a tensor [C, H, W]."""
+    if isinstance(image, Image.Image):
+        plain = np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB"))
+        return plain.reshape(*plain.shape[:2], -1)
+    if not isinstance(image, Tensor) or image.ndim != 3 or image.shape[0] not in (1, 3):
+        shape = f" of shape {list(image.shape)}" if hasattr(image, "shape") else ""
+        raise GkdError(
+            f"{where} is a {type(image).__name__}{shape}: a data set gives Pillow images, or tensors [C, H, W] with "
+            "one channel or three"
+        )
+    if image.is_floating_point():
+        low, high = float(image.min()), float(image.max())
+        if not 0 <= low <= high <= 1:
+            raise GkdError(
+                f"{where} has values from {low:.3g} to {high:.3g}: give images in [0, 1], not normalised (a network "
+                "does that for itself)"
+            )
+        image = (image * 255).round()
+    elif image.dtype != torch.uint8:
+        raise GkdError(f"{where} is {image.dtype}: give uint8, or floats in [0, 1]")
+    pixels: NDArray[np.uint8] = image.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return pixels

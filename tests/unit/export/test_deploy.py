@@ -1,0 +1,32 @@
+"""A network exported from a notebook."""
+
+import numpy as np
+import torch
+
+from gkd_core.export.deploy import export_onnx
+from gkd_core.export.manifest import read_manifest
+from gkd_core.export.session import run_session, session
+from gkd_core.models.create import create_model
+from gkd_core.serving.model import Model, ModelFile
+
+
+def test_a_folder_is_what_the_server_takes(tmp_path):
+    network = create_model("resnet8", classes=["cat", "dog"], image_size=8, channels=1)
+    path = export_onnx(network, tmp_path / "deploy", image_size=12, channels=3)
+    assert path == tmp_path / "deploy" / "model.onnx"
+    manifest = read_manifest(tmp_path / "deploy")
+    assert (manifest["classes"], manifest["model"]["input_shape"]) == (["cat", "dog"], [12, 12, 3])
+    served = Model(ModelFile(path, manifest=manifest), version="1")
+    assert served.facts["network"] == "resnet8"
+    images = np.random.default_rng(1).integers(256, size=(3, 12, 12, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = network.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).logits
+    np.testing.assert_allclose(run_session(session(path), images, 3), expected, atol=1e-4)
+
+
+def test_without_a_folder_it_is_the_same_bytes_and_nothing_is_written(tmp_path, monkeypatch):
+    network = create_model("resnet8", classes=["cat", "dog"], image_size=8, channels=1)
+    written = export_onnx(network, tmp_path / "deploy").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert export_onnx(network) == written
+    assert [path.name for path in tmp_path.iterdir()] == ["deploy"]
