@@ -127,7 +127,7 @@ class FolderSource:
         """The file of the wanted precision.
 
         Raises:
-            InvalidModelError: what is there is damaged, or has no such precision; a half-copied one changes its fingerprint.
+            InvalidModelError: what is there is damaged or half copied, or has no such precision.
             GkdError: the manifest cannot be read.
         """
         try:

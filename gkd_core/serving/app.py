@@ -1,66 +1,182 @@
 """The endpoints: Open Inference Protocol v2, /classify, /metrics, and a page to try it.
 
-Handlers are plain routes: bodies are read raw, whatever their content type says, and every error is one sentence in
-`{"error": …}`, the only thing that clients of the protocol read.
+Bodies are read raw, whatever their content type says, and every error is one sentence in `{"error": …}`.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Lifespan
 
 from gkd_core import __version__
-from gkd_core.data.images import Unreadable
+from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import unknown
 from gkd_core.serving.batching import Batcher
-from gkd_core.serving.bodies import Body, whole_body
+from gkd_core.serving.bodies import Bodies
 from gkd_core.serving.classify import ranked
-from gkd_core.serving.compression import WORTH, choose, compress
-from gkd_core.serving.limits import Budget, Limits, Overloaded
-from gkd_core.serving.logs import log
+from gkd_core.serving.front import error_response
+from gkd_core.serving.limits import Limits, Overloaded
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Model
-from gkd_core.serving.parsing import Parser
-from gkd_core.serving.pictures import Decoder
-from gkd_core.serving.protocol import encode_response, largest_body
+from gkd_core.serving.protocol import encode_response, json_length, largest_body, parse_request
 from gkd_core.serving.reload import Served
 from gkd_core.serving.tensors import Array, ProtocolError, TensorSpec
+from gkd_core.serving.workers import Workers
 
 HEADER_LENGTH = "inference-header-content-length"
+LONG_JSON = 256 << 10  # bytes of JSON from which it is read in a process: some milliseconds of work
 PAGE = Path(__file__).with_name("page")
-# The page loads nothing from elsewhere, and a browser is told to allow nothing else.
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+PAGES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+PAGE_HEADERS = {
+    # The page loads nothing from elsewhere, and a browser is told to allow nothing else.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
 
 
-@dataclass
 class Serving:
-    """All that the endpoints share."""
+    """The endpoints, and what they share."""
 
-    name: str
-    served: Served
-    limits: Limits
-    metrics: Metrics
-    batcher: Batcher
-    poll_seconds: float
-    ready: bool = True
+    def __init__(self, name: str, served: Served, limits: Limits, metrics: Metrics, batcher: Batcher) -> None:
+        self.name = name
+        self.served = served
+        self.leaving = False
+        self._limits = limits
+        self._metrics = metrics
+        self._batcher = batcher
+        self._bodies = Bodies(limits)
+        self._workers = Workers()
+        self._pictures = 0
 
-    def __post_init__(self) -> None:
-        self.budget = Budget(self.limits)
-        self.decoder = Decoder(self.limits)
-        self.parser = Parser()
+    def app(self, lifespan: Lifespan[Starlette]) -> Starlette:
+        """The ASGI application; `Front` goes around it."""
+        routes = []
+        packed = [Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1, exclude_content_types=())]
+        for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            routes += [
+                Route(f"{path}/infer", self.infer, methods=["POST"], middleware=packed),
+                Route(path, self.model_metadata),
+                Route(f"{path}/ready", self.ready),
+            ]
+        routes += [
+            Route("/classify", self.classify, methods=["POST"]),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2", self.server_metadata),
+            Route("/metrics", self.metrics),
+            *(Route(path, self.page) for path in PAGES),
+        ]
+        handlers = {HTTPException: _not_offered, ProtocolError: self._refused, ClientDisconnect: _nobody_there}
+        app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        app.router.redirect_slashes = False
+        return app
 
-    def model(self, request: Request) -> Model:
+    def close(self) -> None:
+        """Once nothing is at work any more."""
+        self._workers.close()
+        self._batcher.close()
+
+    async def infer(self, request: Request) -> Response:
+        """POST …/infer: tensors in, tensors out."""
+        model = self._model(request)
+        header_length, max_batch = request.headers.get(HEADER_LENGTH), self._limits.max_batch
+        largest = largest_body(header_length, model.inputs, max_batch)
+        async with self._bodies.read(request, largest) as body, self._in_time():
+            parse = partial(
+                parse_request, body, header_length, inputs=model.inputs, outputs=model.outputs, max_batch=max_batch
+            )
+            long = json_length(header_length, body) > LONG_JSON
+            parsed = await self._workers.run(parse) if long else parse()
+            logits = await self._batcher.submit(model, parsed.inputs[model.inputs[0].name])
+        reply, json_size = encode_response(
+            {model.outputs[0].name: logits}, model.outputs, parsed, model_name=self.name, model_version=model.version
+        )
+        if json_size is None:
+            return Response(reply, media_type="application/json")
+        return Response(reply, headers={HEADER_LENGTH: str(json_size)}, media_type="application/octet-stream")
+
+    async def classify(self, request: Request) -> Response:
+        """POST /classify?top=N: the bytes of one picture in, class names and probabilities out."""
+        model = self.served.model
+        top = request.query_params.get("top", "5")
+        if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
+            raise ProtocolError("`top` is no number of classes")
+        async with self._bodies.read(request) as body, self._in_time():
+            logits = await self._batcher.submit(model, await self._decoded(body, model))
+        return JSONResponse(
+            {
+                "model_name": self.name,
+                "model_version": model.version,
+                "predictions": ranked(logits, model.classes, int(top))[0],
+            }
+        )
+
+    async def live(self, request: Request) -> Response:
+        """GET /v2/health/live."""
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """GET /v2/health/ready and …/ready of the model: 503 once the server is shutting down."""
+        if "name" in request.path_params:
+            self._model(request)
+        if self.leaving:
+            return JSONResponse({"ready": False, "error": "the server is shutting down"}, 503)
+        return JSONResponse({"name": self.name, "ready": True})
+
+    async def server_metadata(self, request: Request) -> Response:
+        """GET /v2."""
+        return JSONResponse({"name": "gkd", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """GET /v2/models/NAME[/versions/V]: tensors, class names and lineage."""
+        model = self._model(request)
+        return JSONResponse(
+            {
+                "name": self.name,
+                "versions": [model.version],
+                "platform": "onnxruntime_onnx",
+                "inputs": [_described(spec) for spec in model.inputs],
+                "outputs": [_described(spec) for spec in model.outputs],
+                "parameters": model.facts,
+            }
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(self, request: Request) -> Response:
+        """GET / and the files of the page."""
+        file, kind = PAGES[request.url.path]
+        text = (PAGE / file).read_text(encoding="utf-8")
+        if file == "index.html":
+            text = text.replace("{{name}}", escape(self.name))
+        return Response(text, headers=PAGE_HEADERS, media_type=kind)
+
+    def _model(self, request: Request) -> Model:
         """The model a request's path names.
 
         Raises:
@@ -75,19 +191,19 @@ class Serving:
         return model
 
     @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
+    async def _in_time(self) -> AsyncIterator[None]:
         """What answers a request; the clock starts once its body is there.
 
         Raises:
             Overloaded: it took too long.
         """
         try:
-            async with asyncio.timeout(self.limits.timeout):
+            async with asyncio.timeout(self._limits.timeout):
                 yield
         except TimeoutError:
-            raise Overloaded("time", f"there was no answer within {self.limits.timeout:g} seconds") from None
+            raise Overloaded("time", f"there was no answer within {self._limits.timeout:g} seconds") from None
 
-    async def decoded(self, body: Body, model: Model) -> Array:
+    async def _decoded(self, body: bytes, model: Model) -> Array:
         """A picture's bytes as a batch of one input.
 
         Raises:
@@ -96,211 +212,35 @@ class Serving:
         """
         if model.picture is None:
             raise ProtocolError(f"{self.name} does not take square grey or colour images: use the infer endpoint")
+        if self._pictures >= self._limits.pictures:
+            raise Overloaded("pictures", f"{self._pictures} pictures are waiting to be decoded already")
         side, channels = model.picture
+        decode = partial(read_image, io.BytesIO(body), side, channels, max_pixels=self._limits.pixels)
+        self._pictures += 1
         try:
-            picture = await self.decoder.decode(body.content, side, channels, begun=body.begun)
+            return model.from_pictures((await self._workers.run(decode))[None])
         except Unreadable as error:
             raise ProtocolError(f"the body is no picture that can be read: {error}") from None
-        return model.from_pictures(picture[None])
+        finally:
+            self._pictures -= 1
 
-    def body(self, request: Request, largest: int | None = None) -> AbstractAsyncContextManager[Body]:
-        """As `whole_body`."""
-        return whole_body(request, self.limits, self.budget, self.parser, largest)
-
-
-def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    return _json({"error": sentence}, status, headers)
-
-
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps(content, separators=(",", ":")).encode()
-    return Response(body, status, headers, media_type="application/json")
-
-
-Handler = Callable[[Serving, Request], Awaitable[Response]]
-
-
-async def infer(serving: Serving, request: Request) -> Response:
-    """POST …/infer: tensors in, tensors out."""
-    model = serving.model(request)
-    header_length, max_batch = request.headers.get(HEADER_LENGTH), serving.limits.max_batch
-    largest = largest_body(header_length, model.inputs, max_batch)
-    async with serving.body(request, largest) as body, serving.in_time():
-        parsed = await serving.parser.parse(
-            body.content,
-            header_length,
-            inputs=model.inputs,
-            outputs=model.outputs,
-            max_batch=max_batch,
-            begun=body.begun,
-        )
-        logits = await serving.batcher.submit(model, parsed.inputs[model.inputs[0].name])
-    reply, json_size = encode_response(
-        {model.outputs[0].name: logits},
-        model.outputs,
-        parsed,
-        model_name=serving.name,
-        model_version=model.version,
-    )
-    headers = {} if json_size is None else {HEADER_LENGTH: str(json_size)}
-    encoding = choose(request.headers.get("accept-encoding"))
-    if encoding is not None and len(reply) >= WORTH:
-        reply = compress(reply, encoding)
-        headers |= {"content-encoding": encoding, "vary": "accept-encoding"}
-    kind = "application/json" if json_size is None else "application/octet-stream"
-    return Response(reply, headers=headers, media_type=kind)
-
-
-async def classify(serving: Serving, request: Request) -> Response:
-    """POST /classify?top=N: the bytes of one picture in, class names and probabilities out."""
-    model = serving.served.model
-    top = request.query_params.get("top", "5")
-    if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
-        raise ProtocolError("`top` is no number of classes")
-    async with serving.body(request) as body, serving.in_time():
-        logits = await serving.batcher.submit(model, await serving.decoded(body, model))
-    return _json(
-        {
-            "model_name": serving.name,
-            "model_version": model.version,
-            "predictions": ranked(logits, model.classes, int(top))[0],
-        }
-    )
-
-
-async def live(serving: Serving, request: Request) -> Response:
-    """GET /v2/health/live."""
-    return _json({"live": True})
-
-
-async def ready(serving: Serving, request: Request) -> Response:
-    """GET /v2/health/ready and …/ready of the model: 503 once the server is shutting down."""
-    if "name" in request.path_params:
-        serving.model(request)
-    if not serving.ready:
-        return _json({"ready": False, "error": "the server is shutting down"}, 503)
-    return _json({"name": serving.name, "ready": True})
-
-
-async def server_metadata(serving: Serving, request: Request) -> Response:
-    """GET /v2."""
-    return _json({"name": "gkd", "version": __version__, "extensions": ["binary_tensor_data"]})
-
-
-async def model_metadata(serving: Serving, request: Request) -> Response:
-    """GET /v2/models/NAME[/versions/V]: tensors, class names and lineage."""
-    model = serving.model(request)
-    return _json(
-        {
-            "name": serving.name,
-            "versions": [model.version],
-            "platform": "onnxruntime_onnx",
-            "inputs": [_described(spec) for spec in model.inputs],
-            "outputs": [_described(spec) for spec in model.outputs],
-            "parameters": model.facts,
-        }
-    )
+    async def _refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProtocolError)
+        if not isinstance(error, Overloaded):
+            return error_response(error.status, str(error))
+        self._metrics.refused.labels(error.reason).inc()
+        return error_response(error.status, str(error), {"retry-after": "1"})
 
 
 def _described(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
-async def metrics(serving: Serving, request: Request) -> Response:
-    """GET /metrics."""
-    return Response(serving.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-_PAGES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
-
-
-async def page(serving: Serving, request: Request) -> Response:
-    """GET / and the files of the page."""
-    file, kind = _PAGES[request.url.path]
-    text = (PAGE / file).read_text(encoding="utf-8")
-    if file == "index.html":
-        text = text.replace("{{name}}", escape(serving.name))
-    headers = {
-        "content-security-policy": PAGE_POLICY,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return Response(text, headers=headers, media_type=kind)
-
-
-_MODEL = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-
-
-def build_app(serving: Serving) -> FastAPI:
-    """The ASGI application; `Front` goes around it."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(serving.served.watch(serving.poll_seconds))
-        yield
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
-        serving.batcher.close()
-        serving.decoder.close()
-        serving.parser.close()
-
-    app = FastAPI(
-        lifespan=lifespan,
-        openapi_url=None,  # no generated documentation: its page would load scripts from elsewhere
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # /metrics is asked, nothing is sent
-    )
-
-    def route(path: str, handler: Handler, method: str = "GET") -> None:
-        async def endpoint(request: Request) -> Response:
-            return await _answered(serving, handler, request)
-
-        endpoint.__name__ = handler.__name__
-        app.add_route(path, endpoint, methods=[method])
-
-    for place in _MODEL:
-        route(f"{place}/infer", infer, "POST")
-    route("/classify", classify, "POST")
-    route("/v2/health/live", live)
-    route("/v2/health/ready", ready)
-    route("/v2", server_metadata)
-    for place in _MODEL:
-        route(place, model_metadata)
-        route(f"{place}/ready", ready)
-    route("/metrics", metrics)
-    for path in _PAGES:
-        route(path, page)
-    app.add_exception_handler(HTTPException, _not_found)
-    return app
-
-
-async def _answered(serving: Serving, handler: Handler, request: Request) -> Response:
-    """The handler's answer, or the sentence that stands for what went wrong."""
-    try:
-        return await handler(serving, request)
-    except Overloaded as error:
-        serving.metrics.refused.labels(error.reason).inc()
-        return _error(error.status, str(error), {"retry-after": "1"})
-    except ProtocolError as error:
-        return _error(error.status, str(error))
-    except ClientDisconnect:
-        return Response(status_code=400)  # nobody is there to read it
-    except Exception:
-        log.exception("failed", extra={"endpoint": handler.__name__})
-        return _error(500, "the server failed on this request; its log says more")
-
-
-async def _not_found(request: Request, error: Exception) -> Response:
+async def _not_offered(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    path = request.url.path[:200]
-    sentence = f"{request.method} {path} is not offered here" if error.status_code in (404, 405) else str(error.detail)
-    return _error(error.status_code, sentence, dict(error.headers or {}))
+    sentence = f"{request.method} {request.url.path[:200]} is not offered here"
+    return error_response(error.status_code, sentence, dict(error.headers or {}))
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # the client left before its body had come; nobody reads this

@@ -1,87 +1,86 @@
-"""The bodies of requests: bounded one by one and all together, for as long as somebody holds them."""
+"""The bodies of requests: bounded one by one and all together, unpacked where they come packed."""
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-from fastapi import Request
+from starlette.requests import Request
 
-from gkd_core.serving.limits import Budget, Limits
-from gkd_core.serving.parsing import Parser
+from gkd_core.serving.limits import Limits, Overloaded
 from gkd_core.serving.tensors import ProtocolError
 
+_GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+WINDOWS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}  # HTTP's "deflate" is the zlib format
 
-class Body:
-    """What came, and who holds it.
 
-    Attributes:
-        content: the bytes, without their compression.
-    """
+class Bodies:
+    """Reads bodies, and counts their bytes for as long as they are worked on."""
 
-    def __init__(self, budget: Budget) -> None:
-        self.content = b""
-        self._budget = budget
-        self._taken = 0
-        self._works: list[asyncio.Future[Any]] = []
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._free = max(limits.memory_bytes, limits.max_request_bytes)
 
-    def take(self, size: int) -> None:
-        """Reserve room.
+    @asynccontextmanager
+    async def read(self, request: Request, largest: int | None = None) -> AsyncIterator[bytes]:
+        """A body without its compression; its bytes count until the block ends.
 
+        Args:
+            largest: bytes it can need, packed or unpacked, where that is known; the server's own limit holds besides.
         Raises:
-            Overloaded: others hold too much.
+            Overloaded: all bodies together have too many bytes.
+            ProtocolError: it is too large, or damaged.
+            ClientDisconnect: it never came whole.
         """
-        self._budget.take(size)
-        self._taken += size
-
-    def begun(self, work: "asyncio.Future[Any]") -> None:
-        """Note work that holds the bytes until it is done, even when nobody waits for it any more."""
-        self._works.append(work)
-
-    def leave(self) -> None:
-        """Give the room back, once no work holds the bytes."""
-        self._works = [work for work in self._works if not work.done()]
-        if self._works:
-            self._works[0].add_done_callback(lambda _: self.leave())
-        else:
-            self._budget.give_back(self._taken)
-
-
-@asynccontextmanager
-async def whole_body(
-    request: Request, limits: Limits, budget: Budget, parser: Parser, largest: int | None = None
-) -> AsyncIterator[Body]:
-    """The body; its bytes count against the budget until the block ends, and what was begun in it.
-
-    Args:
-        largest: bytes it can need, packed or unpacked, where that is known; the server's own limit holds besides.
-    Raises:
-        ProtocolError: it is too large or damaged, or there is no room for it.
-        ClientDisconnect: it never came whole.
-    """
-    limit = limits.max_request_bytes if largest is None else min(limits.max_request_bytes, largest)
-    declared = request.headers.get("content-length", "")
-    body = Body(budget)
-    try:
+        limit = min(self._limits.max_request_bytes, largest or self._limits.max_request_bytes)
+        declared = request.headers.get("content-length", "")
         if declared.isdigit():
             _fits(int(declared[:20]), limit)
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            _fits(size, limit)
-            body.take(len(part))  # as they come: who only announces bytes takes no room from others
-            parts.append(part)
-        packed = b"".join(parts)
-        encoding = request.headers.get("content-encoding")
-        if encoding is None:
-            body.content = packed
-        else:
-            body.content = await parser.decompress(packed, encoding, limit, begun=body.begun)
-        if body.content is not packed:
-            body.take(len(body.content))
-        yield body
-    finally:
-        body.leave()
+        parts, size, taken = [], 0, 0
+        try:
+            async for part in request.stream():
+                size += len(part)
+                _fits(size, limit)
+                taken += self._take(len(part))  # as they come: who only announces bytes takes no room from others
+                parts.append(part)
+            body = b"".join(parts)
+            if (encoding := request.headers.get("content-encoding")) is not None:
+                body = await asyncio.to_thread(decompress, body, encoding, limit)
+                taken += self._take(len(body))
+            yield body
+        finally:
+            self._free += taken
+
+    def _take(self, size: int) -> int:
+        if size > self._free:
+            raise Overloaded("memory", "the requests of all clients together hold too many bytes")
+        self._free -= size
+        return size
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body without its Content-Encoding; one that unpacks to too much is refused before it has.
+
+    Raises:
+        ProtocolError: an encoding other than gzip, deflate, identity; damaged; more than `limit` bytes.
+    """
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in WINDOWS:
+        raise ProtocolError("the body's Content-Encoding is not one of gzip, deflate, identity", 415)
+    unpacker = zlib.decompressobj(WINDOWS[name])
+    try:
+        content = unpacker.decompress(body, limit + 1)
+    except zlib.error:
+        raise ProtocolError(f"the body is not the {name} that its Content-Encoding says") from None
+    if len(content) > limit:
+        raise ProtocolError(f"the body unpacks to more than the {limit} bytes that are allowed", 413)
+    if not unpacker.eof:
+        raise ProtocolError(f"the {name} body is cut short")
+    if unpacker.unused_data:
+        raise ProtocolError(f"bytes follow the end of the {name} body")
+    return content
 
 
 def _fits(size: int, limit: int) -> None:

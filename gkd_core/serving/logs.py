@@ -29,10 +29,10 @@ class JsonLines(logging.Formatter):
 
 
 def start_logging(level: str = "info") -> None:
-    """Send our own records, and the warnings of the HTTP server, to stderr."""
+    """Send our own records, and the errors of the HTTP server, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, threshold in (("gkd.serving", level.upper()), ("uvicorn", "WARNING")):
+    for name, threshold in (("gkd.serving", level.upper()), ("uvicorn", "ERROR")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(threshold)

@@ -45,7 +45,6 @@ class Metrics:
             "gkd_inference_seconds", "A run of the model.", buckets=SECONDS, registry=own
         )
         self.refused = Counter("gkd_refused", "Requests told 503, by what had no room.", ["reason"], registry=own)
-        self.cut = Counter("gkd_connections_cut", "Connections closed on clients, by why.", ["reason"], registry=own)
         self.reloads = Counter(
             "gkd_reloads",
             "Attempts to serve another model: loaded, refused (it cannot be served), unreachable, failed.",

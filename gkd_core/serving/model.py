@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
 from gkd_core.errors import GkdError
 from gkd_core.export.session import as_input
-from gkd_core.serving.onnx_file import Strange, tensor_elsewhere
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
 
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
@@ -149,13 +149,15 @@ def _open(content: bytes, file: Path, threads: int | None) -> onnxruntime.Infere
         GkdError: they are no ONNX model, or one with a tensor in another file.
     """
     try:
-        elsewhere = tensor_elsewhere(content)
-    except Strange as error:
-        raise GkdError(f"{file} is not an ONNX model that onnxruntime can open ({error}): export it again") from None
-    if elsewhere is not None:
-        raise GkdError(
-            f"{file} keeps the tensor {elsewhere!r} in another file, which no digest covers: export it as one file"
-        )
+        model = onnx.load_model_from_string(content)
+    except Exception as error:  # protobuf's errors have no common base either
+        raise _unreadable(file, error) from None
+    for tensor in _tensors(model):
+        if tensor.data_location or tensor.external_data:
+            raise GkdError(
+                f"{file} keeps the tensor {tensor.name[:100]!r} in another file, which no digest covers: "
+                "export it as one file"
+            )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.inter_op_num_threads = 1
@@ -167,9 +169,23 @@ def _open(content: bytes, file: Path, threads: int | None) -> onnxruntime.Infere
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        raise GkdError(
-            f"{file} is not an ONNX model that onnxruntime can open ({_first_line(error)}): export it again"
-        ) from None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: Path, error: Exception) -> GkdError:
+    return GkdError(f"{file} is not an ONNX model that onnxruntime can open ({_first_line(error)}): export it again")
+
+
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """All tensors of a protobuf message, wherever they are: initializers, attributes, subgraphs, functions."""
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        for part in [value] if hasattr(value, "ListFields") else value:
+            if isinstance(part, onnx.TensorProto):
+                yield part
+            else:
+                yield from _tensors(part)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,20 +1,21 @@
-"""One process that serves one model: uvicorn with deadlines, and a shutdown that finishes what was accepted."""
+"""One process that serves one model: uvicorn, and a shutdown that finishes what was accepted."""
 
 import asyncio
+import math
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 
 from gkd_core.errors import GkdError
-from gkd_core.serving.app import Serving, build_app
+from gkd_core.serving.app import Serving
 from gkd_core.serving.authorisation import Token
 from gkd_core.serving.batching import Batcher
-from gkd_core.serving.connection import connection_class
 from gkd_core.serving.front import Front
 from gkd_core.serving.limits import Limits
 from gkd_core.serving.logs import log
@@ -74,85 +75,78 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
     Args:
         started: told the address once requests are taken.
     Returns:
-        accepted, answered, left: numbers of requests, as `Front` counts them.
+        accepted, answered: numbers of requests, as `Front` counts them.
     Raises:
         GkdError: there is no model to serve, or the address cannot be listened on.
     """
-    metrics = Metrics()
-    limits = settings.limits
-    batcher = Batcher(
-        max_batch=limits.max_batch,
-        max_delay=settings.max_delay,
-        queue=limits.queue,
-        batching=settings.batching,
-        observe=metrics.batch,
-    )
+    limits, metrics = settings.limits, Metrics()
     listening = _listen(settings.host, settings.port)
     try:
         served = Served(source, metrics, threads=settings.threads)
-        serving = Serving(settings.name, served, limits, metrics, batcher, settings.poll_seconds)
-        front = Front(build_app(serving), metrics, token=settings.token, log_requests=settings.log_requests)
-        config = uvicorn.Config(
-            front,
-            http=connection_class(limits, metrics),
-            ws="none",
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=int(limits.idle_seconds),
-            timeout_graceful_shutdown=int(limits.timeout + limits.body_seconds + limits.write_seconds) + 1,
+        batcher = Batcher(
+            max_batch=limits.max_batch,
+            max_delay=settings.max_delay,
+            queue=limits.queue,
+            batching=settings.batching,
+            observe=metrics.batch,
         )
+        serving = Serving(settings.name, served, limits, metrics, batcher)
         host, port = listening.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = _Server(config, front, serving, settings.drain_seconds, lambda: started(url, serving))
-        metrics.watch(queue=lambda: batcher.waiting_images, connections=lambda: len(server.server_state.connections))
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):  # instead of uvicorn's, which stop listening at once
+                loop.add_signal_handler(number, leave, number)
+            watching = asyncio.create_task(served.watch(settings.poll_seconds))
+            started(url, serving)
+            yield
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            serving.close()
+
+        def leave(number: signal.Signals) -> None:
+            if front.leaving:  # asked twice: do not wait for others to notice
+                server.should_exit = True
+                return
+            serving.leaving = front.leaving = True
+            log.info("leaving", extra={"signal": number.name, "waiting": batcher.waiting_images})
+            asyncio.get_running_loop().call_later(settings.drain_seconds, setattr, server, "should_exit", True)
+
+        def connections() -> int:
+            return len(server.server_state.connections)
+
+        front = Front(
+            serving.app(lifespan),
+            metrics,
+            connections=connections,
+            max_connections=limits.connections,
+            token=settings.token,
+            log_requests=settings.log_requests,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                front,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=limits.idle_seconds,
+                timeout_graceful_shutdown=math.ceil(limits.timeout) + 1,
+            )
+        )
+        metrics.watch(queue=lambda: batcher.waiting_images, connections=connections)
         log.info("starting", extra={"url": url, "model": settings.name, "version": served.model.version})
         server.run(sockets=[listening])
     finally:
         listening.close()
-    counts = {"accepted": front.accepted, "answered": front.answered, "left": front.left}
+    counts = {"accepted": front.accepted, "answered": front.answered}
     log.info("stopped", extra=counts)
     return counts
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server that says it is leaving before it stops listening."""
-
-    def __init__(
-        self, config: uvicorn.Config, front: Front, serving: Serving, drain: float, started: Callable[[], None]
-    ) -> None:
-        super().__init__(config)
-        self._front = front
-        self._serving = serving
-        self._drain = drain
-        self._tell = started
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-        self._tell()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Not raised again at the end, as uvicorn would: to stop on demand is no failure."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._leave, sig)
-        else:
-            self.should_exit = True
-
-    def _leave(self, sig: int) -> None:
-        if self._front.leaving:  # asked twice: do not wait for others to notice
-            self.should_exit = True
-            return
-        self._serving.ready = False
-        self._front.leaving = True
-        log.info("leaving", extra={"signal": signal.Signals(sig).name, "waiting": self._serving.batcher.waiting_images})
-        asyncio.get_running_loop().call_later(self._drain, self._stop_listening)
-
-    def _stop_listening(self) -> None:
-        self.should_exit = True
 
 
 def usable_cores() -> int:
@@ -168,6 +162,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, number)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(2048)  # now, so that who is told the address finds it open
     except (OSError, OverflowError, UnicodeError) as error:  # the last for a name that is none
         reason = getattr(error, "strerror", None) or error
         raise GkdError(f"{host}:{port} cannot be listened on ({reason}): choose another --host or --port") from None

@@ -78,7 +78,7 @@ def test_what_serves_needs_nothing_of_what_trains():
     code = (
         "import components.model_source, gkd_core.serving.server, gkd_core.serving.classify, pipelines.commands.serving"
     )
-    trains = HEAVY - {"onnxruntime"} | {"sqlalchemy", "safetensors", "jinja2", "pandas"}
+    trains = HEAVY - {"onnx", "onnxruntime"} | {"sqlalchemy", "safetensors", "jinja2", "pandas"}
     assert not loaded_by(code) & trains
 
 

@@ -1,31 +1,43 @@
-"""What counts as answered: an answer sent to its end, to somebody who was there."""
+"""What every request passes: an answer counts when all of it was handed over; a failure is one sentence."""
 
 import asyncio
+import json
 from contextlib import suppress
 
 import pytest
 
-from gkd_core.serving.connection import GONE
 from gkd_core.serving.front import Front
 from gkd_core.serving.metrics import Metrics
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 
 
-def scope(**state: object) -> dict:
-    return {"type": "http", "method": "GET", "path": "/", "headers": [], "state": state}
+def scope(**headers: str) -> dict:
+    raw = [(name.replace("_", "-").encode(), text.encode()) for name, text in headers.items()]
+    return {"type": "http", "method": "GET", "path": "/", "headers": raw}
 
 
 async def nothing() -> dict:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-def counts(front: Front) -> tuple[int, int, int]:
-    return front.accepted, front.answered, front.left
+async def fine(scope, receive, send):
+    await send(START)
+    await send({"type": "http.response.body", "body": b"fine"})
+
+
+def ask(front: Front, **headers: str) -> tuple[int, dict[bytes, bytes], bytes]:
+    sent = []
+
+    async def keep(message):
+        sent.append(message)
+
+    asyncio.run(front(scope(**headers), nothing, keep))
+    return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])
-def test_one_that_is_cancelled_is_not_answered_until_its_last_part_is_sent(last):
+def test_an_answer_that_is_cancelled_counts_once_its_last_part_is_sent(last):
     sent = []
 
     async def app(scope, receive, send):
@@ -47,37 +59,51 @@ def test_one_that_is_cancelled_is_not_answered_until_its_last_part_is_sent(last)
             await task
         return front
 
-    assert counts(asyncio.run(story())) == (1, int(last == 2), 0)
+    front = asyncio.run(story())
+    assert (front.accepted, front.answered) == (1, int(last == 2))
 
 
-def test_one_whose_last_part_is_not_taken_is_not_answered():
+def test_a_failure_is_answered_in_one_sentence_and_counted():
     async def app(scope, receive, send):
-        await send(START)
-        await send({"type": "http.response.body", "body": b"x"})
+        raise RuntimeError("secret")
 
-    async def stuck(message):
-        if message["type"] == "http.response.body":
-            await asyncio.sleep(3600)
-
-    async def story() -> Front:
-        front = Front(app, Metrics())
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await front(scope(), nothing, stuck)
-        return front
-
-    assert counts(asyncio.run(story())) == (1, 0, 0)
+    metrics = Metrics()
+    front = Front(app, metrics)
+    status, _, body = ask(front)
+    assert (status, list(json.loads(body))) == (500, ["error"])
+    assert b"secret" not in body
+    assert metrics.registry.get_sample_value("gkd_requests_total", {"endpoint": "none", "status": "500"}) == 1
+    assert front.answered == 1
 
 
-def test_one_whose_client_left_is_counted_apart():
-    async def app(scope, receive, send):
-        scope["state"][GONE] = True  # as the connection does
-        await send(START)
-        await send({"type": "http.response.body", "body": b"x"})
+def test_more_connections_than_allowed_are_told_503_and_closed():
+    metrics, count = Metrics(), 3
+    front = Front(fine, metrics, connections=lambda: count, max_connections=2)
+    status, headers, _ = ask(front)
+    assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
+    assert metrics.registry.get_sample_value("gkd_refused_total", {"reason": "connections"}) == 1
+    count = 2
+    assert ask(front)[0] == 200
 
-    async def into_the_void(message):
-        pass
 
-    front = Front(app, Metrics())
-    asyncio.run(front(scope(), nothing, into_the_void))
-    assert counts(front) == (1, 0, 1)
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"content_length": "0"}, 200),
+        ({"content_length": "3"}, 400),
+        ({"transfer_encoding": "chunked"}, 400),
+    ],
+)
+def test_a_request_for_an_upgrade_is_answered_unless_its_body_is_lost(headers, status):
+    front = Front(fine, Metrics())
+    found, answered, _ = ask(front, upgrade="h2c", **headers)
+    assert (found, answered[b"connection"]) == (status, b"close")
+    assert ask(front, **headers)[0] == 200
+
+
+def test_answers_while_leaving_ask_to_connect_anew():
+    front = Front(fine, Metrics())
+    assert b"connection" not in ask(front)[1]
+    front.leaving = True
+    assert ask(front)[1][b"connection"] == b"close"

@@ -91,6 +91,41 @@ def test_a_file_is_what_its_manifest_says_or_it_is_refused(deploys):
         Model(ModelFile(deploys[0], manifest={"classes": ["a", "b"]}), version="1")
 
 
+def graph(*tensors: TensorProto, nodes: tuple[onnx.NodeProto, ...] = (), sparse=()) -> onnx.GraphProto:
+    found = helper.make_graph(list(nodes), "g", [], [], list(tensors))
+    found.sparse_initializer.extend(sparse)
+    return found
+
+
+def node(**attribute) -> onnx.NodeProto:
+    return onnx.NodeProto(op_type="Constant", attribute=[onnx.AttributeProto(name="value", **attribute)])
+
+
+INSIDE = helper.make_tensor("inside", TensorProto.FLOAT, [2], [1.0, 2.0])
+PLACES = {
+    "initializer": lambda tensor: {"graph": graph(INSIDE, tensor)},
+    "sparse": lambda tensor: {"graph": graph(sparse=[onnx.SparseTensorProto(values=INSIDE, indices=tensor)])},
+    "constant": lambda tensor: {"graph": graph(nodes=(node(t=tensor),))},
+    "constants": lambda tensor: {"graph": graph(nodes=(node(tensors=[INSIDE, tensor]),))},
+    "branch": lambda tensor: {"graph": graph(nodes=(node(g=graph(nodes=(node(graphs=[graph(tensor)]),))),))},
+    "function": lambda tensor: {"functions": [onnx.FunctionProto(name="f", node=[node(t=tensor)])]},
+    "training": lambda tensor: {"training_info": [onnx.TrainingInfoProto(algorithm=graph(tensor))]},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("mention", ["location", "entry"])
+def test_a_tensor_in_another_file_is_found_wherever_a_model_may_have_one(tmp_path, place, mention):
+    outside = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[2])
+    if mention == "location":
+        outside.data_location = TensorProto.EXTERNAL
+    else:
+        outside.external_data.add(key="location", value="weights")
+    (tmp_path / "m.onnx").write_bytes(onnx.ModelProto(ir_version=10, **PLACES[place](outside)).SerializeToString())
+    with pytest.raises(GkdError, match="keeps the tensor 'outside' in another file"):
+        Model(ModelFile(tmp_path / "m.onnx"), version="1")
+
+
 @pytest.mark.parametrize("location", ["weights", "sub/weights", "./sub/../weights"])
 def test_no_other_file_is_read(tmp_path, monkeypatch, deploys, location):
     monkeypatch.chdir(tmp_path)  # onnxruntime looks for the files of a model that it is given as bytes here
