@@ -37,6 +37,7 @@ def load_data(
     classes: Sequence[str] | None = None,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    train_images: int | None = None,
     seed: int = 0,
     unreadable: Literal["refuse", "drop"] = "refuse",
     root: str | Path | None = None,
@@ -59,6 +60,7 @@ def load_data(
         classes: class names for data sets of your own, in the order of their labels; None takes the `classes` of the
             first, or numbers.
         validation_fraction, test_fraction: of the training images, for a split that is missing; stratified by class.
+        train_images: how many training images to keep, stratified by class; the others are in no split.
         seed: of what is taken.
         unreadable: what happens to a folder with files that cannot be decoded.
         root: where the files of a named source are, or are downloaded to; None is a cache of gkd's.
@@ -88,6 +90,7 @@ def load_data(
             folder,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
+            train_images=train_images,
             seed=seed,
             unreadable=unreadable,
         )

@@ -123,3 +123,7 @@ def test_a_source_that_is_not_there_or_does_not_split_is_one_sentence(source, op
     with pytest.raises(GkdError) as raised:
         load_data(source, **options)
     assert named in str(raised.value)
+
+
+def test_fewer_training_images_may_be_asked_for():
+    assert len(load_data("digits", train_images=200).train) == 200
