@@ -191,6 +191,12 @@ def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
         ("train:", "the student's budget, the same for baseline, plain KD and the method"),
         (f"  epochs: {settings['epochs']}", ""),
         (f"  batch_size: {settings['batch_size']}", ""),
+        # DVC wants every section to be there that a stage names.
+        ("references: {baseline: true, kd: true}", "the student alone, and by plain soft labels"),
+        ("evaluate: {confidence: 0.95}", ""),
+        ("export: {input: uint8_nhwc}", ""),
+        ("gate: {min_gain_over_baseline: 0.0}", "what a student must show to become champion"),
+        ("tracking: {uri: null, model_name: gkd-student}", "null: MLFLOW_TRACKING_URI, else ./mlflow.db"),
     ]
     text = [
         f"# Made by `gkd init` for {len(photos.counts)} classes ({splits} images; median shorter side: {photos.side}).",
