@@ -158,6 +158,7 @@ def installed(tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # nine processes, each with its imports
 def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
     write_images(tmp_path / "photos", 25)
 
