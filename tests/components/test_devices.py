@@ -100,6 +100,7 @@ def told(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if "img/s" not in line]
 
 
+@pytest.mark.slow
 def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_path, few_digits, capfd, monkeypatch):
     monkeypatch.setattr(launch, "_cores", lambda: 1)
     whole = tmp_path / "whole"
@@ -190,6 +191,7 @@ def test_the_cause_is_told_rather_than_its_consequences(tmp_path):
     assert full.filename == "work/checkpoint.pt"
 
 
+@pytest.mark.slow
 def test_processes_do_not_outlive_a_killed_launcher(tmp_path, few_digits):
     started = Started(few_digits, tmp_path)
     started.wait_for("epoch 1/")

@@ -37,6 +37,7 @@ def teachers(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("teachers")
 
 
+@pytest.mark.slow  # not one of them, but all together
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_it_runs(file, tmp_path, few_digits, teachers):
     params = parse_params(shrunk(file))
