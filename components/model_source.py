@@ -4,43 +4,23 @@ A local model is watched by its files' size, time and inode, a registered one by
 is imported when a registered model is asked for, and its small distribution (mlflow-skinny) is enough for a server.
 """
 
-import contextlib
-import importlib.util
-import os
-import re
 import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from components.kept import DEPLOY
+from components.mlflow_store import DEPLOY, MODELS, Version, connect, http_settings, parse_address
+from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
 from gkd_core.files import file_digest, read_json
-from gkd_core.redact import redact
 from gkd_core.serving.model import InvalidModelError, Model, ModelFile
 from gkd_core.serving.reload import Source, file_fingerprint
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-REGISTERED = "models:/"
-DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_NAME = "gkd-student"
 BUNDLE_FILE = "bundle.json"
 
-# By the module that MLflow misses where artifacts lie: what it is installed by.
-PACKAGES = {"botocore": "boto3", "google": "google-cloud-storage", "azure": "azure-storage-blob"}
-
-# Before MLflow is imported: no reports, no news on the terminal, and no minutes of waiting for a server that is away.
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
+# A server that polls tries again at the next poll.
+POLLING = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
 
 def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None = None) -> Source:
@@ -53,7 +33,7 @@ def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None
     Raises:
         GkdError: it names nothing.
     """
-    if model.startswith(REGISTERED):
+    if model.startswith(MODELS):
         return RegisteredSource(model, precision=precision, tracking_uri=tracking_uri)
     path = Path(model)
     if model and path.is_dir():
@@ -70,15 +50,14 @@ def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None
         return FileSource(path)
     raise GkdError(
         f"{model or 'an empty name'} is neither an ONNX file nor a folder of `gkd export` or `gkd bundle`, nor "
-        f"{REGISTERED}NAME@ALIAS: name one of these"
+        f"{MODELS}NAME@ALIAS: name one of these"
     )
 
 
 def default_name(model: str) -> str:
     """The name a MODEL is served by unless another is given: the registered one, a bundle's own, else `gkd-student`."""
-    if model.startswith(REGISTERED):
-        parts = _parts(model)
-        return parts[0] if parts else DEFAULT_NAME
+    if model.startswith(MODELS):
+        return parse_address(model)[0]
     if (Path(model) / BUNDLE_FILE).is_file():
         return str(read_json(Path(model) / BUNDLE_FILE, "the bundle", shape={"name": str})["name"])
     return DEFAULT_NAME
@@ -142,16 +121,12 @@ class RegisteredSource:
     """A registered student by alias or number. What was downloaded last is kept until the next one, or the end."""
 
     def __init__(self, address: str, *, precision: str = "fp32", tracking_uri: str | None = None) -> None:
-        parts = _parts(address)
-        if parts is None:
-            raise GkdError(f"{address!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION")
+        name, self._which = parse_address(address)
         self._address = address
-        self._name, self._alias, self._number = parts
         self._precision = precision
-        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-        self._client: MlflowClient | None = None
-        self._kept: list[tempfile.TemporaryDirectory[str]] = []
-        self._found: Any = None
+        self._settings = TrackingConfig(uri=tracking_uri, attempts=1).model_copy(update={"model_name": name})
+        self._version: Version | None = None
+        self._download: tempfile.TemporaryDirectory[str] | None = None
 
     def poll(self) -> Hashable:
         """The number of the version.
@@ -159,13 +134,9 @@ class RegisteredSource:
         Raises:
             GkdError: the registry does not answer, or has no such model, alias or version.
         """
-        with self._in_one_sentence():
-            client = self._connected()
-            if self._alias is not None:
-                self._found = client.get_model_version_by_alias(self._name, self._alias)
-            else:
-                self._found = client.get_model_version(self._name, self._number)
-            return int(self._found.version)
+        with http_settings(POLLING), connect(self._settings, again="gkd serve") as store:
+            self._version = store.version(self._which)
+        return self._version.number
 
     def fetch(self) -> ModelFile:
         """The deploy folder of the version that `poll` saw, copied to this machine.
@@ -174,77 +145,24 @@ class RegisteredSource:
             InvalidModelError: it came without one, or with one that is not what was registered, or lacks the precision.
             GkdError: the registry does not answer.
         """
-        version = self._found
-        what = f"{self._address} (version {version.version})"
-        with self._in_one_sentence():
-            client = self._connected()
-            listed = [item.path for item in client.list_artifacts(version.run_id)] if version.run_id else []
-            if DEPLOY not in listed:
-                raise InvalidModelError(
-                    f"{what} has no deploy folder: only students that `gkd register` registered can be served"
-                )
-            place = tempfile.TemporaryDirectory(prefix="gkd-served-", ignore_cleanup_errors=True)
-            try:
-                folder = Path(client.download_artifacts(version.run_id, DEPLOY, place.name))
-            except BaseException:
-                place.cleanup()
-                raise
-        self._kept.append(place)
-        for earlier in self._kept[:-1]:
-            earlier.cleanup()
-        del self._kept[:-1]
+        assert self._version is not None, "poll comes first"
+        what = f"{self._address} (version {self._version.number})"
+        place = tempfile.TemporaryDirectory(prefix="gkd-served-", ignore_cleanup_errors=True)
+        with http_settings(POLLING), connect(self._settings, again="gkd serve") as store:
+            folder = store.download(self._version, DEPLOY, Path(place.name))
+        if folder is None:
+            raise InvalidModelError(
+                f"{what} has no deploy folder: only students that `gkd register` registered can be served"
+            )
+        if self._download is not None:
+            self._download.cleanup()
+        self._download = place
         try:
-            if file_digest(folder / "manifest.json") != dict(version.tags).get("gkd.manifest"):
+            if file_digest(folder / "manifest.json") != self._version.tags.get("gkd.manifest"):
                 raise GkdError(f"the deploy folder of {what} is not the one that was registered: register it again")
-            return _in_folder(folder, self._precision, version=str(version.version))
+            return _in_folder(folder, self._precision, version=str(self._version.number))
         except (GkdError, OSError) as error:
             raise InvalidModelError(str(error)) from None
-
-    def _connected(self) -> "MlflowClient":
-        if self._client is None:
-            for name, value in QUIET.items():
-                os.environ.setdefault(name, value)
-            if self._uri.startswith("sqlite:///") and not Path(self._uri.removeprefix("sqlite:///")).is_file():
-                raise GkdError(f"{redact(self._uri)} does not exist: name the registry by --tracking-uri")
-            if not self._uri.startswith("http") and importlib.util.find_spec("sqlalchemy") is None:
-                raise GkdError(
-                    f"{redact(self._uri)} is a database, which mlflow-skinny cannot open: name a tracking server, or "
-                    "install gkd[track]"
-                )
-            try:
-                from mlflow import MlflowClient
-            except ImportError:
-                raise GkdError(f"{self._address} needs mlflow-skinny: install gkd[serve]") from None
-            self._client = MlflowClient(self._uri)
-        return self._client
-
-    @contextlib.contextmanager
-    def _in_one_sentence(self) -> Iterator[None]:
-        """Turn whatever the registry, or the way to it, answers into one sentence."""
-        place = redact(self._uri)
-        try:
-            yield
-        except (GkdError, KeyboardInterrupt, SystemExit):
-            raise
-        except ImportError as error:
-            module = (error.name or "").partition(".")[0]
-            package = PACKAGES.get(module, module) or redact(str(error))
-            raise GkdError(
-                f"the files of {self._address} lie where MLflow needs the Python package {package}, which is not "
-                f"installed: `pip install {package}`, or let the tracking server hand out its artifacts "
-                "(`mlflow server --serve-artifacts`)"
-            ) from None
-        except Exception as error:  # MLflow lets through what its stores and transports raise
-            code = getattr(error, "error_code", "")
-            if code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE"):
-                raise GkdError(f"{place} has no {self._address}: `gkd registry list` shows what there is") from None
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise GkdError(f"the registry {place} does not answer ({redact(reason)[:300]}): is it running?") from None
-
-
-def _parts(address: str) -> tuple[str, str | None, str | None] | None:
-    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", address)
-    return None if match is None else (match[1], match[2], match[3])
 
 
 def _in_folder(folder: Path, precision: str, *, version: str | None) -> ModelFile:

@@ -15,9 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.graph import STEPS
-from components.kept import CORRECT, CORRECT_TAG, DEPLOY, GATE
+from components.mlflow_store import (
+    CORRECT,
+    CORRECT_TAG,
+    DEPLOY,
+    GATE,
+    NETWORK,
+    REPORT,
+    RunRecord,
+    Store,
+    Version,
+    connect,
+)
 from components.registry import CHALLENGER, CHAMPION, PREVIOUS, make_champion
-from components.tracking import NETWORK, RunRecord, Store, Version, connect
 from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.data.arrays import open_array
@@ -92,7 +102,7 @@ def run(
         records["student"] = [
             _with_deployment(records["student"][0], manifest_digest, deploy, report, Path(name) / CORRECT)
         ]
-        with connect(params.tracking) as store:
+        with connect(params.tracking, again="gkd register", create=True) as store:
             runs = {role: [store.log_run(record) for record in some] for role, some in records.items()}
             version = store.find_version(manifest_digest) or store.register(
                 runs["student"][0],
@@ -301,7 +311,7 @@ def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, repo
         params=record.params,
         history=record.history,
         metrics=record.metrics,
-        artifacts=record.artifacts | {DEPLOY: deploy, "report": report, GATE: correct},
+        artifacts=record.artifacts | {DEPLOY: deploy, REPORT: report, GATE: correct},
     )
 
 

@@ -3,7 +3,7 @@
 import datetime
 from typing import Any
 
-from components.tracking import Store, Version, connect
+from components.mlflow_store import Store, Version, connect
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 

@@ -208,7 +208,7 @@ def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]
     assert teacher.source is not None
     source = teacher.source
     if source.startswith("models:/"):
-        from components.tracking import download_network  # MLflow is slow to import, and only this needs it
+        from components.mlflow_store import download_network
 
         source = str(download_network(source, params.tracking))
     network = read_network(

@@ -4,6 +4,7 @@ MLflow is imported only where there is a registry to ask.
 """
 
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from components.kept import CORRECT, CORRECT_TAG, DEPLOY, GATE
+from components.mlflow_store import (
+    CORRECT,
+    CORRECT_TAG,
+    DEPLOY,
+    GATE,
+    MODELS,
+    NETWORK,
+    REPORT,
+    checkout_of,
+    connect,
+    registered,
+)
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, read_manifest
@@ -25,7 +37,6 @@ from gkd_core.redact import redact
 from gkd_core.serving.authorisation import VARIABLE, read_token
 from gkd_core.verify import LINEAGE, Broken, Chain, Gap, Link, check_files, folders_of, walk_folders
 
-MODEL = "models:/"
 TAGS = {
     "gkd.data": "data_sha256",
     "gkd.teacher": "teacher_digest",
@@ -54,7 +65,7 @@ def run(target: str, *, server: str | None, tracking: TrackingConfig | None, nam
     if server is not None:
         server = _address(server)
         read_token(None)  # one that is none is wrong usage, not a broken chain
-    if target.startswith(MODEL):
+    if target.startswith(MODELS):
         with tempfile.TemporaryDirectory(prefix="gkd-") as place:
             return _version(target, Path(place), server, tracking or TrackingConfig(), name)
     root = Path(target)
@@ -70,14 +81,12 @@ def run(target: str, *, server: str | None, tracking: TrackingConfig | None, nam
 
 def _version(uri: str, place: Path, server: str | None, tracking: TrackingConfig, name: str | None) -> Chain:
     """A registered version: its tags, its ONNX file, and the folders kept with its run."""
-    from components.tracking import registered
-
     with registered(uri, tracking, again=f"gkd verify {uri}") as (store, version):
         kept = {name: store.download(version, where, place) for name, where in _KEPT.items()}
         folders = {name: folder for name, folder in kept.items() if folder is not None}
         if "deploy" not in folders:
             raise GkdError(f"{uri} (version {version.number}) came without its deploy folder: gkd did not register it")
-        exact = f"{MODEL}{store.name}/{version.number}"
+        exact = f"{MODELS}{store.name}/{version.number}"
         chain = Chain()
         for steps in (
             walk_folders(folders, lists_required=False),
@@ -97,22 +106,20 @@ def _of_version(sentence: str, place: Path, version: str) -> str:
     return sentence.replace(f"{place}{os.sep}", f"{version}: ")
 
 
-_KEPT = {"student": "network", "deploy": DEPLOY, "report": "report"}
+_KEPT = {"student": NETWORK, "deploy": DEPLOY, "report": REPORT}
 
 
 def _registry(folders: dict[str, Path], root: Path, tracking: TrackingConfig | None) -> Iterator[Link | Gap]:
     """The version that registration/ speaks of, in the store as it is now."""
     settings = tracking or TrackingConfig()
     if settings.uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
-        database = root / "mlflow.db"
+        database = checkout_of(root) / "mlflow.db"
         if not database.is_file():
             yield Gap("manifest → registry", f"there is no {database}: pass --params, or set MLFLOW_TRACKING_URI")
             return
         settings = settings.model_copy(update={"uri": f"sqlite:///{database.resolve()}"})
-    try:
-        from components.tracking import connect
-    except ImportError as error:
-        yield Gap("manifest → registry", f"MLflow is not installed ({error}): install gkd[track]")
+    if importlib.util.find_spec("mlflow") is None:
+        yield Gap("manifest → registry", "MLflow is not installed: install gkd[track]")
         return
     written = read_version(folders["registration"])
     settings = settings.model_copy(update={"model_name": written["name"]})
@@ -127,7 +134,7 @@ def _registry(folders: dict[str, Path], root: Path, tracking: TrackingConfig | N
             yield from _kept_deploy(store, version, Path(place))
             yield from _kept_gate(store, version, Path(place))
         except GkdError as error:
-            exact = f"{MODEL}{store.name}/{version.number}"
+            exact = f"{MODELS}{store.name}/{version.number}"
             raise Broken(_of_version(str(error), Path(place), exact)) from None
 
 

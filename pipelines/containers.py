@@ -111,13 +111,11 @@ class Containers:
 
     def _see_tracking(self, params: Params) -> None:
         """The tracking store: a database file is mounted with its folder; a server of this machine is reached."""
-        import sqlalchemy
-
-        from components.tracking import resolve_uri
+        from components.mlflow_store import database_file, resolve_uri
 
         uri = resolve_uri(params.tracking.uri)
-        if uri.startswith("sqlite"):
-            database = Path(sqlalchemy.make_url(uri).database or "mlflow.db").resolve()
+        if (file := database_file(uri)) is not None:
+            database = file.resolve()
             database.parent.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{database}"
             self._mounts[database.parent] = True

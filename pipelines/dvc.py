@@ -26,7 +26,7 @@ BY_NAME = ("gkd_core/data/sources", "gkd_core/models", "gkd_core/report")
 # Sources that change no result: what a user reads, and what is in no digest.
 SILENT = frozenset(
     {
-        "components/tracking.py",
+        "components/mlflow_store.py",
         "gkd_core/errors.py",
         "gkd_core/redact.py",
         "gkd_core/run_facts.py",

@@ -40,10 +40,10 @@ def test_dvc_is_imported_in_one_place():
     assert users == ["dvc_source.py"]
 
 
-def test_mlflow_is_imported_in_two_places():
+def test_mlflow_is_imported_in_one_place():
     # What writes needs all of MLflow; what serves does with the small distribution.
     users = sorted(f.name for f in (ROOT / "components").rglob("*.py") if "mlflow" in imported_names(f))
-    assert users == ["model_source.py", "tracking.py"]
+    assert users == ["mlflow_store.py"]
 
 
 def loaded_by(code: str) -> set[str]:

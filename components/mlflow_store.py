@@ -1,0 +1,647 @@
+"""All of MLflow: the address of the tracking store, runs, registered versions, aliases, and its errors as sentences.
+
+Runs and versions are found by digests in their tags, so that whatever is logged twice is there once. A run counts when
+it bears `gkd.complete`, the last thing written to it; an interrupted one is marked as failed and made anew, since
+MLflow's parameters cannot be overwritten. MLflow is imported where it is used: reading a registered version needs only
+its small distribution (mlflow-skinny), and a command that asks no registry imports none of it.
+"""
+
+import atexit
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from gkd_core.config import TrackingConfig
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import folder_digest
+from gkd_core.redact import redact
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+# Read when MLflow is imported: no reports to its makers, no news of its own on the terminal.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+MODELS = "models:/"
+DEFAULT_URI = "sqlite:///mlflow.db"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SERVERS = ("http", "https", "databricks", "uc")
+
+# Names of a run's artifacts, and the tag that guards one of them.
+NETWORK = "network"
+DEPLOY = "deploy"
+REPORT = "report"
+CORRECT = "correct.npy"  # whether the version was right on each test image, for a later challenger
+GATE = "gate"  # the folder with CORRECT
+CORRECT_TAG = "gkd.correct"  # sha256 of CORRECT
+LONG_PARAMS = "long_params.json"  # parameters above MLflow's limit, whole
+LONGEST_PARAM = 6000  # characters; MLflow cuts what is longer
+MODEL = "model"  # the logged ONNX model
+SERVING = ("mlflow", "numpy", "onnx", "onnxruntime")  # what MLflow needs to serve it
+
+# MLflow's own settings (7 tries with growing pauses, 120 s each) would wait many minutes for a dead server.
+PROBING = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+WORKING = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+LONGEST_PAUSE = 10  # seconds between two tries to reach the server
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
+UNAUTHORISED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+OVERLOADED = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+CLIENTS = ("mlflow", "sqlalchemy", "requests", "urllib3", "boto3", "botocore", "google", "azure")
+PACKAGES = {"botocore": "boto3", "google": "google-cloud-storage", "azure": "azure-storage-blob"}  # by module
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that one run holds.
+
+    Attributes:
+        key: digest by which the run is found again.
+        name: for people.
+        tags, params: flat.
+        history: one row an epoch; `epoch` is the step, the other columns are metrics, None where there is no value.
+        metrics: final values.
+        artifacts: file or folder by its place among the run's artifacts.
+    """
+
+    key: str
+    name: str
+    tags: dict[str, str]
+    params: dict[str, Any]
+    history: list[dict[str, float | None]]
+    metrics: dict[str, float]
+    artifacts: dict[str, Path]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version: its number, its run, its tags, and when it was made (milliseconds since 1970)."""
+
+    number: int
+    run_id: str
+    tags: dict[str, str]
+    created_ms: int
+
+
+def resolve_uri(uri: str | None) -> str:
+    """The tracking address: `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the current folder.
+
+    In the temporary clone of a DVC experiment, a relative database is that of the checkout the clone was made of.
+
+    Raises:
+        GkdError: a folder (MLflow no longer keeps runs in one), or an address of unknown kind.
+    """
+    where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
+    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    scheme = address.split(":")[0].split("+")[0].lower() if ":" in address else ""
+    if scheme in ("", "file") and address not in ("databricks", "uc"):
+        raise GkdError(
+            f"{where} is the folder {address!r}, and MLflow no longer keeps runs in folders: take a database such as "
+            f"{DEFAULT_URI}, or the address of a server"
+        )
+    if scheme not in ("", *DATABASES, *SERVERS):
+        raise GkdError(unknown(f"{where} {redact(address)!r}: kind of address", scheme, [*DATABASES, *SERVERS]))
+    file, checkout = database_file(address), checkout_of(Path.cwd())
+    if file is None or file.is_absolute() or checkout == Path.cwd():
+        return address
+    return address.replace(f":///{file}", f":///{checkout / file}", 1)
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite address; None for any other address, and for a database in memory."""
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///(?!:memory:|file:)([^?]+)(?:\?.*)?", uri)
+    return Path(match[1]) if match else None
+
+
+def checkout_of(folder: Path) -> Path:
+    """The folder itself; in a clone that `dvc exp run --temp` or `--queue` made, the same folder of the checkout.
+
+    DVC runs such experiments in .dvc/tmp/exps/ of the checkout and removes the clone afterwards.
+    """
+    folder = folder.absolute()
+    clone = next((place for place in (folder, *folder.parents) if (place / ".dvc").is_dir()), None)
+    parts = () if clone is None else clone.parts
+    for start in range(len(parts) - 3):
+        if parts[start : start + 3] == (".dvc", "tmp", "exps") and clone is not None:
+            return Path(*parts[:start]) / folder.relative_to(clone)
+    return folder
+
+
+@contextlib.contextmanager
+def connect(settings: TrackingConfig, *, again: str, create: bool = False) -> Iterator["Store"]:
+    """The tracking store, once it has answered.
+
+    Args:
+        again: the command to run again after a failure, for the error.
+        create: make a database that is not there; whoever only reads must not.
+    Raises:
+        GkdError: it does not answer after `settings.attempts` tries or falls silent later, refuses us, or is no
+            tracking store. What was logged until then is found again by the next call.
+    """
+    uri = resolve_uri(settings.uri)
+    with _errors_as_sentences(uri, again):
+        with http_settings(PROBING):
+            _reach(uri, settings.attempts, create)
+        with http_settings(WORKING):
+            yield Store(uri, settings)
+
+
+def parse_address(address: str) -> tuple[str, str]:
+    """Name, and alias or number, of `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        GkdError: it is not of that form.
+    """
+    match = re.fullmatch(rf"{MODELS}([^/@]+)(?:@([^/@]+)|/(\d+))", address)
+    if match is None:
+        raise GkdError(f"{address!r} is not of the form {MODELS}NAME@ALIAS or {MODELS}NAME/VERSION")
+    return match[1], match[2] or match[3]
+
+
+@contextlib.contextmanager
+def registered(address: str, settings: TrackingConfig, *, again: str) -> Iterator[tuple["Store", Version]]:
+    """The store and the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        GkdError: it is not of that form, there is no such model, alias or version, or the store does not answer.
+    """
+    name, which = parse_address(address)
+    with connect(settings.model_copy(update={"model_name": name}), again=again) as store:
+        yield store, store.version(which)
+
+
+def download_network(address: str, settings: TrackingConfig) -> Path:
+    """The network folder of a registered student, copied to a folder that is removed when the process ends.
+
+    Args:
+        address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+    Raises:
+        GkdError: there is no such model, alias or version, it came without a network folder, or the copy is damaged.
+    """
+    with registered(address, settings, again="gkd teacher") as (store, version):
+        folder = Path(tempfile.mkdtemp(prefix="gkd-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        network = store.download(version, NETWORK, folder)
+    if network is None:
+        raise GkdError(
+            f"{address} (version {version.number}) has no network folder in {redact(store.uri)}: only students that "
+            "gkd registered can be teachers, others are imported from a state-dict file"
+        )
+    if folder_digest(network) != version.tags.get("gkd.student"):
+        raise GkdError(
+            f"the network of {address} (version {version.number}) is not the one that was registered: damaged"
+        )
+    return network
+
+
+class Store:
+    """A tracking store that has answered: its runs, and the versions of one registered model."""
+
+    def __init__(self, uri: str, settings: TrackingConfig) -> None:
+        from mlflow import MlflowClient
+
+        self.uri = uri
+        self.name = settings.model_name
+        self._experiment_name = settings.experiment
+        self._client = MlflowClient(uri)
+
+    def log_run(self, record: RunRecord) -> str:
+        """The id of the complete run with this key, in whatever experiment; it is made if there is none."""
+        from mlflow.entities import ViewType
+
+        experiment, parent = self._place()
+        experiments = [found.experiment_id for found in _pages(self._client.search_experiments)]
+        condition, oldest_first = _tagged("gkd.key", record.key), ["attributes.start_time ASC"]
+        for run in self._client.search_runs(experiments, condition, ViewType.ACTIVE_ONLY, order_by=oldest_first):
+            if run.data.tags.get("gkd.complete") == "true":
+                return str(run.info.run_id)
+            if run.info.status == "RUNNING":  # whoever made it was killed; if not, its tags will say complete yet
+                self._client.set_terminated(run.info.run_id, "FAILED")
+
+        tags = record.tags | {"gkd.key": record.key} | ({"mlflow.parentRunId": parent} if parent else {})
+        run_id = str(self._client.create_run(experiment, tags=tags, run_name=record.name).info.run_id)
+        try:
+            self._fill(run_id, record)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.set_terminated(run_id, "FAILED")
+            raise
+        return run_id
+
+    def _fill(self, run_id: str, record: RunRecord) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        texts = {key: _text(value) for key, value in record.params.items()}
+        long = {key: record.params[key] for key, text in texts.items() if len(text) > LONGEST_PARAM}
+        for key, value in long.items():
+            digest = hashlib.sha256(texts[key].encode()).hexdigest()
+            texts[key] = _text({"length": len(value), "sha256": digest, "artifact": LONG_PARAMS})
+        for some in _chunks([Param(key, text) for key, text in texts.items()], 100):
+            self._client.log_batch(run_id, params=some)
+        now = int(time.time() * 1000)
+        curves = [
+            Metric(key, value, now, int(row["epoch"] or 0))
+            for row in record.history
+            for key, value in row.items()
+            if key != "epoch" and value is not None
+        ]
+        final = [Metric(key, value, now, 0) for key, value in record.metrics.items()]
+        for some in _chunks(curves + final, 1000):
+            self._client.log_batch(run_id, metrics=some)
+        if long:
+            self._client.log_dict(run_id, long, LONG_PARAMS)
+        for place, source in record.artifacts.items():
+            log = self._client.log_artifacts if source.is_dir() else self._client.log_artifact
+            log(run_id, str(source), place)
+        self._client.log_batch(run_id, tags=[RunTag("gkd.complete", "true")])
+        self._client.set_terminated(run_id)
+
+    def _place(self) -> tuple[str, str | None]:
+        """Experiment and parent of a new run: those of MLFLOW_RUN_ID, else MLFLOW_EXPERIMENT_ID, else by name."""
+        shown = redact(self.uri)
+        parent, given = os.environ.get("MLFLOW_RUN_ID"), os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if parent and (run := _or_none(self._client.get_run, parent)) is None:
+            _note(f"MLFLOW_RUN_ID names the run {parent}, which {shown} does not have: left aside")
+            parent = None
+        if parent:
+            experiment = self._client.get_experiment(run.info.experiment_id)
+        elif given:
+            experiment = _or_none(self._client.get_experiment, given)
+            if experiment is None:
+                raise GkdError(f"MLFLOW_EXPERIMENT_ID is {given!r}, which {shown} does not have: unset or correct it")
+        else:
+            experiment = self._client.get_experiment_by_name(self._experiment_name) or self._new_experiment()
+        if experiment.lifecycle_stage != "active":
+            way_out = "unset MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID" if parent or given else "tracking.experiment"
+            raise GkdError(
+                f"the experiment {experiment.name!r} was deleted in {shown}: restore it, or choose another "
+                f"({way_out})"
+            )
+        return str(experiment.experiment_id), parent
+
+    def _new_experiment(self) -> Any:
+        database, artifacts = database_file(self.uri), None
+        if database is not None:  # beside the database, not wherever the first command happened to run
+            artifacts = str(database.absolute().parent / "mlartifacts")
+        with _made_by_another():
+            self._client.create_experiment(self._experiment_name, artifact_location=artifacts)
+        return self._client.get_experiment_by_name(self._experiment_name)
+
+    def find_version(self, manifest_digest: str) -> Version | None:
+        """The version made of a manifest, or None."""
+        found = self._search_versions(_tagged("gkd.manifest", manifest_digest))
+        return min(found, key=lambda version: version.number, default=None)
+
+    def register(self, run_id: str, model: Path, manifest: dict[str, Any], tags: dict[str, str]) -> Version:
+        """Log the ONNX file as it is and register it as a new version, with all its tags from the first moment.
+
+        Args:
+            run_id: the student's run.
+            model: the ONNX file.
+            manifest: what describes it.
+            tags: of the version; `gkd.manifest` is how it is found again.
+        """
+        model_id = self._log_model(run_id, model, manifest, tags["gkd.manifest"])
+        if self._registered() is None:
+            with _made_by_another():
+                self._client.create_registered_model(self.name)
+        source = f"{MODELS}{model_id}"
+        return _version(
+            self._client.create_model_version(
+                self.name, source, run_id, tags=tags, await_creation_for=0, model_id=model_id
+            )
+        )
+
+    def _log_model(self, run_id: str, model: Path, manifest: dict[str, Any], manifest_digest: str) -> str:
+        import mlflow.onnx
+        import onnx
+
+        experiment = self._client.get_run(run_id).info.experiment_id
+        for logged in self._client.search_logged_models([experiment], _tagged("gkd.manifest", manifest_digest)):
+            if logged.status == "READY":
+                return str(logged.model_id)
+            self._client.delete_logged_model(logged.model_id)
+        # Made beforehand: log_model alone would look for the experiment in the surroundings, not in the run.
+        logged = self._client.create_logged_model(experiment, MODEL, run_id, tags={"gkd.manifest": manifest_digest})
+        with _global_address(self.uri):
+            mlflow.onnx.log_model(
+                onnx.load(model),
+                name=MODEL,
+                model_id=logged.model_id,
+                run_id=run_id,
+                signature=_signature(manifest),
+                pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING],
+                onnx_execution_providers=["CPUExecutionProvider"],
+                save_as_external_data=False,  # one file, the bytes that were exported
+                metadata={"gkd.manifest": manifest_digest, "classes": manifest["classes"]},
+            )
+        return str(logged.model_id)
+
+    def versions(self) -> list[Version]:
+        """All registered versions, newest first; none where no model at all is registered yet.
+
+        Raises:
+            GkdError: there are models, but none of this name.
+        """
+        if self._registered() is None and (names := [model.name for model in _pages(self._client.search_registered_models)]):
+            raise GkdError(f"{redact(self.uri)}: {unknown('registered model', self.name, names)}")
+        return sorted(self._search_versions(), key=lambda version: -version.number)
+
+    def version(self, which: str) -> Version:
+        """A version by number or alias.
+
+        Raises:
+            GkdError: the model has no such version or alias, or there is no such model.
+        """
+        get = self._client.get_model_version if which.isdecimal() else self._client.get_model_version_by_alias
+        found = _or_none(get, self.name, which)
+        if found is None:
+            known = [*sorted(self.aliases()), *(str(version.number) for version in reversed(self.versions()))]
+            raise GkdError(unknown(f"{self.name}: version or alias", which, known or ["none"]))
+        return _version(found)
+
+    def aliases(self) -> dict[str, int]:
+        """Version number by alias."""
+        model = self._registered()
+        return {} if model is None else {alias: int(number) for alias, number in model.aliases.items()}
+
+    def point(self, alias: str, number: int) -> None:
+        """Move an alias to a version."""
+        self._client.set_registered_model_alias(self.name, alias, str(number))
+
+    def tag(self, number: int, tags: dict[str, Any]) -> None:
+        """Set tags of a version, in this order."""
+        for key, value in tags.items():
+            self._client.set_model_version_tag(self.name, str(number), key, _text(value))
+
+    def download(self, version: Version, place: str, folder: Path) -> Path | None:
+        """Copy an artifact of a version's run, a file or a folder, into `folder`; None when there is none."""
+        if not version.run_id:
+            return None
+        listed = _or_none(self._client.list_artifacts, version.run_id, place.rpartition("/")[0] or None)
+        if place not in [item.path for item in listed or []]:  # somebody may have deleted the run for good
+            return None
+        return Path(self._client.download_artifacts(version.run_id, place, str(folder)))
+
+    def download_model(self, version: Version, folder: Path) -> Path | None:
+        """Copy the ONNX file that a version serves into a new folder; None when it has none."""
+        import mlflow
+
+        folder.mkdir()
+        uri = f"{MODELS}{self.name}/{version.number}"
+        found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.uri)
+        return next(iter(sorted(Path(found).rglob("*.onnx"))), None)
+
+    def _registered(self) -> Any:
+        return _or_none(self._client.get_registered_model, self.name)
+
+    def _search_versions(self, condition: str = "") -> list[Version]:
+        name = self.name.replace("'", "''")
+        query = f"name = '{name}'" + (f" and {condition}" if condition else "")
+        return [_version(made) for made in _pages(self._client.search_model_versions, filter_string=query)]
+
+
+def _signature(manifest: dict[str, Any]) -> "ModelSignature":
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    model = manifest["model"]
+    kind = np.dtype("uint8" if model["input"].startswith("uint8") else "float32")
+    return ModelSignature(
+        inputs=Schema([TensorSpec(kind, (-1, *model["input_shape"]), model["input_name"])]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(manifest["classes"])), model["output"])]),
+    )
+
+
+def _version(made: Any) -> Version:
+    return Version(int(made.version), made.run_id or "", dict(made.tags), int(made.creation_timestamp))
+
+
+def _tagged(key: str, value: str) -> str:
+    return f"tags.`{key}` = '{value}'"
+
+
+def _text(value: Any) -> str:
+    """As MLflow stores it: text as it is, everything else as JSON (null, true, [1, 2])."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _pages(search: Callable[..., Any], **query: Any) -> Iterator[Any]:
+    """All that a search finds."""
+    token = None
+    while True:
+        page = search(**query, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
+
+
+def _or_none(get: Callable[..., Any], *arguments: Any) -> Any:
+    """What a question for one thing answers; None where there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return get(*arguments)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
+        return None
+
+
+@contextlib.contextmanager
+def _made_by_another() -> Iterator[None]:
+    """Make something that another process may make at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _reach(uri: str, attempts: int, create: bool) -> None:
+    """One small question to the store, asked up to `attempts` times."""
+    database = uri.split(":")[0].split("+")[0] in DATABASES
+    if database and importlib.util.find_spec("sqlalchemy") is None:
+        raise GkdError(
+            f"{redact(uri)} is a database, which mlflow-skinny cannot open: name a tracking server, or install "
+            "gkd[track]"
+        )
+    for attempt in range(attempts):
+        try:
+            if database:
+                return _ask_database(uri, create)
+            from mlflow import MlflowClient
+
+            MlflowClient(uri).search_experiments(max_results=1)
+            return None
+        except Exception as error:
+            if attempt + 1 == attempts or not _may_pass(error):
+                raise
+            pause = min(2**attempt, LONGEST_PAUSE)
+            _note(f"{redact(uri)} does not answer ({_cause(error)}), trying again in {pause} s")
+            time.sleep(pause)
+
+
+def _ask_database(uri: str, create: bool) -> None:
+    """Asked directly: MLflow itself would try a database that is down for nearly an hour."""
+    import sqlalchemy
+
+    file, there = database_file(uri), False
+    if file is None or file.exists():
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            with engine.connect() as connection:
+                there = sqlalchemy.inspect(connection).has_table("experiments")
+        finally:
+            engine.dispose()
+    if not there and not create:
+        raise GkdError(
+            f"there is no tracking store at {redact(uri)}: `gkd register` makes one; another is named by tracking.uri, "
+            "MLFLOW_TRACKING_URI or --tracking-uri"
+        )
+    if not there:
+        _note(f"making the tracking store {redact(uri)} (some seconds)")
+        if file is not None and not file.exists():
+            _make_database(file)
+
+
+def _make_database(file: Path) -> None:
+    """Whole or not at all: several processes may start at once, and MLflow's migrations bear neither that nor a kill."""
+    from mlflow import MlflowClient
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix=".mlflow-") as name:
+        made = Path(name).absolute() / "made.db"
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
+        whole = shutil.copyfile(made, made.with_name("whole.db"))  # MLflow goes on holding the other one open
+        try:
+            os.link(whole, file)
+        except FileExistsError:
+            pass  # another process was faster
+        except OSError:  # a disk without hard links
+            if not file.exists():
+                whole.rename(file)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether it is worth asking again: the other side was silent or overloaded, not unwilling."""
+    if (code := getattr(error, "error_code", None)) is not None:
+        return code in OVERLOADED or str(error).startswith("API request to http")
+    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+    return isinstance(error, ConnectionError | TimeoutError) or bool(
+        kinds & {"requests.ConnectionError", "requests.Timeout", "sqlalchemy.OperationalError"}
+    )
+
+
+@contextlib.contextmanager
+def _errors_as_sentences(uri: str, again: str) -> Iterator[None]:
+    """Turn whatever the store, or the way to it, answers into one sentence for the user."""
+    try:
+        yield
+    except Exception as error:
+        theirs = isinstance(error, OSError | ImportError) or type(error).__module__.partition(".")[0] in CLIENTS
+        if isinstance(error, GkdError) or not theirs:
+            raise
+        raise GkdError(_sentence(error, uri, again)) from error
+
+
+def _sentence(error: Exception, uri: str, again: str) -> str:
+    place, later = f"the tracking store {redact(uri)}", f"nothing is lost, run `{again}` again"
+    reason, code = _cause(error), getattr(error, "error_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ImportError):
+        module = (error.name or "").partition(".")[0]
+        if module == "mlflow":
+            return f"{place} needs MLflow, which is not installed: install gkd[track], or gkd[serve] to serve from it"
+        package = PACKAGES.get(module, module) or reason
+        proxied = ", or let the server hand out its artifacts (`mlflow server --serve-artifacts`)"
+        return (
+            f"{place} needs the Python package {package}, which is not installed: `pip install {package}`"
+            f"{proxied if module in PACKAGES or module == 'boto3' else ''}; {later}"
+        )
+    if "Invalid Host header" in str(error):
+        name = urlsplit(uri).netloc.rpartition("@")[2]
+        return f"{place} does not accept requests to {name} ({reason}): start it with --allowed-hosts {name}; {later}"
+    if code in UNAUTHORISED or status in (401, 403):
+        return (
+            f"{place} refuses us ({reason}): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            f"MLFLOW_TRACKING_TOKEN; {later}"
+        )
+    if code == "ENDPOINT_NOT_FOUND" or "valid JSON" in str(error):
+        return (
+            f"what answers at {redact(uri)} is not an MLflow tracking server: correct tracking.uri or "
+            f"MLFLOW_TRACKING_URI; {later}"
+        )
+    if _may_pass(error):
+        return f"{place} does not answer ({reason}): when it is back, {later}"
+    return f"{place} does not do what is asked ({reason}): fix that; {later}"
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, on one line, without passwords."""
+    if not hasattr(error, "error_code") or _may_pass(error):
+        while (inner := error.__cause__ or error.__context__) is not None:
+            error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return redact(lines[0][:300] if lines else type(error).__name__).rstrip(".")
+
+
+def _note(text: str) -> None:
+    print(redact(text), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def http_settings(settings: dict[str, str]) -> Iterator[None]:
+    """Set variables that the user has not set, for the length of the block: MLflow reads them at every request."""
+    ours = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
+
+
+@contextlib.contextmanager
+def _global_address(uri: str) -> Iterator[None]:
+    """Make `uri` MLflow's global address for the length of the block: logging a model looks there."""
+    import mlflow
+
+    given, before = os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if given is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = given
