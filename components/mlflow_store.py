@@ -41,7 +41,6 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 MODELS = "models:/"
 DEFAULT_URI = "sqlite:///mlflow.db"
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-SERVERS = ("http", "https", "databricks", "uc")
 
 # Names of a run's artifacts, and the tag that guards one of them.
 NETWORK = "network"
@@ -107,20 +106,8 @@ def resolve_uri(uri: str | None) -> str:
     """The tracking address: `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the current folder.
 
     In the temporary clone of a DVC experiment, a relative database is that of the checkout the clone was made of.
-
-    Raises:
-        GkdError: a folder (MLflow no longer keeps runs in one), or an address of unknown kind.
     """
-    where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
     address = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    scheme = address.split(":")[0].split("+")[0].lower() if ":" in address else ""
-    if scheme in ("", "file") and address not in ("databricks", "uc"):
-        raise GkdError(
-            f"{where} is the folder {address!r}, and MLflow no longer keeps runs in folders: take a database such as "
-            f"{DEFAULT_URI}, or the address of a server"
-        )
-    if scheme not in ("", *DATABASES, *SERVERS):
-        raise GkdError(unknown(f"{where} {redact(address)!r}: kind of address", scheme, [*DATABASES, *SERVERS]))
     file, checkout = database_file(address), checkout_of(Path.cwd())
     if file is None or file.is_absolute() or checkout == Path.cwd():
         return address
@@ -294,8 +281,7 @@ class Store:
         if experiment.lifecycle_stage != "active":
             way_out = "unset MLFLOW_RUN_ID and MLFLOW_EXPERIMENT_ID" if parent or given else "tracking.experiment"
             raise GkdError(
-                f"the experiment {experiment.name!r} was deleted in {shown}: restore it, or choose another "
-                f"({way_out})"
+                f"the experiment {experiment.name!r} was deleted in {shown}: restore it, or choose another ({way_out})"
             )
         return str(experiment.experiment_id), parent
 
@@ -321,16 +307,15 @@ class Store:
             manifest: what describes it.
             tags: of the version; `gkd.manifest` is how it is found again.
         """
-        model_id = self._log_model(run_id, model, manifest, tags["gkd.manifest"])
-        if self._registered() is None:
-            with _made_by_another():
-                self._client.create_registered_model(self.name)
-        source = f"{MODELS}{model_id}"
-        return _version(
-            self._client.create_model_version(
-                self.name, source, run_id, tags=tags, await_creation_for=0, model_id=model_id
+        with _global_address(self.uri):
+            model_id = self._log_model(run_id, model, manifest, tags["gkd.manifest"])
+            if self._registered() is None:
+                with _made_by_another():
+                    self._client.create_registered_model(self.name)
+            made = self._client.create_model_version(
+                self.name, f"{MODELS}{model_id}", run_id, tags=tags, await_creation_for=0, model_id=model_id
             )
-        )
+        return _version(made)
 
     def _log_model(self, run_id: str, model: Path, manifest: dict[str, Any], manifest_digest: str) -> str:
         import mlflow.onnx
@@ -343,18 +328,17 @@ class Store:
             self._client.delete_logged_model(logged.model_id)
         # Made beforehand: log_model alone would look for the experiment in the surroundings, not in the run.
         logged = self._client.create_logged_model(experiment, MODEL, run_id, tags={"gkd.manifest": manifest_digest})
-        with _global_address(self.uri):
-            mlflow.onnx.log_model(
-                onnx.load(model),
-                name=MODEL,
-                model_id=logged.model_id,
-                run_id=run_id,
-                signature=_signature(manifest),
-                pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING],
-                onnx_execution_providers=["CPUExecutionProvider"],
-                save_as_external_data=False,  # one file, the bytes that were exported
-                metadata={"gkd.manifest": manifest_digest, "classes": manifest["classes"]},
-            )
+        mlflow.onnx.log_model(
+            onnx.load(model),
+            name=MODEL,
+            model_id=logged.model_id,
+            run_id=run_id,
+            signature=_signature(manifest),
+            pip_requirements=[f"{name}=={metadata.version(name)}" for name in SERVING],
+            onnx_execution_providers=["CPUExecutionProvider"],
+            save_as_external_data=False,  # one file, the bytes that were exported
+            metadata={"gkd.manifest": manifest_digest, "classes": manifest["classes"]},
+        )
         return str(logged.model_id)
 
     def versions(self) -> list[Version]:
@@ -363,7 +347,9 @@ class Store:
         Raises:
             GkdError: there are models, but none of this name.
         """
-        if self._registered() is None and (names := [model.name for model in _pages(self._client.search_registered_models)]):
+        if self._registered() is None and (
+            names := [model.name for model in _pages(self._client.search_registered_models)]
+        ):
             raise GkdError(f"{redact(self.uri)}: {unknown('registered model', self.name, names)}")
         return sorted(self._search_versions(), key=lambda version: -version.number)
 
@@ -409,7 +395,8 @@ class Store:
 
         folder.mkdir()
         uri = f"{MODELS}{self.name}/{version.number}"
-        found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self.uri)
+        with _global_address(self.uri):
+            found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
         return next(iter(sorted(Path(found).rglob("*.onnx"))), None)
 
     def _registered(self) -> Any:
@@ -494,20 +481,23 @@ def _reach(uri: str, attempts: int, create: bool) -> None:
             f"{redact(uri)} is a database, which mlflow-skinny cannot open: name a tracking server, or install "
             "gkd[track]"
         )
+    ask = _ask_database if database else _ask_server
     for attempt in range(attempts):
         try:
-            if database:
-                return _ask_database(uri, create)
-            from mlflow import MlflowClient
-
-            MlflowClient(uri).search_experiments(max_results=1)
-            return None
+            ask(uri, create)
+            break
         except Exception as error:
             if attempt + 1 == attempts or not _may_pass(error):
                 raise
             pause = min(2**attempt, LONGEST_PAUSE)
             _note(f"{redact(uri)} does not answer ({_cause(error)}), trying again in {pause} s")
             time.sleep(pause)
+
+
+def _ask_server(uri: str, create: bool) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(uri).search_experiments(max_results=1)
 
 
 def _ask_database(uri: str, create: bool) -> None:
@@ -534,7 +524,7 @@ def _ask_database(uri: str, create: bool) -> None:
 
 
 def _make_database(file: Path) -> None:
-    """Whole or not at all: several processes may start at once, and MLflow's migrations bear neither that nor a kill."""
+    """Whole or not at all: MLflow's migrations bear neither a second process at the same moment nor a kill."""
     from mlflow import MlflowClient
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -555,10 +545,8 @@ def _may_pass(error: BaseException) -> bool:
     """Whether it is worth asking again: the other side was silent or overloaded, not unwilling."""
     if (code := getattr(error, "error_code", None)) is not None:
         return code in OVERLOADED or str(error).startswith("API request to http")
-    kinds = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-    return isinstance(error, ConnectionError | TimeoutError) or bool(
-        kinds & {"requests.ConnectionError", "requests.Timeout", "sqlalchemy.OperationalError"}
-    )
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ConnectionError", "TimeoutError", "Timeout", "OperationalError"})
 
 
 @contextlib.contextmanager
@@ -632,7 +620,7 @@ def http_settings(settings: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _global_address(uri: str) -> Iterator[None]:
-    """Make `uri` MLflow's global address for the length of the block: logging a model looks there."""
+    """Make `uri` MLflow's global address for the length of the block: what knows models:/… looks there."""
     import mlflow
 
     given, before = os.environ.get("MLFLOW_TRACKING_URI"), mlflow.get_tracking_uri()

@@ -51,6 +51,7 @@ def rollback(settings: TrackingConfig, *, reason: str = "rolled back by hand") -
         GkdError: there is no earlier champion, or the tracking store does not answer.
     """
     with connect(settings, again="gkd registry rollback") as store:
+        store.versions()  # refuses an unknown model
         aliases = store.aliases()
         champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
         if previous is None or previous == champion:

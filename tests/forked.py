@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping
 from multiprocessing import forkserver
 from pathlib import Path
 
-HEAVY = ("pipelines.cli", "components.register", "components.compare", "components.teacher", "torchvision", "kfp")
+HEAVY = (
+    "pipelines.cli",
+    "components.register",
+    "mlflow.onnx",
+    "components.compare",
+    "components.teacher",
+    "torchvision",
+    "kfp",
+)
 
 
 def gkd(

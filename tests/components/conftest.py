@@ -1,16 +1,13 @@
 """A whole run on the digits, each training a moment long, made once; a finished run in small; an empty store."""
 
-import os
 import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from gkd_core.config import Params, parse_params
-from tests import forked
 
 
 class Project(NamedTuple):
@@ -62,6 +59,15 @@ class Finished(NamedTuple):
     student: Path
     deploy: Path
     report: Path
+
+
+class Registration(NamedTuple):
+    """The folders that were registered, with which parameters, what register returned, and the folder it wrote."""
+
+    folders: Finished
+    params: Params
+    summary: dict[str, Any]
+    out: Path
 
 
 @pytest.fixture(scope="session")
@@ -200,29 +206,41 @@ def _onnx(file: Path, seed: int) -> None:
     file.write_bytes(model.SerializeToString(deterministic=True))
 
 
-@pytest.fixture(scope="session")
-def made_store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A tracking database with nothing in it, and the process that made it: `gkd registry list`."""
-    folder = tmp_path_factory.mktemp("store")
-    (folder / "params.yaml").write_text("{}")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    address = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-    made = forked.gkd("registry", "list", cwd=folder, env=environment | address)
-    return folder / "mlflow.db", made
+@pytest.fixture(scope="session", autouse=True)
+def _no_tracking_from_outside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
-def empty_store(made_store: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
-    """That database; MLflow takes many seconds to make one, so tests copy this."""
-    assert made_store[1].returncode == 0, made_store[1].stderr
-    return made_store[0]
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking database with nothing in it; MLflow takes many seconds to make one, so tests copy this."""
+    from components.mlflow_store import connect
+    from gkd_core.config import TrackingConfig
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    with connect(TrackingConfig(uri=f"sqlite:///{file}"), again="", create=True):
+        return file
+
+
+@pytest.fixture(scope="session")
+def registration(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Registration:
+    """A first registration, read by tests and never written to."""
+    from components import register
+
+    root = tmp_path_factory.mktemp("registered")
+    shutil.copy(empty_store, root / "mlflow.db")
+    params = parse_params({"tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"}})
+    folders = _finish(root / "run", params=params)
+    summary = register.run(**folders._asdict(), out=root / "registration", params=params)
+    return Registration(folders, params, summary, root / "registration")
 
 
 @pytest.fixture
-def store_uri(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def store_uri(tmp_path: Path, empty_store: Path) -> str:
     """The address of this test's own tracking database."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
     folder = tmp_path / "a store"
     folder.mkdir()
     shutil.copy(empty_store, folder / "mlflow.db")

@@ -100,6 +100,7 @@ def test_unknown_versions_aliases_and_models(settings, client):
     with pytest.raises(GkdError, match=r"'champoin' is unknown; did you mean 'champion'\?"):
         registry.promote(settings, "champoin", reason="")
     other = settings.model_copy(update={"model_name": "gkd-studnet"})
-    with pytest.raises(GkdError, match=r"registered model 'gkd-studnet' is unknown; did you mean 'gkd-student'\?"):
-        registry.promote(other, "1", reason="")
+    for ask in (registry.list_versions, registry.rollback, lambda settings: registry.promote(settings, "1", reason="")):
+        with pytest.raises(GkdError, match=r"registered model 'gkd-studnet' is unknown; did you mean 'gkd-student'\?"):
+            ask(other)
     assert aliases(client) == {"champion": 2, "challenger": 3}

@@ -1,84 +1,221 @@
 """The tracking store: its address, servers that are down, silent, unwilling or something else, networks taken back."""
 
 import contextlib
+import hashlib
 import http.server
+import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
-from components import register, tracking
+from components import mlflow_store, register
 from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest
 from gkd_core.models.network import load_network
+from tests import forked
+from tests.components.conftest import Finished
 from tests.mlflow_server import MlflowServer, free_port
-
-
-@pytest.fixture(autouse=True)
-def _no_surroundings(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def settings(uri: str, attempts: int = 1) -> TrackingConfig:
     return parse_params({"tracking": {"uri": uri, "attempts": attempts}}).tracking
 
 
+def connected(uri: str, attempts: int = 1, *, create: bool = True):
+    return mlflow_store.connect(settings(uri, attempts), again="gkd register", create=create)
+
+
 # The address.
 
 
 def test_the_address_comes_from_the_parameters_then_the_environment(monkeypatch):
-    assert tracking.resolve_uri(None) == "sqlite:///mlflow.db"
+    assert mlflow_store.resolve_uri(None) == "sqlite:///mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://elsewhere")
-    assert tracking.resolve_uri(None) == "https://elsewhere"
-    assert tracking.resolve_uri("http://here:5000") == "http://here:5000"
-    for uri in ("postgresql+psycopg2://u:p@h/db", "databricks", "databricks://profile"):
-        assert tracking.resolve_uri(uri) == uri
+    assert mlflow_store.resolve_uri(None) == "https://elsewhere"
+    assert mlflow_store.resolve_uri("http://here:5000") == "http://here:5000"
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "file:///tmp/mlruns", "file:mlruns", "/tmp/mlruns"])
-def test_a_folder_is_no_tracking_store(uri, monkeypatch):
-    with pytest.raises(GkdError, match=r"tracking\.uri is the folder .*take a database such as sqlite:///mlflow\.db"):
-        tracking.resolve_uri(uri)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(GkdError, match="MLFLOW_TRACKING_URI is the folder"):
-        tracking.resolve_uri(None)
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "htpp://server"])
+def test_an_address_that_mlflow_does_not_take(uri):
+    with pytest.raises(GkdError, match="sqlite"), connected(uri):
+        pass
 
 
-def test_an_unknown_kind_of_address():
-    with pytest.raises(GkdError, match=r"kind of address 'htpp' is unknown; did you mean 'http'\?"):
-        tracking.resolve_uri("htpp://server")
+@pytest.mark.parametrize("place", [".dvc/tmp/exps/tmpx1", ".dvc/tmp/exps/standalone/tmpx2"])
+@pytest.mark.parametrize("inner", ["", "projects/birds"])
+def test_a_relative_database_in_the_clone_of_an_experiment_is_the_checkout_s(place, inner, tmp_path, monkeypatch):
+    checkout = tmp_path / "checkout" / inner
+    clone = checkout / place / inner / "below"
+    clone.mkdir(parents=True)
+    for folder in (checkout, clone.parent):
+        (folder / ".dvc").mkdir(exist_ok=True)
+    monkeypatch.chdir(clone)
+    assert mlflow_store.resolve_uri(None) == f"sqlite:///{checkout}/below/mlflow.db"
+    assert (
+        mlflow_store.resolve_uri("sqlite:///runs/x.db?timeout=9") == f"sqlite:///{checkout}/below/runs/x.db?timeout=9"
+    )
+    for elsewhere in ("sqlite:////data/mlflow.db", "sqlite:///:memory:", "http://server"):
+        assert mlflow_store.resolve_uri(elsewhere) == elsewhere
+    monkeypatch.chdir(checkout)
+    assert mlflow_store.resolve_uri(None) == "sqlite:///mlflow.db"
 
 
 def test_the_surroundings_are_left_as_they_were(store_uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
-    for name in tracking.WORKING:  # whoever ran in this process before may have set them
+    for name in mlflow_store.WORKING:  # whoever ran in this process before may have set them
         monkeypatch.delenv(name, raising=False)
     before = dict(os.environ)
-    with tracking.connect(settings(store_uri)):
+    with connected(store_uri):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
     assert dict(os.environ) == before
 
 
 def test_the_user_s_own_http_settings_stand(store_uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    with tracking.connect(settings(store_uri)):
+    with connected(store_uri):
         assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
 
 
-def test_a_first_command_makes_the_database_and_says_nothing_that_is_not_ours(made_store):
-    file, process = made_store
-    assert process.returncode == 0, process.stderr
-    assert process.stderr == f"making the tracking store sqlite:///{file} (some seconds)\n"
-    assert process.stdout.splitlines()[-1] == "[]"
-    assert [path.name for path in file.parent.glob("ml*")] == ["mlflow.db"]
+# A store that is not there.
+
+
+def test_reading_makes_no_store(tmp_path):
+    missing, empty = tmp_path / "none" / "mlflow.db", tmp_path / "empty.db"
+    empty.touch()
+    for file in (missing, empty):
+        with (
+            pytest.raises(GkdError, match=rf"no tracking store at sqlite:///{file}.*gkd register.*tracking\.uri"),
+            connected(f"sqlite:///{file}", create=False),
+        ):
+            pass
+        with pytest.raises(GkdError, match="no tracking store"):
+            mlflow_store.download_network("models:/gkd-student@champion", settings(f"sqlite:///{file}"))
+    assert list(tmp_path.rglob("*")) == [empty]
+    assert empty.stat().st_size == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["registry", "list"],
+        ["registry", "promote", "1"],
+        ["registry", "rollback"],
+        ["verify", "models:/gkd-student@champion"],
+        ["serve", "models:/gkd-student@champion", "--port", "0"],
+        ["predict", "digit.png", "--model", "models:/gkd-student@champion"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_no_command_that_reads_makes_a_store(command, tmp_path):
+    (tmp_path / "params.yaml").write_text("{}")
+    result = forked.gkd(*command, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "sqlite:///mlflow.db" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_processes_that_start_at_once_make_one_store(tmp_path, finish):
+    (tmp_path / "params.yaml").write_text("{}")
+    for seed in range(4):
+        finish(tmp_path / f"run{seed}", seed=seed)
+
+    def register_one(seed: int):
+        folders = [f"--{name}={tmp_path / f'run{seed}' / name}" for name in Finished._fields]
+        return forked.gkd("register", *folders, f"--out=registration{seed}", cwd=tmp_path, timeout=800)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(register_one, range(4)))
+    assert [result.returncode for result in results] == [0] * 4, [result.stderr for result in results]
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert sorted(int(made.version) for made in client.search_model_versions("name = 'gkd-student'")) == [1, 2, 3, 4]
+    assert "champion" in client.get_registered_model("gkd-student").aliases
+    said = {line for result in results for line in result.stderr.splitlines() if "tracking store" in line}
+    assert said == {"making the tracking store sqlite:///mlflow.db (some seconds)"}
+    assert not list(tmp_path.glob(".mlflow-*"))
+
+
+# Runs.
+
+
+def record(key: str, **params) -> mlflow_store.RunRecord:
+    return mlflow_store.RunRecord(key, "student resnet8", {"gkd.role": "student"}, params, [], {}, {})
+
+
+def test_a_parameter_above_mlflow_s_limit_is_kept_whole_beside_the_run(store_uri):
+    classes = [f"class {number} ✓" for number in range(1000)]
+    with connected(store_uri) as store:
+        run_id = store.log_run(record("k", classes=classes, text="x" * 6001, short="x" * 6000))
+    client = MlflowClient(store_uri)
+    params = client.get_run(run_id).data.params
+    assert params["short"] == "x" * 6000
+    assert json.loads(params["classes"]) == {
+        "length": 1000,
+        "sha256": hashlib.sha256(json.dumps(classes, ensure_ascii=False).encode()).hexdigest(),
+        "artifact": "long_params.json",
+    }
+    assert json.loads(params["text"])["length"] == 6001
+    whole = json.loads(Path(client.download_artifacts(run_id, "long_params.json")).read_text())
+    assert whole == {"classes": classes, "text": "x" * 6001}
+
+
+def test_the_same_key_is_the_same_run_whatever_the_platform_opened(store_uri, monkeypatch):
+    client = MlflowClient(store_uri)
+    opened = [client.create_run(client.create_experiment(name)).info for name in ("first", "second")]
+    surroundings = [
+        {},
+        {"MLFLOW_EXPERIMENT_ID": opened[0].experiment_id},
+        {"MLFLOW_RUN_ID": opened[0].run_id, "MLFLOW_EXPERIMENT_ID": opened[0].experiment_id},
+        {"MLFLOW_RUN_ID": opened[1].run_id},
+        {"MLFLOW_RUN_ID": "0" * 32},
+    ]
+    for first, second in itertools.product(range(len(surroundings)), repeat=2):
+        made = []
+        for number in (first, second):
+            with monkeypatch.context() as patch:
+                for name, value in surroundings[number].items():
+                    patch.setenv(name, value)
+                with connected(store_uri) as store:
+                    made.append(store.log_run(record(f"{first} then {second}")))
+        assert made[0] == made[1], (first, second)
+        info = client.get_run(made[0])
+        parent = surroundings[first].get("MLFLOW_RUN_ID", "0" * 32)
+        assert info.data.tags.get("mlflow.parentRunId") == (None if parent == "0" * 32 else parent)
+
+
+def test_an_experiment_that_is_not_there_or_deleted_is_said(store_uri, monkeypatch):
+    client = MlflowClient(store_uri)
+    deleted = client.create_experiment("gone")
+    run_id = client.create_run(deleted).info.run_id
+    client.delete_experiment(deleted)
+    for variables, said in (
+        ({"MLFLOW_EXPERIMENT_ID": "987654"}, "MLFLOW_EXPERIMENT_ID is '987654', which .* does not have"),
+        ({"MLFLOW_EXPERIMENT_ID": deleted}, "'gone' was deleted in .*MLFLOW_EXPERIMENT_ID"),
+        ({"MLFLOW_RUN_ID": run_id}, "'gone' was deleted in .*MLFLOW_RUN_ID"),
+    ):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            with connected(store_uri) as store, pytest.raises(GkdError, match=said):
+                store.log_run(record("k"))
+    named = settings(store_uri).model_copy(update={"experiment": "gone"})
+    with (
+        mlflow_store.connect(named, again="gkd register") as store,
+        pytest.raises(GkdError, match=r"deleted .*tracking\.experiment"),
+    ):
+        store.log_run(record("k"))
 
 
 # Stores that do not answer.
@@ -88,7 +225,7 @@ def test_a_server_that_is_down_is_asked_again_then_named_in_one_sentence(capfd):
     port = free_port()
     with (
         pytest.raises(GkdError) as error,
-        tracking.connect(settings(f"http://me:secret@127.0.0.1:{port}", attempts=2)),
+        connected(f"http://me:secret@127.0.0.1:{port}", attempts=2),
     ):
         pass
     assert str(error.value) == (
@@ -111,15 +248,15 @@ def test_a_database_server_that_is_down(monkeypatch):
     monkeypatch.setattr(sqlalchemy, "create_engine", refuse)
     with (
         pytest.raises(GkdError, match=r"postgresql://me:\*\*\*@host/db does not answer \(.*Connection refused.*\)"),
-        tracking.connect(settings("postgresql://me:secret@host/db")),
+        connected("postgresql://me:secret@host/db"),
     ):
         pass
 
 
 def test_a_database_without_its_driver():
     with (
-        pytest.raises(GkdError, match=r"needs a driver that is not installed \(No module named 'psycopg"),
-        tracking.connect(settings("postgresql+psycopg://me:secret@host/db")),
+        pytest.raises(GkdError, match="needs the Python package psycopg, which is not installed"),
+        connected("postgresql+psycopg://me:secret@host/db"),
     ):
         pass
 
@@ -128,7 +265,7 @@ def test_a_file_that_is_no_database(tmp_path):
     (tmp_path / "mlflow.db").write_text("these are not the tables you are looking for" * 100)
     with (
         pytest.raises(GkdError, match=r"does not do what is asked \(file is not a database\)"),
-        tracking.connect(settings(f"sqlite:///{tmp_path / 'mlflow.db'}")),
+        connected(f"sqlite:///{tmp_path / 'mlflow.db'}"),
     ):
         pass
 
@@ -166,7 +303,11 @@ def answering(status: int, body: bytes) -> Iterator[str]:
     ],
 )
 def test_answers_of_the_wrong_kind(status, body, sentence):
-    with answering(status, body) as uri, pytest.raises(GkdError, match=sentence), tracking.connect(settings(uri)):
+    with (
+        answering(status, body) as uri,
+        pytest.raises(GkdError, match=sentence),
+        connected(uri),
+    ):
         pass
 
 
@@ -223,14 +364,21 @@ def test_a_server_killed_midway_loses_nothing_and_doubles_nothing(server, tmp_pa
 
     # The same bytes through the server's own artifact store.
     version = client.get_model_version("gkd-student", "1")
-    with tracking.connect(params.tracking) as store:
+    with mlflow_store.connect(params.tracking, again="gkd register") as store:
         kept = store.download(store.version("champion"), "deploy/model.onnx", tmp_path)
     assert kept.read_bytes() == (folders.deploy / "model.onnx").read_bytes()
     stored = list((server.folder / "artifacts").rglob(f"{version.source.rpartition('/')[2]}/artifacts/model.onnx"))
     assert [file.read_bytes() for file in stored] == [kept.read_bytes()]
-    assert folder_digest(tracking.download_network("models:/gkd-student/1", params.tracking)) == folder_digest(
+    assert folder_digest(mlflow_store.download_network("models:/gkd-student/1", params.tracking)) == folder_digest(
         folders.student
     )
+
+
+def test_a_server_that_does_not_know_its_own_name_is_told_of_allowed_hosts(server):
+    other = f"127.1:{server.port}"  # the same machine by a name that the server was not started for
+    with pytest.raises(GkdError, match=f"--allowed-hosts {other}") as error, connected(f"http://{other}"):
+        pass
+    assert "PASSWORD" not in str(error.value)
 
 
 def test_a_server_that_hangs_is_asked_again_until_it_answers(server, monkeypatch):
@@ -241,11 +389,11 @@ def test_a_server_that_hangs_is_asked_again_until_it_answers(server, monkeypatch
         notes.append(text)
         server.send(signal.SIGCONT)
 
-    monkeypatch.setattr(tracking, "_note", wake)
+    monkeypatch.setattr(mlflow_store, "_note", wake)
     server.send(signal.SIGSTOP)
     try:
-        with tracking.connect(settings(server.uri, attempts=10)) as store:
-            assert [version.number for version in store.versions()] == [1]
+        with connected(server.uri, attempts=10) as store:
+            store.versions()
     finally:
         server.send(signal.SIGCONT)
     assert notes
@@ -258,7 +406,7 @@ def test_a_server_that_hangs_is_asked_again_until_it_answers(server, monkeypatch
 FRESH = """
 import sys
 from pathlib import Path
-from components.tracking import download_network
+from components.mlflow_store import download_network
 from gkd_core.config import TrackingConfig
 from gkd_core.files import folder_digest
 folder = download_network("models:/gkd-student@champion", TrackingConfig())
@@ -288,13 +436,13 @@ def test_a_fresh_process_takes_the_network_and_mlflow_serves_the_model(tmp_path,
     assert not Path(folder).exists(), "the copy went with the process"
     assert result.stdout.splitlines()[-1] == "(2, 10)"
 
-    here = tracking.download_network("models:/gkd-student/1", settings(store_uri))
+    here = mlflow_store.download_network("models:/gkd-student/1", settings(store_uri))
     assert load_network(here).spec == load_network(folders.student).spec
 
     weights = Path(MlflowClient(store_uri).get_run(_run_of(store_uri)).info.artifact_uri) / "network/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(GkdError, match="is not the one that was registered: damaged"):
-        tracking.download_network("models:/gkd-student@champion", settings(store_uri))
+        mlflow_store.download_network("models:/gkd-student@champion", settings(store_uri))
 
 
 def _run_of(uri: str) -> str:
@@ -318,4 +466,4 @@ def test_no_such_network(store_uri):
         "models:/theirs/latest": "is not of the form",
     }.items():
         with pytest.raises(GkdError, match=sentence):
-            tracking.download_network(uri, settings(store_uri))
+            mlflow_store.download_network(uri, settings(store_uri))
