@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Lifespan
@@ -89,7 +89,7 @@ class Serving:
             Route("/metrics", self.metrics),
             *(Route(path, self.page) for path in PAGES),
         ]
-        handlers = {HTTPException: _not_offered, ProtocolError: self._refused, ClientDisconnect: _nobody_there}
+        handlers = {HTTPException: _not_offered, ProtocolError: self._refused}
         app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         app.router.redirect_slashes = False
         return app
@@ -240,7 +240,3 @@ async def _not_offered(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentence = f"{request.method} {request.url.path[:200]} is not offered here"
     return error_response(error.status_code, sentence, dict(error.headers or {}))
-
-
-async def _nobody_there(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # the client left before its body had come; nobody reads this

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,7 +16,7 @@ from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 
 OPEN = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/v2/health/live", "/v2/health/ready"})
-UNANSWERED = 499  # the status in counts and logs of a request that was cut off
+UNANSWERED = 499  # the status, in counts and logs, of a request without an answer
 
 
 def error_response(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
@@ -31,7 +32,7 @@ class Front:
         max_connections: that may be, before requests are told 503.
     Attributes:
         accepted, answered: requests that came, and whose answer was handed over whole; the rest were cut off, or are at
-            work.
+            work. One whose client left before its body had come is in neither.
         leaving: set while shutting down: every answer then asks its client to connect anew, elsewhere.
     """
 
@@ -80,6 +81,8 @@ class Front:
         try:
             try:
                 await (refusal or self._app)(scope, receive, send_on)
+            except ClientDisconnect:
+                self.accepted -= 1
             except Exception:
                 log.exception("failed", extra={"endpoint": _endpoint(scope)})
                 if status != UNANSWERED:

@@ -5,6 +5,7 @@ import json
 from contextlib import suppress
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from gkd_core.serving.front import Front
 from gkd_core.serving.metrics import Metrics
@@ -74,6 +75,19 @@ def test_a_failure_is_answered_in_one_sentence_and_counted():
     assert b"secret" not in body
     assert metrics.registry.get_sample_value("gkd_requests_total", {"endpoint": "none", "status": "500"}) == 1
     assert front.answered == 1
+
+
+def test_a_request_that_never_came_whole_is_not_counted():
+    async def app(scope, receive, send):
+        raise ClientDisconnect
+
+    async def story() -> Front:
+        front = Front(app, Metrics())
+        await front(scope(), nothing, nothing)
+        return front
+
+    front = asyncio.run(story())
+    assert (front.accepted, front.answered) == (0, 0)
 
 
 def test_more_connections_than_allowed_are_told_503_and_closed():
