@@ -34,13 +34,13 @@ test: $(READY)  ## the tests to run before a commit: all that are not slow
 test-all: $(READY)  ## the full test suite, with the slow ones
 	@$(PYTEST) -m "not e2e and not docker and not gpu"
 
-e2e: $(READY)  ## look at what `make demo` left
+e2e: $(READY)  ## check what `make demo` left
 	@pytest tests/e2e -m e2e
 
 lint: $(READY)  ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy
 
-format: $(READY)  ## let ruff mend what it can
+format: $(READY)  ## let ruff fix what it can
 	@ruff check --fix . && ruff format .
 
 lock: $(READY)  ## make the requirements*.lock files anew from pyproject.toml

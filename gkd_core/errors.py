@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 
 class GkdError(Exception):
-    """Something the user gave us is wrong, or something they can mend.
+    """Something the user gave us is wrong, or something they can fix.
 
-    The message is one sentence that says what, where and how to mend it. The command line prints it without a
+    The message is one sentence that says what, where and how to fix it. The command line prints it without a
     traceback and exits with `exit_code`; nothing half-written stays behind.
     """
 

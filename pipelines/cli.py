@@ -36,7 +36,7 @@ app.add_typer(kubeflow.app, name="pipeline")
 
 
 def main() -> None:
-    """Entry point: runs the command, turns what the user can mend into one sentence and exit code 2."""
+    """Entry point: runs the command, turns what the user can fix into one sentence and exit code 2."""
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, _stopped)
     warnings.formatwarning = lambda message, *_, **__: f"gkd: {message}\n"
@@ -47,7 +47,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:  # no permission, no space, a folder where a file should be
         where = f"{error.filename}: " if error.filename else ""
-        print(f"gkd: {where}{error.strerror or error}: mend that and run the same command again", file=sys.stderr)
+        print(f"gkd: {where}{error.strerror or error}: fix that and run the same command again", file=sys.stderr)
         sys.exit(2)
 
 

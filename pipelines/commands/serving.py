@@ -52,7 +52,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     precision: Precision = "fp32",
     tracking_uri: TrackingUri = None,
-    poll_seconds: Annotated[float, _time(0.05, "Between looks for another model.")] = 10.0,
+    poll_seconds: Annotated[float, _time(0.05, "Between polls for another model.")] = 10.0,
     max_batch: Annotated[
         int, typer.Option(min=1, max=1 << 16, help="Images in one request, and in one run of the model.")
     ] = 64,
@@ -61,7 +61,7 @@ def serve(
     ] = 0.0,
     batching: Annotated[bool, typer.Option(help="Put requests that wait together into one run.")] = True,
     queue: Annotated[
-        int, typer.Option(min=1, max=1 << 20, help="Images that may wait; what comes on top is told 503.")
+        int, typer.Option(min=1, max=1 << 20, help="Images that may wait; what comes on top is answered with 503.")
     ] = 512,
     threads: Annotated[
         int | None,
@@ -72,7 +72,9 @@ def serve(
         int, typer.Option(min=1024, max=1 << 31, help="Of a body, packed or unpacked.")
     ] = 16_777_216,
     max_pixels: Annotated[int, typer.Option(min=1, max=1 << 26, help="Of a picture to classify.")] = 16_000_000,
-    max_connections: Annotated[int, typer.Option(min=1, max=1 << 20, help="What comes on top is told 503.")] = 1000,
+    max_connections: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="What comes on top is answered with 503.")
+    ] = 1000,
     drain_seconds: Annotated[float, _time(0, "After SIGTERM: not ready, but still taking requests for so long.")] = 1.0,
     token_file: Annotated[
         Path | None,
