@@ -70,7 +70,6 @@ class Loader:
         augmentation: random changes; null changes nothing.
         shuffle: a new order each epoch, else the split's own.
         num_classes: width of mixup's targets.
-        drop_last: leave a short last batch out.
         resident: keep all images on the device (True), stream them (False), or decide by free memory (null).
         processes: how many share each batch.
         rank: which of them this is; it gets a batch's rows in order of rank, in validation perhaps none of a short one.
@@ -89,7 +88,6 @@ class Loader:
         augmentation: Augmentation | None = None,
         shuffle: bool,
         num_classes: int,
-        drop_last: bool = False,
         resident: bool | None = None,
         processes: int = 1,
         rank: int = 0,
@@ -104,9 +102,9 @@ class Loader:
         if self.augmentation.cutout and not split.mean:
             raise ValueError("cutout fills with the data's mean, but this split has none")
         smallest = 2 * processes if shuffle else 1
-        self._bounds = _bounds(len(split), batch_size, drop_last=drop_last, smallest=smallest)
+        self._bounds = _bounds(len(split), batch_size, smallest)
         self._shards = [Shards.of(stop - start, processes, rank) for start, stop in self._bounds]
-        if not self._bounds or len(split) < smallest:
+        if len(split) < smallest:
             raise GkdError(
                 f"{len(split)} images are too few for batches of {batch_size}: add images, or lower train.batch_size"
             )
@@ -205,13 +203,11 @@ class Loader:
         return images
 
 
-def _bounds(count: int, batch_size: int, *, drop_last: bool, smallest: int) -> tuple[tuple[int, int], ...]:
+def _bounds(count: int, batch_size: int, smallest: int) -> tuple[tuple[int, int], ...]:
     """(start, stop) of every batch; a last one of fewer than `smallest` joins the one before it."""
     starts = list(range(0, count, batch_size))
     stops = [min(start + batch_size, count) for start in starts]
-    if starts and stops[-1] - starts[-1] < batch_size and drop_last:
-        starts, stops = starts[:-1], stops[:-1]
-    elif len(starts) > 1 and stops[-1] - starts[-1] < smallest:
+    if len(starts) > 1 and stops[-1] - starts[-1] < smallest:
         starts, stops = starts[:-1], [*stops[:-2], count]
     return tuple(zip(starts, stops, strict=True))
 

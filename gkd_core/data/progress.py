@@ -12,13 +12,13 @@ PLAIN_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int | None, unit: str = "") -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
     """A function that is told how much more is done.
 
     Args:
         description: what is going on.
-        total: the whole amount, or None where it is not known.
-        unit: what is counted; "B" (bytes) is shown in megabytes.
+        total: the whole amount.
+        unit: what is counted.
     """
     console = Console(stderr=True)
     if console.is_terminal:
@@ -34,12 +34,10 @@ def progress(description: str, total: int | None, unit: str = "") -> Iterator[Ca
         done += amount
         if time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            print(
-                f"{description}: {_amount(done, unit)}{f' of {_amount(total, unit)}' if total else ''}", file=sys.stderr
-            )
+            print(f"{description}: {_amount(done, unit)} of {_amount(total, unit)}", file=sys.stderr)
 
     yield advance
 
 
 def _amount(count: int, unit: str) -> str:
-    return f"{count / 1e6:.1f} MB" if unit == "B" else f"{count:,}{f' {unit}' if unit else ''}"
+    return f"{count:,}{f' {unit}' if unit else ''}"

@@ -3,9 +3,7 @@
 import io
 import json
 import os
-import pickle
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from gkd_core.config import load_params
 from gkd_core.data.arrays import open_array
 from gkd_core.data.images import FORMATS, Unreadable, read_image
 from gkd_core.data.prepared import PreparedData
-from gkd_core.data.sources import cifar
 from gkd_core.data.sources.base import SPLITS
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import build_manifest, read_manifest, write_manifest
@@ -95,24 +92,11 @@ def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Pat
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     save_checkpoint(root / "checkpoint.pt", {"fingerprint": "f", "epoch": 1, "network": {"w": torch.randn(4, 4)}})
     torch.save(load_network(network).classifier.state_dict(), root / "state.pth")
-    (root / "batch").write_bytes(_python2_pickle())
     for kind in FORMATS:
         noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(noise).save(root / f"image.{kind.lower()}", format=kind)
     seal(root)
     return root
-
-
-def _python2_pickle() -> bytes:
-    """{"data": array of 2 × 3, "labels": [0, 1]} as Python 2 and numpy wrote it in CIFAR's time."""
-
-    def text(value: bytes) -> bytes:
-        return b"T" + struct.pack("<i", len(value)) + value
-
-    kind = b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNN" + b"J\xff\xff\xff\xff" * 2
-    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR(K\x01(K\x02K\x03t"
-    array += kind + b"K\x00tbI00\n" + text(bytes(6)) + b"tb"
-    return b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](K\x00K\x01eu."
 
 
 def _onnx(file: Path) -> None:
@@ -272,7 +256,6 @@ READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "params.yaml": (["params.yaml"], lambda root: load_params(root / "params.yaml")),
     "checkpoint.pt": (["checkpoint.pt"], lambda root: load_checkpoint(root / "checkpoint.pt", "f")),
     "state.pth": (["state.pth"], _state_dict),
-    "CIFAR batch": (["batch"], lambda root: cifar._load((root / "batch").read_bytes())),
     "model.onnx": (["model.onnx"], lambda root: session(root / "model.onnx")),
     "model.onnx to be served": (
         ["model.onnx"],
@@ -381,12 +364,3 @@ def test_weights_of_another_type_are_refused(originals: Path, tmp_path: Path) ->
     shutil.copy(originals / "network" / "model.json", tmp_path)
     with pytest.raises(GkdError, match=r"is torch\.float16, not torch\.float32"):
         load_network(tmp_path)
-
-
-def test_a_pickle_of_anything_but_arrays_is_not_loaded() -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.mkdir, ("owned",)
-
-    with pytest.raises(GkdError, match=r"names (posix|nt)\.mkdir, which is not part of an array"):
-        cifar._load(pickle.dumps(Attack(), protocol=2))

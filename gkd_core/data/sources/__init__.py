@@ -25,17 +25,13 @@ def open_source(
         from gkd_core.data.sources.digits import digits
 
         return digits(image_size, channels)
-    if name in ("cifar10", "cifar100"):
-        from gkd_core.data.sources.cifar import cifar
-
-        return cifar(name, root, image_size, channels)
     if name == "folder":
         from gkd_core.data.sources.folder import folder
 
         if root is None:
             raise GkdError("data.source is folder but data.root names none: set data.root to the folder of images")
         return folder(root, image_size, channels)
-    if name.startswith("torchvision:"):
+    if name in ("cifar10", "cifar100") or name.startswith("torchvision:"):
         from gkd_core.data.sources.torchvision_set import torchvision_set
 
         return torchvision_set(name, root, image_size, channels)

@@ -1,4 +1,4 @@
-"""Any classification set of torchvision by name: `torchvision:FashionMNIST`, `torchvision:DTD?partition=2`.
+"""Any classification set of torchvision by name: `torchvision:FashionMNIST`, `torchvision:DTD?partition=2`, `cifar10`.
 
 The splits are found by the set's own argument (`train` or `split`). A set with `train`, `val` and `test` has all three
 taken as they are; where there is no `test`, `val` is the test and validation is taken from train; where there is
@@ -7,6 +7,7 @@ neither, both are. Classes without a single training image are left out.
 
 import contextlib
 import inspect
+import os
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -19,15 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import datasets
 
-from gkd_core.data.download import cache_folder
 from gkd_core.data.images import Unreadable, fit
 from gkd_core.data.sources.base import Examples, Source, SplitName
 from gkd_core.errors import GkdError, unknown
 
-# Their targets are captions, boxes, attributes, pairs, maps; or gkd reads them itself (CIFAR, folders).
+# Their targets are captions, boxes, attributes, pairs, maps; or gkd reads them itself (folders).
 NOT_ONE_CLASS = {
     *("VOCSegmentation", "VOCDetection", "CocoCaptions", "CocoDetection", "Cityscapes", "Kitti", "SBU", "Flickr8k"),
-    *("Flickr30k", "CelebA", "WIDERFace", "LFWPairs", "CIFAR10", "CIFAR100", "ImageFolder", "DatasetFolder"),
+    *("Flickr30k", "CelebA", "WIDERFace", "LFWPairs", "ImageFolder", "DatasetFolder"),
     *("LSUNClass", "VisionDataset"),
 }
 # Characters and signs: a mirrored one is another one, or none.
@@ -40,9 +40,16 @@ SPLIT_WORDS: dict[SplitName, tuple[str, ...]] = {
     "validation": ("val", "valid"),
     "test": ("test",),
 }
+SHORT = {"cifar10": "torchvision:CIFAR10", "cifar100": "torchvision:CIFAR100"}
 LARGEST_KEPT = 128
 DEFAULT_SIZE = 64
 PROBED = 32
+
+
+def cache_folder() -> Path:
+    """Where downloads go when `data.root` names no folder: gkd in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gkd"
 
 
 def known_sets() -> list[str]:
@@ -55,16 +62,14 @@ def torchvision_set(source: str, root: Path | None, image_size: int | None, chan
     """A set by its class name, with the set's further arguments after a question mark.
 
     Args:
-        source: "torchvision:NAME" or "torchvision:NAME?argument=value&…".
+        source: "cifar10", "cifar100", "torchvision:NAME" or "torchvision:NAME?argument=value&…".
         root: where it lies or is downloaded to; null is the cache.
         image_size: side in pixels; null keeps the set's own where its images are square, alike and up to 128, else 64.
         channels: 1 or 3; null is 1 where the images are grey, else 3.
     Raises:
         GkdError: no such set, an argument it does not have, it cannot be had, or its targets are not classes.
     """
-    name, _, query = source.removeprefix("torchvision:").partition("?")
-    if name in ("CIFAR10", "CIFAR100"):
-        raise GkdError(f"data.source {source!r}: gkd reads this set itself; write {name.lower()}")
+    name, _, query = SHORT.get(source, source).removeprefix("torchvision:").partition("?")
     if name not in known_sets():
         raise GkdError(unknown("data.source: the torchvision set", name, known_sets()))
     options = {key: int(value) if value.isdecimal() else value for key, value in parse_qsl(query)}

@@ -80,31 +80,27 @@ def test_resident_and_streamed_are_the_same(augmentation: Augmentation | None, c
 
 
 @pytest.mark.parametrize(
-    ("count", "shuffle", "drop_last", "sizes"),
+    ("count", "shuffle", "sizes"),
     [
-        (24, True, False, [8, 8, 8]),
-        (23, True, False, [8, 8, 7]),
-        (23, True, True, [8, 8]),
-        (25, True, False, [8, 8, 9]),
-        (25, True, True, [8, 8, 8]),
-        (25, False, False, [8, 8, 8, 1]),
-        (5, True, False, [5]),
-        (1, False, False, [1]),
+        (24, True, [8, 8, 8]),
+        (23, True, [8, 8, 7]),
+        (25, True, [8, 8, 9]),
+        (25, False, [8, 8, 8, 1]),
+        (5, True, [5]),
+        (1, False, [1]),
     ],
 )
-def test_the_last_batch(count: int, shuffle: bool, drop_last: bool, sizes: list[int]) -> None:
-    batches = loader(split(count), shuffle=shuffle, drop_last=drop_last)
+def test_the_last_batch(count: int, shuffle: bool, sizes: list[int]) -> None:
+    batches = loader(split(count), shuffle=shuffle)
     assert batches.steps_per_epoch == len(sizes)
     assert [len(b.images) for b in batches.epoch(0)] == sizes
-    assert [
-        len(b.images) for b in loader(split(count), shuffle=shuffle, drop_last=drop_last, resident=False).epoch(0)
-    ] == sizes
+    assert [len(b.images) for b in loader(split(count), shuffle=shuffle, resident=False).epoch(0)] == sizes
 
 
 def test_too_few_images_are_refused() -> None:
-    for count, drop_last in ((0, False), (1, False), (7, True)):
+    for count in (0, 1):
         with pytest.raises(GkdError, match=f"{count} images are too few for batches of 8"):
-            loader(split(count), drop_last=drop_last)
+            loader(split(count))
 
 
 def test_an_epoch_left_early_lets_go_of_its_reader() -> None:

@@ -148,7 +148,6 @@ def test_what_is_not_a_classification_set_is_refused(tmp_path: Path, monkeypatch
 def test_a_name_or_an_argument_that_is_wrong(tmp_path: Path) -> None:
     assert "'FashonMNIST' is unknown; did you mean 'FashionMNIST'?" in refused("torchvision:FashonMNIST", tmp_path)
     assert "'CocoDetection' is unknown" in refused("torchvision:CocoDetection", tmp_path)
-    assert "write cifar10" in refused("torchvision:CIFAR10", tmp_path)
     assert "argument 'sizes' is unknown; did you mean 'size'?" in refused("torchvision:FakeData?sizes=3", tmp_path)
     assert refused("torchvision:EMNIST", tmp_path) == (
         "torchvision:EMNIST needs split: write it as torchvision:EMNIST?split=…"
