@@ -88,7 +88,7 @@ def _lesson(params: Params, reference: Reference | None, teachers: int) -> Lesso
         case "baseline":
             return ALONE
         case "kd":
-            given = {"alpha": params.references.kd_weight, "temperature": params.references.kd_temperature}
+            given = {"weight": params.references.kd_weight, "temperature": params.references.kd_temperature}
             soft = {name: value for name, value in given.items() if value is not None}
             return Lesson("kd", soft, arrangement="multi_teacher" if teachers > 1 else "single")
     distill = params.distill

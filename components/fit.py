@@ -17,7 +17,7 @@ from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest, whole_folder, write_json
-from gkd_core.losses.base import Context
+from gkd_core.losses.mutual import MutualLearning
 from gkd_core.models.network import LUMA, Network, NetworkSpec, save_network
 from gkd_core.run_facts import run_facts
 from gkd_core.schedules import create_schedule
@@ -108,14 +108,14 @@ def fit(
         teachers, classes=network.classes, device=device, autocast=autocast, topology=topology
     )
     torch.manual_seed(training.seed)
-    context = Context(
-        student=network,
-        teacher=teacher.networks[0] if teacher else None,
-        train_labels=torch.from_numpy(data.train.labels),
-        epochs=training.epochs,
+    loss = lesson.create_loss(
+        network,
+        teachers,
+        autocast=autocast,
         seed=training.seed,
-    )
-    loss = lesson.create_loss(context, teachers, autocast=autocast).to(device)
+        epochs=training.epochs,
+        train_labels=torch.from_numpy(data.train.labels),
+    ).to(device)
     distributed.own_random_numbers(training.seed)
     several = {"processes": distributed.processes()} if distributed.processes() > 1 else {}
     by = "" if lesson.method == "ce" else f" ({lesson.method})"
@@ -162,7 +162,7 @@ def fit(
         "arrangement": lesson.arrangement,
         "arrangement_options": lesson.options,
         "seed": training.seed,
-        **loss.conclude(network, trained.history),
+        **(loss.conclude(network, trained.history) if isinstance(loss, MutualLearning) else {}),
         **inputs,
         **several,
     }
@@ -219,11 +219,6 @@ def forget(work: Path) -> None:
 def _refuse_unfit(lesson: Lesson, network: Network, teachers: Sequence[Network], training: TrainingConfig) -> None:
     """Raises: GkdError: the lesson does not go with these networks, or with how they are to be trained."""
     loss_class, processes = lesson.loss_class, distributed.processes()
-    if processes > 1 and loss_class.across_samples == "refused":
-        raise GkdError(
-            f"distill.method {lesson.method} looks across the samples of a batch in a way that {processes} processes "
-            "cannot share: set train.devices to 1, or choose another method"
-        )
     if training.batch_size % processes or training.batch_size < 2 * processes:
         raise GkdError(
             f"train.batch_size is {training.batch_size}, but {processes} processes share each batch: make it a "

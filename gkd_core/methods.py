@@ -3,16 +3,24 @@
 Importing this module imports no torch: an entry names its loss module, which is imported when it is built.
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import mistakes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gkd_core.losses.base import Loss
+    from gkd_core.models.classifier import StagedNetwork
 
 SCHEDULES = ("gompertz", "reversed-gompertz", "adaptive-gompertz", "linear", "cosine", "constant")
 
@@ -39,10 +47,11 @@ class Method:
     teacher: bool = True
     reads: Literal["logits", "embeddings", "feature maps"] = "logits"
 
-    def load(self) -> Any:
+    def load(self) -> type[Loss]:
         """The loss's class."""
         module, _, name = self.loss.partition(":")
-        return getattr(importlib.import_module(module), name)
+        loss_class: type[Loss] = getattr(importlib.import_module(module), name)
+        return loss_class
 
 
 METHODS: dict[str, Method] = {
@@ -159,10 +168,46 @@ def list_methods() -> list[str]:
     return list(METHODS)
 
 
-def hyperparameters(method: str) -> dict[str, inspect.Parameter]:
-    """A method's hyperparameters: the keyword-only arguments of its loss, `context` left out."""
+# Keyword-only arguments of a loss that are facts of the training, not choices: whoever trains passes those it takes.
+RUN_FACTS = ("seed", "epochs", "train_labels")
+
+
+def _keywords(method: str) -> dict[str, inspect.Parameter]:
     signature = inspect.signature(METHODS[method].load(), eval_str=True)
     return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def hyperparameters(method: str) -> dict[str, inspect.Parameter]:
+    """A method's hyperparameters: the keyword-only arguments of its loss that are no facts of the training."""
+    return {name: parameter for name, parameter in _keywords(method).items() if name not in RUN_FACTS}
+
+
+def create_loss(
+    method: str,
+    student: StagedNetwork,
+    teacher: StagedNetwork | None,
+    hyperparameters: dict[str, Any],
+    *,
+    seed: int,
+    epochs: int,
+    train_labels: Tensor,
+) -> Loss:
+    """The method's loss, with those facts of the training that it takes.
+
+    Args:
+        teacher: None for a method without one.
+        hyperparameters: the others have their defaults.
+        seed: of all that is random in the loss.
+        epochs: length of the training.
+        train_labels: [N] int64, labels of the training split by position.
+    Raises:
+        GkdError: the method does not go with these networks, or hyperparameters contradict each other.
+    """
+    facts = {"seed": seed, "epochs": epochs, "train_labels": train_labels}
+    taken = {name: fact for name, fact in facts.items() if name in _keywords(method)}
+    create: Any = METHODS[method].load()
+    loss: Loss = create(student, teacher, **taken, **hyperparameters)
+    return loss
 
 
 @functools.cache

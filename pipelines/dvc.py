@@ -28,6 +28,7 @@ SILENT = frozenset(
     {
         "components/mlflow_store.py",
         "gkd_core/errors.py",
+        "gkd_core/losses/__init__.py",
         "gkd_core/redact.py",
         "gkd_core/run_facts.py",
         "gkd_core/training/progress.py",

@@ -10,7 +10,12 @@ from gkd_core import methods
 from gkd_core.config.schema import MethodConfig
 from gkd_core.mistakes import Mistake, mistakes, unknown_key
 
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "kd": {"alpha": "weight"},
+    "dkd": {"alpha": "weight_target", "beta": "weight_non_target"},
+    "dist": {"beta": "weight_inter", "gamma": "weight_intra"},
+    "self-distillation": {"alpha": "weight"},
+}
 """Method → {old name: name}. params.yaml may still use the old one."""
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss, required
 from gkd_core.losses.soft_labels import kd_loss
-from gkd_core.losses.taught import teacher_output
+from gkd_core.models.classifier import Output
 
 
 class Amalgamation(Loss):
@@ -25,22 +25,18 @@ class Amalgamation(Loss):
     Source: the setting, Shen et al. 2019 (arXiv:1811.02796); the formula is ours.
     """
 
-    across_samples = "nothing"
     columns: Tensor
 
-    def __init__(self, context: Context, *, parts: Sequence[Sequence[int]], temperature: float = 4.0) -> None:
+    def __init__(self, *, parts: Sequence[Sequence[int]], temperature: float = 4.0) -> None:
         super().__init__()
         self.temperature = temperature
         self.sizes = [len(part) for part in parts]
         self.register_buffer("columns", torch.tensor([c for part in parts for c in part]), persistent=False)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "kd".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        asked = torch.split(step.student.logits[:, self.columns], self.sizes, dim=1)
-        told = torch.split(teacher_output(step).logits, self.sizes, dim=1)
-        lessons = [kd_loss(student, teacher, self.temperature) for student, teacher in zip(asked, told, strict=True)]
-        return {"ce": step.cross_entropy(step.student.logits), "kd": torch.stack(lessons).sum()}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "kd"."""
+        student_slices = torch.split(student.logits[:, self.columns], self.sizes, dim=1)
+        teacher_slices = torch.split(required(teacher, "kd").logits, self.sizes, dim=1)
+        pairs = zip(student_slices, teacher_slices, strict=True)
+        terms = [kd_loss(student_slice, teacher_slice, self.temperature) for student_slice, teacher_slice in pairs]
+        return {"ce": self.cross_entropy(student.logits, labels), "kd": torch.stack(terms).sum()}

@@ -7,10 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32
-from gkd_core.losses.stages import student_and_teacher_stages, to_smaller_grid
-from gkd_core.losses.taught import teacher_output
+from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.losses.feature_maps import student_and_teacher_stages, to_smaller_grid
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def attention_map(features: Tensor, p: float = 2.0) -> Tensor:
@@ -36,6 +35,10 @@ def attention_loss(student_features: Tensor, teacher_features: Tensor, p: float 
         ValueError: the batches differ, or p is below 1.
     Source: Zagoruyko & Komodakis 2017, eq. 2 (arXiv:1612.03928), as the authors' code and RepDistiller's
         distiller_zoo/AT.py compute it: squared, a mean instead of a norm.
+
+    Example:
+        >>> attention_loss(torch.tensor([[[[3.0, 0.0]]]]), torch.tensor([[[[0.0, 1.0]]]]))
+        tensor(1.)
     """
     if student_features.ndim != 4 or len(student_features) != len(teacher_features):
         raise ValueError(
@@ -61,30 +64,31 @@ class AttentionTransfer(Loss):
     Raises:
         GkdError: there is no teacher, or a network has no feature maps.
     Source: Zagoruyko & Komodakis 2017 (arXiv:1612.03928); RepDistiller's train_student.py, mdistiller's AT.py.
+
+    Example:
+        >>> loss = AttentionTransfer(student, teacher)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['attention', 'ce']
     """
 
     feature_maps = True
-    across_samples = "nothing"
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
         weight: Annotated[float, Field(ge=0.0)] = 1000.0,
         p: Annotated[float, Field(ge=1.0)] = 2.0,
     ) -> None:
         super().__init__()
-        self.pairs = min(len(shapes) for shapes in student_and_teacher_stages(context, "at"))
+        self.pairs = min(len(shapes) for shapes in student_and_teacher_stages(student, teacher, "at"))
         self.weight = weight
         self.p = p
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "attention".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        taught = teacher_output(step)
-        stages = zip(step.student.stages[-self.pairs :], taught.stages[-self.pairs :], strict=True)
-        losses = [attention_loss(student, teacher, self.p) for student, teacher in stages]
-        return {"ce": step.cross_entropy(step.student.logits), "attention": self.weight * torch.stack(losses).sum()}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "attention"."""
+        teacher = required(teacher, "at")
+        pairs = zip(student.stages[-self.pairs :], teacher.stages[-self.pairs :], strict=True)
+        losses = [attention_loss(student_stage, teacher_stage, self.p) for student_stage, teacher_stage in pairs]
+        return {"ce": self.cross_entropy(student.logits, labels), "attention": self.weight * torch.stack(losses).sum()}

@@ -1,101 +1,122 @@
-"""What a method's loss is given, and what it gives back."""
+"""What all losses share: how one is called, the precision it computes in, a teacher it cannot do without, a warm-up.
 
+In the examples of this package `student` and `teacher` are networks of 4 classes (see `StagedNetwork`), `images`
+[6, 3, 8, 8] and `labels` [6] a batch.
+"""
+
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from gkd_core.data.shards import ALONE, Shards
+from gkd_core.errors import GkdError
 from gkd_core.models.classifier import Output
-from gkd_core.models.network import Network
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Context:
-    """What a loss may know when it is built, before the first step.
-
-    Attributes:
-        student: the network that learns.
-        teacher: the frozen network, or None for methods without one. Where several answer as one it is the first of
-            them: only methods that look no further than logits get there.
-        train_labels: [N] int64, labels of the training split by sample index.
-        epochs: length of the training.
-        seed: for anything random in the loss.
-    """
-
-    student: Network
-    teacher: Network | None
-    train_labels: Tensor
-    epochs: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a loss sees at one step. Nothing in it makes the device wait.
-
-    Attributes:
-        student: the student's output; gradients flow into it.
-        teacher: the teacher's output without gradient, or None.
-        images: [B, C, H, W] in [0, 1], augmented, as both networks saw them.
-        labels: [B] int64. With mixup, the labels of the first of each pair; `targets` has the mixture.
-        targets: [B, C] class probabilities (label smoothing left out), or None when labels are plain.
-        indices: [B] int64, each sample's position in the training split.
-        epoch: time t in epochs, a float: epoch + step / steps_per_epoch.
-        cross_entropy: logits [B, C] → the mean cross-entropy with the labels, label smoothing and mixup applied.
-        shards: which part of a batch this is, where several processes share it, and the way to the other parts.
-    """
-
-    student: Output
-    teacher: Output | None
-    images: Tensor
-    labels: Tensor
-    targets: Tensor | None
-    indices: Tensor
-    epoch: float
-    cross_entropy: Callable[[Tensor], Tensor]
-    shards: Shards = ALONE
+LARGEST_WARMUP = 0.25  # of the training; the benchmark that the papers chose their warm-ups for has 240 epochs
 
 
 class Loss(nn.Module, ABC):
-    """Base of every method's loss.
+    """Base of every method's loss: called with outputs and labels, in the trainer's loop or in one of your own.
 
-    Its trained parameters (adapters, auxiliary heads, a temperature) join the student's optimiser and its buffers the
-    checkpoint; none of them ends up in the student. Hyperparameters are keyword-only arguments of `__init__` with a
-    type, limits (`Annotated[float, Field(gt=0)]`) and a default: `gkd methods` and the configuration read them there.
+    Its trained parameters (adapters, auxiliary heads, a temperature) join the student's optimiser
+    (`parameter_groups`) and its buffers the checkpoint; none of them ends up in the student. Nothing in it makes the
+    device wait.
+
+    The constructor takes the two networks (see `StagedNetwork`; teacher None for a method without), which do not become
+    submodules, and keyword-only arguments. Facts of the training are `seed`, `epochs` and `train_labels`, where a
+    method needs them; all others are hyperparameters with a type, limits (`Annotated[float, Field(gt=0)]`) and a
+    default: `gkd methods` and the configuration read them there.
 
     Class attributes:
         hard_labels: the method needs integer labels, so mixup is refused.
         feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
-        across_samples: what a sample's loss has to do with the other samples of the batch, which several processes
-            share; every loss says so, there is no default. `nothing`: terms are means over samples, and those of the
-            processes are averaged. `gathered`: it asks the other processes for what it needs (`Step.shards`).
-            `refused`: it would be another loss on several processes, so they are refused. (Batch norms do not count:
-            on CUDA they see the whole batch by themselves.)
+    Attributes:
+        label_smoothing: ε of the cross-entropy, set by whoever trains.
+
+    Example:
+        >>> class Margin(Loss):
+        ...     def forward(self, student, teacher, labels, *, epoch=0.0, indices=None):
+        ...         gap = (student.logits - teacher.logits).abs().mean()
+        ...         return {"ce": self.cross_entropy(student.logits, labels), "gap": gap}
+        >>> loss = Margin()
+        >>> loss.label_smoothing = 0.1
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['ce', 'gap']
     """
 
     hard_labels = False
     feature_maps = False
-    across_samples: ClassVar[Literal["nothing", "gathered", "refused"]]
+    label_smoothing: float = 0.0
 
     @abstractmethod
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student: Output,
+        teacher: Output | None,
+        labels: Tensor,
+        *,
+        epoch: float = 0.0,
+        indices: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Named scalar terms, each already weighted by the method.
 
-        "ce" is the cross-entropy term; the schedule β(t) multiplies the sum of all others.
+        "ce" is the cross-entropy term; a schedule β(t) multiplies the sum of all others.
+
+        Args:
+            student: gradients flow into it.
+            teacher: of the same images; no gradient flows into it. None for a method without a teacher.
+            labels: [B] int64, or [B, C] class probabilities (mixup).
+            epoch: time t in epochs, a float: epoch + step / steps_per_epoch. For warm-ups, and for what is drawn anew
+                at every step.
+            indices: [B] int64, each sample's position in the training split, where a method remembers samples.
         """
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy in at least float32, with `label_smoothing`; labels as in `forward`."""
+        return functional.cross_entropy(at_least_float32(logits), labels, label_smoothing=self.label_smoothing)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters}] if parameters else []
 
-    def companions(self) -> dict[str, Network]:
-        """Networks trained along that are measured on the validation split after every epoch too, by name."""
-        return {}
 
-    def conclude(self, network: Network, history: list[dict[str, float]]) -> dict[str, object]:
-        """After the last epoch: may change the student's weights and the history; facts for training.json."""
-        return {}
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half types become float32; float32 and float64 stay (gradcheck needs the latter)."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A block in which autocast does not turn products back into half types, on the tensor's device."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def required(teacher: T | None, method: str) -> T:
+    """The teacher, or its output, of a method that needs one.
+
+    Raises:
+        GkdError: there is none.
+    """
+    if teacher is None:
+        raise GkdError(f"method {method} learns from a teacher and was given none: pass one, or take ce")
+    return teacher
+
+
+def warmup_length(given: float | None, *, published: float, epochs: int) -> float:
+    """Epochs of a method's first, gentle phase: what was given, else the published length or a quarter of the training,
+    the shorter one.
+
+    Args:
+        given: the user's choice; None leaves it to the rule.
+        published: length in the paper's trainings.
+        epochs: length of this training.
+    """
+    return min(published, LARGEST_WARMUP * epochs) if given is None else given

@@ -7,11 +7,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.losses.dist import pearson_correlation
 from gkd_core.losses.logit_standardisation import refuse_two_classes, standardise
-from gkd_core.losses.pearson import pearson_correlation
-from gkd_core.losses.precision import at_least_float32
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.models.classifier import Output, StagedNetwork
 
 Direction = Literal["hard_by_rank", "hard_by_value"]
 
@@ -26,6 +25,10 @@ def soft_rank(logits: Tensor, smoothness: float = 0.1) -> Tensor:
     Args:
         logits: [B, C], standardised; any float dtype, computed in at least float32.
         smoothness: s > 0; ranks are exact for s → 0.
+
+    Example:
+        >>> soft_rank(torch.tensor([[0.0, -1.0, 1.0]]), smoothness=0.01)
+        tensor([[2., 1., 3.]])
     """
     logits = at_least_float32(logits)
     return 0.5 + ((logits[:, :, None] - logits[:, None, :]) / smoothness).sigmoid().sum(2)
@@ -54,6 +57,11 @@ def cmkd_loss(
         direction: hard samples count more by rank, as written above, or by value (h and 1 − h exchanged).
     Raises:
         ValueError: fewer than three classes.
+
+    Example:
+        >>> z = torch.tensor([[2.0, 0.0, -1.0]])
+        >>> bool(cmkd_loss(3 * z + 1, z).abs() < 1e-6)
+        True
     """
     student, teacher = standardise(student_logits), standardise(teacher_logits.detach())
     by_value = 1 - pearson_correlation(student, teacher)
@@ -77,31 +85,31 @@ class CorrelationMatching(Loss):
     Raises:
         GkdError: there is no teacher, or there are fewer than three classes.
     Source: the idea, Niu et al. 2024 (arXiv:2410.06561); the formula is ours.
-    """
 
-    across_samples = "nothing"
+    Example:
+        >>> loss = CorrelationMatching(student, teacher)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['ce', 'correlation']
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
         weight: Annotated[float, Field(ge=0.0)] = 1.0,
         smoothness: Annotated[float, Field(gt=0.0)] = 0.1,
         direction: Direction = "hard_by_rank",
     ) -> None:
         super().__init__()
-        teacher_of(context, "cmkd")
-        refuse_two_classes(context, "cmkd")
+        required(teacher, "cmkd")
+        refuse_two_classes(student, "cmkd")
         self.weight = weight
         self.smoothness = smoothness
         self.direction: Direction = direction
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "correlation".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        student, teacher = step.student.logits, teacher_output(step).logits
-        correlation = cmkd_loss(student, teacher, self.smoothness, self.direction)
-        return {"ce": step.cross_entropy(student), "correlation": self.weight * correlation}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "correlation"."""
+        teacher = required(teacher, "cmkd")
+        correlation = cmkd_loss(student.logits, teacher.logits, self.smoothness, self.direction)
+        return {"ce": self.cross_entropy(student.logits, labels), "correlation": self.weight * correlation}

@@ -8,12 +8,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gkd_core.data import shards
 from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.class_sampler import ClassSampler
-from gkd_core.losses.precision import at_least_float32, full_precision
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
+from gkd_core.models.classifier import Output, StagedNetwork
+
+# Remainders of numbers this large favour none of n images by more than n / 2⁶².
+LARGE = 2**62
 
 
 def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int) -> Tensor:
@@ -28,6 +30,10 @@ def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int) -> Ten
         images: N, number of images that negatives are drawn from.
     Source: Tian et al. 2020, eq. 18 (arXiv:1910.10699); crd/criterion.py of HobbitLong/RepDistiller, less its ε of
         1e-7: in log space nothing needs it.
+
+    Example:
+        >>> contrastive_loss(torch.zeros(1, 2), torch.tensor(0.0), images=1)  # 2·ln 2
+        tensor(1.3863)
     """
     count = scores[:, 1:].isfinite().sum(1, keepdim=True).clamp_min(1)
     log_odds = scores - log_normaliser - (count / images).log().to(scores.dtype)
@@ -44,6 +50,44 @@ class EmbeddingHead(nn.Linear):
             return functional.normalize(functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype)))
 
 
+class ClassSampler(nn.Module):
+    """Draws with replacement from torch's global generator; images are sorted by class, so a draw is arithmetic.
+
+    Args:
+        labels: [N] int64, the class of each training image.
+        classes: number of classes.
+    """
+
+    labels: Tensor
+    by_class: Tensor
+    start: Tensor
+    count: Tensor
+
+    def __init__(self, labels: Tensor, classes: int) -> None:
+        super().__init__()
+        count = torch.bincount(labels, minlength=classes)
+        # All of them follow from the labels: no part of the checkpoint.
+        self.register_buffer("labels", labels.clone(), persistent=False)
+        self.register_buffer("by_class", labels.argsort(stable=True), persistent=False)
+        self.register_buffer("start", count.cumsum(0) - count, persistent=False)
+        self.register_buffer("count", count, persistent=False)
+
+    def other_classes(self, labels: Tensor, draws: int) -> Tensor:
+        """Indices [B, draws] of images whose class is not the sample's; labels are [B]."""
+        return self.other_class(torch.randint(LARGE, (len(labels), draws), device=labels.device), labels)
+
+    def same_class(self, labels: Tensor) -> Tensor:
+        """Indices [B] of images of the sample's class, the sample itself possibly among them."""
+        position = torch.randint(LARGE, labels.shape, device=labels.device) % self.count[labels]
+        return self.by_class[self.start[labels] + position]
+
+    def other_class(self, numbers: Tensor, labels: Tensor) -> Tensor:
+        """Numbers [B, K] ≥ 0 → images [B, K]: every N − n numbers in a row give each image of another class once."""
+        start, count = self.start[labels][:, None], self.count[labels][:, None]
+        position = numbers % (len(self.by_class) - count)
+        return self.by_class[position + count * (position >= start)]
+
+
 class ContrastiveRepresentation(Loss):
     """L = CE(z_S, y) + λ·(L_s + L_t): each network's embedding against the other's memory.
 
@@ -56,6 +100,8 @@ class ContrastiveRepresentation(Loss):
     the checkpoint, as are memories and constants; and K is at most the number of training images.
 
     Args:
+        seed: of the heads' and the memories' initial values.
+        train_labels: [N] int64, by position in the training split.
         weight: λ.
         negatives: K.
         mode: which memory is the positive: of the image itself (`exact`), or of a random image of its class, which may
@@ -68,10 +114,15 @@ class ContrastiveRepresentation(Loss):
     Raises:
         GkdError: there is no teacher, or only one class.
     Source: Tian et al. 2020 (arXiv:1910.10699); crd/ and dataset/cifar100.py of HobbitLong/RepDistiller.
+
+    Example:
+        >>> loss = ContrastiveRepresentation(student, teacher, train_labels=torch.arange(100) % 4)
+        >>> positions = torch.arange(6)  # of these images in the training split
+        >>> sorted(loss(student(images), teacher(images), labels, indices=positions))
+        ['ce', 'contrast']
     """
 
     hard_labels = True
-    across_samples = "gathered"
     memory_student: Tensor
     memory_teacher: Tensor
     log_normaliser_student: Tensor
@@ -79,8 +130,11 @@ class ContrastiveRepresentation(Loss):
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
+        seed: int = 0,
+        train_labels: Tensor,
         weight: Annotated[float, Field(ge=0.0)] = 0.8,
         negatives: Annotated[int, Field(ge=1)] = 16384,
         mode: Literal["exact", "relaxed"] = "exact",
@@ -90,21 +144,20 @@ class ContrastiveRepresentation(Loss):
         momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5,
     ) -> None:
         super().__init__()
-        teacher = teacher_of(context, "crd")
-        labels = context.train_labels
-        if bool((labels == labels[0]).all()):
-            raise GkdError("distill.method crd contrasts classes, and the training images are all of one: take kd")
+        teacher = required(teacher, "crd")
+        if bool((train_labels == train_labels[0]).all()):
+            raise GkdError("method crd contrasts classes, and the training images are all of one: take kd")
         self.weight = weight
-        self.images = len(labels)
+        self.images = len(train_labels)
         self.negatives = min(negatives, self.images)
         self.mode = mode
         self.shared_negatives = shared_negatives
         self.critic_temperature = critic_temperature
         self.momentum = momentum
-        self.sampler = ClassSampler(labels, len(context.student.classes))
+        self.sampler = ClassSampler(train_labels, student.num_classes)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            self.student_head = EmbeddingHead(context.student.embedding_size(), dimensions)
+            torch.manual_seed(seed)
+            self.student_head = EmbeddingHead(student.embedding_size(), dimensions)
             self.teacher_head = EmbeddingHead(teacher.embedding_size(), dimensions)
             bound = math.sqrt(3 / dimensions)  # rows of length about 1
             self.register_buffer("memory_student", torch.empty(self.images, dimensions).uniform_(-bound, bound))
@@ -112,34 +165,47 @@ class ContrastiveRepresentation(Loss):
         self.register_buffer("log_normaliser_student", torch.tensor(math.inf))  # inf: not known yet
         self.register_buffer("log_normaliser_teacher", torch.tensor(math.inf))
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(
+        self,
+        student: Output,
+        teacher: Output | None,
+        labels: Tensor,
+        *,
+        epoch: float = 0.0,
+        indices: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Terms "ce" and "contrast"; in train mode the batch then enters the memories.
 
         Raises:
-            ValueError: the step holds no teacher output.
+            ValueError: there are no indices, or the labels are no integers.
         """
-        student = self.student_head(step.student.embedding)
-        teacher = self.teacher_head(teacher_output(step).embedding.detach())
+        if indices is None or labels.ndim != 1:
+            raise ValueError("crd needs the indices of the samples in the training split, and integer labels")
+        student_embedding = self.student_head(student.embedding)
+        teacher_embedding = self.teacher_head(required(teacher, "crd").embedding.detach())
         # Drawn for the whole batch, also where processes share it: all know the same memory and remember the same.
-        shards, labels = step.shards, step.shards.gather(step.labels)
-        positives = step.indices
+        shared = shards.current()
+        all_labels = shared.gather(labels)
+        positives = indices
         if self.mode == "relaxed":
-            positives = shards.common(self.sampler.same_class(labels))[shards.mine]
+            positives = shared.common(self.sampler.same_class(all_labels))[shared.mine]
         if self.shared_negatives:
-            negatives = shards.common(torch.randint(self.images, (self.negatives,), device=student.device))
+            negatives = shared.common(torch.randint(self.images, (self.negatives,), device=labels.device))
         else:
-            negatives = shards.common(self.sampler.other_classes(labels, self.negatives))[shards.mine]
-        student_scores = self._scores(student, self.memory_teacher, step.labels, positives, negatives)
-        teacher_scores = self._scores(teacher, self.memory_student, step.labels, positives, negatives)
-        self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores, shards)
-        self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores, shards)
+            negatives = shared.common(self.sampler.other_classes(all_labels, self.negatives))[shared.mine]
+        student_scores = self._scores(student_embedding, self.memory_teacher, labels, positives, negatives)
+        teacher_scores = self._scores(teacher_embedding, self.memory_student, labels, positives, negatives)
+        self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores, shared)
+        self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores, shared)
         contrast = contrastive_loss(student_scores, self.log_normaliser_student, self.images)
         contrast = contrast + contrastive_loss(teacher_scores, self.log_normaliser_teacher, self.images)
         if self.training:
-            indices = shards.gather(step.indices)
-            self.memory_student = self._remember(self.memory_student, shards.gather(student.detach()), indices)
-            self.memory_teacher = self._remember(self.memory_teacher, shards.gather(teacher.detach()), indices)
-        return {"ce": step.cross_entropy(step.student.logits), "contrast": self.weight * contrast}
+            everyone = shared.gather(indices)
+            student_rows = shared.gather(student_embedding.detach())
+            teacher_rows = shared.gather(teacher_embedding.detach())
+            self.memory_student = self._remember(self.memory_student, student_rows, everyone)
+            self.memory_teacher = self._remember(self.memory_teacher, teacher_rows, everyone)
+        return {"ce": self.cross_entropy(student.logits, labels), "contrast": self.weight * contrast}
 
     def _scores(self, anchors: Tensor, memory: Tensor, labels: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         """[B, 1 + K] as `contrastive_loss` takes them; negatives are [B, K], or [K] for the whole batch."""
@@ -154,9 +220,9 @@ class ContrastiveRepresentation(Loss):
             return torch.cat([positive, negative], dim=1) / self.critic_temperature
 
     @torch.no_grad()
-    def _log_normaliser(self, known: Tensor, scores: Tensor, shards: Shards) -> Tensor:
+    def _log_normaliser(self, known: Tensor, scores: Tensor, shared: Shards) -> Tensor:
         """log Z; Z is N times the mean of exp(score) over the first batch ever seen, and unchanged after it."""
-        sums, counts = shards.each(scores.flatten().logsumexp(0)), shards.each(scores.isfinite().sum())
+        sums, counts = shared.each(scores.flatten().logsumexp(0)), shared.each(scores.isfinite().sum())
         estimate = sums.logsumexp(0) - (counts.sum() / self.images).log()
         return torch.where(known.isinf(), estimate.to(known.dtype), known)
 

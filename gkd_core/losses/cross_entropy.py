@@ -2,17 +2,21 @@
 
 from torch import Tensor
 
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 class CrossEntropy(Loss):
-    """L = CE(z_S, y)."""
+    """L = CE(z_S, y), in nats, mean over the batch.
 
-    across_samples = "nothing"
+    Example:
+        >>> CrossEntropy(student)(student(images), None, labels)["ce"].shape
+        torch.Size([])
+    """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: StagedNetwork | None = None, teacher: StagedNetwork | None = None) -> None:
         super().__init__()
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """One term, "ce"."""
-        return {"ce": step.cross_entropy(step.student.logits)}
+        return {"ce": self.cross_entropy(student.logits, labels)}

@@ -7,10 +7,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss, required, warmup_length
 from gkd_core.losses.soft_labels import kd_loss
-from gkd_core.losses.taught import teacher_of, teacher_output
-from gkd_core.losses.warmup import warmup_length
+from gkd_core.models.classifier import Output, StagedNetwork
 
 CURRICULUM_EPOCHS = 10.0
 
@@ -30,6 +29,12 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     """`x` itself, whose gradient is multiplied by −strength on its way back.
 
     Source: Ganin & Lempitsky 2015 (arXiv:1409.7495).
+
+    Example:
+        >>> x = torch.ones((), requires_grad=True)
+        >>> (2 * reverse_gradient(x, 0.5)).backward()
+        >>> x.grad
+        tensor(-1.)
     """
     reversed_: Tensor = _Reverse.apply(x, strength)
     return reversed_
@@ -54,14 +59,19 @@ class CurriculumTemperature(Loss):
         GkdError: there is no teacher.
     Source: Li et al. 2023 (arXiv:2211.16231), the global version; train_student.py, helper/loops.py and
         scripts/run_cifar_distill.sh of zhengli97/CTKD.
-    """
 
-    across_samples = "nothing"
+    Example:
+        >>> loss = CurriculumTemperature(student, teacher, epochs=30)
+        >>> sorted(loss(student(images), teacher(images), labels, epoch=0.5))
+        ['ce', 'kd']
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
+        epochs: int,
         weight_ce: Annotated[float, Field(ge=0.0)] = 0.1,
         weight_kd: Annotated[float, Field(ge=0.0)] = 0.9,
         temperature_start: Annotated[float, Field(gt=0.0)] = 1.0,
@@ -69,12 +79,12 @@ class CurriculumTemperature(Loss):
         curriculum_epochs: Annotated[float, Field(ge=0.0)] | None = None,
     ) -> None:
         super().__init__()
-        teacher_of(context, "ctkd")
+        required(teacher, "ctkd")
         self.weight_ce = weight_ce
         self.weight_kd = weight_kd
         self.temperature_start = temperature_start
         self.temperature_range = temperature_range
-        self.curriculum_epochs = warmup_length(curriculum_epochs, published=CURRICULUM_EPOCHS, epochs=context.epochs)
+        self.curriculum_epochs = warmup_length(curriculum_epochs, published=CURRICULUM_EPOCHS, epochs=epochs)
         self.raw_temperature = nn.Parameter(torch.ones(()))
 
     def strength(self, epoch: float) -> float:
@@ -87,12 +97,9 @@ class CurriculumTemperature(Loss):
         raw = reverse_gradient(self.raw_temperature, self.strength(epoch))
         return self.temperature_start + self.temperature_range * raw.sigmoid()
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "kd".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        student, teacher = step.student.logits, teacher_output(step).logits
-        soft = kd_loss(student, teacher, self.temperature(step.epoch))
-        return {"ce": self.weight_ce * step.cross_entropy(student), "kd": self.weight_kd * soft}
+    def forward(
+        self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
+    ) -> dict[str, Tensor]:
+        """Terms "ce" and "kd"."""
+        soft = kd_loss(student.logits, required(teacher, "ctkd").logits, self.temperature(epoch))
+        return {"ce": self.weight_ce * self.cross_entropy(student.logits, labels), "kd": self.weight_kd * soft}

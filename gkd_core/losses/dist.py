@@ -2,13 +2,35 @@
 
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.pearson import pearson_correlation
-from gkd_core.losses.precision import at_least_float32
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.data import shards
+from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.models.classifier import Output, StagedNetwork
+
+
+def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Correlation along the last dimension: two [..., N] → [...] in [−1, 1].
+
+    A vector without variation, up to rounding, correlates with nothing: 0, and no gradient (dividing by its norm would
+    give an enormous one).
+
+    Args:
+        x, y: same shape; any float dtype, computed in at least float32.
+    """
+    return (_standardised(x) * _standardised(y)).sum(-1)
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Centred, to unit length."""
+    x = at_least_float32(x)
+    centred = x - x.mean(-1, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    varies = length > rounding
+    return torch.where(varies, centred, 0.0) / torch.where(varies, length, 1.0)
 
 
 def relation_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> tuple[Tensor, Tensor]:
@@ -24,6 +46,11 @@ def relation_losses(student_logits: Tensor, teacher_logits: Tensor, temperature:
     Raises:
         ValueError: shapes differ.
     Source: Huang et al. 2022 (arXiv:2205.10536); losses/dist_kd.py of hunto/DIST_KD.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> [round(value.item(), 3) for value in relation_losses(z, -z)]
+        [2.0, 2.0]
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -38,46 +65,46 @@ def relation_losses(student_logits: Tensor, teacher_logits: Tensor, temperature:
 
 
 class Dist(Loss):
-    """L = CE(z_S, y) + τ²·(β·inter + γ·intra).
+    """L = CE(z_S, y) + τ²·(weight_inter·inter + weight_intra·intra).
 
     Args:
-        beta: weight β of the relation between classes, sample by sample.
-        gamma: weight γ of the relation within a class, over the batch.
+        weight_inter: of the relation between classes, sample by sample (β).
+        weight_intra: of the relation within a class, over the batch (γ).
         temperature: τ. The defaults are the authors' for CIFAR-100, factor τ² included.
     Raises:
         GkdError: there is no teacher.
     Source: Huang et al. 2022 (arXiv:2205.10536); hunto/DIST_KD.
-    """
 
-    across_samples = "gathered"
+    Example:
+        >>> loss = Dist(student, teacher, weight_intra=1.0)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['ce', 'inter', 'intra']
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
-        beta: Annotated[float, Field(ge=0.0)] = 2.0,
-        gamma: Annotated[float, Field(ge=0.0)] = 2.0,
+        weight_inter: Annotated[float, Field(ge=0.0)] = 2.0,
+        weight_intra: Annotated[float, Field(ge=0.0)] = 2.0,
         temperature: Annotated[float, Field(gt=0.0)] = 4.0,
     ) -> None:
         super().__init__()
-        teacher_of(context, "dist")
-        self.beta = beta
-        self.gamma = gamma
+        required(teacher, "dist")
+        self.weight_inter = weight_inter
+        self.weight_intra = weight_intra
         self.temperature = temperature
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce", "inter" and "intra".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        student = step.student.logits
-        # The relation within a class reaches over the whole batch, whoever has its rows.
-        everyone = step.shards.gather(student), step.shards.gather(teacher_output(step).logits)
-        inter, intra = relation_losses(*everyone, self.temperature)
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce", "inter" and "intra"."""
+        # The relation within a class reaches over the whole batch, whichever process has its rows.
+        gather = shards.current().gather
+        student_logits, teacher_logits = gather(student.logits), gather(required(teacher, "dist").logits)
+        inter, intra = relation_losses(student_logits, teacher_logits, self.temperature)
         scale = self.temperature**2
         return {
-            "ce": step.cross_entropy(student),
-            "inter": self.beta * scale * inter,
-            "intra": self.gamma * scale * intra,
+            "ce": self.cross_entropy(student.logits, labels),
+            "inter": self.weight_inter * scale * inter,
+            "intra": self.weight_intra * scale * intra,
         }

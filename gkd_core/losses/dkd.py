@@ -7,10 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32
-from gkd_core.losses.taught import teacher_of, teacher_output
-from gkd_core.losses.warmup import warmup_length
+from gkd_core.losses.base import Loss, at_least_float32, required, warmup_length
+from gkd_core.models.classifier import Output, StagedNetwork
 
 WARMUP_EPOCHS = 20.0
 
@@ -28,9 +26,21 @@ def decoupled_kl(
         teacher_logits: [B, C]; no gradient flows into it.
         labels: [B] int64.
         temperature: τ > 0 of both.
+    Raises:
+        ValueError: shapes differ, or labels are not integers [B].
     Source: Zhao et al. 2022 (arXiv:2203.08679); mdistiller/distillers/DKD.py of megvii-research/mdistiller,
         here in log space, where nothing needs masking with a large number.
+
+    Example:
+        >>> z = torch.tensor([[2.0, 0.0, 1.0]])
+        >>> decoupled_kl(z, z, torch.tensor([0]))
+        (tensor([0.]), tensor([0.]))
     """
+    if student_logits.shape != teacher_logits.shape or labels.ndim != 1:
+        raise ValueError(
+            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
+            f"one shape [B, C], and labels {tuple(labels.shape)} be integer labels [B]"
+        )
     student_split, student_others = _split(at_least_float32(student_logits) / temperature, labels)
     teacher_split, teacher_others = _split(at_least_float32(teacher_logits.detach()) / temperature, labels)
     return _kl(teacher_split, student_split), _kl(teacher_others, student_others)
@@ -40,13 +50,18 @@ def dkd_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
-    alpha: float = 1.0,
-    beta: float = 8.0,
+    weight_target: float = 1.0,
+    weight_non_target: float = 8.0,
     temperature: float = 4.0,
 ) -> Tensor:
-    """τ²·(α·TCKD + β·NCKD), mean over the batch; arguments as in `decoupled_kl`."""
+    """τ²·(weight_target·TCKD + weight_non_target·NCKD), in nats, mean over the batch; the rest as in `decoupled_kl`.
+
+    Example:
+        >>> dkd_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]), torch.tensor([0]))
+        tensor(1.7751)
+    """
     target, others = decoupled_kl(student_logits, teacher_logits, labels, temperature)
-    return temperature**2 * (alpha * target + beta * others).mean()
+    return temperature**2 * (weight_target * target + weight_non_target * others).mean()
 
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,48 +79,54 @@ def _kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 class DecoupledKD(Loss):
-    """L = CE(z_S, y) + w(t)·τ²·(α·TCKD + β·NCKD), w rising linearly from 0 to 1 over the warm-up.
+    """L = CE(z_S, y) + w(t)·τ²·(weight_target·TCKD + weight_non_target·NCKD), w rising linearly from 0 to 1.
 
     Args:
-        alpha: weight α of the target's part.
-        beta: weight β of the other classes' part; the authors choose it by pair, 8 for resnet32x4 → resnet8x4.
+        epochs: length of the training.
+        weight_target: of the target's part (α).
+        weight_non_target: of the other classes' part (β); the authors choose it by pair, 8 for resnet32x4 → resnet8x4.
         temperature: τ of the soft labels.
         warmup_epochs: length of the warm-up; 0 does without; null is the published 20 (of 240, in steps of one), or a
             quarter of the training where that is shorter.
     Raises:
         GkdError: there is no teacher.
     Source: Zhao et al. 2022 (arXiv:2203.08679); megvii-research/mdistiller.
+
+    Example:
+        >>> loss = DecoupledKD(student, teacher, epochs=30)
+        >>> sorted(loss(student(images), teacher(images), labels, epoch=0.5))
+        ['ce', 'dkd']
     """
 
     hard_labels = True
-    across_samples = "nothing"
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
-        alpha: Annotated[float, Field(ge=0.0)] = 1.0,
-        beta: Annotated[float, Field(ge=0.0)] = 8.0,
+        epochs: int,
+        weight_target: Annotated[float, Field(ge=0.0)] = 1.0,
+        weight_non_target: Annotated[float, Field(ge=0.0)] = 8.0,
         temperature: Annotated[float, Field(gt=0.0)] = 4.0,
         warmup_epochs: Annotated[float, Field(ge=0.0)] | None = None,
     ) -> None:
         super().__init__()
-        teacher_of(context, "dkd")
-        self.alpha = alpha
-        self.beta = beta
+        required(teacher, "dkd")
+        self.weight_target = weight_target
+        self.weight_non_target = weight_non_target
         self.temperature = temperature
-        self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=context.epochs)
+        self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=epochs)
 
     def warmup(self, epoch: float) -> float:
         """w at time t in epochs."""
         return min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "dkd".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        student, teacher = step.student.logits, teacher_output(step).logits
-        decoupled = dkd_loss(student, teacher, step.labels, self.alpha, self.beta, self.temperature)
-        return {"ce": step.cross_entropy(student), "dkd": self.warmup(step.epoch) * decoupled}
+    def forward(
+        self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
+    ) -> dict[str, Tensor]:
+        """Terms "ce" and "dkd"."""
+        teacher = required(teacher, "dkd")
+        weights = self.weight_target, self.weight_non_target
+        decoupled = dkd_loss(student.logits, teacher.logits, labels, *weights, self.temperature)
+        return {"ce": self.cross_entropy(student.logits, labels), "dkd": self.warmup(epoch) * decoupled}

@@ -1,15 +1,14 @@
 """DynamicKD: an entropy controller, learned from the distillation loss, corrects the student's soft labels."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
 from gkd_core.losses.soft_labels import kd_loss
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def entropy_corrected_kd_loss(
@@ -27,6 +26,11 @@ def entropy_corrected_kd_loss(
         temperature: τ > 0; larger is softer.
     Raises:
         ValueError: shapes differ, or temperature is not positive.
+
+    Example:
+        >>> z = torch.tensor([[2.0, 0.0]])
+        >>> entropy_corrected_kd_loss(z / 2, z, torch.tensor(2.0))
+        tensor(0.)
     """
     return kd_loss(scale * at_least_float32(student_logits), teacher_logits, temperature)
 
@@ -47,13 +51,17 @@ class DynamicKD(Loss):
     Raises:
         GkdError: there is no teacher.
     Source: the idea, Zhu et al. 2024, Pattern Recognition (arXiv:2305.05233); the formula is ours.
-    """
 
-    across_samples = "nothing"
+    Example:
+        >>> loss = DynamicKD(student, teacher)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['ce', 'kd']
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
         weight_ce: Annotated[float, Field(ge=0.0)] = 0.1,
         weight_kd: Annotated[float, Field(gt=0.0)] = 0.9,
@@ -61,12 +69,12 @@ class DynamicKD(Loss):
         per_sample: bool = False,
     ) -> None:
         super().__init__()
-        teacher_of(context, "dynamickd")
+        required(teacher, "dynamickd")
         self.weight_ce = weight_ce
         self.weight_kd = weight_kd
         self.temperature = temperature
         self.log_scale = nn.Parameter(torch.zeros(()))
-        self.slope = nn.Parameter(torch.zeros(len(context.student.classes))) if per_sample else None
+        self.slope = nn.Parameter(torch.zeros(student.num_classes)) if per_sample else None
 
     def scale(self, student_logits: Tensor) -> Tensor:
         """k: [], or [B, 1] with `per_sample`."""
@@ -76,16 +84,12 @@ class DynamicKD(Loss):
             logits = at_least_float32(student_logits.detach())
             return (logits @ self.slope.to(logits.dtype) + self.log_scale).exp()[:, None]
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "kd".
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "kd"."""
+        teacher, scale = required(teacher, "dynamickd"), self.scale(student.logits)
+        corrected = entropy_corrected_kd_loss(student.logits, teacher.logits, scale, self.temperature)
+        return {"ce": self.weight_ce * self.cross_entropy(student.logits, labels), "kd": self.weight_kd * corrected}
 
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        student, teacher = step.student.logits, teacher_output(step).logits
-        corrected = entropy_corrected_kd_loss(student, teacher, self.scale(student), self.temperature)
-        return {"ce": self.weight_ce * step.cross_entropy(student), "kd": self.weight_kd * corrected}
-
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """The controller, without weight decay."""
         return [{"params": list(self.parameters()), "weight_decay": 0.0}]

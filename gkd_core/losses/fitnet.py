@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.channels import ChannelAdapter
-from gkd_core.losses.precision import at_least_float32, full_precision
-from gkd_core.losses.stages import Shape, student_and_teacher_stages, to_smaller_grid
-from gkd_core.losses.taught import teacher_output
+from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
+from gkd_core.losses.feature_maps import ChannelAdapter, Shape, student_and_teacher_stages, to_smaller_grid
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
@@ -24,6 +22,10 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     Raises:
         ValueError: batch or channels differ.
     Source: Romero et al. 2015, eq. 3 (arXiv:1412.6550), as a mean (RepDistiller's distiller_zoo/FitNet.py).
+
+    Example:
+        >>> hint_loss(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 4, 4), 2.0))
+        tensor(4.)
     """
     if student_features.ndim != 4 or student_features.shape[:2] != teacher_features.shape[:2]:
         raise ValueError(
@@ -58,6 +60,7 @@ class FitNet(Loss):
     The hint is learned along with the labels, as in the CIFAR-100 benchmark; the paper learns it first.
 
     Args:
+        seed: of the regressor's initial weights.
         weight: of the hint. The default is the CIFAR-100 benchmark's.
         stage: the student's guided stage, counted from 1 at the shallow end; the benchmark's ResNets have three.
         teacher_stage: the teacher's hint; null takes the same number.
@@ -65,44 +68,45 @@ class FitNet(Loss):
         GkdError: there is no teacher, a network has no feature maps, or not that many.
     Source: Romero et al. 2015 (arXiv:1412.6550); RepDistiller's train_student.py (hint layer 2) and mdistiller's
         FitNet.py.
+
+    Example:
+        >>> loss = FitNet(student, teacher, stage=2)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['ce', 'hint']
     """
 
     feature_maps = True
-    across_samples = "nothing"
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
+        seed: int = 0,
         weight: Annotated[float, Field(ge=0.0)] = 100.0,
         stage: Annotated[int, Field(ge=1)] = 2,
         teacher_stage: Annotated[int, Field(ge=1)] | None = None,
     ) -> None:
         super().__init__()
-        student, teacher = student_and_teacher_stages(context, "fitnet")
+        student_stages, teacher_stages = student_and_teacher_stages(student, teacher, "fitnet")
         self.weight = weight
-        self.stage = _position(stage, student, "stage", "student")
-        self.teacher_stage = _position(teacher_stage or stage, teacher, "teacher_stage", "teacher")
-        self.regressor = Regressor(student[self.stage][0], teacher[self.teacher_stage][0], context.seed)
+        self.stage = _position(stage, student_stages, "stage", "student")
+        self.teacher_stage = _position(teacher_stage or stage, teacher_stages, "teacher_stage", "teacher")
+        self.regressor = Regressor(student_stages[self.stage][0], teacher_stages[self.teacher_stage][0], seed)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "hint".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        taught = teacher_output(step)
-        guided = self.regressor(step.student.stages[self.stage])
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "hint"."""
+        hint = required(teacher, "fitnet").stages[self.teacher_stage]
+        guided = self.regressor(student.stages[self.stage])
         return {
-            "ce": step.cross_entropy(step.student.logits),
-            "hint": self.weight * hint_loss(guided, taught.stages[self.teacher_stage]),
+            "ce": self.cross_entropy(student.logits, labels),
+            "hint": self.weight * hint_loss(guided, hint),
         }
 
 
 def _position(number: int, shapes: tuple[Shape, ...], option: str, role: str) -> int:
     if number > len(shapes):
         raise GkdError(
-            f"distill.options.fitnet.{option} is {number}, but the {role} has {len(shapes)} stages: "
-            f"choose one from 1 to {len(shapes)}"
+            f"fitnet.{option} is {number}, but the {role} has {len(shapes)} stages: choose one from 1 to {len(shapes)}"
         )
     return number - 1

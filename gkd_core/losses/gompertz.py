@@ -7,15 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.channels import ChannelAdapter, ChannelRemap
-from gkd_core.losses.gradient import gradient_loss
-from gkd_core.losses.head_gradient import head_gradient
+from gkd_core.losses.base import Loss, required
+from gkd_core.losses.feature_maps import ChannelAdapter, ChannelRemap, stages_of
+from gkd_core.losses.gradient import gradient_loss, head_gradient
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
-from gkd_core.losses.taught import teacher_of, teacher_output
 from gkd_core.losses.wasserstein import Normalisation, Solver, wasserstein_loss
-from gkd_core.models.classifier import Output
-from gkd_core.models.network import Network
+from gkd_core.models.classifier import Output, StagedNetwork
 
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
@@ -53,6 +50,7 @@ class Gompertz(Loss):
     student's channels for L_grad. A term of weight 0 is not computed.
 
     Args:
+        seed: of adapter and map, and of sliced's directions.
         preset: `paper` is the literal form of the paper; `tuned` has a scale-free feature term and τ², chosen from few
             measurements, no full ablation yet. Every option below that is None takes the preset's value.
         solver: how W1 is computed: sinkhorn, sliced, quantile or exact.
@@ -68,16 +66,22 @@ class Gompertz(Loss):
     Raises:
         GkdError: there is no teacher, a network has no feature maps, or options contradict each other.
     Source: Yang & Qin 2025, eqs. 1–4 and 7 (arXiv:2510.21649).
+
+    Example:
+        >>> loss = Gompertz(student, teacher, temperature=4.0)
+        >>> sorted(loss(student(images), teacher(images), labels, epoch=0.5))
+        ['ce', 'gradient', 'kd', 'wasserstein']
     """
 
     feature_maps = True
-    across_samples = "gathered"
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
-        preset: Literal["paper", "tuned"] = "paper",
+        seed: int = 0,
+        preset: Literal["paper", "tuned"] = "tuned",
         solver: Solver | None = None,
         epsilon: Positive | None = None,
         iterations: Count | None = None,
@@ -109,71 +113,57 @@ class Gompertz(Loss):
         self.weight_kd: float = default["weight_kd"] if weight_kd is None else weight_kd
         if self.position_weight and self.solver not in ("sinkhorn", "exact"):
             raise GkdError(
-                f"distill.options.gompertz.position_weight is {self.position_weight:g} but solver {self.solver} knows "
+                f"gompertz.position_weight is {self.position_weight:g} but solver {self.solver} knows "
                 "no positions: take solver sinkhorn or exact, or set position_weight to 0"
             )
-        teacher = teacher_of(context, "gompertz")
+        teacher = required(teacher, "gompertz")
         # In a tuple, because a network assigned to an attribute would become part of the loss: its parameters would
         # enter the optimiser twice and the loss's checkpoint.
-        self._networks = (context.student, teacher)
-        self.seed = context.seed
-        student_channels = _last_channels(context.student, "student")
-        teacher_channels = _last_channels(teacher, "teacher")
+        self._networks = (student, teacher)
+        self.seed = seed
+        student_channels = stages_of(student, "student", "gompertz")[-1][0]
+        teacher_channels = stages_of(teacher, "teacher", "gompertz")[-1][0]
         self.adapter: ChannelAdapter | None = None
         if self.weight_wasserstein and student_channels != teacher_channels:
-            self.adapter = ChannelAdapter(student_channels, teacher_channels, seed=context.seed)
-        self.remap = ChannelRemap(teacher_channels, student_channels, seed=context.seed)
+            self.adapter = ChannelAdapter(student_channels, teacher_channels, seed=seed)
+        self.remap = ChannelRemap(teacher_channels, student_channels, seed=seed)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce", "wasserstein", "gradient" and "kd".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        teacher = teacher_output(step)
-        terms = {"ce": step.cross_entropy(step.student.logits)}
+    def forward(
+        self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
+    ) -> dict[str, Tensor]:
+        """Terms "ce", "wasserstein", "gradient" and "kd"."""
+        teacher = required(teacher, "gompertz")
+        terms = {"ce": self.cross_entropy(student.logits, labels)}
         if self.weight_wasserstein:
-            terms["wasserstein"] = self.weight_wasserstein * self._wasserstein(step, teacher)
+            terms["wasserstein"] = self.weight_wasserstein * self._wasserstein(student, teacher, epoch)
         if self.weight_gradient:
-            terms["gradient"] = self.weight_gradient * self._gradient(step, teacher)
+            terms["gradient"] = self.weight_gradient * self._gradient(student, teacher, labels)
         if self.weight_kd:
             soft = kd_loss if self.scale_tau2 else soft_label_kl
-            terms["kd"] = self.weight_kd * soft(step.student.logits, teacher.logits, self.temperature)
+            terms["kd"] = self.weight_kd * soft(student.logits, teacher.logits, self.temperature)
         return terms
 
-    def _wasserstein(self, step: Step, taught: Output) -> Tensor:
-        features = step.student.stages[-1]
+    def _wasserstein(self, student: Output, teacher: Output, epoch: float) -> Tensor:
+        features = student.stages[-1]
         return wasserstein_loss(
             features if self.adapter is None else self.adapter(features),
-            taught.stages[-1],
+            teacher.stages[-1],
             solver=self.solver,
             epsilon=self.epsilon,
             iterations=self.iterations,
             projections=self.projections,
-            seed=_step_seed(self.seed, step.epoch),
+            seed=_step_seed(self.seed, epoch),
             position_weight=self.position_weight,
             normalise=self.normalise,
-            shards=step.shards,
         )
 
-    def _gradient(self, step: Step, taught: Output) -> Tensor:
-        student, teacher = self._networks
-        targets = step.labels if step.targets is None else step.targets
+    def _gradient(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+        student_network, teacher_network = self._networks
         return gradient_loss(
-            head_gradient(student, step.student, targets, differentiable=True),
-            self.remap(head_gradient(teacher, taught, targets, differentiable=False)),
+            head_gradient(student_network, student, labels, differentiable=True),
+            self.remap(head_gradient(teacher_network, teacher, labels, differentiable=False)),
             r=self.r,
         )
-
-
-def _last_channels(network: Network, role: str) -> int:
-    shapes = network.stage_shapes()
-    if not shapes:
-        raise GkdError(
-            f"distill.method gompertz compares feature maps, and the {role} {network.spec.name} has none: take a "
-            "method that needs only logits (kd), or another network"
-        )
-    return shapes[-1][0]
 
 
 def _step_seed(seed: int, epoch: float) -> int:

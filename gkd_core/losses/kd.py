@@ -5,41 +5,43 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss, required
 from gkd_core.losses.soft_labels import kd_loss
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 class KnowledgeDistillation(Loss):
-    """L = (1 − α)·CE(z_S, y) + α·τ²·KL(σ(z_T/τ) ‖ σ(z_S/τ)).
+    """L = (1 − weight)·CE(z_S, y) + weight·τ²·KL(σ(z_T/τ) ‖ σ(z_S/τ)).
 
     Args:
-        alpha: weight α of the soft labels; cross-entropy has 1 − α.
+        weight: of the soft labels (α); cross-entropy has 1 − weight.
         temperature: τ of the soft labels. The defaults are the CIFAR-100 benchmark's.
     Raises:
         GkdError: there is no teacher.
     Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
-    """
 
-    across_samples = "nothing"
+    Example:
+        >>> loss = KnowledgeDistillation(student, teacher, temperature=2.0)
+        >>> terms = loss(student(images), teacher(images), labels)
+        >>> sorted(terms)
+        ['ce', 'kd']
+        >>> sum(terms.values()).backward()
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
-        alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9,
+        weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9,
         temperature: Annotated[float, Field(gt=0.0)] = 4.0,
     ) -> None:
         super().__init__()
-        teacher_of(context, "kd")
-        self.alpha = alpha
+        required(teacher, "kd")
+        self.weight = weight
         self.temperature = temperature
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "kd".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        soft = kd_loss(step.student.logits, teacher_output(step).logits, self.temperature)
-        return {"ce": (1 - self.alpha) * step.cross_entropy(step.student.logits), "kd": self.alpha * soft}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "kd"."""
+        soft = kd_loss(student.logits, required(teacher, "kd").logits, self.temperature)
+        return {"ce": (1 - self.weight) * self.cross_entropy(student.logits, labels), "kd": self.weight * soft}

@@ -6,10 +6,9 @@ from pydantic import Field
 from torch import Tensor
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32
+from gkd_core.losses.base import Loss, at_least_float32, required
 from gkd_core.losses.soft_labels import kd_loss
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.models.classifier import Output, StagedNetwork
 
 # Keeps constant logits finite; the authors' value.
 EPSILON = 1e-7
@@ -24,6 +23,10 @@ def standardise(logits: Tensor) -> Tensor:
         ValueError: fewer than three classes; two standardised logits are always ±1/√2, without gradient.
     Source: Sun et al. 2024 (arXiv:2403.01427); mdistiller/distillers/KD.py of
         sunshangquan/logit-standardization-KD.
+
+    Example:
+        >>> standardise(torch.tensor([[10.0, 20.0, 30.0]]))
+        tensor([[-1.,  0.,  1.]])
     """
     if logits.shape[1] < 3:
         raise ValueError(f"logits of {logits.shape[1]} classes carry nothing once standardised: at least 3 are needed")
@@ -32,12 +35,11 @@ def standardise(logits: Tensor) -> Tensor:
     return centred / (logits.std(1, keepdim=True) + EPSILON)
 
 
-def refuse_two_classes(context: Context, method: str) -> None:
+def refuse_two_classes(student: StagedNetwork, method: str) -> None:
     """Raises: GkdError: fewer than three classes, with which a method that standardises logits learns nothing."""
-    count = len(context.student.classes)
-    if count < 3:
+    if student.num_classes < 3:
         raise GkdError(
-            f"distill.method {method} standardises logits, which leaves nothing to learn with {count} classes: "
+            f"method {method} standardises logits, which leaves nothing to learn with {student.num_classes} classes: "
             "take kd, or data with at least 3"
         )
 
@@ -52,31 +54,31 @@ class LogitStandardisation(Loss):
     Raises:
         GkdError: there is no teacher, or there are fewer than three classes.
     Source: Sun et al. 2024 (arXiv:2403.01427); sunshangquan/logit-standardization-KD.
-    """
 
-    across_samples = "nothing"
+    Example:
+        >>> loss = LogitStandardisation(student, teacher)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['ce', 'kd']
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
         weight_ce: Annotated[float, Field(ge=0.0)] = 0.1,
         weight_kd: Annotated[float, Field(ge=0.0)] = 9.0,
         temperature: Annotated[float, Field(gt=0.0)] = 2.0,
     ) -> None:
         super().__init__()
-        teacher_of(context, "logit-standardisation")
-        refuse_two_classes(context, "logit-standardisation")
+        required(teacher, "logit-standardisation")
+        refuse_two_classes(student, "logit-standardisation")
         self.weight_ce = weight_ce
         self.weight_kd = weight_kd
         self.temperature = temperature
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "kd".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        student, teacher = step.student.logits, teacher_output(step).logits
-        soft = kd_loss(standardise(student), standardise(teacher), self.temperature)
-        return {"ce": self.weight_ce * step.cross_entropy(student), "kd": self.weight_kd * soft}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" and "kd"."""
+        teacher = required(teacher, "logit-standardisation")
+        soft = kd_loss(standardise(student.logits), standardise(teacher.logits), self.temperature)
+        return {"ce": self.weight_ce * self.cross_entropy(student.logits, labels), "kd": self.weight_kd * soft}

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32
+from gkd_core.losses.base import Loss, at_least_float32
 from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 
 
@@ -29,12 +29,11 @@ class MutualLearning(Loss):
     Source: Zhang et al. 2018, §2 (arXiv:1706.00384).
     """
 
-    across_samples = "nothing"
-
     def __init__(
         self,
-        context: Context,
+        student: Network,
         *,
+        seed: int = 0,
         peers: int = 2,
         temperature: float = 1.0,
         exchange: bool = True,
@@ -44,14 +43,18 @@ class MutualLearning(Loss):
         self.temperature = temperature
         self.exchange = exchange
         self._autocast = autocast
-        self.others = nn.ModuleList(_peer(context.student, context.seed + k) for k in range(1, peers))
+        self.others = nn.ModuleList(_peer(student, seed + k) for k in range(1, peers))
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def look(self, images: Tensor) -> None:
+        """Take the images of the next step, which the peers see too."""
+        self._images = images
+
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and, with an exchange, "mutual"."""
-        logits = [step.student.logits]
-        with torch.autocast(step.images.device.type, torch.bfloat16, enabled=self._autocast):
-            logits += [peer(step.images).logits for peer in self.others]
-        terms = {"ce": torch.stack([step.cross_entropy(each) for each in logits]).sum()}
+        logits = [student.logits]
+        with torch.autocast(self._images.device.type, torch.bfloat16, enabled=self._autocast):
+            logits += [peer(self._images).logits for peer in self.others]
+        terms = {"ce": torch.stack([self.cross_entropy(each, labels) for each in logits]).sum()}
         if self.exchange:
             terms["mutual"] = mutual_loss(logits, self.temperature)
         return terms

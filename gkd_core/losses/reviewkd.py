@@ -8,11 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32, full_precision
-from gkd_core.losses.stages import student_and_teacher_stages
-from gkd_core.losses.taught import teacher_output
-from gkd_core.losses.warmup import warmup_length
+from gkd_core.losses.base import Loss, at_least_float32, full_precision, required, warmup_length
+from gkd_core.losses.feature_maps import student_and_teacher_stages
+from gkd_core.models.classifier import Output, StagedNetwork
 
 WARMUP_EPOCHS = 20.0
 WIDEST = 512  # channels of the fused maps at most, as published
@@ -31,6 +29,10 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
     Raises:
         ValueError: shapes differ.
     Source: Chen et al. 2021, §3.4 (arXiv:2104.09044); `hcl` in the authors' CIFAR-100/model/reviewkd.py.
+
+    Example:
+        >>> hierarchical_context_loss(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8))
+        tensor(1.)
     """
     if student_features.ndim != 4 or student_features.shape != teacher_features.shape:
         raise ValueError(
@@ -90,54 +92,61 @@ class ReviewKD(Loss):
     teacher's before it. The fusions learn along and are thrown away with the loss.
 
     Args:
+        seed: of the fusions' initial weights.
+        epochs: length of the training.
         weight: of the sum. The default is the authors' for resnet32x4 → resnet8x4 (resnet56 → resnet20: 0.6).
         warmup_epochs: epochs of linear rise; 0 has none; null is the published 20, or a quarter of the training where
             that is shorter.
     Raises:
         GkdError: there is no teacher, or a network has no feature maps.
     Source: Chen et al. 2021 (arXiv:2104.09044); the authors' CIFAR-100/train.py, mdistiller's ReviewKD.py.
+
+    Example:
+        >>> loss = ReviewKD(student, teacher, epochs=30)
+        >>> sorted(loss(student(images), teacher(images), labels, epoch=0.5))
+        ['ce', 'review']
     """
 
     feature_maps = True
-    across_samples = "nothing"
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
+        seed: int = 0,
+        epochs: int,
         weight: Annotated[float, Field(ge=0.0)] = 5.0,
         warmup_epochs: Annotated[float, Field(ge=0.0)] | None = None,
     ) -> None:
         super().__init__()
-        student, teacher = student_and_teacher_stages(context, "reviewkd")
+        student_stages, teacher_stages = student_and_teacher_stages(student, teacher, "reviewkd")
         self.weight = weight
-        self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=context.epochs)
-        self.pairs = min(len(student), len(teacher))
-        ins = [channels for channels, _, _ in (*student[-self.pairs :], student[-1])]
-        outs = [channels for channels, _, _ in (*teacher[-self.pairs :], teacher[-1])]
+        self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=epochs)
+        self.pairs = min(len(student_stages), len(teacher_stages))
+        ins = [channels for channels, _, _ in (*student_stages[-self.pairs :], student_stages[-1])]
+        outs = [channels for channels, _, _ in (*teacher_stages[-self.pairs :], teacher_stages[-1])]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
+            torch.manual_seed(seed)
             self.fusions = nn.ModuleList(
                 Fusion(channels, min(WIDEST, ins[-1]), out, fuse=i < self.pairs)
                 for i, (channels, out) in enumerate(zip(ins, outs, strict=True))
             )
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" and "review".
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        taught = teacher_output(step)
-        student, teacher = self._maps(step.student.stages), self._maps(taught.stages)
+    def forward(
+        self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
+    ) -> dict[str, Tensor]:
+        """Terms "ce" and "review"."""
+        student_maps = self._maps(student.stages)
+        teacher_maps = self._maps(required(teacher, "reviewkd").stages)
         losses, handed_on = [], None
-        for stage, target, fusion in zip(student[::-1], teacher[::-1], list(self.fusions)[::-1], strict=True):
+        for stage, target, fusion in zip(student_maps[::-1], teacher_maps[::-1], list(self.fusions)[::-1], strict=True):
             with full_precision(stage):
                 compared, handed_on = fusion(stage, handed_on, tuple(target.shape[2:]))
             losses.append(hierarchical_context_loss(compared, target))
-        warmth = min(step.epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        warmth = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
         return {
-            "ce": step.cross_entropy(step.student.logits),
+            "ce": self.cross_entropy(student.logits, labels),
             "review": self.weight * warmth * torch.stack(losses).sum(),
         }
 

@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32, full_precision
-from gkd_core.losses.taught import teacher_of, teacher_output
+from gkd_core.data import shards
+from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tensor:
@@ -23,6 +23,11 @@ def rkd_distance_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> T
     Raises:
         ValueError: the batches differ.
     Source: Park et al. 2019, eqs. 4–6 (arXiv:1904.05068).
+
+    Example:
+        >>> embedding = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 8.0]])
+        >>> bool(rkd_distance_loss(7 * embedding, embedding).abs() < 1e-6)
+        True
     """
     student, teacher = _both(student_embedding, teacher_embedding)
     target = _relative_distances(_distances(_differences(teacher)))
@@ -37,6 +42,11 @@ def rkd_angle_loss(student_embedding: Tensor, teacher_embedding: Tensor) -> Tens
     Returns:
         The mean over all B³ ordered triples; a triple in which two samples coincide has cosine 0, and no gradient.
     Source: Park et al. 2019, eqs. 7–9 (arXiv:1904.05068).
+
+    Example:
+        >>> embedding = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 8.0]])
+        >>> bool(rkd_angle_loss(7 * embedding, embedding).abs() < 1e-6)
+        True
     """
     student, teacher = _both(student_embedding, teacher_embedding)
     return functional.smooth_l1_loss(_cosines(student), _cosines(teacher).to(student.dtype))
@@ -86,34 +96,34 @@ class RelationalDistillation(Loss):
     Raises:
         GkdError: there is no teacher.
     Source: Park et al. 2019 (arXiv:1904.05068), in the form of RepDistiller's distiller_zoo/RKD.py.
-    """
 
-    across_samples = "gathered"
+    Example:
+        >>> loss = RelationalDistillation(student, teacher)
+        >>> sorted(loss(student(images), teacher(images), labels))
+        ['angle', 'ce', 'distance']
+    """
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None,
         *,
         weight_distance: Annotated[float, Field(ge=0.0)] = 25.0,
         weight_angle: Annotated[float, Field(ge=0.0)] = 50.0,
     ) -> None:
         super().__init__()
-        teacher_of(context, "rkd")
+        required(teacher, "rkd")
         self.weight_distance = weight_distance
         self.weight_angle = weight_angle
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce", "distance" and "angle"; a term of weight 0 is not computed.
-
-        Raises:
-            ValueError: the step holds no teacher output.
-        """
-        # Pairs and triples reach over the whole batch, whoever has its rows.
-        student = step.shards.gather(step.student.embedding)
-        teacher = step.shards.gather(teacher_output(step).embedding)
-        terms = {"ce": step.cross_entropy(step.student.logits)}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce", "distance" and "angle"; a term of weight 0 is not computed."""
+        # Pairs and triples reach over the whole batch, whichever process has its rows.
+        gather = shards.current().gather
+        embeddings = gather(student.embedding), gather(required(teacher, "rkd").embedding)
+        terms = {"ce": self.cross_entropy(student.logits, labels)}
         if self.weight_distance:
-            terms["distance"] = self.weight_distance * rkd_distance_loss(student, teacher)
+            terms["distance"] = self.weight_distance * rkd_distance_loss(*embeddings)
         if self.weight_angle:
-            terms["angle"] = self.weight_angle * rkd_angle_loss(student, teacher)
+            terms["angle"] = self.weight_angle * rkd_angle_loss(*embeddings)
         return terms

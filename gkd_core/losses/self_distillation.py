@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
-from gkd_core.losses.precision import at_least_float32, full_precision
+from gkd_core.losses.base import Loss, at_least_float32, full_precision
+from gkd_core.losses.feature_maps import Shape, stages_of
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
-from gkd_core.losses.stages import Shape, stages_of
+from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:
@@ -22,6 +22,10 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: shapes differ.
     Source: Zhang et al. 2019, eq. 5 (arXiv:1905.08094).
+
+    Example:
+        >>> feature_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
+        tensor(25.)
     """
     if features.ndim != 2 or features.shape != target.shape:
         raise ValueError(f"features {tuple(features.shape)} and target {tuple(target.shape)} differ in shape")
@@ -67,7 +71,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class SelfDistillation(Loss):
-    """CE of the network, and for each auxiliary head (1 − α)·CE + α·KL(σ(z/τ) ‖ σ(z_i/τ)) + λ·‖F_i − F‖².
+    """CE of the network, and for each auxiliary head (1 − weight)·CE + weight·KL(σ(z/τ) ‖ σ(z_i/τ)) + λ·‖F_i − F‖².
 
     z and F, the logits and the pooled deepest stage, are constants in the last two: the network's end learns from the
     labels alone. The heads on all stages but the deepest learn along and are thrown away with the loss.
@@ -76,54 +80,60 @@ class SelfDistillation(Loss):
     weighs only what is distilled.
 
     Args:
-        alpha: weight α of the soft labels; the heads' cross-entropy has 1 − α.
-        weight_features: λ, weight of the distance between features.
+        seed: of the heads' initial weights.
+        weight: of the soft labels (α); the heads' cross-entropy has 1 − weight.
+        weight_features: of the distance between features (λ).
         temperature: τ of the soft labels.
         scale_tau2: multiply the soft-label terms by τ², which the authors' code does not.
     Raises:
         GkdError: the network has no feature maps, or a single stage.
     Source: Zhang et al. 2019, eq. 6 (arXiv:1905.08094); α, λ and τ from the authors' later code
         (ArchipLab-LinfengZhang/pytorch-self-distillation-final), for the paper does not give them.
+
+    Example:
+        >>> loss = SelfDistillation(student)
+        >>> sorted(loss(student(images), None, labels))
+        ['ce', 'features', 'kd']
     """
 
     feature_maps = True
-    across_samples = "nothing"
 
     def __init__(
         self,
-        context: Context,
+        student: StagedNetwork,
+        teacher: StagedNetwork | None = None,
         *,
-        alpha: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3,
+        seed: int = 0,
+        weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3,
         weight_features: Annotated[float, Field(ge=0.0)] = 0.03,
         temperature: Annotated[float, Field(gt=0.0)] = 3.0,
         scale_tau2: bool = False,
     ) -> None:
         super().__init__()
-        *shallow, deepest = stages_of(context.student, "student", "self-distillation")
+        *shallow, deepest = stages_of(student, "student", "self-distillation")
         if not shallow:
             raise GkdError(
-                f"distill.method self-distillation puts heads on the shallow stages, and the student "
-                f"{context.student.spec.name} has a single stage: choose another student"
+                f"method self-distillation puts heads on the shallow stages, and the student "
+                f"{student.name} has a single stage: choose another student"
             )
-        self.alpha = alpha
+        self.weight = weight
         self.weight_features = weight_features
         self.temperature = temperature
         self.scale_tau2 = scale_tau2
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)
-            classes = len(context.student.classes)
-            self.heads = nn.ModuleList(AuxiliaryHead(stage, deepest, classes) for stage in shallow)
+            torch.manual_seed(seed)
+            self.heads = nn.ModuleList(AuxiliaryHead(stage, deepest, student.num_classes) for stage in shallow)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """Terms "ce" (the network's, and 1 − α times its heads'), "kd" and "features", summed over the heads."""
-        heads = [head(stage) for head, stage in zip(self.heads, step.student.stages[:-1], strict=True)]
-        deepest = at_least_float32(step.student.stages[-1]).mean((2, 3))
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        """Terms "ce" (the network's, and 1 − weight times its heads'), "kd" and "features", summed over the heads."""
+        heads = [head(stage) for head, stage in zip(self.heads, student.stages[:-1], strict=True)]
+        deepest = at_least_float32(student.stages[-1]).mean((2, 3))
         soft = kd_loss if self.scale_tau2 else soft_label_kl
-        labels = [step.cross_entropy(logits) for logits, _ in heads]
-        kd = [soft(logits, step.student.logits, self.temperature) for logits, _ in heads]
+        ce = [self.cross_entropy(logits, labels) for logits, _ in heads]
+        kd = [soft(logits, student.logits, self.temperature) for logits, _ in heads]
         distances = [feature_distance(features, deepest) for _, features in heads]
         return {
-            "ce": step.cross_entropy(step.student.logits) + (1 - self.alpha) * torch.stack(labels).sum(),
-            "kd": self.alpha * torch.stack(kd).sum(),
+            "ce": self.cross_entropy(student.logits, labels) + (1 - self.weight) * torch.stack(ce).sum(),
+            "kd": self.weight * torch.stack(kd).sum(),
             "features": self.weight_features * torch.stack(distances).sum(),
         }

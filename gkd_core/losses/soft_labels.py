@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.precision import at_least_float32
+from gkd_core.losses.base import at_least_float32
 
 
 def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor = 4.0) -> Tensor:
@@ -17,6 +17,10 @@ def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: f
     Raises:
         ValueError: shapes differ, or temperature is not positive.
     Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
+
+    Example:
+        >>> soft_label_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
+        tensor(0.1109)
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
@@ -44,5 +48,10 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float |
     Raises:
         ValueError: shapes differ, or temperature is not positive.
     Source: Hinton et al. 2015, §2 (arXiv:1503.02531).
+
+    Example:
+        >>> z = torch.tensor([[2.0, 0.0]])
+        >>> kd_loss(z, z)
+        tensor(0.)
     """
     return temperature**2 * soft_label_kl(student_logits, teacher_logits, temperature)

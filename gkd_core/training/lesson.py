@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from gkd_core.arrangements import ARRANGEMENTS, refuse_mismatch
 from gkd_core.losses.amalgamation import Amalgamation
-from gkd_core.losses.base import Context, Loss
+from gkd_core.losses.base import Loss
 from gkd_core.losses.mutual import MutualLearning
-from gkd_core.methods import METHODS, check_hyperparameters, hyperparameters
+from gkd_core.methods import METHODS, check_hyperparameters, create_loss, hyperparameters
 from gkd_core.models.network import Network
 from gkd_core.training.teacher import OnlineTeacher, Teacher, TeacherEnsemble, TeacherPanel
 
@@ -105,24 +105,27 @@ class Lesson:
                 return TeacherPanel(networks, device=device, autocast=autocast)
         return OnlineTeacher(networks[0], device=device, autocast=autocast, topology=topology)
 
-    def create_loss(self, context: Context, networks: Sequence[Network], *, autocast: bool) -> Loss:
+    def create_loss(self, student: Network, networks: Sequence[Network], *, autocast: bool, **facts: Any) -> Loss:
         """The loss of the method, or of the arrangement that has its own.
 
         Args:
             networks: the teachers.
             autocast: for networks that the loss runs itself.
+            facts: of the training (`RUN_FACTS`).
         """
         match self.arrangement:
             case "mutual":
                 return MutualLearning(
-                    context,
+                    student,
+                    seed=facts["seed"],
                     peers=self.options.get("peers", 2),
                     temperature=self.temperature,
                     exchange=self.method == "kd",
                     autocast=autocast,
                 )
             case "amalgamation":
-                position = {name: i for i, name in enumerate(context.student.classes)}
+                position = {name: i for i, name in enumerate(student.classes)}
                 parts = [[position[name] for name in network.classes] for network in networks]
-                return Amalgamation(context, parts=parts, temperature=self.temperature)
-        return self.loss_class(context, **self.hyperparameters)
+                return Amalgamation(parts=parts, temperature=self.temperature)
+        teacher = None if self.teachers == "none" or not networks else networks[0]
+        return create_loss(self.method, student, teacher, self.hyperparameters, **facts)

@@ -26,8 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from gkd_core.data.loader import Loader
 from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss
-from gkd_core.losses.precision import at_least_float32
+from gkd_core.losses.base import Loss, at_least_float32
 from gkd_core.models.network import Network
 from gkd_core.schedules import Observer
 from gkd_core.training import distributed
@@ -116,6 +115,7 @@ def train(
     outsiders = [network] if teacher is None else [network, *teacher.networks]
     if any(module is outsider for module in loss.modules() for outsider in outsiders):
         raise TypeError(f"{type(loss).__name__} holds a network as a submodule: it would be trained and saved with it")
+    loss.label_smoothing = label_smoothing
     device = network.mean.device
     peak = [float(group["lr"]) for group in optimizer.param_groups]
     clipped_together = _clipped_together(optimizer, loss)
@@ -127,7 +127,7 @@ def train(
     state = _State()
     if (saved := distributed.of_first(lambda: load_checkpoint(checkpoint, fingerprint))) is not None:
         _restore(saved, state, network, loss, optimizer, average)
-    learner = distributed.replicated(Learner(network, loss, label_smoothing=label_smoothing, autocast=autocast))
+    learner = distributed.replicated(Learner(network, loss, autocast=autocast))
 
     start = time.monotonic()
     shown = distributed.rank() == 0
@@ -175,7 +175,7 @@ def train(
                 "beta": state.steps[-1][1],
             }
             row |= meter.means() | {"validation_top1": top1, "validation_nll": nll}
-            for companion, other in loss.companions().items():
+            for companion, other in _companions(loss).items():
                 others_top1, others_nll = validate(other, validation, autocast=autocast)
                 row |= {f"validation_top1_{companion}": others_top1, f"validation_nll_{companion}": others_nll}
             state.history.append(row)
@@ -229,9 +229,15 @@ def _total(terms: dict[str, Tensor], beta: float) -> Tensor:
     return total + beta * torch.stack(others).sum() if others else total
 
 
+def _companions(loss: Loss) -> dict[str, Network]:
+    """Networks that the loss trains along, by name."""
+    companions: dict[str, Network] = getattr(loss, "companions", dict)()
+    return companions
+
+
 def _clipped_together(optimizer: torch.optim.Optimizer, loss: Loss) -> list[list[nn.Parameter]]:
     """The network and what else the loss trains; then each companion."""
-    companions = [list(companion.parameters()) for companion in loss.companions().values()]
+    companions = [list(companion.parameters()) for companion in _companions(loss).values()]
     apart = {id(p) for parameters in companions for p in parameters}
     rest = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in apart]
     return [rest, *companions]

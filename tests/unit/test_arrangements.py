@@ -114,9 +114,9 @@ def test_contradictions_are_one_sentence(sections, parts):
 
 @pytest.mark.parametrize("arrangement", ["mutual", "amalgamation"])
 def test_a_hyperparameter_that_would_not_be_read_is_refused(arrangement):
-    distill = {"arrangement": arrangement, "method": "kd", "options": {"kd": {"alpha": 0.5}}}
+    distill = {"arrangement": arrangement, "method": "kd", "options": {"kd": {"weight": 0.5}}}
     params = parse_params({"distill": distill, "teacher": PARTS if arrangement == "amalgamation" else {}})
-    with pytest.raises(GkdError, match=rf"options\.kd\.alpha is not read by distill\.arrangement {arrangement}"):
+    with pytest.raises(GkdError, match=rf"options\.kd\.weight is not read by distill\.arrangement {arrangement}"):
         params.distill.hyperparameters()
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -9,14 +10,27 @@ import pytest
 import torch
 
 import gkd_core as gkd
+from tests.unit.stripes import network
 
-MODULES = sorted({*gkd._HOME.values(), "gkd_core"})
+LOSSES = {f"gkd_core.losses.{module.name}" for module in pkgutil.iter_modules(gkd.losses.__path__)}
+MODULES = sorted({*gkd._HOME.values(), *LOSSES, "gkd_core", "gkd_core.errors"})
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, object]:
+    """The public names; and what the examples of losses take for granted: two networks of 4 classes and a batch."""
+    return {public: getattr(gkd, public) for public in gkd.__all__} | {
+        "torch": torch,
+        "student": network("resnet8", 0),
+        "teacher": network("wrn_16_2", 1).eval().requires_grad_(False),
+        "images": torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "labels": torch.tensor([0, 1, 2, 3, 0, 1]),
+    }
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_run(name, capsys):
+def test_the_examples_of_a_module_run(name, known, capsys):
     module = importlib.import_module(name)
-    known = {"torch": torch, **{public: getattr(gkd, public) for public in gkd.__all__}}
     failed, _ = doctest.testmod(module, extraglobs=known, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert not failed, capsys.readouterr().out
 
@@ -24,6 +38,8 @@ def test_the_examples_of_a_module_run(name, capsys):
 def test_every_public_function_has_an_example():
     for name in gkd._HOME:
         assert ">>>" in (getattr(gkd, name).__doc__ or ""), name
+    for name in gkd.losses.__all__:
+        assert ">>>" in (getattr(gkd.losses, name).__doc__ or ""), name
 
 
 def test_importing_the_library_imports_no_torch():

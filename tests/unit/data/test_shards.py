@@ -84,9 +84,14 @@ def test_alone_everything_is_the_identity():
 
 def test_who_shares_the_batch_is_known_inside_the_block_alone():
     outer, inner = Shards.of(7, 2), Shards.of(7, 2, rank=1)
-    with sharing(outer):
-        with pytest.raises(KeyError), sharing(inner):
+
+    def broken() -> None:
+        with sharing(inner):
             assert current() is inner
             raise KeyError
+
+    with sharing(outer):
+        with pytest.raises(KeyError):
+            broken()
         assert current() is outer
     assert current() is ALONE

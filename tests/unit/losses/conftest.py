@@ -1,13 +1,12 @@
-"""Networks small enough to reason about, and steps made of them."""
+"""Networks small enough to reason about, and batches that have gone through them."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from gkd_core.losses.base import Context, Step
 from gkd_core.models.classifier import Classifier, Output
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -80,6 +79,21 @@ class Tiny(Network):
         self.select_classes(None)
 
 
+class Pair(NamedTuple):
+    """What a loss is built from."""
+
+    student: Network
+    teacher: Network | None
+
+
+class Batch(NamedTuple):
+    """What a loss is called with."""
+
+    student: Output
+    teacher: Output | None
+    labels: Tensor
+
+
 KINDS = {"pooled": Pooled, "flattened": Flattened, "no-maps": NoMaps}
 
 
@@ -106,39 +120,30 @@ def make_staged() -> Callable[..., Network]:
 
 
 @pytest.fixture
-def make_context() -> Callable[..., Context]:
-    """student, teacher, seed → context; the teacher is frozen as the training loop freezes it."""
+def make_pair() -> Callable[..., Pair]:
+    """student, teacher → the pair; the teacher is frozen as whoever trains freezes it."""
 
-    def make(student: Network, teacher: Network | None, seed: int = 0) -> Context:
+    def make(student: Network, teacher: Network | None) -> Pair:
         if teacher is not None:
             teacher.eval().requires_grad_(False)
-        return Context(student, teacher, torch.zeros(8, dtype=torch.int64), epochs=10, seed=seed)
+        return Pair(student, teacher)
 
     return make
 
 
 @pytest.fixture
-def make_step() -> Callable[..., Step]:
-    """context, batch size → a step as the training loop makes it."""
+def make_batch() -> Callable[..., Batch]:
+    """pair, batch size → what a loss is called with: `loss(*batch)`."""
 
-    def make(context: Context, batch: int = 6, *, seed: int = 1, epoch: float = 0.25) -> Step:
+    def make(pair: Pair, size: int = 6, *, seed: int = 1) -> Batch:
         generator = torch.Generator().manual_seed(seed)
-        reference = context.student.mean
-        images = torch.rand(batch, 3, 4, 4, generator=generator).to(reference)
-        labels = torch.randint(len(CLASSES), (batch,), generator=generator).to(reference.device)
+        reference = pair.student.mean
+        images = torch.rand(size, 3, 4, 4, generator=generator).to(reference)
+        labels = torch.randint(len(CLASSES), (size,), generator=generator).to(reference.device)
         teacher = None
-        if context.teacher is not None:
+        if pair.teacher is not None:
             with torch.no_grad():
-                teacher = context.teacher(images)
-        return Step(
-            student=context.student(images),
-            teacher=teacher,
-            images=images,
-            labels=labels,
-            targets=None,
-            indices=torch.arange(batch),
-            epoch=epoch,
-            cross_entropy=lambda logits: functional.cross_entropy(logits, labels),
-        )
+                teacher = pair.teacher(images)
+        return Batch(pair.student(images), teacher, labels)
 
     return make

@@ -6,18 +6,13 @@ import pytest
 import torch
 
 from gkd_core.losses.amalgamation import Amalgamation
-from gkd_core.losses.base import Context, Step
 from gkd_core.models.classifier import Output
 
 
 def terms(student, teacher, parts, temperature=4.0):
-    loss = Amalgamation(Context(None, None, torch.zeros(1), 1, 0), parts=parts, temperature=temperature)
-    output = Output(student, (), student)
-    taught = Output(teacher, (), teacher)
+    loss = Amalgamation(parts=parts, temperature=temperature)
     labels = torch.zeros(len(student), dtype=torch.int64)
-    return loss(
-        Step(output, taught, student, labels, None, labels, 0.0, lambda z: torch.nn.functional.cross_entropy(z, labels))
-    )
+    return loss(Output(student, (), student), Output(teacher, (), teacher), labels)
 
 
 def test_slices_by_hand():

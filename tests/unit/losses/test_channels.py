@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gkd_core.losses.channels import ChannelAdapter, ChannelRemap
+from gkd_core.losses.feature_maps import ChannelAdapter, ChannelRemap
 
 
 class TestAdapter:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gkd_core.losses.class_sampler import ClassSampler
+from gkd_core.losses.crd import ClassSampler
 
 LABELS = torch.tensor([2, 0, 1, 2, 2, 0, 4, 2, 1, 4])  # unequal classes, none of class 3
 

@@ -1,36 +1,53 @@
 import math
-from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from gkd_core.errors import GkdError
 from gkd_core.losses.crd import ContrastiveRepresentation, EmbeddingHead, contrastive_loss
+from gkd_core.models.classifier import Output
 
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 0, 0, 1, 3])
 INF = math.inf
 
 
-@pytest.fixture
-def context(make_network, make_context):
-    context = make_context(make_network(channels=5, seed=1), make_network(channels=7, seed=2))
-    return replace(context, train_labels=LABELS)
+class Indexed(NamedTuple):
+    """A batch whose samples are known by their positions in the training split."""
+
+    student: Output
+    teacher: Output
+    indices: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        return LABELS[self.indices]
+
+    def rows(self, rows: Tensor) -> "Indexed":
+        def of(output: Output) -> Output:
+            return output._replace(logits=output.logits[rows], embedding=output.embedding[rows])
+
+        return Indexed(of(self.student), of(self.teacher), self.indices[rows])
+
+    def through(self, loss: ContrastiveRepresentation) -> Tensor:
+        return loss(self.student, self.teacher, self.labels, indices=self.indices)["contrast"]
 
 
 @pytest.fixture
-def step(context, make_step):
+def pair(make_network, make_pair):
+    return make_pair(make_network(channels=5, seed=1), make_network(channels=7, seed=2))
+
+
+@pytest.fixture
+def batch(pair, make_batch):
     """Six images of the training split, with their labels."""
-    return with_indices(make_step(context), torch.tensor([3, 0, 9, 6, 5, 11]))
+    return Indexed(*make_batch(pair)[:2], torch.tensor([3, 0, 9, 6, 5, 11]))
 
 
-def with_indices(step, indices):
-    labels = LABELS[indices]
-    return replace(step, indices=indices, labels=labels, cross_entropy=lambda z: functional.cross_entropy(z, labels))
-
-
-def crd(context, **options):
-    return ContrastiveRepresentation(context, **({"negatives": 5, "dimensions": 8} | options))
+def crd(pair, **options):
+    return ContrastiveRepresentation(*pair, **({"train_labels": LABELS, "negatives": 5, "dimensions": 8} | options))
 
 
 def fix_negatives(loss, negatives):
@@ -93,18 +110,18 @@ class TestContrastiveLoss:
 
 class TestAgainstTheAuthorsFormula:
     @pytest.mark.parametrize("mode", ["exact", "relaxed"])
-    def test_two_steps(self, context, step, make_step, mode):
-        loss = crd(context, mode=mode)
+    def test_two_steps(self, pair, batch, make_batch, mode):
+        loss = crd(pair, mode=mode)
         constants = (None, None)
         for turn in range(2):
-            now = step if turn == 0 else with_indices(make_step(context, seed=5), torch.tensor([1, 2, 3, 4, 8, 7]))
+            now = batch if turn == 0 else Indexed(*make_batch(pair, seed=5)[:2], torch.tensor([1, 2, 3, 4, 8, 7]))
             negatives = loss.sampler.other_classes(now.labels, 5)
             fix_negatives(loss, negatives)
             positives = now.indices if mode == "exact" else loss.sampler.same_class(now.labels)
             loss.sampler.same_class = lambda labels, p=positives: p
             student, teacher = loss.student_head(now.student.embedding), loss.teacher_head(now.teacher.embedding)
             of_student, of_teacher = loss.memory_student.clone(), loss.memory_teacher.clone()
-            value = loss(now)["contrast"].item()
+            value = now.through(loss).item()
             l_s, z_s = by_the_authors(student, of_teacher, positives, negatives, 12, 0.07, constants[0])
             l_t, z_t = by_the_authors(teacher, of_student, positives, negatives, 12, 0.07, constants[1])
             assert value == pytest.approx(0.8 * (l_s + l_t), rel=1e-4)
@@ -113,15 +130,15 @@ class TestAgainstTheAuthorsFormula:
             assert loss.log_normaliser_teacher.item() == pytest.approx(math.log(z_t), rel=1e-5)
             del loss.sampler.other_classes, loss.sampler.same_class
 
-    def test_shared_negatives_leave_the_own_class_out(self, context, step, monkeypatch):
-        loss = crd(context, shared_negatives=True)
+    def test_shared_negatives_leave_the_own_class_out(self, pair, batch, monkeypatch):
+        loss = crd(pair, shared_negatives=True)
         drawn = torch.tensor([0, 1, 2, 10, 3])
         monkeypatch.setattr(torch, "randint", lambda *a, **k: drawn)
-        student, memory = loss.student_head(step.student.embedding), loss.memory_teacher.clone()
-        teacher, other = loss.teacher_head(step.teacher.embedding), loss.memory_student.clone()
-        allowed = [drawn[LABELS[drawn] != label] for label in step.labels]
+        student, memory = loss.student_head(batch.student.embedding), loss.memory_teacher.clone()
+        teacher, other = loss.teacher_head(batch.teacher.embedding), loss.memory_student.clone()
+        allowed = [drawn[LABELS[drawn] != label] for label in batch.labels]
         assert {len(a) for a in allowed} == {3, 4}
-        value = loss(step)["contrast"].item()
+        value = batch.through(loss).item()
         total = 0.0
         for i, places in enumerate(allowed):
             for anchor, bank, z in (
@@ -129,206 +146,198 @@ class TestAgainstTheAuthorsFormula:
                 (teacher, other, loss.log_normaliser_teacher),
             ):
                 one, _ = by_the_authors(
-                    anchor[i : i + 1], bank, step.indices[i : i + 1], places[None], 12, 0.07, z.exp().item()
+                    anchor[i : i + 1], bank, batch.indices[i : i + 1], places[None], 12, 0.07, z.exp().item()
                 )
                 total += one / 6
         assert value == pytest.approx(0.8 * total, rel=1e-4)
 
 
 class TestMemory:
-    def test_moves_by_its_momentum_and_stays_on_the_sphere(self, context, step):
-        loss = crd(context, dimensions=2, momentum=0.75)
+    def test_moves_by_its_momentum_and_stays_on_the_sphere(self, pair, batch):
+        loss = crd(pair, dimensions=2, momentum=0.75)
         loss.memory_student[3] = torch.tensor([1.0, 0.0])
         loss.student_head = torch.nn.Identity()
-        step = replace(step, student=step.student._replace(embedding=torch.tensor([[0.0, 1.0]] * 6)))
-        loss(step)
+        batch = batch._replace(student=batch.student._replace(embedding=torch.tensor([[0.0, 1.0]] * 6)))
+        batch.through(loss)
         # ¾·(1, 0) + ¼·(0, 1), to unit length.
         assert loss.memory_student[3].tolist() == pytest.approx([3 / math.sqrt(10), 1 / math.sqrt(10)])
 
-    def test_only_the_batch_enters(self, context, step):
-        loss = crd(context)
+    def test_only_the_batch_enters(self, pair, batch):
+        loss = crd(pair)
         before = loss.memory_teacher.clone()
-        loss(step)
+        batch.through(loss)
         moved = (loss.memory_teacher != before).any(1).nonzero()[:, 0]
-        assert moved.tolist() == sorted(step.indices.tolist())
-        expected = functional.normalize(0.5 * before + 0.5 * loss.teacher_head(step.teacher.embedding).detach()[0])[3]
+        assert moved.tolist() == sorted(batch.indices.tolist())
+        expected = functional.normalize(0.5 * before + 0.5 * loss.teacher_head(batch.teacher.embedding).detach()[0])[3]
         torch.testing.assert_close(loss.memory_teacher[3], expected)
         assert not loss.memory_teacher.requires_grad
         torch.testing.assert_close(loss.memory_teacher[moved].norm(dim=1), torch.ones(6))
 
-    def test_evaluation_changes_no_memory(self, context, step):
-        loss = crd(context).eval()
+    def test_evaluation_changes_no_memory(self, pair, batch):
+        loss = crd(pair).eval()
         before = loss.memory_student.clone()
-        loss(step)
+        batch.through(loss)
         assert torch.equal(loss.memory_student, before)
 
-    def test_starts_with_rows_of_length_about_one(self, context):
-        loss = crd(replace(context, train_labels=torch.arange(4000) % 4), dimensions=128)
+    def test_starts_with_rows_of_length_about_one(self, pair):
+        loss = crd(pair, train_labels=torch.arange(4000) % 4, dimensions=128)
         for memory in (loss.memory_student, loss.memory_teacher):
             assert memory.abs().max() <= math.sqrt(3 / 128)
             assert memory.norm(dim=1).mean().item() == pytest.approx(1.0, abs=0.02)
 
-    def test_the_constants_come_from_the_first_batch_only(self, context, step, make_step):
-        loss = crd(context)
-        loss(step)
+    def test_the_constants_come_from_the_first_batch_only(self, pair, batch, make_batch):
+        loss = crd(pair)
+        batch.through(loss)
         first = loss.log_normaliser_student.clone()
-        loss(with_indices(make_step(context, seed=9), step.indices))
+        Indexed(*make_batch(pair, seed=9)[:2], batch.indices).through(loss)
         assert torch.equal(loss.log_normaliser_student, first)
 
-    def test_all_of_it_is_in_the_checkpoint(self, context, step, tmp_path):
+    def test_all_of_it_is_in_the_checkpoint(self, pair, batch, tmp_path):
         """A resumed run must not start from a fresh memory: nothing but the state dict and the generator is kept."""
-        loss = crd(context)
-        loss(step)
+        loss = crd(pair)
+        batch.through(loss)
         torch.save(loss.state_dict(), tmp_path / "loss.pt")
         generator = torch.get_rng_state()
-        expected = loss(step)["contrast"]
+        expected = batch.through(loss)
 
-        fresh = crd(replace(context, seed=99))
+        fresh = crd(pair, seed=99)
         assert not torch.equal(fresh.memory_student, loss.memory_student)
         saved = torch.load(tmp_path / "loss.pt", weights_only=True)
         assert {"memory_student", "memory_teacher", "log_normaliser_student", "log_normaliser_teacher"} < set(saved)
         fresh.load_state_dict(saved)
         torch.set_rng_state(generator)
-        assert torch.equal(fresh(step)["contrast"], expected)
+        assert torch.equal(batch.through(fresh), expected)
         assert torch.equal(fresh.memory_teacher, loss.memory_teacher)
 
 
 class TestDraws:
-    def seen(self, loss, step):
+    def seen(self, loss, batch):
         """Positives and negatives as they reach the scores."""
         calls = []
         scores = loss._scores
         loss._scores = lambda *a: (calls.append((a[3], a[4])), scores(*a))[1]
-        loss(step)
+        batch.through(loss)
         del loss._scores
         return calls
 
-    def test_exact_takes_the_image_itself_against_other_classes(self, context, step):
-        loss = crd(context, negatives=12)
+    def test_exact_takes_the_image_itself_against_other_classes(self, pair, batch):
+        loss = crd(pair, negatives=12)
         for _ in range(30):
-            for positives, negatives in self.seen(loss, step):
-                assert torch.equal(positives, step.indices)
-                assert (LABELS[negatives] != step.labels[:, None]).all()
+            for positives, negatives in self.seen(loss, batch):
+                assert torch.equal(positives, batch.indices)
+                assert (LABELS[negatives] != batch.labels[:, None]).all()
 
-    def test_relaxed_takes_any_image_of_the_class_against_other_classes(self, context, step):
-        loss = crd(context, negatives=12, mode="relaxed")
+    def test_relaxed_takes_any_image_of_the_class_against_other_classes(self, pair, batch):
+        loss = crd(pair, negatives=12, mode="relaxed")
         partners = set()
         for _ in range(80):
-            for positives, negatives in self.seen(loss, step):
-                assert torch.equal(LABELS[positives], step.labels)
-                assert (LABELS[negatives] != step.labels[:, None]).all()
+            for positives, negatives in self.seen(loss, batch):
+                assert torch.equal(LABELS[positives], batch.labels)
+                assert (LABELS[negatives] != batch.labels[:, None]).all()
                 partners.add(int(positives[1]))
         assert partners == {0, 4, 8, 9}, "image 0 should meet all of class 0, itself included"
 
-    def test_both_sides_see_the_same_draw(self, context, step):
-        (p, n), (q, m) = self.seen(crd(context, mode="relaxed"), step)
+    def test_both_sides_see_the_same_draw(self, pair, batch):
+        (p, n), (q, m) = self.seen(crd(pair, mode="relaxed"), batch)
         assert torch.equal(p, q)
         assert torch.equal(n, m)
 
-    def test_no_more_negatives_than_images(self, context, step):
-        loss = crd(context, negatives=16384)
+    def test_no_more_negatives_than_images(self, pair, batch):
+        loss = crd(pair, negatives=16384)
         assert loss.negatives == 12
-        assert loss(step)["contrast"].isfinite()
+        assert batch.through(loss).isfinite()
 
-    def test_one_class_is_refused(self, context):
+    def test_one_class_is_refused(self, pair):
         with pytest.raises(GkdError, match="contrasts classes"):
-            crd(replace(context, train_labels=torch.zeros(8, dtype=torch.int64)))
+            crd(pair, train_labels=torch.zeros(8, dtype=torch.int64))
 
-    def test_building_leaves_the_global_generator_alone_and_follows_the_seed(self, context):
+    def test_building_leaves_the_global_generator_alone_and_follows_the_seed(self, pair):
         state = torch.get_rng_state()
-        a, b = crd(context), crd(context)
+        a, b = crd(pair), crd(pair)
         assert torch.equal(torch.get_rng_state(), state)
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-        assert not torch.equal(crd(replace(context, seed=1)).student_head.weight, a.student_head.weight)
+        assert not torch.equal(crd(pair, seed=1).student_head.weight, a.student_head.weight)
 
 
 class TestGradients:
     @pytest.mark.parametrize("shared", [False, True])
-    def test_into_the_student_and_both_heads_never_into_the_teacher(self, context, step, shared):
-        loss = crd(context, shared_negatives=shared, negatives=12)
-        embedding = step.teacher.embedding.requires_grad_()
-        loss(step)["contrast"].backward()  # after the memories moved on: their old values are still needed
+    def test_into_the_student_and_both_heads_never_into_the_teacher(self, pair, batch, shared):
+        loss = crd(pair, shared_negatives=shared, negatives=12)
+        embedding = batch.teacher.embedding.requires_grad_()
+        batch.through(loss).backward()  # after the memories moved on: their old values are still needed
         assert embedding.grad is None
-        assert all(p.grad is None for p in context.teacher.parameters())
+        assert all(p.grad is None for p in pair.teacher.parameters())
         assert all(p.grad.abs().sum() > 0 for p in loss.parameters())
-        assert next(context.student.parameters()).grad.abs().sum() > 0
+        assert next(pair.student.parameters()).grad.abs().sum() > 0
 
-    def test_gradcheck(self, context, step):
-        loss = crd(context, critic_temperature=0.5).double().eval()
-        loss(step)
-        fix_negatives(loss, loss.sampler.other_classes(step.labels, 5))
-        step = replace(step, student=step.student._replace(embedding=step.student.embedding.detach().double()))
-        step = replace(step, teacher=step.teacher._replace(embedding=step.teacher.embedding.double()))
+    def test_gradcheck(self, pair, batch):
+        loss = crd(pair, critic_temperature=0.5).double().eval()
+        batch.through(loss)
+        fix_negatives(loss, loss.sampler.other_classes(batch.labels, 5))
+        batch = batch._replace(student=batch.student._replace(embedding=batch.student.embedding.detach().double()))
+        batch = batch._replace(teacher=batch.teacher._replace(embedding=batch.teacher.embedding.double()))
 
         def contrast(embedding):
-            return loss(replace(step, student=step.student._replace(embedding=embedding)))["contrast"]
+            return batch._replace(student=batch.student._replace(embedding=embedding)).through(loss)
 
-        assert contrast(step.student.embedding).dtype == torch.float64
-        assert torch.autograd.gradcheck(contrast, step.student.embedding.requires_grad_())
+        assert contrast(batch.student.embedding).dtype == torch.float64
+        assert torch.autograd.gradcheck(contrast, batch.student.embedding.requires_grad_())
 
-    def test_the_heads_join_the_student_s_optimiser(self, context):
-        loss = crd(context)
+    def test_the_heads_join_the_student_s_optimiser(self, pair):
+        loss = crd(pair)
         (group,) = loss.parameter_groups()
         heads = [*loss.student_head.parameters(), *loss.teacher_head.parameters()]
         assert {id(p) for p in group["params"]} == {id(p) for p in heads}
 
 
-def test_embeddings_of_different_width_meet_on_one_sphere(context):
-    loss = crd(context)
+def test_embeddings_of_different_width_meet_on_one_sphere(pair):
+    loss = crd(pair)
     assert (loss.student_head.in_features, loss.teacher_head.in_features) == (5, 7)
     torch.testing.assert_close(EmbeddingHead(5, 8)(torch.randn(6, 5)).norm(dim=1), torch.ones(6))
 
 
-def test_half_types_are_computed_in_float32(context, step):
-    loss = crd(context).eval()
-    loss(step)
-    fix_negatives(loss, loss.sampler.other_classes(step.labels, 5))
-    full = loss(step)["contrast"]
-    half = step.student._replace(embedding=step.student.embedding.bfloat16())
+def test_half_types_are_computed_in_float32(pair, batch):
+    loss = crd(pair).eval()
+    batch.through(loss)
+    fix_negatives(loss, loss.sampler.other_classes(batch.labels, 5))
+    full = batch.through(loss)
+    half = batch.student._replace(embedding=batch.student.embedding.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        low = loss(replace(step, student=half))["contrast"]
+        low = batch._replace(student=half).through(loss)
     assert low.dtype == torch.float32
     assert low.item() == pytest.approx(full.item(), rel=0.02)
 
 
-def test_the_order_of_the_batch_does_not_matter(context, step):
-    negatives = ContrastiveRepresentation(context).sampler.other_classes(step.labels, 5)
+def test_the_order_of_the_batch_does_not_matter(pair, batch):
+    negatives = crd(pair).sampler.other_classes(batch.labels, 5)
     order = torch.tensor([3, 0, 4, 1, 2, 5])
     values = []
     for rows in (torch.arange(6), order):
-        loss = crd(context)
+        loss = crd(pair)
         fix_negatives(loss, negatives[rows])
-        shuffled = replace(
-            with_indices(step, step.indices[rows]),
-            student=step.student._replace(embedding=step.student.embedding[rows]),
-            teacher=step.teacher._replace(embedding=step.teacher.embedding[rows]),
-        )
-        values.append((loss(shuffled)["contrast"].item(), loss.memory_student))
+        shuffled = batch.rows(rows)
+        values.append((shuffled.through(loss).item(), loss.memory_student))
     assert values[0][0] == pytest.approx(values[1][0], rel=1e-6)
     torch.testing.assert_close(values[0][1], values[1][1])
 
 
-def test_the_short_last_batch_weighs_each_sample_alike(context, step):
+def test_the_short_last_batch_weighs_each_sample_alike(pair, batch):
     """A mean over the batch: two samples alone and six with them differ by the other samples only."""
-    loss = crd(context).eval()
-    loss(step)
-    negatives = loss.sampler.other_classes(step.labels, 5)
+    loss = crd(pair).eval()
+    batch.through(loss)
+    negatives = loss.sampler.other_classes(batch.labels, 5)
 
     def contrast(rows):
         fix_negatives(loss, negatives[rows])
-        part = replace(
-            with_indices(step, step.indices[rows]),
-            student=step.student._replace(logits=step.student.logits[rows], embedding=step.student.embedding[rows]),
-            teacher=step.teacher._replace(embedding=step.teacher.embedding[rows]),
-        )
-        return loss(part)["contrast"].item()
+        part = batch.rows(rows)
+        return part.through(loss).item()
 
     first, last = contrast(torch.arange(4)), contrast(torch.arange(4, 6))
     assert contrast(torch.arange(6)) == pytest.approx((4 * first + 2 * last) / 6, rel=1e-5)
 
 
-def test_two_losses_share_nothing(context, step):
-    a, b = crd(context), crd(context)
-    a(step)
+def test_two_losses_share_nothing(pair, batch):
+    a, b = crd(pair), crd(pair)
+    batch.through(a)
     assert b.log_normaliser_student.isinf()
     assert not torch.equal(a.memory_student, b.memory_student)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from scipy.stats import pearsonr
+from torch.nn import functional
 
 from gkd_core.losses.dist import Dist, relation_losses
 
@@ -34,47 +35,12 @@ def test_scipy_agrees():
     assert intra.item() == pytest.approx(1 - sum(pearsonr(s[:, c], t[:, c]).statistic for c in range(5)) / 5, abs=1e-12)
 
 
-def test_zero_loss_and_gradient_at_equality():
-    student = logits(4, 7).requires_grad_()
-    value = both(student, student.detach() + 3.0)
-    value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-12)
-    assert student.grad.abs().max() < 1e-12
-
-
 def test_it_is_the_relation_that_counts_not_the_value():
     """Probabilities drawn towards uniform keep every relation, and KL would punish them."""
     teacher = logits(5, 4)
     p = (teacher / 4).softmax(1)
     student = 4 * (0.3 * p + 0.7 / 4).log()
     assert both(student, teacher).item() == pytest.approx(0, abs=1e-12)
-
-
-def test_no_gradient_into_the_teacher():
-    student, teacher = logits(4, 7).requires_grad_(), logits(4, 7, seed=1).requires_grad_()
-    both(student, teacher).backward()
-    assert teacher.grad is None
-    assert student.grad.abs().sum() > 0
-
-
-def test_gradcheck():
-    teacher = logits(3, 4, seed=1)
-    assert torch.autograd.gradcheck(lambda s: relation_losses(s, teacher), logits(3, 4).requires_grad_())
-
-
-def test_half_types_are_computed_in_float32():
-    student, teacher = logits(8, 10, dtype=torch.float32), logits(8, 10, seed=1, dtype=torch.float32)
-    low = both(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(both(student, teacher).item(), rel=0.02)
-    assert both(student.double(), teacher.double()).dtype == torch.float64
-
-
-def test_the_order_of_the_batch_does_not_matter():
-    student, teacher = logits(5, 6), logits(5, 6, seed=1)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    got, expected = relation_losses(student[order], teacher[order]), relation_losses(student, teacher)
-    torch.testing.assert_close(got, expected, atol=1e-13, rtol=0)
 
 
 def test_a_batch_of_one_has_no_relation_within_classes():
@@ -91,11 +57,11 @@ def test_refuses_what_does_not_fit():
         relation_losses(logits(2, 3), logits(2, 4))
 
 
-def test_the_method_weighs_as_the_authors_do_and_squares_tau_once(make_network, make_context, make_step):
-    context = make_context(make_network(seed=1), make_network(seed=2))
-    step = make_step(context)
-    inter, intra = relation_losses(step.student.logits, step.teacher.logits, 4.0)
-    terms = Dist(context)(step)
-    assert terms["ce"].item() == step.cross_entropy(step.student.logits).item()
+def test_the_method_weighs_as_the_authors_do_and_squares_tau_once(make_network, make_pair, make_batch):
+    pair = make_pair(make_network(seed=1), make_network(seed=2))
+    batch = make_batch(pair)
+    inter, intra = relation_losses(batch.student.logits, batch.teacher.logits, 4.0)
+    terms = Dist(*pair)(*batch)
+    assert terms["ce"].item() == functional.cross_entropy(batch.student.logits, batch.labels).item()
     assert terms["inter"].item() == pytest.approx(2 * 16 * inter.item())
     assert terms["intra"].item() == pytest.approx(2 * 16 * intra.item())

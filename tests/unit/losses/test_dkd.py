@@ -1,5 +1,4 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -57,47 +56,11 @@ def test_the_authors_formula_with_masks_agrees():
     assert dkd_loss(student, teacher, y).item() == pytest.approx((target + 8 * others).item(), rel=1e-9)
 
 
-def test_zero_loss_and_gradient_at_equality():
-    student = logits(4, 7).requires_grad_()
-    value = dkd_loss(student, student.detach() + 3.0, labels(4, 7))
-    value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-12)
-    assert student.grad.abs().max() < 1e-13
-
-
 def test_the_second_part_does_not_see_the_target():
     student, teacher, y = logits(4, 7).requires_grad_(), logits(4, 7, seed=1), labels(4, 7)
     decoupled_kl(student, teacher, y)[1].sum().backward()
     assert student.grad.gather(1, y[:, None]).abs().max() == 0
     assert student.grad.abs().max() > 0
-
-
-def test_no_gradient_into_the_teacher():
-    student, teacher = logits(4, 7).requires_grad_(), logits(4, 7, seed=1).requires_grad_()
-    dkd_loss(student, teacher, labels(4, 7)).backward()
-    assert teacher.grad is None
-    assert student.grad.abs().sum() > 0
-
-
-def test_gradcheck():
-    teacher, y = logits(3, 4, seed=1), labels(3, 4)
-    assert torch.autograd.gradcheck(lambda s: dkd_loss(s, teacher, y), logits(3, 4).requires_grad_())
-
-
-def test_half_types_are_computed_in_float32():
-    student, teacher, y = logits(8, 10, dtype=torch.float32), logits(8, 10, seed=1, dtype=torch.float32), labels(8, 10)
-    low = dkd_loss(student.bfloat16(), teacher.bfloat16(), y)
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(dkd_loss(student, teacher, y).item(), rel=0.02)
-    assert dkd_loss(student.double(), teacher.double(), y).dtype == torch.float64
-
-
-def test_mean_over_the_batch_whatever_its_size_and_order():
-    student, teacher, y = logits(5, 6), logits(5, 6, seed=1), labels(5, 6)
-    samples = [dkd_loss(student[i : i + 1], teacher[i : i + 1], y[i : i + 1]) for i in range(5)]
-    assert torch.allclose(dkd_loss(student, teacher, y), torch.stack(samples).mean(), atol=1e-13)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    assert torch.allclose(dkd_loss(student[order], teacher[order], y[order]), dkd_loss(student, teacher, y), atol=1e-12)
 
 
 def test_a_teacher_that_is_certain_stays_finite():
@@ -110,24 +73,26 @@ def test_a_teacher_that_is_certain_stays_finite():
 
 class TestMethod:
     @pytest.fixture
-    def context(self, make_network, make_context):
-        return make_context(make_network(seed=1), make_network(seed=2))
+    def pair(self, make_network, make_pair):
+        return make_pair(make_network(seed=1), make_network(seed=2))
 
-    def test_the_warm_up_is_linear_and_leaves_cross_entropy_alone(self, context, make_step):
-        loss = DecoupledKD(replace(context, epochs=240))
+    def test_the_warm_up_is_linear_and_leaves_cross_entropy_alone(self, pair, make_batch):
+        loss, batch = DecoupledKD(*pair, epochs=240), make_batch(pair)
         assert [loss.warmup(t) for t in (0.0, 5.0, 10.0, 20.0, 100.0)] == [0.0, 0.25, 0.5, 1.0, 1.0]
-        early, late = loss(make_step(context, epoch=5.0)), loss(make_step(context, epoch=20.0))
+        early, late = loss(*batch, epoch=5.0), loss(*batch, epoch=20.0)
         assert early["dkd"].item() == pytest.approx(0.25 * late["dkd"].item())
         assert early["ce"].item() == late["ce"].item()
 
     @pytest.mark.parametrize(("epochs", "given", "expected"), [(8, None, 2.0), (8, 20.0, 20.0), (80, None, 20.0)])
-    def test_a_short_training_has_a_short_warm_up_unless_told(self, context, epochs, given, expected):
-        assert DecoupledKD(replace(context, epochs=epochs), warmup_epochs=given).warmup_epochs == expected
+    def test_a_short_training_has_a_short_warm_up_unless_told(self, pair, epochs, given, expected):
+        assert DecoupledKD(*pair, epochs=epochs, warmup_epochs=given).warmup_epochs == expected
 
-    def test_without_a_warm_up_it_is_whole_from_the_start(self, context, make_step):
-        step = make_step(context, epoch=0.0)
-        terms = DecoupledKD(context, warmup_epochs=0.0, alpha=0.5, beta=2.0, temperature=3.0)(step)
-        expected = dkd_loss(step.student.logits, step.teacher.logits, step.labels, 0.5, 2.0, 3.0)
+    def test_without_a_warm_up_it_is_whole_from_the_start(self, pair, make_batch):
+        batch = make_batch(pair)
+        terms = DecoupledKD(
+            *pair, epochs=8, warmup_epochs=0.0, weight_target=0.5, weight_non_target=2.0, temperature=3.0
+        )(*batch)
+        expected = dkd_loss(batch.student.logits, batch.teacher.logits, batch.labels, 0.5, 2.0, 3.0)
         assert terms["dkd"].item() == pytest.approx(expected.item())
 
     def test_needs_plain_labels(self):

@@ -34,17 +34,6 @@ def test_grids_meet_on_the_smaller_one_with_totals_kept():
     assert gradient_loss(maps(2, 3, 4, 2), maps(2, 3, 2, 4, seed=1)).isfinite()
 
 
-@pytest.mark.parametrize("r", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_loss_and_gradient_at_equality(r, dtype):
-    student = maps(3, 4, 2, 2, dtype=dtype).requires_grad_()
-    value = gradient_loss(student, student.detach().clone(), r=r)
-    value.backward()
-    rounding = 10 * torch.finfo(dtype).eps
-    assert value.item() == pytest.approx(0, abs=rounding)
-    assert student.grad.abs().max() < rounding
-
-
 def test_never_nan_at_zero():
     for student, teacher in (
         (torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)),
@@ -55,33 +44,6 @@ def test_never_nan_at_zero():
         value.backward()
         assert value.isfinite()
         assert leaf.grad.isfinite().all()
-
-
-def test_no_gradient_into_the_teacher():
-    student, teacher = maps(2, 3, 2, 2).requires_grad_(), maps(2, 3, 2, 2, seed=1).requires_grad_()
-    gradient_loss(student, teacher).backward()
-    assert teacher.grad is None
-    assert student.grad.abs().sum() > 0
-
-
-def test_gradcheck():
-    teacher = maps(2, 3, 2, 3, seed=1)
-    assert torch.autograd.gradcheck(lambda s: gradient_loss(s, teacher, r=0.3), maps(2, 3, 3, 2).requires_grad_())
-
-
-def test_half_types_are_computed_in_float32():
-    student, teacher = maps(4, 6, 2, 2, dtype=torch.float32), maps(4, 6, 2, 2, seed=1, dtype=torch.float32)
-    low = gradient_loss(student.bfloat16(), teacher.bfloat16())
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(gradient_loss(student, teacher).item(), rel=0.01)
-
-
-def test_mean_over_the_batch_whatever_its_size_and_order():
-    student, teacher = maps(5, 3, 2, 2), maps(5, 3, 2, 2, seed=1)
-    samples = [gradient_loss(student[i : i + 1], teacher[i : i + 1]) for i in range(5)]
-    assert torch.allclose(gradient_loss(student, teacher), torch.stack(samples).mean(), atol=1e-14)
-    order = torch.tensor([3, 0, 4, 1, 2])
-    assert torch.allclose(gradient_loss(student[order], teacher[order]), gradient_loss(student, teacher), atol=1e-14)
 
 
 def test_refuses_what_does_not_fit():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gkd_core.losses.grid import resample_total
+from gkd_core.losses.feature_maps import resample_total
 
 
 def maps(*shape, seed=0):

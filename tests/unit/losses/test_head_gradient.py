@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gkd_core.losses.gradient import gradient_loss
-from gkd_core.losses.head_gradient import (
+from gkd_core.losses.gradient import (
     autograd_head_gradient,
     class_probabilities,
     evaluating,
+    gradient_loss,
     head_gradient,
     pooled_head_gradient,
 )

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from gkd_core.losses.base import Context, Step
 from gkd_core.losses.mutual import MutualLearning, mutual_loss
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -19,14 +18,12 @@ def network(seed: int = 0) -> Network:
 
 
 def loss_of(student: Network, **arguments) -> MutualLearning:
-    return MutualLearning(Context(student, None, LABELS, 2, 0), **arguments)
+    return MutualLearning(student, **arguments)
 
 
-def step(student: Network) -> Step:
-    def cross_entropy(logits):
-        return torch.nn.functional.cross_entropy(logits, LABELS)
-
-    return Step(student(IMAGES), None, IMAGES, LABELS, None, torch.arange(4), 0.0, cross_entropy)
+def terms_of(loss: MutualLearning, student: Network) -> dict[str, torch.Tensor]:
+    loss.look(IMAGES)
+    return loss(student(IMAGES), None, LABELS)
 
 
 def test_two_peers_by_hand():
@@ -87,7 +84,7 @@ def test_gradcheck_permutation_and_half_precision():
 def test_the_terms_are_sums_over_peers():
     student = network()
     loss = loss_of(student, peers=3).train()
-    terms = loss(step(student))
+    terms = terms_of(loss, student)
     with torch.no_grad():
         logits = [student(IMAGES).logits, *(peer.logits for peer in (net(IMAGES) for net in loss.others))]
     expected = sum(torch.nn.functional.cross_entropy(z, LABELS) for z in logits)
@@ -110,7 +107,7 @@ def test_peers_start_apart_and_are_trained_and_kept_with_the_loss():
 
 def test_without_an_exchange_only_labels_teach():
     student = network()
-    assert set(loss_of(student, exchange=False)(step(student))) == {"ce"}
+    assert set(terms_of(loss_of(student, exchange=False), student)) == {"ce"}
 
 
 @pytest.mark.parametrize(("tops", "best"), [((0.5, 0.7, 0.6), 2), ((0.7, 0.7, 0.6), 1), ((0.7, 0.6, 0.7), 3)])

@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.stats import pearsonr
 
-from gkd_core.losses.pearson import pearson_correlation
+from gkd_core.losses.dist import pearson_correlation
 
 
 def vectors(*shape, seed=0):

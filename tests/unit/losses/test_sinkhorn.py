@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from gkd_core.losses.transport import sinkhorn_distance, sinkhorn_plan
 from gkd_core.losses.wasserstein import wasserstein_loss
-from gkd_core.losses.wasserstein.sinkhorn import sinkhorn_distance, sinkhorn_plan
 
 
 def points(*shape, seed=0):
@@ -71,11 +71,11 @@ def test_gradient_is_that_of_the_regularised_value(n, m):
     leaf = x.clone().requires_grad_()
     sinkhorn_distance(torch.cdist(leaf, y), epsilon=0.2, iterations=2000).sum().backward()
     # Fourth order, all coordinates at once, so that the differences themselves are good to 1e-11.
-    step = 1e-4
-    changes = step * torch.eye(3 * n, dtype=torch.float64).view(3 * n, n, 3)
+    batch = 1e-4
+    changes = batch * torch.eye(3 * n, dtype=torch.float64).view(3 * n, n, 3)
     near = regularised(x + changes) - regularised(x - changes)
     far = regularised(x + 2 * changes) - regularised(x - 2 * changes)
-    differences = (8 * near - far).view(n, 3) / (12 * step)
+    differences = (8 * near - far).view(n, 3) / (12 * batch)
     assert (differences - leaf.grad[0]).abs().max() < 1e-9
 
 

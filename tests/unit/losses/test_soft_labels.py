@@ -28,38 +28,6 @@ def test_default_temperature_is_four_and_squared_once():
 
 @pytest.mark.parametrize("loss", [soft_label_kl, kd_loss])
 class TestBoth:
-    def test_zero_loss_and_gradient_at_equality(self, loss):
-        student = logits(4, 7).requires_grad_()
-        value = loss(student, student.detach() + 3.0)  # a shift of all logits changes no probability
-        value.backward()
-        assert value.item() == pytest.approx(0, abs=1e-14)
-        assert student.grad.abs().max() < 1e-14
-
-    def test_no_gradient_into_the_teacher(self, loss):
-        student, teacher = logits(4, 7).requires_grad_(), logits(4, 7, seed=1).requires_grad_()
-        loss(student, teacher).backward()
-        assert teacher.grad is None
-        assert student.grad.abs().sum() > 0
-
-    def test_gradcheck(self, loss):
-        student, teacher = logits(3, 4).requires_grad_(), logits(3, 4, seed=1)
-        assert torch.autograd.gradcheck(lambda s: loss(s, teacher, 3.0), student)
-
-    def test_half_types_are_computed_in_float32(self, loss):
-        student, teacher = logits(8, 10, dtype=torch.float32), logits(8, 10, seed=1, dtype=torch.float32)
-        for half in (torch.bfloat16, torch.float16):
-            low = loss(student.to(half), teacher.to(half))
-            assert low.dtype == torch.float32
-            assert low.item() == pytest.approx(loss(student, teacher).item(), rel=0.02)
-        assert loss(student.double(), teacher.double()).dtype == torch.float64
-
-    def test_mean_over_the_batch_whatever_its_size_and_order(self, loss):
-        student, teacher = logits(5, 6), logits(5, 6, seed=1)
-        samples = [loss(student[i : i + 1], teacher[i : i + 1]) for i in range(5)]
-        assert torch.allclose(loss(student, teacher), torch.stack(samples).mean(), atol=1e-14)
-        order = torch.tensor([3, 0, 4, 1, 2])
-        assert torch.allclose(loss(student[order], teacher[order]), loss(student, teacher), atol=1e-14)
-
     def test_large_logits_stay_finite(self, loss):
         student = torch.tensor([[1e4, -1e4]], requires_grad=True)
         value = loss(student, torch.tensor([[-1e4, 1e4]]))

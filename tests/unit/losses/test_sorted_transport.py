@@ -8,9 +8,8 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
+from gkd_core.losses.transport import one_dimensional_distance, quantile_distance, random_directions, sliced_distance
 from gkd_core.losses.wasserstein import wasserstein_loss
-from gkd_core.losses.wasserstein.quantile import one_dimensional_distance, quantile_distance
-from gkd_core.losses.wasserstein.sliced import random_directions, sliced_distance
 
 SIZES = [(16, 16), (16, 9), (4, 16), (1, 7), (49, 36)]
 

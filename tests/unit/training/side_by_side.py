@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss
 from gkd_core.losses.cross_entropy import CrossEntropy
 from gkd_core.methods import METHODS
+from gkd_core.models.classifier import Output
 from gkd_core.training import distributed, loop
 from gkd_core.training.learning_rate import learning_rate_factor
 from gkd_core.training.lesson import Lesson
@@ -59,8 +60,8 @@ def train(folder: Path, lesson: Lesson, *, loss: Loss | None = None, frozen: boo
     )
     split = stripes(COUNT, 1)
     torch.manual_seed(3)
-    context = Context(student, teacher.networks[0] if teacher else None, torch.from_numpy(split.labels), 1, 0)
-    loss = (loss or lesson.create_loss(context, teachers, autocast=False)).double()
+    facts = {"seed": 0, "epochs": 1, "train_labels": torch.from_numpy(split.labels)}
+    loss = (loss or lesson.create_loss(student, teachers, autocast=False, **facts)).double()
     if frozen:
         freeze_statistics(student, loss)
     distributed.own_random_numbers(3)
@@ -93,20 +94,20 @@ def train(folder: Path, lesson: Lesson, *, loss: Loss | None = None, frozen: boo
 class PoisonedElsewhere(Loss):
     """Cross-entropy that is no number in the last process, at the second step."""
 
-    across_samples = "nothing"
-
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        ce = step.cross_entropy(step.student.logits)
-        poisoned = step.epoch > 0 and distributed.rank() == distributed.processes() - 1
+    def forward(
+        self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
+    ) -> dict[str, Tensor]:
+        ce = self.cross_entropy(student.logits, labels)
+        poisoned = epoch > 0 and distributed.rank() == distributed.processes() - 1
         return {"ce": ce, "poison": ce * math.nan if poisoned else ce}
 
 
 class Noisy(CrossEntropy):
     """Cross-entropy of logits with noise of its own in every process, as dropout would make it."""
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        logits = step.student.logits
-        return {"ce": step.cross_entropy(logits + torch.randn_like(logits))}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        logits = student.logits
+        return {"ce": self.cross_entropy(logits + torch.randn_like(logits), labels)}
 
 
 class Interrupted(Exception):
@@ -132,7 +133,7 @@ def everything(folder: Path) -> dict:
         train(folder, Lesson("ce"), loss=PoisonedElsewhere())
     except GkdError as error:
         result["poisoned"] = str(error)
-    noisy = {"loss": Noisy(None), "frozen": False, "epochs": 2}
+    noisy = {"loss": Noisy(), "frozen": False, "epochs": 2}
     result["uninterrupted"] = train(folder, Lesson("ce"), **noisy)
     try:
         train(folder, Lesson("ce"), **noisy, weight=weight_until(1.5))

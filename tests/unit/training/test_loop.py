@@ -14,9 +14,10 @@ from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Context, Loss, Step
+from gkd_core.losses.base import Loss
 from gkd_core.losses.cross_entropy import CrossEntropy
 from gkd_core.losses.kd import KnowledgeDistillation
+from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network, NetworkSpec
 from gkd_core.training import loop
 from gkd_core.training.learning_rate import learning_rate_factor
@@ -55,8 +56,7 @@ class Run:
     def __init__(self, tmp_path, loss_class=CrossEntropy, *, teacher=None, epochs=3, count=50, lr=0.05, **arguments):
         self.network = network()
         self.teacher = None if teacher is None else OnlineTeacher(teacher, device=CPU, autocast=False)
-        context = Context(self.network, teacher, torch.zeros(count, dtype=torch.int64), epochs, 0)
-        self.loss = loss_class(context)
+        self.loss = loss_class(self.network, teacher)
         self.optimizer = create_optimizer(
             self.network, self.loss, name="sgd", learning_rate=lr, weight_decay=5e-4, momentum=0.9
         )
@@ -122,19 +122,21 @@ def test_one_step_is_the_step_written_out_by_hand(tmp_path, count):
 class _Spy(Loss):
     """Notes modes at every step."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: Network, teacher: Network) -> None:
         super().__init__()
-        object.__setattr__(self, "context", context)
+        self.networks = (student, teacher)
         self.seen: list[tuple[bool, bool, bool]] = []
         self.same_images: list[bool] = []
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        student = self.context.student
-        teacher = self.context.teacher
-        self.seen.append((student.classifier.training, teacher.classifier.training, step.teacher.logits.requires_grad))
+    def look(self, images: Tensor) -> None:
+        self.images = images
+
+    def forward(self, student: Output, teacher: Output, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        modes = [network.classifier.training for network in self.networks]
+        self.seen.append((*modes, teacher.logits.requires_grad))
         with torch.no_grad():
-            self.same_images.append(torch.equal(step.teacher.logits, teacher(step.images).logits))
-        return {"ce": step.cross_entropy(step.student.logits), "kd": step.student.logits.square().mean()}
+            self.same_images.append(torch.equal(teacher.logits, self.networks[1](self.images).logits))
+        return {"ce": self.cross_entropy(student.logits, labels), "kd": student.logits.square().mean()}
 
 
 def test_student_trains_and_teacher_never_does(tmp_path):
@@ -163,12 +165,12 @@ def test_the_seed_decides_everything_and_something(tmp_path):
 
 
 class _Keeper(Loss):
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: Network, teacher: Network) -> None:
         super().__init__()
-        self.teacher = context.teacher
+        self.teacher = teacher
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        return {"ce": step.cross_entropy(step.student.logits)}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        return {"ce": self.cross_entropy(student.logits, labels)}
 
 
 def test_a_loss_that_swallows_the_teacher_is_refused(tmp_path):
@@ -247,13 +249,13 @@ def test_best_keeps_the_epoch_that_validation_likes_best(tmp_path, monkeypatch):
 class _Poisoned(Loss):
     """Its term is not a number from the sixth step on."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: Network, teacher: Network | None) -> None:
         super().__init__()
         self.calls = 0
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         self.calls += 1
-        ce = step.cross_entropy(step.student.logits)
+        ce = self.cross_entropy(student.logits, labels)
         return {"ce": ce, "kd": ce * (math.nan if self.calls >= 6 else 1.0)}
 
 
@@ -318,11 +320,11 @@ def test_nothing_in_a_step_waits_for_the_device(tmp_path, monkeypatch, nothing_r
 class _Reading(Loss):
     """Reads its own term at every step."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: Network, teacher: Network | None) -> None:
         super().__init__()
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        ce = step.cross_entropy(step.student.logits)
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        ce = self.cross_entropy(student.logits, labels)
         return {"ce": ce * (1.0 if ce.item() > 0 else 2.0)}
 
 
@@ -345,15 +347,15 @@ def test_bf16_autocast_comes_near_float32(tmp_path):
 class _Precise(Loss):
     """Asks for the cross-entropy of float64 logits a hair apart."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: Network, teacher: Network | None) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        logits = torch.zeros(len(step.labels), 3, dtype=torch.float64)
-        self.seen.append(step.cross_entropy(logits + torch.tensor([1e-12, 0.0, 0.0], dtype=torch.float64)))
-        self.seen.append(step.cross_entropy(logits.bfloat16()))
-        return {"ce": step.cross_entropy(step.student.logits)}
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
+        logits = torch.zeros(len(labels), 3, dtype=torch.float64)
+        self.seen.append(self.cross_entropy(logits + torch.tensor([1e-12, 0.0, 0.0], dtype=torch.float64), labels))
+        self.seen.append(self.cross_entropy(logits.bfloat16(), labels))
+        return {"ce": self.cross_entropy(student.logits, labels)}
 
 
 def test_cross_entropy_is_computed_in_at_least_float32(tmp_path):
@@ -380,15 +382,18 @@ def test_clipping_limits_the_step(tmp_path):
 class _Peer(Loss):
     """A second network that learns along, with gradients a thousand times the student's."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, student: Network, teacher: Network | None) -> None:
         super().__init__()
         self.peer = network(11)
         self.modes: list[tuple[bool, bool]] = []
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def look(self, images: Tensor) -> None:
+        self.images = images
+
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         self.modes.append((self.training, self.peer.classifier.training))
-        peers = step.cross_entropy(self.peer(step.images).logits)
-        return {"ce": step.cross_entropy(step.student.logits) + 1000 * peers}
+        peers = self.cross_entropy(self.peer(self.images).logits, labels)
+        return {"ce": self.cross_entropy(student.logits, labels) + 1000 * peers}
 
     def companions(self) -> dict[str, Network]:
         return {"peer2": self.peer}

@@ -1,16 +1,19 @@
-"""The feature loss: W1 between the student's and the teacher's feature map."""
+"""The feature loss: W1 between the student's and the teacher's feature map, each a cloud of atoms in channel space."""
 
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
-from gkd_core.data.shards import ALONE, Shards
-from gkd_core.losses.precision import at_least_float32, full_precision
-from gkd_core.losses.wasserstein.clouds import atoms, euclidean, positions, teacher_rms
-from gkd_core.losses.wasserstein.exact import exact_distance
-from gkd_core.losses.wasserstein.quantile import quantile_distance
-from gkd_core.losses.wasserstein.sinkhorn import sinkhorn_distance
-from gkd_core.losses.wasserstein.sliced import random_directions, sliced_distance
+from gkd_core.data import shards
+from gkd_core.losses.base import at_least_float32, full_precision
+from gkd_core.losses.transport import (
+    exact_distance,
+    quantile_distance,
+    random_directions,
+    sinkhorn_distance,
+    sliced_distance,
+)
 
 Solver = Literal["sinkhorn", "sliced", "quantile", "exact"]
 Normalisation = Literal["none", "teacher_rms"]
@@ -29,7 +32,6 @@ def wasserstein_loss(
     seed: int = 0,
     position_weight: float = 0.0,
     normalise: Normalisation = "none",
-    shards: Shards = ALONE,
 ) -> Tensor:
     """W1 with Euclidean ground cost between two feature maps, mean over the batch.
 
@@ -46,18 +48,22 @@ def wasserstein_loss(
         projections, seed: of `sliced`.
         position_weight: λ_pos; adds λ_pos·‖pos_x − pos_y‖, positions in [0, 1]², to the ground cost of `sinkhorn`
             and `exact`.
-        normalise: `teacher_rms` divides both clouds by √(mean over batch and atoms of ‖x‖²) of the teacher, detached.
-        shards: where several processes share the batch; `teacher_rms` is of the whole of it.
+        normalise: `teacher_rms` divides both clouds by √(mean over batch and atoms of ‖x‖²) of the teacher, detached;
+            the whole batch, also where several processes share it.
     Raises:
         ValueError: shapes do not fit, an argument is out of range, or the solver knows no positions.
     Source: Yang & Qin 2025, eq. 1 (arXiv:2510.21649). The solver and the adapter of channels are not given there.
+
+    Example:
+        >>> wasserstein_loss(torch.zeros(1, 2, 4, 4), torch.full((1, 2, 2, 2), 3.0))  # √(3² + 3²)
+        tensor(4.2426)
     """
     _check(student_features, teacher_features, solver, epsilon, iterations, projections, position_weight, normalise)
     with full_precision(student_features):
         student = at_least_float32(student_features)
         teacher = at_least_float32(teacher_features.detach()).to(student.dtype)
         if normalise == "teacher_rms":
-            rms = teacher_rms(atoms(teacher), shards)
+            rms = teacher_rms(atoms(teacher))
             student, teacher = student / rms, teacher / rms
         if solver == "quantile":
             return quantile_distance(student, teacher).mean()
@@ -102,3 +108,33 @@ def _check(
         raise ValueError("epsilon must be above 0, iterations and projections at least 1, position_weight at least 0")
     if position_weight and solver not in ("sinkhorn", "exact"):
         raise ValueError(f"position_weight needs a solver with a ground cost (sinkhorn, exact), not {solver}")
+
+
+def atoms(features: Tensor) -> Tensor:
+    """[B, C, H, W] → [B, H·W, C], one atom of equal mass per position, row by row."""
+    return features.flatten(2).transpose(1, 2)
+
+
+def positions(height: int, width: int, like: Tensor) -> Tensor:
+    """Centres of the grid's cells in [0, 1]², [H·W, 2], in the order of `atoms`.
+
+    Centres, not corners, so that cells of a coarse grid lie amid the cells of a fine one that they cover.
+    """
+    rows = (torch.arange(height, dtype=like.dtype, device=like.device) + 0.5) / height
+    columns = (torch.arange(width, dtype=like.dtype, device=like.device) + 0.5) / width
+    return torch.cartesian_prod(rows, columns)
+
+
+def euclidean(first: Tensor, second: Tensor) -> Tensor:
+    """Distances [B, n, m] between [B, n, d] and [B, m, d]; exactly 0 with gradient 0 where two atoms agree.
+
+    Differences, not ‖x‖² + ‖y‖² − 2xy: above 25 atoms cdist would take that by itself, and near equality it gives
+    √(rounding error) instead of 0.
+    """
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def teacher_rms(teacher_atoms: Tensor) -> Tensor:
+    """√(mean over batch and atoms of ‖x‖²) of [B, m, d]: a scalar, detached, kept above 0."""
+    mean_square = shards.current().mean(teacher_atoms.detach().square().sum(2).mean())
+    return mean_square.clamp_min(torch.finfo(mean_square.dtype).tiny).sqrt()
