@@ -14,7 +14,7 @@ import typer
 from gkd_core import __version__
 from gkd_core.errors import GkdError
 from gkd_core.redact import redact
-from pipelines.commands import bundle, cluster, compare, kubeflow, lists, project, registry, serving, steps, verify
+from pipelines.commands import bundle, compare, lists, pipeline, project, registry, serving, steps, verify
 
 app = typer.Typer(
     name="gkd",
@@ -31,8 +31,7 @@ app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")
 app.add_typer(serving.app)
 app.add_typer(verify.app)
-kubeflow.app.add_typer(cluster.app)
-app.add_typer(kubeflow.app, name="pipeline")
+app.add_typer(pipeline.app, name="pipeline")
 
 
 def main() -> None:

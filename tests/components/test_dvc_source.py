@@ -255,7 +255,7 @@ class TestThePrepareTask:
         """A function that runs it and gives its artifact's metadata."""
         from kfp import dsl
 
-        from components.kubeflow import steps
+        from pipelines.kubeflow import components as steps
 
         monkeypatch.setattr("sys.argv", ["a task names itself here"])
         monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.docker
 STEP = """
 import json
 from kfp import dsl
-from components.kubeflow import steps
+from pipelines.kubeflow import components as steps
 data = dsl.Dataset(name="data", uri="data", metadata={})
 settings = json.dumps({"data": {"source": "folder", "image_size": 16}})
 steps.prepare.python_func(

@@ -196,3 +196,20 @@ class Load:
                     self.heard[right[0]] += 1
                 else:
                     self.others.append(f"{got.status}: {got.content[:200]!r}")
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory) -> Callable[..., Path]:
+    """A function that compiles a pipeline with the repository's params.yaml, each only once."""
+    from pipelines.kubeflow.compile import compile_pipeline
+
+    made: dict[tuple[str | None, str], Path] = {}
+
+    def compiled(profile: str | None = None, which: str = "distillation") -> Path:
+        if (profile, which) not in made:
+            file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+            compile_pipeline(file, params=Path(__file__).parents[2] / "params.yaml", profile=profile, which=which)
+            made[profile, which] = file
+        return made[profile, which]
+
+    return compiled

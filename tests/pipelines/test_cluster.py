@@ -8,10 +8,16 @@ import socket
 import ssl
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipelines.kubeflow import client, runs, schedules
+from pipelines.kubeflow.client import Access
+from pipelines.kubeflow.compile import compile_pipeline
+from pipelines.kubeflow.package import Work, check
+from pipelines.kubeflow.schedules import Clock
 from tests import forked
 from tests.pipelines.kfp_server import KfpServer, misfit
 
@@ -143,8 +149,8 @@ def test_a_schedule(tmp_path, package):
         assert made["enabled"] is False
         assert made["end"] == "2027-11-30T23:00:00+00:00"
 
-        bad = gkd("schedule", "--cron", "0 0 5 * * MONDAYS", *common, "--replace", *access, cwd=tmp_path)
-        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 5 * * MONDAYS")
+        bad = gkd("schedule", "--cron", "0 0 5 * * MON", *common, "--replace", *access, cwd=tmp_path)
+        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 5 * * MON")
         assert list(server.schedules) == [made["schedule_id"]], "a refused replacement leaves the old one at work"
 
         listed = gkd("list", "--schedules", "--experiment", "gkd", *access, cwd=tmp_path)
@@ -159,6 +165,15 @@ def test_a_schedule(tmp_path, package):
 def test_a_compiled_file_is_one_pipeline_for_one_profile(tmp_path, package, more):
     result = gkd("submit", "--host", "http://localhost:1", "--package", str(package), *more, cwd=tmp_path)
     assert f"{more[0]} is given and --package too" in refused(result)
+
+
+def test_what_is_wrong_here_is_told_before_the_server_is_asked(tmp_path, package, closed):
+    for command, part in (
+        (["submit", "--package", "none.yaml"], "none.yaml cannot be read"),
+        (["submit", "--package", str(package)], "the pipeline wants epochs"),
+        (["schedule", "--cron", "0 0 3 * * x", "--package", str(package), "--argument", "epochs=3"], "x is no weekday"),
+    ):
+        refused(gkd(*command, "--host", closed, cwd=tmp_path), part)
 
 
 @pytest.fixture
@@ -188,13 +203,12 @@ def test_refusals_reach_the_user_as_one_sentence(tmp_path, closed):
 
 @pytest.fixture
 def connect(monkeypatch, tmp_path):
-    from pipelines import cluster
-
-    for name in ("KF_PIPELINES_ENDPOINT", cluster.TOKEN_VARIABLE, cluster.COOKIE_VARIABLE):
+    for name in ("KF_PIPELINES_ENDPOINT", client.TOKEN_VARIABLE, client.COOKIE_VARIABLE):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
-    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
-    return lambda **access: cluster.connect(cluster.Access(**access))
+    monkeypatch.setattr(client, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.001)
+    return lambda **access: client.connect(Access(**access))
 
 
 def sentence(raised: pytest.ExceptionInfo) -> str:
@@ -283,31 +297,27 @@ class TestAccess:
         monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(token))
         with KfpServer(token="first") as server:
             found = connect(host=server.host, in_cluster=True)
-            found.call(found.client.list_runs)
+            assert runs.runs(found) == []
             server.token = "second"
             with refuses:
-                found.call(found.client.list_runs)
+                runs.runs(found)
             token.write_text("second")
-            assert not found.call(found.client.list_runs).runs
+            assert runs.runs(found) == []
 
     def test_nothing_shows_a_secret(self, connect):
-        from pipelines.cluster import Access
-
         access = Access("http://x", token=SECRET, cookie=f"a={SECRET}")
         assert SECRET not in f"{access!r} {access}"
         with KfpServer(token=SECRET) as server:
             assert SECRET not in repr(connect(host=server.host, token=SECRET))
 
     def test_credentials_over_plain_http_are_pointed_out(self, connect, capsys):
-        from pipelines.cluster import Access, _credentials
-
         for host, warned in [
             ("http://kfp.example.org", True),
             ("https://kfp.example.org", False),
             ("http://localhost:8888", False),
             ("http://ml-pipeline.kubeflow.svc.cluster.local:8888", False),
         ]:
-            _credentials(Access(host, token=SECRET), host)
+            client._credentials(Access(host, token=SECRET), host)
             said = capsys.readouterr().err
             assert ("unencrypted" in said) is warned
             assert SECRET not in said
@@ -346,25 +356,19 @@ def certificate(tmp_path) -> Path:
 
 @pytest.fixture
 def work(package):
-    from pipelines.cluster_work import Work
-
     return Work(package, {"epochs": 1}, "name")
 
 
 class TestRuns:
     def test_a_schedule_is_made_once_and_its_file_uploaded_once(self, connect, refuses, work):
-        from dataclasses import replace
-
-        from pipelines import cluster_schedules
-
         weekly = replace(work, name="weekly", pipeline="gkd")
         with KfpServer() as server:
             found = connect(host=server.host)
-            first = cluster_schedules.schedule(found, weekly, cluster_schedules.Clock("0 0 3 * * 1"))
+            first = schedules.schedule(found, weekly, Clock("0 0 3 * * 1"))
             with refuses as raised:
-                cluster_schedules.schedule(found, weekly, cluster_schedules.Clock("0 0 4 * * 1"))
+                schedules.schedule(found, weekly, Clock("0 0 4 * * 1"))
             assert "a schedule 'weekly' is there already" in sentence(raised)
-            second = cluster_schedules.schedule(found, weekly, cluster_schedules.Clock("0 0 4 * * 1"), replace=True)
+            second = schedules.schedule(found, weekly, Clock("0 0 4 * * 1"), replace=True)
             assert list(server.schedules) == [second["schedule_id"]] != [first["schedule_id"]]
             assert len(server.pipelines) == 1
             digests = [v["display_name"] for v in server.versions.values() if v["display_name"] != "gkd"]
@@ -378,86 +382,70 @@ class TestRuns:
         assert "several users: say whose runs you mean with --namespace" in sentence(raised)
 
     def test_waiting_outlasts_a_server_that_stumbles(self, connect, work):
-        from pipelines import cluster_runs
-
         with KfpServer() as server:
             found = connect(host=server.host)
-            run = cluster_runs.submit(found, work)["run_id"]
+            run = runs.submit(found, work)["run_id"]
             server.broken = 3
-            lines = []
-            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01, progress=lines.append)
+            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
         assert facts["state"] == "SUCCEEDED"
         assert facts["finished_at"] == "2026-11-21T13:00:00+00:00"
-        assert sum("no answer, trying again" in line for line in lines) == 3
+        assert server.broken == 0
 
     def test_a_server_that_stays_away_is_given_up(self, connect, refuses, work):
-        from pipelines import cluster_runs
-
         with KfpServer() as server:
             found = connect(host=server.host)
-            run = cluster_runs.submit(found, work)["run_id"]
+            run = runs.submit(found, work)["run_id"]
             server.broken = 1000
             with refuses as raised:
-                cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.001)
+                runs.wait(found, run, timeout_seconds=30, poll_seconds=0.001)
         assert "fails with status 503" in sentence(raised)
 
     def test_a_cancelled_run_has_ended(self, connect, work):
         """kfp's own loop waits for it for ever."""
-        from pipelines import cluster_runs
 
         with KfpServer() as server:
             server.cancel = True
             found = connect(host=server.host)
-            run = cluster_runs.submit(found, work)["run_id"]
-            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
-        assert cluster_runs.failure(facts).startswith(f"run {run} was cancelled")
+            run = runs.submit(found, work)["run_id"]
+            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+        assert runs.failure(facts).startswith(f"run {run} was cancelled")
 
     def test_patience_ends_and_the_run_goes_on(self, connect, refuses, work):
-        from pipelines import cluster_runs
-
         with KfpServer() as server:
             found = connect(host=server.host)
-            run = cluster_runs.submit(found, work)["run_id"]
+            run = runs.submit(found, work)["run_id"]
             with refuses as raised:
-                cluster_runs.wait(found, run, timeout_seconds=0.01, poll_seconds=1)
+                runs.wait(found, run, timeout_seconds=0.01, poll_seconds=1)
         assert "is still pending after 0.01 seconds" in sentence(raised)
         assert raised.value.exit_code == 2
 
     def test_what_a_task_says_is_repeated(self, connect, work):
-        from pipelines import cluster_runs
-
         with KfpServer(fail="distill", fail_says="gkd: the teacher has\n100 classes") as server:
             found = connect(host=server.host)
-            run = cluster_runs.submit(found, work)["run_id"]
-            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
-        assert "failed in distill (gkd: the teacher has 100 classes)" in cluster_runs.failure(facts)
+            run = runs.submit(found, work)["run_id"]
+            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+        assert "failed in distill (gkd: the teacher has 100 classes)" in runs.failure(facts)
 
     def test_a_loops_tasks_are_told_apart(self, connect, work):
-        from pipelines import cluster_runs
-
         with KfpServer(tasks=("train", "train", "compare")) as server:
             found = connect(host=server.host)
-            run = cluster_runs.submit(found, work)["run_id"]
-            facts = cluster_runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+            run = runs.submit(found, work)["run_id"]
+            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
         assert [task["name"] for task in facts["tasks"]] == ["train", "train #2", "compare"]
 
     def test_lists_go_on_past_the_first_page(self, connect, work):
-        from dataclasses import replace
-
-        from pipelines import cluster_runs
-
         with KfpServer() as server:
             found = connect(host=server.host)
             for number in range(5):
-                cluster_runs.submit(found, replace(work, name=f"run {number}", experiment=f"e{number % 2}"))
-            names = [run["name"] for run in cluster_runs.runs(found, limit=3)]
+                runs.submit(found, replace(work, name=f"run {number}", experiment=f"e{number % 2}"))
+            names = [run["name"] for run in runs.runs(found, limit=3)]
             assert names == ["run 4", "run 3", "run 2"]
-            page, cluster_runs.PAGE = cluster_runs.PAGE, 2
+            page, runs.PAGE = runs.PAGE, 2
             try:
-                assert len(cluster_runs.runs(found, limit=50)) == 5
+                assert len(runs.runs(found, limit=50)) == 5
             finally:
-                cluster_runs.PAGE = page
-            assert [run["name"] for run in cluster_runs.runs(found, experiment="e1")] == ["run 3", "run 1"]
+                runs.PAGE = page
+            assert [run["name"] for run in runs.runs(found, experiment="e1")] == ["run 3", "run 1"]
             assert not server.refused
 
     @pytest.mark.parametrize(
@@ -470,38 +458,28 @@ class TestRuns:
             ({"package": ROOT / "README.md"}, ["is not a .yaml file"]),
         ],
     )
-    def test_what_cannot_run_is_refused(self, connect, refuses, work, change, parts):
-        from dataclasses import replace
-
-        from pipelines import cluster_runs
-
-        with KfpServer() as server:
-            found = connect(host=server.host)
-            with refuses as raised:
-                cluster_runs.submit(found, replace(work, **change))
-            assert not server.runs
+    def test_what_cannot_run_is_refused(self, refuses, work, change, parts):
+        with refuses as raised:
+            check(replace(work, **change), print)
         for part in parts:
             assert part in sentence(raised)
 
     def test_unknown_names(self, connect, work):
         from gkd_core.errors import GkdError
-        from pipelines import cluster_runs, cluster_schedules
 
         with KfpServer() as server:
             found = connect(host=server.host)
-            cluster_runs.submit(found, work)
+            runs.submit(found, work)
             with pytest.raises(GkdError, match="has no run 'nam'"):
-                cluster_runs.find(found, "nam")
+                runs.find(found, "nam")
             with pytest.raises(GkdError, match="experiment 'gdk' is unknown; did you mean 'gkd'"):
-                cluster_runs.runs(found, experiment="gdk")
+                runs.runs(found, experiment="gdk")
             with pytest.raises(GkdError, match="schedule 'weekly' is unknown"):
-                cluster_schedules.unschedule(found, "weekly")
+                schedules.unschedule(found, "weekly")
 
     def test_somebody_elses_namespace(self, connect, refuses):
-        from pipelines import cluster_runs
-
         with KfpServer(multi_user=True) as server, refuses as raised:
-            cluster_runs.runs(connect(host=server.host, namespace="others"))
+            runs.runs(connect(host=server.host, namespace="others"))
         assert "does not allow this in namespace others" in sentence(raised)
 
     @pytest.mark.parametrize(
@@ -521,6 +499,10 @@ class TestRuns:
             ({"cron": "0-5 0 3 * * *"}, ["every few seconds"]),
             ({"cron": "@every 1s"}, ["every few seconds"]),
             ({"cron": "monday"}, ["has 1 fields, not six"]),
+            ({"cron": "0 0 3 a * *"}, ["a is no day, write 1 to 31"]),
+            ({"cron": "0 0 3 * * MONDAYS"}, ["MONDAYS is no weekday, write 0 to 6 or SUN to SAT"]),
+            ({"cron": "0 0 3 * *-2 *"}, ["*-2 is no month"]),
+            ({"cron": "@dayly"}, ["is no descriptor", "@daily"]),
             ({"cron": "@daily", "start": "tomorrow"}, ["--start 'tomorrow' is not a time"]),
             ({"cron": "@daily", "end": "2026-12-01T00:00:00"}, ["--end", "names no time zone"]),
             (
@@ -530,8 +512,6 @@ class TestRuns:
         ],
     )
     def test_clocks_that_make_no_sense(self, refuses, clock, parts):
-        from pipelines.cluster_schedules import Clock
-
         with refuses as raised:
             Clock(**clock)
         for part in parts:
@@ -546,8 +526,6 @@ class TestRuns:
         ],
     )
     def test_a_time_is_sent_as_the_api_writes_times(self, given, sent):
-        from pipelines.cluster_schedules import Clock
-
         assert (Clock("@daily", start=given).start, Clock("@daily", end=given).end) == (sent, sent)
         assert misfit(sent, "datetime", "start") is None
 
@@ -555,19 +533,13 @@ class TestRuns:
         "cron", ["0 */5 1-4,22 ? JAN-MAR MON-FRI", "59 59 23 31 12 6", "@every 1h", "@every 90s", "0,30 0 * * * *"]
     )
     def test_clocks_that_make_sense(self, cron):
-        from pipelines.cluster_schedules import Clock
-
         assert Clock(cron).cron == cron
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def whole(compiled) -> Path:
     """The pipeline itself, compiled for one accelerator a pod."""
-    from pipelines.compiled import compile_pipeline
-
-    file = tmp_path_factory.mktemp("whole") / "whole.yaml"
-    compile_pipeline(file, params=ROOT / "params.yaml", profile="gpu")
-    return file
+    return compiled("gpu")
 
 
 class TestContent:
@@ -615,97 +587,57 @@ class TestContent:
             ({"overrides": ["distill.options={gompertz: {bee: 1}}"]}, ["bee"]),
         ],
     )
-    @pytest.mark.parametrize("scheduled", [False, True])
-    def test_what_no_task_could_use_is_not_sent(self, connect, refuses, whole, arguments, parts, scheduled):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_schedules import Clock, schedule
-        from pipelines.cluster_work import Work
-
-        with KfpServer() as server:
-            found, work = connect(host=server.host), Work(whole, arguments, "name", pipeline="gkd")
-            with refuses as raised:
-                if scheduled:
-                    schedule(found, work, Clock("@daily"))
-                else:
-                    submit(found, work)
-            assert [*server.runs, *server.schedules, *server.experiments, *server.pipelines] == []
+    def test_what_no_task_could_use_is_not_sent(self, refuses, whole, arguments, parts):
+        with refuses as raised:
+            check(Work(whole, arguments, "name"), print)
         said = sentence(raised)
         assert "hunter2" not in said
         for part in parts:
             assert part in said
 
-    def test_an_ssh_address_holds_no_password(self, connect, whole):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_work import Work
+    def test_an_ssh_address_holds_no_password(self, whole):
+        arguments = {"dvc_repo": "git@host:team/data.git", "dvc_path": "images", "data_source": "folder"}
+        assert check(Work(whole, arguments, "name"), print).arguments == arguments
 
-        with KfpServer() as server:
-            arguments = {"dvc_repo": "git@host:team/data.git", "dvc_path": "images", "data_source": "folder"}
-            submit(connect(host=server.host), Work(whole, arguments, "name"))
-            assert len(server.runs) == 1
-
-    def test_a_repository_and_images_in_a_volume_of_the_profile_are_there(self, connect, tmp_path):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_work import Work
-        from pipelines.compiled import compile_pipeline
-
+    def test_a_repository_and_images_in_a_volume_of_the_profile_are_there(self, tmp_path):
         (tmp_path / "own.yaml").write_text("volumes: [{claim: photos, mount: /photos}]")
         compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=str(tmp_path / "own.yaml"))
-        given = (
+        for arguments in (
             {"dvc_repo": "/photos/repo", "dvc_path": "images", "data_source": "folder"},
             {"overrides": ["data.source=folder", "data.root=/photos/images"]},
-        )
-        with KfpServer() as server:
-            for arguments in given:
-                submit(connect(host=server.host), Work(tmp_path / "p.yaml", arguments, "name"))
-            assert [run["runtime_config"]["parameters"] for run in server.runs.values()] == list(given)
+        ):
+            assert check(Work(tmp_path / "p.yaml", arguments, "name"), print).arguments == arguments
 
-    def test_a_sweep_is_looked_at_as_its_first_task_would(self, refuses, tmp_path):
-        from pipelines.cluster_work import Work, check
-        from pipelines.compiled import compile_pipeline
-
-        compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", which="sweep")
-        check(Work(tmp_path / "p.yaml", {"pairs": [["resnet20", "resnet8"]]}, "name"), lambda line: None)
+    def test_a_sweep_is_looked_at_as_its_first_task_would(self, refuses, compiled):
+        check(Work(compiled(which="sweep"), {"pairs": [["resnet20", "resnet8"]]}, "name"), print)
         with refuses as raised:
-            check(Work(tmp_path / "p.yaml", {"methods": ["kdd"]}, "name"), lambda line: None)
+            check(Work(compiled(which="sweep"), {"methods": ["kdd"]}, "name"), print)
         assert "'kdd'" in sentence(raised)
 
     @pytest.mark.parametrize(("profile", "devices"), [("gpu", 1), ("multi-gpu", 4), ("multi-node", 8)])
     def test_parameters_given_to_a_file_train_on_the_devices_it_was_compiled_for(
-        self, connect, refuses, tmp_path, profile, devices
+        self, refuses, compiled, profile, devices
     ):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_work import Work
-        from pipelines.compiled import compile_pipeline
+        work = check(Work(compiled(profile), {"params": {"train": {"epochs": 7}}}, "name"), print)
+        sent = work.arguments["params"]
+        assert sent["train"].get("devices", 1) == devices
+        assert sent.get("teacher", {"train": {}})["train"].get("devices", 1) == devices
+        assert sent["train"]["epochs"] == 7
+        for wrong in {1, 2, 4} - {devices}:
+            with refuses as raised:
+                check(Work(compiled(profile), {"params": {"train": {"devices": wrong}}}, "name"), print)
+            assert f"train.devices is {wrong}, but" in sentence(raised)
 
-        compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=profile)
-        with KfpServer() as server:
-            found = connect(host=server.host)
-            submit(found, Work(tmp_path / "p.yaml", {"params": {"train": {"epochs": 7}}}, "name"))
-            (run,) = server.runs.values()
-            sent = run["runtime_config"]["parameters"]["params"]
-            assert sent["train"].get("devices", 1) == devices
-            assert sent.get("teacher", {"train": {}})["train"].get("devices", 1) == devices
-            assert sent["train"]["epochs"] == 7
-            for wrong in {1, 2, 4} - {devices}:
-                with refuses as raised:
-                    submit(found, Work(tmp_path / "p.yaml", {"params": {"train": {"devices": wrong}}}, "name"))
-                assert f"train.devices is {wrong}, but" in sentence(raised)
-            assert len(server.runs) == 1
-
-    def test_what_would_be_lost_and_what_no_node_may_find_is_pointed_out(self, connect, whole):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_work import Work
-
-        with KfpServer() as server:
-            found, said = connect(host=server.host), []
-            submit(found, Work(whole, {}, "first"), say=said.append)
-            assert len(said) == 2
-            assert "no MLflow server is named" in said[0]
-            assert "names no registry" in said[1]
-            said.clear()
-            submit(found, Work(whole, {"mlflow": "http://mlflow:5000"}, "second"), say=said.append)
-            submit(found, Work(whole, {"overrides": ["tracking.uri=http://mlflow:5000"]}, "third"), say=said.append)
-            assert ["names no registry" in line for line in said] == [True, True]
+    def test_what_would_be_lost_and_what_no_node_may_find_is_pointed_out(self, whole):
+        said = []
+        check(Work(whole, {}, "first"), said.append)
+        assert len(said) == 2
+        assert "no MLflow server is named" in said[0]
+        assert "names no registry" in said[1]
+        said.clear()
+        check(Work(whole, {"mlflow": "http://mlflow:5000"}, "second"), said.append)
+        check(Work(whole, {"overrides": ["tracking.uri=http://mlflow:5000"]}, "third"), said.append)
+        assert ["names no registry" in line for line in said] == [True, True]
 
     @pytest.mark.parametrize(
         "more",
@@ -714,18 +646,13 @@ class TestContent:
             "secrets: [{name: gkd-mlflow, env: {address: MLFLOW_TRACKING_URI}}]",
         ],
     )
-    def test_a_profile_may_name_the_server(self, connect, tmp_path, capsys, more):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_work import Work
-        from pipelines.compiled import compile_pipeline
-
+    def test_a_profile_may_name_the_server(self, tmp_path, capsys, more):
         (tmp_path / "own.yaml").write_text(f"{more}\n")
         options = {"params": ROOT / "params.yaml", "profile": str(tmp_path / "own.yaml"), "warn": True}
         compile_pipeline(tmp_path / "p.yaml", **options)
         assert capsys.readouterr().err == ""
-        with KfpServer() as server:
-            said = []
-            submit(connect(host=server.host), Work(tmp_path / "p.yaml", {}, "name"), say=said.append)
+        said = []
+        check(Work(tmp_path / "p.yaml", {}, "name"), said.append)
         assert [line for line in said if "names no registry" not in line] == []
 
 
@@ -741,16 +668,12 @@ class TestCaching:
     @pytest.mark.parametrize("upload", [None, "gkd"])
     @pytest.mark.parametrize("scheduled", [False, True])
     def test_without_it_no_task_of_what_the_server_got_has_any(self, connect, whole, upload, scheduled):
-        from pipelines.cluster_runs import submit
-        from pipelines.cluster_schedules import Clock, schedule
-        from pipelines.cluster_work import Work
-
         before = whole.read_bytes()
         with KfpServer() as server:
             found = connect(host=server.host)
             for caching in (True, False):
                 work = Work(whole, {}, f"caching {caching}", pipeline=upload, caching=caching)
-                schedule(found, work, Clock("0 0 3 * * *")) if scheduled else submit(found, work)
+                schedules.schedule(found, work, Clock("0 0 3 * * *")) if scheduled else runs.submit(found, work)
                 made = [*(server.schedules if scheduled else server.runs).values()][-1]
                 if upload:
                     spec = server.versions[made["pipeline_version_reference"]["pipeline_version_id"]]["pipeline_spec"]
@@ -784,8 +707,6 @@ class TestCaching:
         ],
     )
     def test_what_moves_behind_its_name_is_warned_about(self, whole, arguments, warned):
-        from pipelines.cluster_work import Work, check
-
         if "dvc_repo" in arguments:
             arguments |= {"dvc_path": "images", "overrides": ["data.source=folder"]}
         for caching in (True, False):

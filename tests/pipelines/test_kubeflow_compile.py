@@ -14,17 +14,13 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from gkd_core.errors import GkdError
-from pipelines.compiled import cluster_params, compile_pipeline, has_registry, refuse_no_image
-from pipelines.profile import Profile, load_profile, names
+from pipelines.kubeflow.checks import has_registry, refuse_no_image
+from pipelines.kubeflow.compile import cluster_params, compile_pipeline
+from pipelines.kubeflow.profile import TASKS, Profile, load_profile, names
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params.yaml"
-STEPS = ["settings", "prepare", "teacher", "baseline", "kd", "distill", "export", "evaluate", "register", "ended"]
-
-
-def compiled(file: Path, **options) -> tuple[dict, dict]:
-    compile_pipeline(file, **({"params": PARAMS} | options))
-    return tuple(yaml.safe_load_all(file.read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +44,7 @@ def test_kfp_loads_it_again_with_its_arguments_and_descriptions(gpu):
     }
     assert defaults["overrides"] == ["train.epochs=3"]
     assert defaults["params"]["distill"]["method"] == "gompertz"
-    for name in STEPS:
+    for name in TASKS:
         component = loaded.pipeline_spec.components[f"comp-{name}"]
         for definitions in (component.input_definitions, component.output_definitions):
             for kind in (definitions.parameters, definitions.artifacts):
@@ -59,7 +55,7 @@ def test_artifacts_are_typed(gpu):
     components = yaml.safe_load(gpu.read_text().split("\n---\n")[0])["components"]
     outputs = {
         name: {key: given["artifactType"]["schemaTitle"] for key, given in found.items()}
-        for name in STEPS
+        for name in TASKS
         if (found := components[f"comp-{name}"].get("outputDefinitions", {}).get("artifacts"))
     }
     assert outputs["prepare"] == {"data": "system.Dataset"}
@@ -94,7 +90,7 @@ def test_the_profile_is_in_it(gpu):
         assert pod["activeDeadlineSeconds"] == "86400"
     assert "accelerator" not in executors["exec-register"]["container"]["resources"]
     assert "pvcMount" not in pods["exec-evaluate"]
-    for name in STEPS:
+    for name in TASKS:
         assert pods[f"exec-{name}"]["securityContext"]["runAsNonRoot"] is True
         assert int(pods[f"exec-{name}"]["securityContext"]["runAsUser"]) > 0
         assert pods[f"exec-{name}"]["imagePullPolicy"] == "IfNotPresent"
@@ -118,10 +114,11 @@ def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path):
         "security": {"run_as_user": 4711, "run_as_group": 815},
     }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
-    spec, platform = compiled(tmp_path / "p.yaml", profile=str(tmp_path / "own.yaml"))
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS, profile=str(tmp_path / "own.yaml"))
+    spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert set(pods) == {f"exec-{name}" for name in STEPS}
-    for name in STEPS:
+    assert set(pods) == {f"exec-{name}" for name in TASKS}
+    for name in TASKS:
         pod = pods[f"exec-{name}"]
         claims = {claim["mountPath"]: claim["constant"] for claim in pod["pvcMount"]}
         training = name in ("teacher", "baseline", "kd", "distill")
@@ -147,6 +144,7 @@ def test_secrets_are_named_and_only_given_to_steps_that_need_them(gpu):
     }
 
 
+@pytest.mark.slow
 def test_nothing_of_this_machine_is_in_it(tmp_path):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -175,30 +173,27 @@ def test_nothing_of_this_machine_is_in_it(tmp_path):
 
 
 def test_a_moving_tag_is_warned_about(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "pipeline", "compile", "-o", "p.yaml", "--params", str(PARAMS)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "GKD_IMAGE": "registry.example/gkd:latest"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    environment = os.environ | {"GKD_IMAGE": "registry.example/gkd:latest"}
+    done = forked.gkd("pipeline", "compile", "-o", "p.yaml", "--params", str(PARAMS), cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "GKD_IMAGE is registry.example/gkd:latest, which may be another image tomorrow" in done.stderr
 
 
 @pytest.mark.parametrize("profile", [None, *names()])
-def test_each_profile_compiles(tmp_path, profile):
-    spec, *platform = compiled(tmp_path / "p.yaml", profile=profile)
+def test_each_profile_compiles(compiled, profile):
+    spec, *platform = yaml.safe_load_all(compiled(profile).read_text())
     assert spec["pipelineInfo"]["name"] == "gkd-distillation"
     assert bool(platform) == (profile is not None)
-    load_component_from_file(str(tmp_path / "p.yaml"))
+    load_component_from_file(str(compiled(profile)))
 
 
 @pytest.mark.parametrize("which", ["distillation", "sweep"])
 @pytest.mark.parametrize("profile", names())
-def test_every_try_of_every_task_has_time_to_end(tmp_path, profile, which):
+def test_every_try_of_every_task_has_time_to_end(compiled, profile, which):
     """Argo's maxDuration limits all tries together, from the beginning of the first."""
     if (which, profile) == ("sweep", "multi-node"):
         return  # which is refused
-    spec, platform = compiled(tmp_path / "p.yaml", profile=profile, which=which)
+    spec, platform = yaml.safe_load_all(compiled(profile, which).read_text())
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     seen = set()
     for dag in [spec["root"]["dag"], *(c["dag"] for c in spec["components"].values() if "dag" in c)]:
@@ -233,8 +228,8 @@ def test_several_accelerators_are_asked_for_and_used(tmp_path):
     assert "devices" not in cluster_params(PARAMS, [], load_profile("gpu"))["train"]
 
 
-def test_on_several_nodes_a_training_task_only_waits(tmp_path):
-    spec, platform = compiled(tmp_path / "p.yaml", profile="multi-node")
+def test_on_several_nodes_a_training_task_only_waits(compiled, tmp_path):
+    spec, platform = yaml.safe_load_all(compiled("multi-node").read_text())
     container = spec["deploymentSpec"]["executors"]["exec-distill"]["container"]
     assert "accelerator" not in container["resources"]
     assert {"name": "GKD_IMAGE", "value": container["image"]} in container["env"]

@@ -12,17 +12,14 @@ import yaml
 
 from components.graph import MAKER, SHOWN, STEP, STEPS, divide
 from gkd_core.config import Params, load_params, params_of_sections, parse_params
-from pipelines.compiled import compile_pipeline
 
 ROOT = Path(__file__).parents[2]
 OURS = {"settings"}
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory) -> dict:
-    file = tmp_path_factory.mktemp("graph") / "p.yaml"
-    compile_pipeline(file, params=ROOT / "params.yaml")
-    return yaml.safe_load(file.read_text())
+def spec(compiled) -> dict:
+    return yaml.safe_load(compiled().read_text())
 
 
 @pytest.fixture(scope="module")

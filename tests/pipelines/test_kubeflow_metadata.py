@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from kfp import dsl
 
-from components.kubeflow import metadata, steps, task
 from gkd_core.errors import GkdError
 from gkd_core.files import write_json
+from pipelines.kubeflow import components as steps
+from pipelines.kubeflow import metadata, task
 from tests.conftest import small
 
 

@@ -139,7 +139,7 @@ class TestARun:
 
 def mini(finished: Path, settings: dict) -> object:
     """The register task alone, on what a run left."""
-    from components.kubeflow import steps
+    from pipelines.kubeflow import components as steps
 
     kinds = dict.fromkeys(("teacher", "baseline", "kd", "student", "deploy"), dsl.Model) | {"report": dsl.Artifact}
 
@@ -157,7 +157,7 @@ def mini(finished: Path, settings: dict) -> object:
 @pytest.mark.slow
 def test_a_gate_that_says_no_fails_the_run_where_that_is_wanted(ran, monkeypatch, tmp_path, capfd):
     from components.graph import divide
-    from pipelines import local
+    from pipelines.kubeflow import local
 
     params = load_params(ran.project / "params.yaml", ["train.epochs=1", "gate.on_refusal=fail"])
     monkeypatch.setattr(local, "create_pipeline", lambda *_: mini(ran.out, divide(params)["register"]))
@@ -252,8 +252,8 @@ def test_what_containers_would_need_is_looked_at_before_anything_is_made(
 
 def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monkeypatch):
     from gkd_core.errors import GkdError
-    from pipelines import containers
-    from pipelines.local import run_pipeline
+    from pipelines.kubeflow import containers
+    from pipelines.kubeflow.local import run_pipeline
 
     monkeypatch.setattr(containers, "refuse_no_engine", list)
     monkeypatch.chdir(folder)
@@ -271,7 +271,7 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
 
 def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
     from gkd_core.errors import GkdError
-    from pipelines.local import run_pipeline
+    from pipelines.kubeflow.local import run_pipeline
 
     (folder / "made" / "teacher").mkdir(parents=True)
     (folder / "made" / "teacher" / "thesis.txt").write_text("mine")

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from gkd_core.errors import GkdError
-from pipelines.profile import SHIPPED, Profile, load_profile, names
+from pipelines.kubeflow.profile import SHIPPED, Profile, load_profile, names
 
 
 def test_what_is_allowed_at_the_edges():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.kubeflow.grid import lay_out
 from gkd_core.config import load_params, params_of_sections, parse_params
 from gkd_core.errors import GkdError
-from pipelines.compiled import compile_pipeline
+from pipelines.kubeflow.compile import compile_pipeline
+from pipelines.kubeflow.grid import lay_out
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,10 @@ import yaml
 from kubernetes.config import kube_config
 
 from gkd_core.errors import GkdError
-from pipelines.profile import Profile, load_profile
-from pipelines.train_job import TrainJob, launch, manifest, of_profile
+from pipelines.kubeflow import nodes, train_job
+from pipelines.kubeflow.profile import Profile, load_profile
+from pipelines.kubeflow.task import Task
+from pipelines.kubeflow.train_job import TrainJob, launch, manifest, of_profile
 from tests.conftest import small
 from tests.pipelines.kubernetes_server import KubernetesServer, refusal_of
 
@@ -22,7 +24,7 @@ NODES = {
     "nodes": {"count": 2},
     "work": {"claim": "gkd-work", "mount": "/gkd/work"},
 }
-COMMAND = ("python", "-m", "pipelines.nodes")
+COMMAND = ("python", "-m", "pipelines.kubeflow.nodes")
 
 
 @pytest.fixture
@@ -279,12 +281,12 @@ class TestLife:
 TASK = """
 import sys
 from pathlib import Path
-from components.kubeflow.task import running
-from pipelines.nodes import train_on_nodes
+from pipelines.kubeflow.task import running
+from pipelines.kubeflow.nodes import train
 here = Path(sys.argv[1])
 profile = (here / "profile.json").read_text()
 with running("baseline", sys.argv[2]) as task:
-    train_on_nodes("baseline", task, profile, inputs={"data": str(here / "data")}, out=str(here / "baseline"))
+    train(task, profile, out=str(here / "baseline"), data=str(here / "data"))
 """
 
 
@@ -327,9 +329,8 @@ class TestTheVolume:
     @pytest.fixture
     def wait(self, few_digits, tmp_path, monkeypatch):
         """A function that is the waiting task: what the job leaves is given; how often it was started is counted."""
-        from components.kubeflow.task import Task
         from gkd_core.files import whole_folder
-        from pipelines import nodes, train_job
+        from pipelines.kubeflow.task import Task
 
         profile = Profile.model_validate(NODES).model_dump_json()
         started: list[Path] = []
@@ -341,20 +342,20 @@ class TestTheVolume:
             with whole_folder(place / "out") as folder:
                 (folder / "training.json").write_text('{"epochs": 3}')
                 (folder / "model.safetensors").write_bytes(b"weights")
+            nodes.finish(place)
 
         monkeypatch.setattr(train_job, "launch", launched)
 
         def wait(out: str = "baseline") -> list[Path]:
-            task = Task("{}", small(), tmp_path / "work", tmp_path)
-            nodes.train_on_nodes("baseline", task, profile, inputs={"data": str(few_digits)}, out=str(tmp_path / out))
+            task = Task("baseline", "{}", small(), tmp_path / "work", tmp_path)
+            nodes.train(task, profile, out=str(tmp_path / out), data=str(few_digits))
             assert (tmp_path / out / "model.safetensors").read_bytes() == b"weights"
             return started
 
         return wait
 
-    @pytest.mark.parametrize("lost", ["model.safetensors", "files.sha256", "a byte"])
+    @pytest.mark.parametrize("lost", ["model.safetensors", "training.json", "a byte"])
     def test_a_half_deleted_result_is_no_result(self, wait, tmp_path, monkeypatch, lost):
-        from pipelines import nodes
 
         with monkeypatch.context() as patch:
             patch.setattr(nodes, "_take_away", lambda folder: None)  # killed before it cleaned up
@@ -368,7 +369,6 @@ class TestTheVolume:
 
     def test_a_whole_one_is_taken_and_inputs_that_are_not_whole_are_copied_again(self, wait, monkeypatch):
         from gkd_core.files import folder_digest
-        from pipelines import nodes
 
         with monkeypatch.context() as patch:
             patch.setattr(nodes, "_take_away", lambda folder: None)
@@ -395,7 +395,6 @@ class TestTheVolume:
         assert list(place.parent.iterdir()) == []
 
     def test_a_failed_job_leaves_no_copies_and_one_that_may_still_work_does(self, wait, monkeypatch):
-        from pipelines import train_job
 
         place = wait()[0]
         for error, left in ((train_job.JobEnded("failed"), False), (GkdError("cannot be asked"), True)):
@@ -415,24 +414,19 @@ def _path() -> str:
 
 
 def test_a_reference_that_is_off_needs_no_nodes(few_digits, tmp_path):
-    from components.kubeflow.task import Task
-    from pipelines.nodes import train_on_nodes
+    from pipelines.kubeflow.nodes import train
 
-    task = Task("", small(references={"baseline": False}), tmp_path, tmp_path)
-    out = tmp_path / "baseline"
-    train_on_nodes("baseline", task, "", inputs={"data": str(few_digits)}, out=str(out))
-    assert '"trained": false' in (out / "training.json").read_text()
+    task = Task("baseline", "", small(references={"baseline": False}), tmp_path, tmp_path)
+    train(task, "a profile", out=str(tmp_path / "baseline"), data=str(few_digits))
+    assert '"trained": false' in (tmp_path / "baseline" / "training.json").read_text()
 
 
-def test_the_compiled_pipeline_waits_for_train_jobs(tmp_path):
-    from pipelines.compiled import compile_pipeline
-
-    (tmp_path / "params.yaml").write_text("{}")
-    file = tmp_path / "p.yaml"
-    compile_pipeline(file, params=tmp_path / "params.yaml", profile="multi-node")
-    spec, platform = yaml.safe_load_all(file.read_text())
+def test_the_compiled_pipeline_waits_for_train_jobs(compiled):
+    spec, platform = yaml.safe_load_all(compiled("multi-node").read_text())
     executors = spec["deploymentSpec"]["executors"]
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     for step in ("teacher", "baseline", "kd", "distill"):
-        assert "train_on_nodes" in str(executors[f"exec-{step}"]["container"]["command"])
+        given = tasks[step]["inputs"]["parameters"]["profile"]["runtimeValue"]["constant"]
+        assert Profile.model_validate_json(given) == load_profile("multi-node")
         assert "nvidia.com/gpu" not in str(executors[f"exec-{step}"]["container"].get("resources"))
         assert "gkd-work" in str(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"])

@@ -7,13 +7,15 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from components.graph import STEP
 from gkd_core.config import Params, params_of_sections
 from gkd_core.errors import GkdError
 from gkd_core.files import write_bytes
+from pipelines.kubeflow.checks import refuse_source
 
 BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod
@@ -24,23 +26,58 @@ class Task:
     """What a step is given.
 
     Attributes:
+        step: its name.
         settings: the sections of the parameters the step reads, as JSON.
         params: the same, read; the other sections have their defaults.
         work: for checkpoints. Where GKD_WORK names a volume, a task that is started again goes on from there.
         scratch: an empty folder that is gone afterwards.
     """
 
+    step: str
     settings: str
     params: Params
     work: Path
     scratch: Path
+
+    def run(self, *, out: str | Path, **folders: str | Path) -> None:
+        """Run the step here.
+
+        Args:
+            out: folder to write.
+            folders: its inputs by name.
+        """
+        places = {name: Path(folder) for name, folder in folders.items()}
+        STEP[self.step].run(out=Path(out), work=self.work, params=self.params, **places)
+
+
+def from_dvc(task: Task, repo: str, path: str, rev: str) -> tuple[Task, dict[str, Any]]:
+    """The prepare task, with `data.root` at what was fetched from a DVC repository; and what is known of it.
+
+    Args:
+        repo: Git repository, or empty for none.
+        path: in it, a file or folder that DVC tracks.
+        rev: tag, branch or commit, or empty for the newest.
+    Returns:
+        The task, and {} or {"repo", "path", "rev" (the commit), "md5", "asked"}, without credentials.
+    Raises:
+        GkdError: as `refuse_source`, or it cannot be fetched.
+    """
+    refuse_source(task.params, repo, path, rev)
+    if not repo:
+        return task, {}
+    from components.dvc_source import fetch
+
+    root = task.scratch / "source"
+    found = fetch(repo, path, rev or None, root, unpack=task.params.data.source == "folder")
+    data = task.params.data.model_copy(update={"root": str(root)})
+    return replace(task, params=task.params.model_copy(update={"data": data})), found | {"asked": rev or "the newest"}
 
 
 @contextlib.contextmanager
 def running(step: str, settings: str = "{}") -> Iterator[Task]:
     """Surround a step.
 
-    A failure the user can mend ends the process with one sentence and the exit code the command line would give; what
+    A failure the user can fix ends the process with one sentence and the exit code the command line would give; what
     nobody expected keeps its traceback. Where GKD_TASKS names a folder, the state is kept there as JSON, for whoever
     started the pipeline here: Kubeflow's local runner knows no more than that a task failed.
 
@@ -57,12 +94,12 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
             work = Path(os.environ.get("GKD_WORK") or scratch / "work")
-            yield Task(settings, params_of_sections(json.loads(settings)), work, scratch)
+            yield Task(step, settings, params_of_sections(json.loads(settings)), work, scratch)
     except GkdError as error:
         _fail(step, str(error), error.exit_code, record)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(step, f"{where}{error.strerror or error}: mend that and run the pipeline again", 2, record)
+        _fail(step, f"{where}{error.strerror or error}: fix that and run the pipeline again", 2, record)
     except BaseException as error:
         record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=2, expected=False)
         raise

@@ -11,24 +11,22 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from components.kubeflow.nulls import without_null
-from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
-from components.kubeflow.source import refuse_source
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import file_digest
-from pipelines.cluster import Cluster
-from pipelines.cluster_answers import named, whole
-from pipelines.compiled import (
-    LOST,
+from pipelines.kubeflow.checks import (
     has_registry,
-    is_pipeline,
     refuse_no_image,
     refuse_other_devices,
+    refuse_own_store,
+    refuse_password,
     refuse_places,
+    refuse_source,
     refuse_untrainable,
+    resolve,
     with_devices,
+    without_null,
 )
-from pipelines.profile import Profile
+from pipelines.kubeflow.compile import LOST, is_pipeline
+from pipelines.kubeflow.profile import Profile
 
 DEFAULT_EXPERIMENT = "gkd"
 # Kubeflow's kinds of parameters, as they come out of YAML; text that looks like a number must stay text.
@@ -82,7 +80,7 @@ def check(work: Work, say: Callable[[str], None]) -> Work:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "it is not YAML"
         raise GkdError(f"{work.package} cannot be read ({reason}): compile it again") from None
-    spec = documents[0] if documents else None
+    spec: Any = documents[0] if documents else None
     if not is_pipeline(spec):
         raise GkdError(f"{work.package} is not a compiled pipeline: make one with `gkd pipeline compile`")
     refuse_password(work.arguments)
@@ -128,7 +126,7 @@ def _devices(spec: dict[str, Any]) -> int | None:
                     raise GkdError(
                         "the compiled pipeline holds a profile that this version of gkd does not read: compile it again"
                     ) from None
-                return given.devices * (given.nodes.count if given.nodes else 1)
+                return given.all_devices
     for name in ("exec-distill", "exec-contend"):
         accelerator = executors.get(name, {}).get("container", {}).get("resources", {}).get("accelerator", {})
         if count := accelerator.get("resourceCount") or accelerator.get("count"):
@@ -169,7 +167,7 @@ def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[s
         if devices := _devices(documents[0]):
             refuse_other_devices(params, devices)
         if "methods" in given:
-            from components.kubeflow.grid import lay_out
+            from pipelines.kubeflow.grid import lay_out
 
             lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"])
         else:
@@ -219,37 +217,3 @@ def as_sent(work: Work) -> Iterator[Work]:
         package = Path(folder) / "pipeline.yaml"
         package.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
         yield replace(work, package=package)
-
-
-def source_of(cluster: Cluster, work: Work) -> dict[str, Any]:
-    """What to run, as kfp's client takes it: the file itself, or the version it was uploaded as."""
-    if work.pipeline is None:
-        return {"pipeline_package_path": str(work.package)}
-    pipeline_id, version_id = upload(cluster, work.package, work.pipeline)
-    return {"pipeline_id": pipeline_id, "version_id": version_id}
-
-
-def upload(cluster: Cluster, package: Path, name: str) -> tuple[str, str]:
-    """The file as a version of the pipeline of this name; the same bytes are uploaded once.
-
-    Returns:
-        Identifiers of pipeline and version.
-    """
-    version = f"sha256-{file_digest(package)[:12]}"
-    listed = cluster.call(
-        cluster.client.list_pipelines, filter=named("display_name", name), namespace=cluster.namespace
-    )
-    if not listed.pipelines:
-        made = cluster.call(
-            cluster.client.upload_pipeline, str(package), pipeline_name=name, namespace=cluster.namespace
-        )
-        pipeline_id = whole(cluster, made, "pipeline_id").pipeline_id
-    else:
-        pipeline_id = listed.pipelines[0].pipeline_id
-    versions = cluster.call(
-        cluster.client.list_pipeline_versions, pipeline_id, filter=named("display_name", version)
-    ).pipeline_versions
-    if versions:
-        return pipeline_id, versions[0].pipeline_version_id
-    uploaded = cluster.call(cluster.client.upload_pipeline_version, str(package), version, pipeline_id=pipeline_id)
-    return pipeline_id, whole(cluster, uploaded, "pipeline_version_id").pipeline_version_id

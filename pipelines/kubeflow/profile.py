@@ -293,6 +293,11 @@ class Profile(_Part):
         """Accelerators of one training pod, at least 1."""
         return self.training.accelerator.count if self.training.accelerator else 1
 
+    @property
+    def all_devices(self) -> int:
+        """Those of one training, on all its nodes."""
+        return self.devices * (self.nodes.count if self.nodes else 1)
+
 
 def names() -> list[str]:
     """The profiles that come with the package."""

@@ -1,7 +1,7 @@
-"""`gkd pipeline submit|schedule|unschedule|status|list`: a pipeline on a cluster.
+"""`gkd pipeline`: the steps as a Kubeflow pipeline, as a file, on this machine, or on a cluster.
 
-The options that name a server are the same everywhere; secrets are better given by file or environment than as an
-option, which others on the machine can read.
+The options that name a server are the same everywhere (`Access`); secrets are better given by file or environment than
+as an option, which others on the machine can read.
 """
 
 import contextlib
@@ -17,42 +17,86 @@ import typer
 
 from gkd_core.errors import GkdError
 from pipelines.commands.groups import grouped
-from pipelines.commands.options import PARAMS, Arguments, Overrides, Parallelism, finish
+from pipelines.commands.options import PARAMS, Arguments, Configuration, Overrides, Parallelism, finish
+from pipelines.kubeflow.client import Access, connect
 
 if TYPE_CHECKING:
-    from pipelines.cluster import Cluster
-    from pipelines.cluster_work import Work
+    from pipelines.kubeflow.package import Work
 
-app = typer.Typer()
+app = typer.Typer(
+    help="The steps as a Kubeflow pipeline: a file, a run here, a run on a cluster.", no_args_is_help=True
+)
+
+Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (methods × pairs × seeds).")]
 
 
-@dataclass
-class Server:
-    """Where the server is and who asks."""
-
-    host: Annotated[
+@app.command("compile")
+@grouped
+def compile_(
+    out: Annotated[Path, typer.Option("--out", "-o", help="YAML file to write.")],
+    profile: Annotated[
         str | None,
-        typer.Option(help="Address of Kubeflow Pipelines, such as http://localhost:8888; else KF_PIPELINES_ENDPOINT."),
-    ] = None
-    token: Annotated[str | None, typer.Option(help="Bearer token; better in --token-file or in GKD_KFP_TOKEN.")] = None
-    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token, read again at each request.")] = (
-        None
+        typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node, or a file; none asks for nothing."),
+    ] = None,
+    pipeline: Which = "distillation",
+    parallelism: Parallelism = None,
+    *,
+    configuration: Configuration,
+) -> None:
+    """Write the pipeline as YAML for Kubeflow Pipelines; params.yaml and --set become its arguments' defaults."""
+    from pipelines.kubeflow.compile import compile_pipeline
+
+    done = compile_pipeline(
+        out,
+        params=configuration.params,
+        overrides=configuration.overrides,
+        profile=profile,
+        which=pipeline,
+        parallelism=parallelism,
+        warn=True,
     )
-    cookie: Annotated[
-        str | None, typer.Option(help="Cookie of a session behind a login proxy: name=value; better in GKD_KFP_COOKIE.")
-    ] = None
-    in_cluster: Annotated[
-        bool, typer.Option("--in-cluster", help="Use the service account token mounted into this pod.")
-    ] = False
-    namespace: Annotated[str | None, typer.Option(help="Profile namespace, where the server has several users.")] = None
-    ca_certificate: Annotated[
-        Path | None, typer.Option(help="PEM file of the authority behind the server's certificate.")
-    ] = None
+    warn_of_moving_image()
+    finish(done)
 
-    def connect(self) -> "Cluster":
-        from pipelines.cluster import Access, connect
 
-        return connect(Access(**vars(self)))
+@app.command("run")
+@grouped
+def run(
+    runner: Annotated[str, typer.Option(help="subprocess (no Docker), or docker.")] = "subprocess",
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts, the checkpoints and the log.")] = Path(
+        "pipeline-run"
+    ),
+    pipeline: Which = "distillation",
+    parallelism: Parallelism = None,
+    *,
+    arguments: Arguments,
+    user: Annotated[str | None, typer.Option(help="UID:GID that containers run as; you without.")] = None,
+    configuration: Configuration,
+) -> None:
+    """Run the pipeline on this machine, through kfp's local runner; the artifacts stay in --out."""
+    if runner == "docker":
+        from components.image import image
+        from pipelines.kubeflow.checks import refuse_no_image
+
+        refuse_no_image(image())
+        warn_of_moving_image()
+    from pipelines.kubeflow.local import run_pipeline
+
+    done = run_pipeline(
+        runner=runner,
+        params=configuration.params,
+        overrides=configuration.overrides,
+        out=out,
+        which=pipeline,
+        arguments=arguments.given(),
+        user=user,
+        parallelism=parallelism,
+    )
+    from pipelines.summary import show_summary
+
+    if pipeline == "distillation":
+        done |= show_summary(report=out / "report", deploy=out / "deploy", registration=out / "registration")
+    finish(done)
 
 
 @dataclass
@@ -91,11 +135,11 @@ class Task:
 
     @contextlib.contextmanager
     def named(self, name: str, arguments: Arguments, *, cached: bool) -> Iterator["Work"]:
-        """Under that name, compiled; the file is gone afterwards. `cached` unless the options say.
+        """Under that name, compiled and checked; the file is gone afterwards. `cached` unless the options say.
 
         What is compiled now has --params and --set inside; a file compiled earlier gets them as arguments.
         """
-        from pipelines.cluster_work import Work
+        from pipelines.kubeflow.package import Work, check
 
         given = arguments.given()
         with tempfile.TemporaryDirectory() as folder:
@@ -105,11 +149,11 @@ class Task:
                 package = self.package
                 given = self._settings() | given
             caching = cached if self.cache is None else self.cache
-            yield Work(package, given, name, self.experiment, self.upload, self.service_account, caching)
+            work = Work(package, given, name, self.experiment, self.upload, self.service_account, caching)
+            yield check(work, _say)
 
     def _compiled(self, file: Path) -> Path:
-        from pipelines.commands.kubeflow import warn_of_moving_image
-        from pipelines.compiled import compile_pipeline
+        from pipelines.kubeflow.compile import compile_pipeline
 
         compile_pipeline(
             file,
@@ -145,7 +189,7 @@ class Task:
 @app.command()
 @grouped
 def submit(
-    server: Server,
+    server: Access,
     task: Task,
     arguments: Arguments,
     run_name: Annotated[str | None, typer.Option(help="Name of the run; else the pipeline's and the time.")] = None,
@@ -154,17 +198,17 @@ def submit(
     poll: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 10,
 ) -> None:
     """Run the pipeline on a cluster."""
-    from pipelines import cluster_runs
+    from pipelines.kubeflow import runs
 
     with task.named(run_name or f"{task.called} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments, cached=True) as work:
-        cluster = server.connect()
-        facts = cluster_runs.submit(cluster, work, say=_say)
+        cluster = connect(server)
+        facts = runs.submit(cluster, work)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
     if wait:
-        facts = cluster_runs.wait(cluster, facts["run_id"], timeout_seconds=timeout, poll_seconds=poll, progress=_say)
+        facts = runs.wait(cluster, facts["run_id"], timeout_seconds=timeout, poll_seconds=poll, progress=_say)
     finish(facts)
-    if wait and (sentence := cluster_runs.failure(facts)):
-        raise cluster_runs.RunFailed(sentence)
+    if wait and (sentence := runs.failure(facts)):
+        raise runs.RunFailed(sentence)
 
 
 @app.command()
@@ -174,7 +218,7 @@ def schedule(
         str,
         typer.Option(help="Six fields, seconds first: '0 0 3 * * 1' is Mondays at three, in the server's time zone."),
     ],
-    server: Server,
+    server: Access,
     task: Task,
     arguments: Arguments,
     name: Annotated[str | None, typer.Option(help="Name of the schedule; else the pipeline's.")] = None,
@@ -186,11 +230,11 @@ def schedule(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of the schedule of this name.")] = False,
 ) -> None:
     """Run the pipeline on a cluster again and again, by the clock; every task each time, unless --cache is given."""
-    from pipelines import cluster_schedules
+    from pipelines.kubeflow import schedules
 
-    clock = cluster_schedules.Clock(cron, start, end, max_concurrency, catch_up, not disable)
+    clock = schedules.Clock(cron, start, end, max_concurrency, catch_up, not disable)
     with task.named(name or task.called, arguments, cached=False) as work:
-        facts = cluster_schedules.schedule(server.connect(), work, clock, replace=replace, say=_say)
+        facts = schedules.schedule(connect(server), work, clock, replace=replace)
     _say(f"schedule {facts['name']} ({facts['cron']}) is {'on' if facts['enabled'] else 'off'}: {facts['link']}")
     finish(facts)
 
@@ -199,35 +243,35 @@ def schedule(
 @grouped
 def unschedule(
     name: Annotated[str, typer.Argument(help="Name or identifier of the schedule.")],
-    server: Server,
+    server: Access,
 ) -> None:
     """Remove a schedule; the runs it started stay."""
-    from pipelines import cluster_schedules
+    from pipelines.kubeflow import schedules
 
-    finish(cluster_schedules.unschedule(server.connect(), name))
+    finish(schedules.unschedule(connect(server), name))
 
 
 @app.command()
 @grouped
 def status(
     run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
-    server: Server,
+    server: Access,
 ) -> None:
     """Show how far a run is, task by task."""
     from rich.table import Table
 
-    from pipelines import cluster_runs
     from pipelines.console import console
+    from pipelines.kubeflow import runs
 
-    cluster = server.connect()
-    facts = cluster_runs.describe(cluster, cluster_runs.find(cluster, run))
+    cluster = connect(server)
+    facts = runs.describe(cluster, runs.find(cluster, run))
     table = Table(title=f"{facts['name']}: {facts['state'].lower()}", title_justify="left")
     for heading in ("task", "state", "what it says"):
         table.add_column(heading)
     for task in facts["tasks"]:
         table.add_row(task["name"], task["state"].lower(), task["error"] or "")
     console().print(table, markup=False)
-    if sentence := cluster_runs.failure(facts) if facts["state"] in cluster_runs.FINISHED else None:
+    if sentence := runs.failure(facts) if facts["state"] in runs.FINISHED else None:
         _say(sentence)
     finish(facts)
 
@@ -235,7 +279,7 @@ def status(
 @app.command("list")
 @grouped
 def list_runs(
-    server: Server,
+    server: Access,
     experiment: Annotated[str | None, typer.Option(help="Of this experiment alone.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many runs at most.")] = 20,
     schedules: Annotated[bool, typer.Option("--schedules", help="The schedules instead of the runs.")] = False,
@@ -243,15 +287,16 @@ def list_runs(
     """List the runs of a cluster, newest first, or its schedules."""
     from rich.table import Table
 
-    from pipelines import cluster_runs, cluster_schedules
     from pipelines.console import console
+    from pipelines.kubeflow import runs
+    from pipelines.kubeflow.schedules import schedules as list_schedules
 
-    cluster = server.connect()
+    cluster = connect(server)
     if schedules:
-        found = cluster_schedules.schedules(cluster, experiment=experiment)
+        found = list_schedules(cluster, experiment=experiment)
         columns = ("name", "cron", "enabled", "max_concurrency", "schedule_id")
     else:
-        found = cluster_runs.runs(cluster, experiment=experiment, limit=limit)
+        found = runs.runs(cluster, experiment=experiment, limit=limit)
         columns = ("name", "state", "created_at", "finished_at", "run_id")
     table = Table()
     for column in columns:
@@ -264,3 +309,15 @@ def list_runs(
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def warn_of_moving_image() -> None:
+    """Say on stderr that the image may be another one tomorrow."""
+    from components.image import image, moving
+
+    if moving(image()):
+        print(
+            f"gkd: GKD_IMAGE is {image()}, which may be another image tomorrow, and a cluster's cache would not "
+            "notice: give a version, a commit or a digest (NAME@sha256:…)",
+            file=sys.stderr,
+        )

@@ -1,14 +1,10 @@
 """From a profile to the pods of a pipeline's tasks."""
 
-from collections.abc import Callable
-from functools import partial
-
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components.image import image
-from components.kubeflow import steps
-from pipelines.profile import TRAINING, Profile, Retries
+from pipelines.kubeflow.profile import TRAINING, Profile, Retries
 
 MARGIN_SECONDS = 600  # for a task that waits for a TrainJob: to copy its inputs and its result, and to tell of its end
 WAITING_SECONDS = 86400  # that a try may wait for a node and the image; it counts where tries are counted
@@ -87,12 +83,3 @@ def retry_window(retries: Retries, deadline: int) -> int:
         deadline: seconds after which one try is stopped.
     """
     return (retries.count + 1) * (deadline + WAITING_SECONDS) + retries.pauses_seconds
-
-
-def trained_by(step: str, profile: Profile | None) -> Callable[..., PipelineTask]:
-    """The component of a training step: it trains in its own pod, or on the nodes of a TrainJob."""
-    if profile is None or profile.nodes is None:
-        return getattr(steps, step)
-    from pipelines import node_steps
-
-    return partial(getattr(node_steps, step), profile=profile.model_dump_json())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
-from pipelines.profile import Pod, Profile
+from pipelines.kubeflow.profile import Pod, Profile
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -312,7 +312,10 @@ def _get(client: "TrainerClient", name: str) -> dict[str, Any] | None:
 
     api = client.backend
     try:
-        return api.custom_api.get_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, name, **TIMES)
+        found: dict[str, Any] = api.custom_api.get_namespaced_custom_object(
+            GROUP, VERSION, api.namespace, PLURAL, name, **TIMES
+        )
+        return found
     except ApiException as error:
         if error.status == 404:
             return None
@@ -429,7 +432,7 @@ def _last_lines(client: "TrainerClient", name: str) -> list[str]:
 
 
 def _own_sentence(lines: list[str]) -> str | None:
-    """The last one that a step printed before it gave up; see components/kubeflow/task.py."""
+    """The last one that a step printed before it gave up; see pipelines/kubeflow/task.py."""
     said = [line.partition("gkd: ")[2] for line in lines if re.match(r"gkd: (?!begins:|ends:)", line)]
     return said[-1] if said else None
 

@@ -1,34 +1,34 @@
 """Pipelines as files: which there are, and what must not be in one."""
 
 import itertools
-import re
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from components.kubeflow.nulls import without_null
-from components.kubeflow.settings import refuse_own_store, refuse_password, resolve
-from components.kubeflow.source import refuse_unknown
-from gkd_core.config import Params, read_sections
+from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
-from pipelines.profile import Profile, load_profile
+from pipelines.kubeflow.checks import (
+    refuse_no_image,
+    refuse_other_devices,
+    refuse_own_store,
+    refuse_password,
+    refuse_places,
+    refuse_unknown,
+    refuse_untrainable,
+    resolve,
+    with_devices,
+    without_null,
+)
+from pipelines.kubeflow.profile import Profile, load_profile
 
 PIPELINES = ("distillation", "sweep")
 LOST = (
     "no MLflow server is named, so what the run registers is lost with its pod: give mlflow, tracking.uri, or "
     "MLFLOW_TRACKING_URI in the profile (env, or a secret)"
-)
-# [HOST[:PORT]/]NAME[:TAG][@DIGEST], as container registries take it (distribution/reference).
-_IMAGE = re.compile(
-    r"(?:(?:[a-zA-Z0-9](?:[-.a-zA-Z0-9]*[a-zA-Z0-9])?(?::\d+)?)/)?"
-    r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)*"
-    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?",
-    re.ASCII,
 )
 
 
@@ -119,11 +119,11 @@ def create_pipeline(
     if which == "distillation":
         if parallelism is not None:
             raise GkdError("--parallelism is how many trainings of a sweep run at a time: add --pipeline sweep")
-        from pipelines.distillation import distillation
+        from pipelines.kubeflow.distillation import distillation
 
         return distillation(params, overrides, profile)
     if which == "sweep":
-        from pipelines.sweep import PARALLELISM, sweep
+        from pipelines.kubeflow.sweep import PARALLELISM, sweep
 
         return sweep(params, overrides, profile, PARALLELISM if parallelism is None else parallelism)
     raise GkdError(unknown("--pipeline", which, PIPELINES))
@@ -139,7 +139,7 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
         GkdError: it is not valid, holds a password, or names a place that only this machine has.
     """
     content = read_sections(file)
-    devices = profile.devices * (profile.nodes.count if profile.nodes else 1) if profile else 1
+    devices = profile.all_devices if profile else 1
     mounts = [volume.mount for volume in profile.volumes] if profile else []
     resolve(content, [])  # so that what follows finds sections where sections belong
     content = without_null(content)
@@ -152,81 +152,3 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
     refuse_unknown(params)
     refuse_untrainable(params)
     return content
-
-
-def with_devices(content: dict[str, Any], devices: int) -> dict[str, Any]:
-    """Content of params.yaml with the number of devices that its trainings have, unless it says one itself."""
-    teacher = content.get("teacher", {})
-    teacher = teacher | {"train": {"devices": devices} | teacher.get("train", {})}
-    return content | {"train": {"devices": devices} | content.get("train", {}), "teacher": teacher}
-
-
-def refuse_untrainable(params: Params) -> None:
-    """Raises: GkdError: the `settings` task would refuse the networks, the method or its hyperparameters."""
-    try:
-        from components.teacher import refuse_ahead
-    except ImportError:  # no torch here, where nothing is trained: the task itself says it
-        return
-    refuse_ahead(params)
-
-
-def refuse_no_image(name: str) -> None:
-    """Raises: GkdError: it is no name that a container image can have."""
-    if not _IMAGE.fullmatch(name):
-        raise GkdError(
-            f"GKD_IMAGE is {name!r}, which is no name of a container image: write it as the registry does, such as "
-            "registry.example.org/team/gkd:1.0"
-        )
-
-
-def has_registry(image: str) -> bool:
-    """Whether an image's name says where it lies; a cluster looks for others at its nodes' default.
-
-    >>> has_registry("registry.example:5000/gkd:1"), has_registry("team/gkd:1"), has_registry("gkd:1")
-    (True, False, False)
-    """
-    host, slash, _ = image.partition("/")
-    return bool(slash) and (host == "localhost" or "." in host or ":" in host)
-
-
-def refuse_other_devices(params: Params, accelerators: int) -> None:
-    """Raises: GkdError: a training would not start one process for each of its accelerators, on all its nodes."""
-    trainings = {"train": params.train, "teacher.train": params.teacher.train}
-    for name, devices in ((f"{section}.devices", training.devices) for section, training in trainings.items()):
-        if devices != accelerators:
-            raise GkdError(
-                f"{name} is {devices}, but a training under this profile has {accelerators} "
-                f"device{'s' * (accelerators > 1)} (accelerator.count × nodes.count): leave {name} out, or change the "
-                "profile"
-            )
-
-
-def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> None:
-    """See that the data, its repository and the teacher are no places on this machine.
-
-    Args:
-        mounts: where the profile's volumes are.
-        dvc_repo: of the pipeline's argument.
-    Raises:
-        GkdError: one of them is.
-    """
-    for name, value in (("data.root", params.data.root), ("teacher.source", params.teacher.source)):
-        if value is None or re.match(r"[a-z0-9]+:", value):
-            continue
-        if not any(Path(value).is_relative_to(mount) for mount in mounts):
-            instead = (
-                "pass dvc_repo, dvc_path and dvc_rev when you start the run"
-                if name == "data.root"
-                else "register it and give models:/NAME@ALIAS"
-            )
-            raise GkdError(
-                f"{name} is {value}, a place on this machine, which a cluster's pods do not have: set it to null and "
-                f"{instead}, or name a volume of the profile"
-            )
-    repo = dvc_repo.removeprefix("file://")
-    if repo and not re.match(r"[^/]+:", repo) and not any(Path(repo).is_relative_to(mount) for mount in mounts):
-        raise GkdError(
-            f"dvc_repo is {dvc_repo}, a place on this machine, which a cluster's pods do not have: give an address "
-            "that git clones, or a place in a volume of the profile"
-        )
-    refuse_own_store("tracking.uri", params.tracking.uri or "")

@@ -5,10 +5,10 @@ from typing import Any
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
-from components.kubeflow import contest, steps
 from gkd_core.errors import GkdError
-from pipelines.pods import configure
-from pipelines.profile import Profile
+from pipelines.kubeflow import components
+from pipelines.kubeflow.pods import configure
+from pipelines.kubeflow.profile import Profile
 
 NAME = "gkd-sweep"
 PARALLELISM = 4
@@ -65,10 +65,10 @@ def sweep(
             seeds: Of the students; three or more give intervals.
             reference: The method that the others are compared with.
         """
-        ended = configure(steps.ended(), "ended", profile)
+        ended = configure(components.ended(), "ended", profile)
         ended.set_caching_options(False)
         with dsl.ExitHandler(ended, name="steps"):
-            plan = contest.plan(
+            plan = components.plan(
                 params=params,
                 overrides=overrides,
                 data_source=data_source,
@@ -78,18 +78,18 @@ def sweep(
                 seeds=seeds,
                 reference=reference,
             )
-            prepare = steps.prepare(
+            prepare = components.prepare(
                 settings=plan.outputs["prepare"], dvc_repo=dvc_repo, dvc_path=dvc_path, dvc_rev=dvc_rev
             )
             data = prepare.outputs["data"]
-            teachers = contest.teachers(listed=plan.outputs["teachers"])
-            contenders = contest.contenders(listed=plan.outputs["contenders"])
+            teachers = components.trainings(listed=plan.outputs["teachers"])
+            contenders = components.trainings(listed=plan.outputs["contenders"])
             with dsl.ParallelFor(teachers.output, parallelism=parallelism) as settings:
-                teacher = steps.teacher(settings=settings, data=data)
-            gather = contest.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
+                teacher = components.teacher(settings=settings, data=data)
+            gather = components.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
             with dsl.ParallelFor(contenders.output, parallelism=parallelism) as contender:
-                contend = contest.contend(contender=contender, data=data, teachers=gather.outputs["together"])
-            compare = contest.compare(results=dsl.Collected(contend.outputs["result"]), reference=reference)
+                contend = components.contend(contender=contender, data=data, teachers=gather.outputs["together"])
+            compare = components.compare(results=dsl.Collected(contend.outputs["result"]), reference=reference)
             for task in (plan, teachers, contenders):
                 configure(task, "settings", profile)
             configure(prepare, "prepare", profile)

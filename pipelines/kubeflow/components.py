@@ -1,14 +1,15 @@
-"""One component a step, in pipeline order; the docstrings are what Kubeflow's user interface shows.
+"""The typed components: one a step, in pipeline order, then those of the sweep.
 
-They are lightweight components: their source travels in the compiled pipeline and runs in the project's image, where it
-finds the steps installed. So each stands by itself and imports inside.
+The docstrings are what Kubeflow's user interface shows. They are lightweight components: their source travels in the
+compiled pipeline and runs in the project's image, where it finds the steps installed. So each stands by itself and
+imports inside. Artifacts have the names of the table in components/graph.py, which a test compares.
 """
 
 from functools import partial
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
 
 from components.image import image
 
@@ -50,10 +51,9 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
     import json
 
     from components.graph import divide
-    from components.kubeflow.settings import resolve
-    from components.kubeflow.source import refuse_unknown
-    from components.kubeflow.task import running
     from components.teacher import refuse_ahead
+    from pipelines.kubeflow.checks import refuse_unknown, resolve
+    from pipelines.kubeflow.task import running
 
     with running("settings"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
@@ -75,126 +75,98 @@ def prepare(settings: str, dvc_repo: str, dvc_path: str, dvc_rev: str, data: Out
     Returns:
         data: The prepared images with dataset.json; the metadata has digest, counts, and the DVC revision and md5.
     """
-    from pathlib import Path
-
-    from components import prepare as step
-    from components.kubeflow.metadata import of_data
-    from components.kubeflow.source import from_dvc
-    from components.kubeflow.task import running
+    from pipelines.kubeflow.metadata import of_data
+    from pipelines.kubeflow.task import from_dvc, running
 
     with running("prepare", settings) as task:
-        params, revision = from_dvc(task, dvc_repo, dvc_path, dvc_rev)
-        step.run(out=Path(data.path), params=params)
+        task, revision = from_dvc(task, dvc_repo, dvc_path, dvc_rev)
+        task.run(out=data.path)
         data.metadata.update(of_data(data.path, revision))
 
 
 @component
-def teacher(settings: str, data: Input[Dataset], teacher: Output[Model]):
+def teacher(settings: str, data: Input[Dataset], teacher: Output[Model], profile: str = ""):
     """Train the teacher, or check and import teacher.source.
 
     Args:
         settings: As JSON, the section teacher of the parameters.
         data: The prepared images.
+        profile: As JSON, what the cluster gives, to train on several nodes of it; empty trains in this pod.
 
     Returns:
         teacher: One network or several, listed in teacher.json.
     """
-    from pathlib import Path
-
-    from components import teacher as step
-    from components.kubeflow.metadata import of_teacher
-    from components.kubeflow.task import running
+    from pipelines.kubeflow.metadata import of_teacher
+    from pipelines.kubeflow.nodes import train
+    from pipelines.kubeflow.task import running
 
     with running("teacher", settings) as task:
-        step.run(data=Path(data.path), out=Path(teacher.path), work=task.work, params=task.params)
+        train(task, profile, out=teacher.path, data=data.path)
         teacher.metadata.update(of_teacher(teacher.path))
 
 
 @component
-def baseline(settings: str, data: Input[Dataset], baseline: Output[Model]):
+def baseline(settings: str, data: Input[Dataset], baseline: Output[Model], profile: str = ""):
     """Train the student alone on the same budget: what distillation is compared with.
 
     Args:
         settings: As JSON, the sections student, train and references of the parameters.
         data: The prepared images.
+        profile: As JSON, what the cluster gives, to train on several nodes of it; empty trains in this pod.
 
     Returns:
         baseline: The network, or a note that references.baseline is off.
     """
-    from pathlib import Path
-
-    from components import distill as step
-    from components.kubeflow.metadata import of_student
-    from components.kubeflow.task import running
+    from pipelines.kubeflow.metadata import of_student
+    from pipelines.kubeflow.nodes import train
+    from pipelines.kubeflow.task import running
 
     with running("baseline", settings) as task:
-        step.run(
-            data=Path(data.path),
-            teacher=None,
-            out=Path(baseline.path),
-            work=task.work,
-            params=task.params,
-            reference="baseline",
-        )
+        train(task, profile, out=baseline.path, data=data.path)
         baseline.metadata.update(of_student(baseline.path))
 
 
 @component
-def kd(settings: str, data: Input[Dataset], teacher: Input[Model], kd: Output[Model]):
+def kd(settings: str, data: Input[Dataset], teacher: Input[Model], kd: Output[Model], profile: str = ""):
     """Train the student by plain soft-label distillation on the same budget.
 
     Args:
         settings: As JSON, the sections student, train and references of the parameters.
         data: The prepared images.
         teacher: The network or networks it learns from.
+        profile: As JSON, what the cluster gives, to train on several nodes of it; empty trains in this pod.
 
     Returns:
         kd: The network, or a note that references.kd is off.
     """
-    from pathlib import Path
-
-    from components import distill as step
-    from components.kubeflow.metadata import of_student
-    from components.kubeflow.task import running
+    from pipelines.kubeflow.metadata import of_student
+    from pipelines.kubeflow.nodes import train
+    from pipelines.kubeflow.task import running
 
     with running("kd", settings) as task:
-        step.run(
-            data=Path(data.path),
-            teacher=Path(teacher.path),
-            out=Path(kd.path),
-            work=task.work,
-            params=task.params,
-            reference="kd",
-        )
+        train(task, profile, out=kd.path, data=data.path, teacher=teacher.path)
         kd.metadata.update(of_student(kd.path))
 
 
 @component
-def distill(settings: str, data: Input[Dataset], teacher: Input[Model], student: Output[Model]):
+def distill(settings: str, data: Input[Dataset], teacher: Input[Model], student: Output[Model], profile: str = ""):
     """Train the student by distill.method.
 
     Args:
         settings: As JSON, the sections student, train and distill of the parameters.
         data: The prepared images.
         teacher: The network or networks it learns from.
+        profile: As JSON, what the cluster gives, to train on several nodes of it; empty trains in this pod.
 
     Returns:
         student: The network, its curves, and training.json.
     """
-    from pathlib import Path
-
-    from components import distill as step
-    from components.kubeflow.metadata import of_student
-    from components.kubeflow.task import running
+    from pipelines.kubeflow.metadata import of_student
+    from pipelines.kubeflow.nodes import train
+    from pipelines.kubeflow.task import running
 
     with running("distill", settings) as task:
-        step.run(
-            data=Path(data.path),
-            teacher=Path(teacher.path),
-            out=Path(student.path),
-            work=task.work,
-            params=task.params,
-        )
+        train(task, profile, out=student.path, data=data.path, teacher=teacher.path)
         student.metadata.update(of_student(student.path))
 
 
@@ -211,20 +183,11 @@ def export(settings: str, data: Input[Dataset], teacher: Input[Model], student: 
     Returns:
         deploy: model.onnx and manifest.json; the metadata has the whole lineage.
     """
-    from pathlib import Path
-
-    from components import export as step
-    from components.kubeflow.metadata import of_deployment
-    from components.kubeflow.task import running
+    from pipelines.kubeflow.metadata import of_deployment
+    from pipelines.kubeflow.task import running
 
     with running("export", settings) as task:
-        step.run(
-            data=Path(data.path),
-            teacher=Path(teacher.path),
-            student=Path(student.path),
-            out=Path(deploy.path),
-            params=task.params,
-        )
+        task.run(out=deploy.path, data=data.path, teacher=teacher.path, student=student.path)
         deploy.metadata.update(of_deployment(deploy.path))
 
 
@@ -263,23 +226,14 @@ def evaluate(
     import shutil
     from pathlib import Path
 
-    from components import evaluate as step
-    from components.kubeflow.metadata import MOST_CLASSES, of_report, scalars
-    from components.kubeflow.metadata import confusion as confusion_of
-    from components.kubeflow.task import running
     from gkd_core.files import read_json, write_json
+    from pipelines.kubeflow.metadata import MOST_CLASSES, of_report, scalars
+    from pipelines.kubeflow.metadata import confusion as confusion_of
+    from pipelines.kubeflow.task import running
 
+    inputs = {"data": data, "teacher": teacher, "baseline": baseline, "kd": kd, "student": student, "deploy": deploy}
     with running("evaluate", settings) as task:
-        step.run(
-            data=Path(data.path),
-            teacher=Path(teacher.path),
-            baseline=Path(baseline.path),
-            kd=Path(kd.path),
-            student=Path(student.path),
-            deploy=Path(deploy.path),
-            out=Path(report.path),
-            params=task.params,
-        )
+        task.run(out=report.path, **{name: folder.path for name, folder in inputs.items()})
         report.metadata.update(of_report(report.path))
         shutil.copy(Path(report.path) / "report.html", page.path)
         for name, value in scalars(report.path).items():
@@ -319,23 +273,14 @@ def register(
     Returns:
         registration: gate.json and version.json.
     """
-    from pathlib import Path
+    from pipelines.kubeflow.metadata import of_registration
+    from pipelines.kubeflow.task import running
 
-    from components import register as step
-    from components.kubeflow.metadata import of_registration
-    from components.kubeflow.task import running
-
+    inputs = {
+        "teacher": teacher, "baseline": baseline, "kd": kd, "student": student, "deploy": deploy, "report": report,
+    }  # fmt: skip
     with running("register", settings) as task:
-        step.run(
-            teacher=Path(teacher.path),
-            baseline=Path(baseline.path),
-            kd=Path(kd.path),
-            student=Path(student.path),
-            deploy=Path(deploy.path),
-            report=Path(report.path),
-            out=Path(registration.path),
-            params=task.params,
-        )
+        task.run(out=registration.path, **{name: folder.path for name, folder in inputs.items()})
         registration.metadata.update(of_registration(registration.path))
 
 
@@ -351,11 +296,138 @@ def ended(status: dsl.PipelineTaskFinalStatus, ending: Output[Artifact]):
     """
     from pathlib import Path
 
-    from components.kubeflow.task import running
     from gkd_core.files import write_json
+    from pipelines.kubeflow.task import running
 
     with running("ended"):
         reason = status.error_message or ""
         print(f"the pipeline ended: {status.state}{': ' if reason else ''}{reason}", flush=True)
         ending.metadata.update({"state": status.state, "error": reason})
         write_json(Path(ending.path), {"state": status.state, "error": reason})
+
+
+@component
+def plan(
+    params: dict,
+    overrides: list,
+    data_source: str,
+    mlflow: str,
+    methods: list,
+    pairs: list,
+    seeds: list,
+    reference: str,
+) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("contenders", str)]):
+    """Check what is to be compared as a whole, and list the trainings.
+
+    Args:
+        params: Content of params.yaml.
+        overrides: A list of section.key=value.
+        data_source: Replaces data.source unless empty.
+        mlflow: Address of the MLflow server; replaces tracking.uri unless empty.
+        methods: Names; an empty list is every method there is.
+        pairs: A list of [teacher, student]; an empty list is the one of the parameters.
+        seeds: Of the students; three or more give intervals.
+        reference: The method that the others are compared with.
+
+    Returns:
+        prepare: The section data, as JSON.
+        teachers: What the teacher step reads, once for every teacher: a list in JSON.
+        contenders: Every training: a list in JSON.
+    """
+    import json
+
+    from pipelines.kubeflow.checks import refuse_unknown, resolve
+    from pipelines.kubeflow.grid import lay_out
+    from pipelines.kubeflow.task import running
+
+    with running("plan"):
+        found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
+        refuse_unknown(found)
+        prepare, teachers, contenders = lay_out(found, methods, pairs, seeds, reference)
+        return prepare, json.dumps(teachers), json.dumps(contenders)
+
+
+@component
+def trainings(listed: str) -> list:
+    """List what to train. A loop over one of several outputs would not run here, only on a cluster.
+
+    Args:
+        listed: In JSON.
+    """
+    import json
+
+    return json.loads(listed)
+
+
+@component
+def gather(teachers: Input[list[Model]], together: Output[Model]):
+    """Put the teachers side by side, each in a folder of its place in the list.
+
+    Args:
+        teachers: Of every pair.
+
+    Returns:
+        together: Folders 0, 1, …
+    """
+    import shutil
+    from pathlib import Path
+
+    from pipelines.kubeflow.task import running
+
+    with running("gather"):
+        for place, teacher in enumerate(teachers):
+            shutil.copytree(teacher.path, Path(together.path) / str(place))
+        together.metadata["digests"] = [teacher.metadata.get("digest", "") for teacher in teachers]
+
+
+@component
+def contend(contender: str, data: Input[Dataset], teachers: Input[Model], result: Output[Metrics]):
+    """Train a student by one method with one seed, and measure it on the test images.
+
+    Args:
+        contender: As JSON, the teacher's place, the method, the seed, and the sections of the parameters.
+        data: The prepared images.
+        teachers: Side by side.
+
+    Returns:
+        result: One row of the comparison, as JSON.
+    """
+    import json
+    from pathlib import Path
+
+    from components import compare
+    from gkd_core.files import write_json
+    from pipelines.kubeflow.task import running
+
+    it = json.loads(contender)
+    with running("contend", json.dumps(it["sections"])) as task:
+        folders = Path(data.path), Path(teachers.path) / str(it["teacher"]), task.work
+        row = compare.contend(*folders, task.params, it["method"], it["seed"])
+        result.log_metric("top1", row["top1"])
+        write_json(Path(result.path), row)
+
+
+@component
+def compare(results: Input[list[Metrics]], reference: str, comparison: Output[Artifact], table: Output[Markdown]):
+    """Compare the methods, paired by seed, with intervals.
+
+    Args:
+        results: One row a training.
+        reference: The method that the others are compared with.
+
+    Returns:
+        comparison: comparison.json, comparison.md, comparison.svg and runs.csv.
+        table: The table as Markdown.
+    """
+    import shutil
+    from pathlib import Path
+
+    from components import compare as step
+    from gkd_core.files import file_digest, read_json
+    from pipelines.kubeflow.task import running
+
+    with running("compare"):
+        rows = [read_json(Path(result.path), "the result") for result in results]
+        step.conclude(rows, out=Path(comparison.path), reference=reference)
+        shutil.copy(Path(comparison.path) / "comparison.md", table.path)
+        comparison.metadata["digest"] = file_digest(Path(comparison.path) / "comparison.json")

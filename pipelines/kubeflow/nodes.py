@@ -1,55 +1,57 @@
 """A training step on several nodes: its inputs go to a shared volume, a TrainJob trains there, its result comes back.
 
 Artifacts of a pipeline lie in the pod of their task alone; the volume `work` of the profile is what all pods see.
-`train_on_nodes` runs in the task, `main` in every process of the TrainJob.
+`train` runs in the task, `main` in every process of the TrainJob.
 """
 
+import os
 import shutil
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from components.kubeflow.task import Task, running
 from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
-from gkd_core.verify import check_files
-from pipelines.profile import Profile
+from pipelines.kubeflow.profile import Profile
+from pipelines.kubeflow.task import Task, running
 
-COMMAND = ("python", "-m", "torch.distributed.run", "-m", "pipelines.nodes")
+COMMAND = ("python", "-m", "torch.distributed.run", "-m", "pipelines.kubeflow.nodes")
 GONE = ".gone-"
+DONE = "done.json"
 
 
-def train_on_nodes(step: str, task: Task, profile: str, *, inputs: dict[str, str], out: str) -> None:
-    """Run a training step as a TrainJob; what trains nothing (an imported teacher, say) runs right here.
+def train(task: Task, profile: str, *, out: str, **inputs: str) -> None:
+    """Run a training step: in this pod, or as a TrainJob where a profile is given and the step trains anything.
 
     Args:
-        step: teacher, baseline, kd or distill.
         task: the job reads the same settings and has the same work volume, mounted in the same place.
-        profile: as JSON; it has `nodes`.
-        inputs: folders by the name of the step's argument: data, and teacher except for the teacher.
+        profile: as JSON; it has `nodes`. Empty is none.
         out: folder to write.
+        inputs: folders by the name of the step's argument: data, and teacher except for the teacher.
     Raises:
         GkdError: as `train_job.launch`, and what the step itself says.
     """
-    folders = {name: Path(folder) for name, folder in inputs.items()}
-    if not _trains(step, task.params):
-        _run(step, task.params, folders, Path(out), task.work)
+    if not profile or not _trains(task.step, task.params):
+        task.run(out=out, **inputs)
         return
     from components.image import image
-    from pipelines.train_job import JobEnded, launch, of_profile
+    from pipelines.kubeflow.train_job import JobEnded, launch, of_profile
 
     given = Profile.model_validate_json(profile)
     assert given.nodes is not None
-    content = {"step": step, "settings": task.settings, "gkd_version": __version__, "image": image()}
+    step = task.step
+    folders = {name: Path(folder) for name, folder in inputs.items()}
+    content: dict[str, Any] = {"step": step, "settings": task.settings, "gkd_version": __version__, "image": image()}
     digests = content["inputs"] = {name: folder_digest(folder) for name, folder in folders.items()}
     key = json_digest(content)[:16]
     place = task.work / "nodes" / f"{step}-{key}"
     result = place / "out"
     _sweep(place)
-    if not _whole(result):
+    if not _whole(place):
         _take_away(result)
         for name, folder in folders.items():
             if not (place / name).is_dir() or folder_digest(place / name) != digests[name]:
@@ -61,11 +63,11 @@ def train_on_nodes(step: str, task: Task, profile: str, *, inputs: dict[str, str
         )
         patience = given.training.timeout_seconds
         try:
-            launch(job, timeout_seconds=patience, complete=lambda: _whole(result))
+            launch(job, timeout_seconds=patience, complete=lambda: _whole(place))
         except JobEnded:
             _take_away(place)  # nobody reads the copies any more; the checkpoints lie elsewhere on the volume
             raise
-        if not _whole(result):
+        if not _whole(place):
             raise GkdError(
                 f"TrainJob {job.name} is complete but {result} is not there as a whole: claim "
                 f"{given.work and given.work.claim} must be one that several nodes mount (ReadWriteMany)"
@@ -86,13 +88,17 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether every file that a step left in its folder is there as it was left."""
+def _whole(place: Path) -> bool:
+    """Whether the result is there as the job left it."""
     try:
-        list(check_files(folder, "result"))
-    except (GkdError, OSError):
+        return bool(read_json(place / DONE, "the result")["digest"] == folder_digest(place / "out"))
+    except (GkdError, OSError, KeyError):
         return False
-    return True
+
+
+def finish(place: Path) -> None:
+    """Write down that the result is whole, and its digest."""
+    write_json(place / DONE, {"digest": folder_digest(place / "out")})
 
 
 def _take_away(folder: Path) -> None:
@@ -109,23 +115,13 @@ def _sweep(place: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _run(step: str, params: Params, inputs: dict[str, Path], out: Path, work: Path) -> None:
-    from components import distill, teacher
-
-    options: dict[str, Any] = {"data": inputs["data"], "out": out, "work": work, "params": params}
-    if step == "teacher":
-        teacher.run(**options)
-    elif step == "distill":
-        distill.run(teacher=inputs["teacher"], **options)
-    else:
-        distill.run(teacher=inputs.get("teacher"), reference=step, **options)  # type: ignore[arg-type]
-
-
 def main(place: Path, work: Path) -> None:
     """What each process of the TrainJob does: the step, on the volume."""
     content = read_json(place / "task.json", "the TrainJob's folder", keys=["step", "settings", "inputs"])
     with running(content["step"], content["settings"]) as task:
-        _run(content["step"], task.params, {name: place / name for name in content["inputs"]}, place / "out", work)
+        replace(task, work=work).run(out=place / "out", **{name: place / name for name in content["inputs"]})
+        if os.environ.get("RANK", "0") == "0":  # the process that writes `out`
+            finish(place)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,29 @@
 """Schedules on a Kubeflow Pipelines server: a pipeline again and again, by the clock."""
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from gkd_core.errors import GkdError, unknown
-from pipelines.cluster import Cluster
-from pipelines.cluster_answers import PAGE, experiment_id, known_experiment_id, moment, whole
-from pipelines.cluster_work import Work, as_sent, check, source_of
+from pipelines.kubeflow.client import Cluster
+from pipelines.kubeflow.package import Work, as_sent
+from pipelines.kubeflow.runs import experiment_id, known_experiment_id, moment, pages, source_of, whole
 
-# Of a clock's expression; Kubeflow Pipelines' own parser begins the week with 0, Sunday, and knows no 7.
-_FIELDS = (("second", 0, 59), ("minute", 0, 59), ("hour", 0, 23), ("day", 1, 31), ("month", 1, 12), ("weekday", 0, 6))
+# Of a clock's expression: name, lowest, highest, and words for the numbers from the lowest on. Kubeflow Pipelines' own
+# parser begins the week with 0, Sunday, and knows no 7.
+_FIELDS = (
+    ("second", 0, 59, ""),
+    ("minute", 0, 59, ""),
+    ("hour", 0, 23, ""),
+    ("day", 1, 31, ""),
+    ("month", 1, 12, "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
+    ("weekday", 0, 6, "SUN MON TUE WED THU FRI SAT"),
+)
+_DESCRIPTOR = re.compile(
+    r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|@every\s+(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+"
+)
+ALL = 10**6
 
 
 @dataclass(frozen=True)
@@ -35,24 +46,7 @@ class Clock:
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        fields = self.cron.split()
-        if len(fields) == 5:
-            raise GkdError(
-                f"--cron {self.cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: "
-                f"write '0 {self.cron}'"
-            )
-        if len(fields) != 6 and not self.cron.startswith("@"):
-            raise GkdError(f"--cron {self.cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
-        every = re.fullmatch(r"@every\s+(\d+(?:\.\d+)?)(ns|us|µs|ms|s)", self.cron.strip())
-        seconds = "*" if every and (every[2] != "s" or float(every[1]) < 60) else fields[0]
-        if re.search(r"[*?/-]", seconds):
-            raise GkdError(
-                f"--cron {self.cron!r} would start a run every few seconds: its first field is the second, write 0 "
-                "there"
-            )
-        if not self.cron.startswith("@"):
-            for field, (name, low, high) in zip(fields, _FIELDS, strict=True):
-                _in_range(self.cron, field, name, low, high)
+        _refuse_cron(self.cron)
         start, end = _time(self.start, "--start"), _time(self.end, "--end")
         for name, time in (("start", start), ("end", end)):
             if time:  # as RFC 3339 has it, whatever form it was given in
@@ -61,17 +55,44 @@ class Clock:
             raise GkdError(f"--end {self.end} is not after --start {self.start}: swap them or leave one out")
 
 
-def _in_range(cron: str, field: str, name: str, low: int, high: int) -> None:
-    """Numbers of a field; names of months and days are the server's to know."""
-    for part in field.split(","):
-        span, slash, step = part.partition("/")
-        numbers = [int(number) for number in span.split("-") if number.isdecimal()]
-        if any(not low <= number <= high for number in numbers):
-            raise GkdError(f"--cron {cron!r}: {part} is no {name}, write {low} to {high}")
-        if numbers != sorted(numbers):
-            raise GkdError(f"--cron {cron!r}: the {name}s {span} go backwards: write the smaller one first")
-        if slash and not (step.isdecimal() and int(step) > 0):
-            raise GkdError(f"--cron {cron!r}: {part} has no step of at least 1 after the /")
+def _refuse_cron(cron: str) -> None:
+    """Raises: GkdError: the server would refuse it, or it would start a run every few seconds."""
+    fields = cron.split()
+    often = f"--cron {cron!r} would start a run every few seconds: its first field is the second, write 0 there"
+    if cron.startswith("@"):
+        if not _DESCRIPTOR.fullmatch(cron.strip()):
+            raise GkdError(f"--cron {cron!r} is no descriptor: write @hourly, @daily, @weekly, @monthly or @every 2h")
+        every = re.fullmatch(r"@every\s+(\d+(?:\.\d+)?)(ns|us|µs|ms|s)", cron.strip())
+        if every and (every[2] != "s" or float(every[1]) < 60):
+            raise GkdError(often)
+        return
+    if len(fields) == 5:
+        raise GkdError(
+            f"--cron {cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: write '0 {cron}'"
+        )
+    if len(fields) != 6:
+        raise GkdError(f"--cron {cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
+    if re.search(r"[*?/-]", fields[0]):
+        raise GkdError(often)
+    for field, (name, low, high, words) in zip(fields, _FIELDS, strict=True):
+        for part in field.split(","):
+            _refuse_part(cron, part, name, low, high, words.split())
+
+
+def _refuse_part(cron: str, part: str, name: str, low: int, high: int, words: list[str]) -> None:
+    """One of the alternatives of a field: *, ?, a number or word, or two of them with a hyphen, all with /step."""
+    span, slash, step = part.partition("/")
+    if slash and not (step.isdecimal() and int(step) > 0):
+        raise GkdError(f"--cron {cron!r}: {part} has no step of at least 1 after the /")
+    if span in ("*", "?"):
+        return
+    ends = [low + words.index(end.upper()) if end.upper() in words else end for end in span.split("-", 1)]
+    numbers = [int(end) if str(end).isdecimal() else -1 for end in ends]
+    if not all(low <= number <= high for number in numbers):
+        instead = f" or {words[0]} to {words[-1]}" if words else ""
+        raise GkdError(f"--cron {cron!r}: {part} is no {name}, write {low} to {high}{instead}")
+    if numbers != sorted(numbers):
+        raise GkdError(f"--cron {cron!r}: the {name}s {span} go backwards: write the smaller one first")
 
 
 def _time(text: str | None, option: str) -> datetime | None:
@@ -86,22 +107,16 @@ def _time(text: str | None, option: str) -> datetime | None:
     return moment
 
 
-def schedule(
-    cluster: Cluster,
-    work: Work,
-    clock: Clock,
-    *,
-    replace: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = False) -> dict[str, Any]:
     """Start a run whenever the clock says so.
 
     A name is used once in an experiment: sending the same schedule again would run everything twice.
 
+    Args:
+        work: as `package.check` gives it.
     Raises:
-        GkdError: as `submit`; the cron expression is refused; the name is taken and `replace` is false.
+        GkdError: the server refuses; the name is taken and `replace` is false.
     """
-    work = check(work, say)
     experiment = experiment_id(cluster, work.experiment)
     before = [s for s in _schedules(cluster, experiment) if s.display_name == work.name]
     if before and not replace:
@@ -109,9 +124,8 @@ def schedule(
             f"a schedule {work.name!r} is there already in experiment {work.experiment!r}: pass --replace, or another "
             "--name"
         )
-    with as_sent(work) as sent:
-        made = cluster.call(
-            cluster.client.create_recurring_run,
+    with as_sent(work) as sent, cluster.asking() as client:
+        made = client.create_recurring_run(
             experiment_id=experiment,
             job_name=work.name,
             params=work.arguments,
@@ -124,9 +138,9 @@ def schedule(
             enabled=clock.enabled,
             **source_of(cluster, sent),
         )
-    whole(cluster, made, "recurring_run_id")
-    for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
-        cluster.call(cluster.client.delete_recurring_run, old.recurring_run_id)
+        whole(cluster, made, "recurring_run_id")
+        for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
+            client.delete_recurring_run(old.recurring_run_id)
     return describe_schedule(cluster, made)
 
 
@@ -136,14 +150,15 @@ def unschedule(cluster: Cluster, name: str) -> dict[str, Any]:
     Raises:
         GkdError: there is none, or there are several of the name.
     """
-    everything = list(_schedules(cluster))
+    everything = _schedules(cluster)
     found = [s for s in everything if name in (s.recurring_run_id, s.display_name)]
     if not found:
         raise GkdError(unknown("schedule", name, sorted({s.display_name for s in everything}) or ["none"]))
     if len(found) > 1:
         which = ", ".join(s.recurring_run_id for s in found)
         raise GkdError(f"several schedules are called {name!r}: name one by its identifier ({which})")
-    cluster.call(cluster.client.delete_recurring_run, found[0].recurring_run_id)
+    with cluster.asking() as client:
+        client.delete_recurring_run(found[0].recurring_run_id)
     return {"removed": found[0].recurring_run_id, "name": found[0].display_name}
 
 
@@ -173,17 +188,5 @@ def describe_schedule(cluster: Cluster, found: Any) -> dict[str, Any]:
     }
 
 
-def _schedules(cluster: Cluster, experiment_id: str | None = None) -> Iterator[Any]:
-    token = ""
-    while True:
-        page = cluster.call(
-            cluster.client.list_recurring_runs,
-            page_token=token,
-            page_size=PAGE,
-            experiment_id=experiment_id,
-            namespace=cluster.namespace,
-        )
-        yield from page.recurring_runs or []
-        token = page.next_page_token or ""
-        if not token:
-            return
+def _schedules(cluster: Cluster, experiment_id: str | None = None) -> list[Any]:
+    return pages(cluster, "list_recurring_runs", "recurring_runs", ALL, experiment_id=experiment_id)

@@ -1,7 +1,7 @@
 """The Kubeflow pipeline on this machine: its tasks as processes, or as containers.
 
 Kubeflow's local runner knows no more of a task than whether it failed, puts artifacts into folders named by the
-second, and talks on stdout. So the tasks report to a folder (`components/kubeflow/task.py`), the artifacts are handed
+second, and talks on stdout. So the tasks report to a folder (`pipelines/kubeflow/task.py`), the artifacts are handed
 over under the names `dvc repro` gives them, and everything said goes to a log, the steps' own words to stderr too.
 """
 
@@ -22,13 +22,12 @@ from typing import Any, TextIO
 
 from components.graph import STEPS
 from components.image import image
-from components.kubeflow.nulls import without_null
-from components.kubeflow.settings import resolve
-from components.kubeflow.task import BEGIN, END
 from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
-from pipelines.compiled import create_pipeline, refuse_no_image
+from pipelines.kubeflow.checks import refuse_no_image, resolve, without_null
+from pipelines.kubeflow.compile import create_pipeline
+from pipelines.kubeflow.task import BEGIN, END
 
 RUNNERS = ("subprocess", "docker")
 FOLDERS = {
@@ -89,7 +88,7 @@ def run_pipeline(
         refuse_to_replace(out / name)
     work = out / "work"
     if runner == "docker":
-        from pipelines.containers import refuse_no_engine, user_of
+        from pipelines.kubeflow.containers import refuse_no_engine, user_of
 
         refuse_no_engine()
         user_of(user)
@@ -103,7 +102,7 @@ def run_pipeline(
         surroundings = {"GKD_TASKS": str(tasks), "GKD_WORK": str(work.resolve())}
         more = list(overrides or [])
         if runner == "docker":
-            from pipelines.containers import Containers
+            from pipelines.kubeflow.containers import Containers
 
             containers = Containers(found, given, root, work, surroundings, user)
             chosen, stop, more = containers.runner(), containers.stop, [*more, *containers.overrides]

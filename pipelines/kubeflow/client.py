@@ -1,7 +1,7 @@
-"""How a Kubeflow Pipelines server is reached: address, credentials, and its errors as sentences.
+"""kfp's client, with credentials from the options, an end to waiting, and the server's errors as sentences.
 
 kfp's own client waits without end for a silent server, takes a login page for an answer, retries a refused health check
-with tracebacks, and writes a file in the home folder; `connect` mends those four and leaves the rest to it.
+with tracebacks, and writes a file in the home folder; `connect` changes those four and leaves the rest to it.
 """
 
 import contextlib
@@ -11,49 +11,47 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from gkd_core.errors import GkdError
+import typer
 
-if TYPE_CHECKING:
-    import kfp
+from gkd_core.errors import GkdError
 
 HOST_VARIABLE = "KF_PIPELINES_ENDPOINT"
 TOKEN_VARIABLE = "GKD_KFP_TOKEN"
 COOKIE_VARIABLE = "GKD_KFP_COOKIE"
 IN_CLUSTER_HOST = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
+PATIENCE, PAUSE_SECONDS = 10, 0.5  # questions in a row that may go unanswered, with growing pauses between
 LONGEST_QUOTE = 300  # characters of a server's own words that go into a sentence
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where the server is and who asks. Its text shows no secret.
+    """Where the server is and who asks: options of every command. Its text shows no secret."""
 
-    Attributes:
-        host: http(s) address of the Kubeflow Pipelines API; None takes KF_PIPELINES_ENDPOINT.
-        token: bearer token as it is.
-        token_file: file that holds the bearer token; read again at each request, so a rotated one keeps working.
-        cookie: what a browser session behind a login proxy sends as its Cookie header.
-        in_cluster: use the service account token mounted into this pod, and the cluster's own address.
-        namespace: profile namespace; needed where a server has several users.
-        ca_certificate: PEM file of the authority that signed the server's certificate.
-    """
-
-    host: str | None = None
-    token: str | None = None
-    token_file: Path | None = None
-    cookie: str | None = None
-    in_cluster: bool = False
-    namespace: str | None = None
-    ca_certificate: Path | None = None
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address of Kubeflow Pipelines, such as http://localhost:8888; else KF_PIPELINES_ENDPOINT."),
+    ] = None
+    token: Annotated[str | None, typer.Option(help="Bearer token; better in --token-file or in GKD_KFP_TOKEN.")] = None
+    token_file: Annotated[Path | None, typer.Option(help="File with the bearer token, read again at each request.")] = (
+        None
+    )
+    cookie: Annotated[
+        str | None, typer.Option(help="Cookie of a session behind a login proxy: name=value; better in GKD_KFP_COOKIE.")
+    ] = None
+    in_cluster: Annotated[
+        bool, typer.Option("--in-cluster", help="Use the service account token mounted into this pod.")
+    ] = False
+    namespace: Annotated[str | None, typer.Option(help="Profile namespace, where the server has several users.")] = None
+    ca_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the authority behind the server's certificate.")
+    ] = None
 
     def __repr__(self) -> str:
         return f"Access(host={self.host!r}, namespace={self.namespace!r})"
@@ -66,38 +64,71 @@ class ClusterError(GkdError):
         super().__init__(message)
         self.status = status
 
-    @property
-    def passing(self) -> bool:
-        """Whether the same question may well be answered in a moment."""
-        return self.status is None or self.status == 429 or self.status >= 500
-
 
 @dataclass(frozen=True)
 class Cluster:
     """A server that answered.
 
     Attributes:
-        client: kfp's client; call it through `call`.
         host: the server's address.
         namespace: the profile namespace, None on a server with one user.
         secrets: what must not appear in any message.
+        client: kfp's client; use it inside `asking`.
     """
 
-    client: "kfp.Client"
     host: str
     namespace: str | None
     secrets: tuple[str, ...] = ()
+    client: Any = None
 
     def __repr__(self) -> str:
         return f"Cluster(host={self.host!r}, namespace={self.namespace!r})"
 
-    def call(self, function: Callable[..., Result], /, *arguments: Any, **options: Any) -> Result:
-        """Ask the server, with what kfp prints kept off stdout.
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[Any]:
+        """kfp's client, with what it prints kept off stdout.
 
         Raises:
-            ClusterError: it refused or did not answer, in one sentence.
+            ClusterError: the server refused or did not answer, in one sentence.
         """
-        return _asked(self.host, self.namespace, self.secrets, partial(function, *arguments, **options))
+        import kfp_server_api
+        import urllib3.exceptions as transport
+
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces every retry
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                yield self.client
+        except kfp_server_api.ApiException as error:
+            words = _without(_words(error), self.secrets)
+            raise ClusterError(_refusal(error.status, words, self), error.status or None) from None
+        except _NotTheApi:
+            raise ClusterError(
+                f"{self.host} answers, but not as Kubeflow Pipelines does (a login page, or another service): give the "
+                "API's address, often ending in /pipeline, and credentials with --token-file or --cookie",
+                status=200,
+            ) from None
+        except AttributeError as error:  # the generated client trips over an answer that never came
+            if not isinstance(error.__context__, kfp_server_api.ApiException):
+                raise
+            raise ClusterError(_unreachable(str(error.__context__.reason), self.host)) from None
+        except (transport.HTTPError, OSError) as error:
+            raise ClusterError(_unreachable(_without(_cause(error), self.secrets), self.host)) from None
+        except ValueError as error:  # a field unknown to this version of the client, two experiments of one name
+            words = " ".join(_without(str(error), self.secrets).split())
+            raise ClusterError(f"kfp's client does not go on with {self.host}'s answer: {words}", status=200) from None
+
+    def be_patient(self) -> None:
+        """From now on a question that only reads is asked again while the server is away or stumbles."""
+        from urllib3 import Retry
+
+        self.client._run_api.api_client.rest_client.pool_manager.connection_pool_kw["retries"] = Retry(
+            total=PATIENCE,
+            backoff_factor=PAUSE_SECONDS,
+            backoff_max=30,
+            status_forcelist=(429, 500, 502, 503, 504),
+            raise_on_status=False,
+        )
 
     def link(self, kind: str, identifier: str) -> str:
         """Address of a run ("runs") or schedule ("recurringrun") in the web interface."""
@@ -118,13 +149,13 @@ def connect(access: Access) -> Cluster:
         if not access.ca_certificate.is_file():
             raise GkdError(f"--ca-certificate {access.ca_certificate} is not a file: name the authority's PEM file")
         options["ssl_ca_cert"] = str(access.ca_certificate)
-
-    client = _asked(host, access.namespace, secrets, partial(_client_class(), host=host, **options))
-    health = _asked(host, access.namespace, secrets, client.get_kfp_healthz)
+    with Cluster(host, access.namespace, secrets).asking():
+        client = _client(host, options)
+        health = client.get_kfp_healthz()
     namespace = access.namespace or client.get_user_namespace() or None
     if health.multi_user and not namespace:
         raise GkdError(f"{host} has several users: say whose runs you mean with --namespace")
-    return Cluster(client, host, namespace, secrets)
+    return Cluster(host, namespace, secrets, client)
 
 
 def _host(access: Access) -> str:
@@ -149,17 +180,14 @@ def _host(access: Access) -> str:
 
 def _credentials(access: Access, host: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Options of kfp's client, and the secrets among them. What is given by name wins over the environment."""
-    ways = {
-        "--token": access.token,
-        "--token-file": access.token_file,
-        "--cookie": access.cookie,
-        "--in-cluster": access.in_cluster or None,
-    }
+    ways = {"--token": access.token, "--token-file": access.token_file, "--in-cluster": access.in_cluster or None}
     given = [name for name, value in ways.items() if value is not None]
-    if len(given) > 1 and set(given) != {"--token", "--cookie"} and set(given) != {"--token-file", "--cookie"}:
+    if access.in_cluster and access.cookie is not None:
+        given.append("--cookie")
+    if len(given) > 1:
         raise GkdError(f"{' and '.join(given)} say twice who asks: pass one of them")
     token, cookie = access.token, access.cookie
-    if not given:
+    if not given and cookie is None:
         token, cookie = os.environ.get(TOKEN_VARIABLE), os.environ.get(COOKIE_VARIABLE)
 
     options: dict[str, Any] = {}
@@ -172,16 +200,12 @@ def _credentials(access: Access, host: str) -> tuple[dict[str, Any], tuple[str, 
     if token is not None:
         secrets += [options.setdefault("existing_token", _one_line(token, "the token"))]
     elif access.token_file or access.in_cluster:
-        from kfp.client import (
-            KF_PIPELINES_SA_TOKEN_ENV,
-            KF_PIPELINES_SA_TOKEN_PATH,
-            ServiceAccountTokenVolumeCredentials,
-        )
+        from kfp import client
 
-        mounted = os.environ.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH
+        mounted = os.environ.get(client.KF_PIPELINES_SA_TOKEN_ENV) or client.KF_PIPELINES_SA_TOKEN_PATH
         file = access.token_file or Path(mounted)
         secrets += [_token_in(file, "--token-file" if access.token_file else "--in-cluster: the mounted token")]
-        options["credentials"] = ServiceAccountTokenVolumeCredentials(str(file))
+        options["credentials"] = client.ServiceAccountTokenVolumeCredentials(str(file))
     parts = urlsplit(host)
     name = parts.hostname or ""
     near = name in ("localhost", "127.0.0.1", "::1") or name.endswith((".svc", ".cluster.local")) or "." not in name
@@ -192,10 +216,10 @@ def _credentials(access: Access, host: str) -> tuple[dict[str, Any], tuple[str, 
 
 def _token_in(file: Path, what: str) -> str:
     try:
-        return _one_line(file.read_text().strip(), f"what {file} holds")
+        return _one_line(file.read_text(encoding="utf-8"), f"what {file} holds")
     except OSError as error:
-        mend = "run inside a pod that has a projected token for Kubeflow Pipelines, or pass --token-file"
-        raise GkdError(f"{what} {file} cannot be read ({error.strerror}): {mend}") from None
+        way_out = "run inside a pod that has a projected token for Kubeflow Pipelines, or pass a file that has it"
+        raise GkdError(f"{what} {file} cannot be read ({error.strerror}): {way_out}") from None
     except UnicodeDecodeError:
         raise GkdError(f"{what} {file} is not text: it must hold the token and nothing else") from None
 
@@ -208,39 +232,37 @@ def _one_line(secret: str, what: str) -> str:
     return secret
 
 
-def _client_class() -> "type[kfp.Client]":
+def _client(host: str, options: dict[str, Any]) -> Any:
     """kfp's client with a health check that ends, and that leaves the home folder alone."""
     import kfp
 
-    class Client(kfp.Client):
+    class Client(kfp.Client):  # type: ignore[misc]
         def get_kfp_healthz(self, sleep_duration: int = 5) -> Any:
-            _guard(self._healthz_api.api_client)
+            _guard(self._healthz_api.api_client.rest_client)
             return self._healthz_api.healthz_service_get_healthz()
 
         def set_user_namespace(self, namespace: str) -> None:
             self._context_setting["namespace"] = namespace
 
-    return Client
+    return Client(host=host, **options)
 
 
 class _NotTheApi(Exception):
     """An answer that is not JSON: a login page, or another service."""
 
 
-def _guard(api_client: Any) -> None:
+def _guard(rest: Any) -> None:
     """Give every request a time limit, and take nothing but a JSON object for an answer."""
     from urllib3 import Retry
 
-    rest = api_client.rest_client
     if getattr(rest, "guarded", False):
         return
     ask = rest.request
-    # Unless told otherwise urllib3 waits for a silent server four times over.
+    # urllib3 would wait for a silent server four times over.
     rest.pool_manager.connection_pool_kw["retries"] = Retry(total=3, connect=2, read=0)
 
     def request(method: str, url: str, **options: Any) -> Any:
-        options["_request_timeout"] = (CONNECT_SECONDS, ANSWER_SECONDS)
-        answer = ask(method, url, **options)
+        answer = ask(method, url, **(options | {"_request_timeout": (CONNECT_SECONDS, ANSWER_SECONDS)}))
         try:
             if not isinstance(json.loads(answer.data), dict):
                 raise _NotTheApi
@@ -248,40 +270,7 @@ def _guard(api_client: Any) -> None:
             raise _NotTheApi from None
         return answer
 
-    rest.request = request
-    rest.guarded = True
-
-
-def _asked(host: str, namespace: str | None, secrets: tuple[str, ...], question: Callable[[], Result]) -> Result:
-    """The answer, or a ClusterError that says in one sentence why there is none."""
-    import kfp_server_api
-    import urllib3.exceptions as transport
-
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it announces every retry
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return question()
-    except kfp_server_api.ApiException as error:
-        words = _without(_words(error), secrets)
-        raise ClusterError(_refusal(error.status, words, host, namespace), error.status or None) from None
-    except _NotTheApi:
-        raise ClusterError(
-            f"{host} answers, but not as Kubeflow Pipelines does (a login page, or another service): give the API's "
-            "address, often ending in /pipeline, and credentials with --token-file or --cookie",
-            status=200,
-        ) from None
-    except AttributeError as error:  # the generated client trips over an answer that never came
-        if not isinstance(error.__context__, kfp_server_api.ApiException):
-            raise
-        raise ClusterError(_unreachable(str(error.__context__.reason), host)) from None
-    except transport.HTTPError as error:
-        raise ClusterError(_unreachable(_without(_cause(error), secrets), host)) from None
-    except OSError as error:
-        raise ClusterError(_unreachable(_without(str(error), secrets), host)) from None
-    except ValueError as error:  # a field outside what this version of the client knows, two experiments of one name
-        words = " ".join(_without(str(error), secrets).split())
-        raise ClusterError(f"kfp's client does not go on with {host}'s answer: {words}", status=200) from None
+    rest.request, rest.guarded = request, True
 
 
 def _words(error: Any) -> str:
@@ -303,19 +292,21 @@ def _without(text: str, secrets: tuple[str, ...]) -> str:
     return text
 
 
-def _refusal(status: int, words: str, host: str, namespace: str | None) -> str:
-    said = f" ({words})" if words else ""
+def _refusal(status: int, words: str, cluster: Cluster) -> str:
+    said, host = f" ({words})" if words else "", cluster.host
     match status:
         case 401:
-            mend = "pass a fresh one with --token-file, --cookie or --in-cluster"
-            return f"{host} does not accept the credentials, or wants some{said}: {mend}"
+            return (
+                f"{host} does not accept the credentials, or wants some{said}: pass a fresh one with --token-file, "
+                "--cookie or --in-cluster"
+            )
         case 403:
-            where = f" in namespace {namespace}" if namespace else ""
+            where = f" in namespace {cluster.namespace}" if cluster.namespace else ""
             return f"{host} does not allow this{where}{said}: ask for the right, or pass another --namespace or token"
         case 404:
             return f"{host} knows nothing under that address or name{said}: check --host and what you named"
         case 400 | 409 | 422:
-            return f"{host} refuses the request{said or f' (status {status})'}: mend what it names and try again"
+            return f"{host} refuses the request{said or f' (status {status})'}: fix what it names and try again"
         case 0:
             return _unreachable(words or "no answer", host)
     return f"{host} fails with status {status}{said}: try again later, or look at its ml-pipeline pod"
