@@ -6,7 +6,8 @@ import re
 _PASSWORD = re.compile(r"(://[^:/@\s'\"]*):[^\s'\"]*@")
 _TOKEN = re.compile(r"://[^:/@?#\s'\"]+@")
 _NAME = r"(?:password|passwd|pwd|passphrase|token|secret|api_?key|access_?key|secret_?key|signature)"
-_PARAMETER = re.compile(rf"(?i)((?:(?<![a-z])|[a-z_]+){_NAME}=|--[a-z-]*{_NAME} )[^&;\s'\"]+")
+# "--token and --token-file" is a sentence about the option, no value of it.
+_PARAMETER = re.compile(rf"(?i)((?:(?<![a-z])|[a-z_]+){_NAME}=|--[a-z-]*{_NAME} (?!(?:and|or) --))[^&;\s'\"]+")
 
 
 def redact(text: str) -> str:
@@ -14,6 +15,8 @@ def redact(text: str) -> str:
 
     >>> redact("postgresql://gkd:s3/cr@t@db/mlflow?sslpassword=x")
     'postgresql://gkd:***@db/mlflow?sslpassword=***'
+    >>> redact("--token and --token-file say twice who asks, in: gkd status --token s3cr3t")
+    '--token and --token-file say twice who asks, in: gkd status --token ***'
     """
     text = _PASSWORD.sub(r"\1:***@", text)
     text = _TOKEN.sub("://***@", text)

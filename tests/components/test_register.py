@@ -1,6 +1,10 @@
 """The register step on a real tracking database: what is logged, who becomes champion, what a second run does."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -319,6 +323,56 @@ def test_in_a_run_that_the_platform_opened_and_again_without_it(tmp_path, finish
     assert register.run(**folders._asdict(), out=tmp_path / "out", params=params) == summary
     assert contents(tmp_path / "out")[1] == version
     assert len(runs_in(client)) == 4
+
+
+DVC_STAGE = """stages:
+  register:
+    cmd: >-
+      {python} -m pipelines.cli register --teacher run/teacher --baseline run/baseline --kd run/kd
+      --student run/student --deploy run/deploy --report run/report --out registration
+    deps: [run]
+    outs: [registration]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_dvc_experiment_in_a_temporary_clone_registers_in_the_checkout_s_store(tmp_path, finish, empty_store):
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+
+    def call(*command: str) -> None:
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "DVC_NO_ANALYTICS": "1"}
+        result = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    def commit(message: str) -> None:
+        call("git", "add", "--all")
+        call("git", "-c", "user.name=x", "-c", "user.email=x@x", "commit", "--quiet", "-m", message)
+
+    call("git", "init", "--quiet")
+    call(sys.executable, "-m", "dvc", "init", "--quiet")
+    (checkout / "params.yaml").write_text("{}")
+    (checkout / "dvc.yaml").write_text(DVC_STAGE.format(python=sys.executable))
+    (checkout / ".gitignore").write_text("mlflow.db\nmlartifacts\n/registration\n")
+    shutil.copy(empty_store, checkout)
+    finish(checkout / "run", seed=1)
+    commit("first")
+    call(sys.executable, "-m", "dvc", "repro")
+    commit("its lock")
+    shutil.rmtree(checkout / "run")
+    finish(checkout / "run", seed=2, right=310)
+    commit("a worse student")
+
+    call(sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", "in-a-clone")
+    call(sys.executable, "-m", "dvc", "exp", "apply", "in-a-clone")
+    gate, version = contents(checkout / "registration")
+    assert (gate["champion_before"], gate["passed"]) == (1, False), "the gate saw the champion"
+    client = MlflowClient(f"sqlite:///{checkout / 'mlflow.db'}")
+    kept = client.list_artifacts(client.get_model_version("gkd-student", str(version["version"])).run_id)
+    assert {"network", "deploy", "report", "gate"} == {item.path for item in kept}, "it outlives the clone"
+    aliases = client.get_registered_model("gkd-student").aliases
+    assert {alias: int(number) for alias, number in aliases.items()} == {"champion": 1, "challenger": 2}
 
 
 def test_folders_that_do_not_belong_together(tmp_path, finish, store_uri):

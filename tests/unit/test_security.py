@@ -185,6 +185,8 @@ def test_secrets_are_taken_out_of_text(text: str) -> None:
         "models:/gkd-student@champion",
         "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
         "the token file x cannot be read",
+        "--token and --token-file say twice who asks: pass one of them",
+        "pass --token or --cookie",
         "gkd distill --set train.seed=3 --out student",
     ],
 )
