@@ -49,6 +49,7 @@ class CurriculumTemperature(Loss):
     rate and weight decay.
 
     Args:
+        epochs: length of the training.
         weight_ce: w_ce.
         weight_kd: w_kd.
         temperature_start: smallest τ.

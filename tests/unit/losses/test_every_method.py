@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import mobilenet_v3_small, resnet18
 
+import gkd_core as gkd
 from gkd_core import losses
 from gkd_core.data import shards
 from gkd_core.errors import GkdError
@@ -23,6 +25,7 @@ from gkd_core.methods import (
     hyperparameters,
 )
 from gkd_core.models.classifier import Output
+from gkd_core.models.network import Network
 
 TAUGHT = [name for name, method in METHODS.items() if method.teacher]
 CLASSES = 4
@@ -126,6 +129,34 @@ def test_two_steps_in_a_loop_of_ones_own(name, options):
     assert all(torch.equal(value, before[given.teacher][key]) for key, value in given.teacher.state_dict().items())
     assert not any(module.training for module in given.teacher.modules())
     assert not {given.student, given.teacher} & set(given.loss.modules()), "a loss holds no network"
+
+
+@pytest.fixture(scope="module")
+def torchvision_networks() -> tuple[Network, Network]:
+    """Two networks of torchvision by the names of their layers, as a notebook has them."""
+    classes = [str(i) for i in range(CLASSES)]
+    torch.manual_seed(0)
+    student = mobilenet_v3_small(num_classes=CLASSES)
+    student = gkd.wrap(student, ["features.3", "features.12"], "classifier.3", classes=classes, image_size=64)
+    teacher = gkd.wrap(resnet18(num_classes=CLASSES), ["layer2", "layer4"], "fc", classes=classes, image_size=64)
+    return student, teacher.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_steps_over_two_networks_of_torchvision(name, torchvision_networks):
+    student, teacher = torchvision_networks
+    loss = create_loss(name, student, teacher if METHODS[name].teacher else None, {}, **FACTS)
+    groups = [{"params": list(student.parameters())}, *loss.parameter_groups()]
+    optimizer = torch.optim.SGD(groups, lr=1e-3)
+    images, labels = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(3)), TRAIN_LABELS[INDICES]
+    for step in range(2):
+        with torch.no_grad():
+            taught = teacher(images)
+        terms = loss(student(images), taught, labels, epoch=step / 2, indices=INDICES)
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        assert all(term.isfinite() for term in terms.values())
 
 
 @every_variant

@@ -4,15 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from components import distill
-from components.fit import new_network
-from gkd_core.config import parse_params
-from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.losses.self_distillation import AuxiliaryHead, SelfDistillation, feature_distance
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
 from gkd_core.models.classifier import Output
-from gkd_core.models.network import load_network
 
 
 def vectors(*shape, seed=0, dtype=torch.float64):
@@ -154,15 +149,6 @@ class TestMethod:
             SelfDistillation(*make_pair(make_network("no-maps"), None))
         with pytest.raises(GkdError, match=r"the student pooled has a single stage"):
             SelfDistillation(*make_pair(make_network(), None))
-
-
-def test_the_step_needs_no_teacher_and_keeps_no_head(digits, tmp_path):
-    settings = {"student": {"name": "resnet8"}, "train": {"epochs": 1, "device": "cpu"}}
-    params = parse_params(settings | {"distill": {"method": "self-distillation"}})
-    facts = distill.run(data=digits, teacher=None, out=tmp_path / "student", work=tmp_path / "work", params=params)
-    assert facts["teacher_digest"] == ""
-    untrained = new_network("resnet8", "auto", PreparedData.open(digits), 0)
-    assert set(load_network(tmp_path / "student").state_dict()) == set(untrained.state_dict())
 
 
 class Echo(torch.nn.Module):

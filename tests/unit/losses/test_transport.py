@@ -1,4 +1,4 @@
-"""Entropic transport against POT, against the exact value, and its gradient against the regularised value's."""
+"""The solvers of optimal transport against POT and SciPy, and Sinkhorn's gradient against its regularised value."""
 
 import math
 
@@ -6,9 +6,17 @@ import numpy as np
 import ot
 import pytest
 import torch
+from scipy.stats import wasserstein_distance
 from torch.nn import functional
 
-from gkd_core.losses.transport import sinkhorn_distance, sinkhorn_plan
+from gkd_core.losses.transport import (
+    one_dimensional_distance,
+    quantile_distance,
+    random_directions,
+    sinkhorn_distance,
+    sinkhorn_plan,
+    sliced_distance,
+)
 from gkd_core.losses.wasserstein import wasserstein_loss
 
 
@@ -116,3 +124,73 @@ def test_each_sample_has_its_own_epsilon():
     )
     both = sinkhorn_distance(torch.cat([near, far]))
     assert torch.allclose(both[0], sinkhorn_distance(near)[0], atol=1e-14)
+
+
+SIZES = [(16, 16), (16, 9), (4, 16), (1, 7), (49, 36)]
+
+
+def test_unequal_numbers_by_hand():
+    # {0, 6} against {0, 3, 6}: levels 0, ⅓, ½, ⅔, 1; only [⅓, ½] (0 against 3) and [½, ⅔] (6 against 3) differ.
+    value = one_dimensional_distance(torch.tensor([6.0, 0.0]), torch.tensor([3.0, 6.0, 0.0]))
+    assert value.item() == pytest.approx(3 / 6 + 3 / 6)
+
+
+@pytest.mark.parametrize(("n", "m"), SIZES)
+def test_one_dimension_against_scipy(n, m):
+    x, y = points(3, n), points(3, m, seed=1)
+    expected = [wasserstein_distance(x[i].numpy(), y[i].numpy()) for i in range(3)]
+    assert one_dimensional_distance(x, y).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("student_grid", "teacher_grid"), [((4, 4), (4, 4)), ((2, 3), (5, 5))])
+def test_quantile_is_scipys_distance_per_channel(student_grid, teacher_grid):
+    student, teacher = points(2, 3, *student_grid), points(2, 3, *teacher_grid, seed=1)
+    expected = np.mean(
+        [wasserstein_distance(student[b, c].flatten(), teacher[b, c].flatten()) for b in range(2) for c in range(3)]
+    )
+    assert wasserstein_loss(student, teacher, solver="quantile").item() == pytest.approx(expected, abs=1e-12)
+    assert quantile_distance(student, teacher).shape == (2,)
+
+
+@pytest.mark.parametrize(("n", "m"), SIZES)
+@pytest.mark.parametrize("dimension", [2, 8])
+def test_sliced_against_pot_with_the_same_directions(n, m, dimension):
+    x, y = points(2, n, dimension), points(2, m, dimension, seed=1)
+    directions = random_directions(dimension, 20, 3, x)
+    value = sliced_distance(x, y, directions) / math.sqrt(math.pi * dimension / 2)
+    for b in range(2):
+        expected = ot.sliced_wasserstein_distance(x[b].numpy(), y[b].numpy(), projections=directions.numpy(), p=1)
+        assert value[b].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_directions_are_unit_seeded_and_leave_the_global_generator_alone():
+    state = torch.get_rng_state()
+    first, again, other = (random_directions(5, 7, seed, torch.zeros(1)) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.allclose(first.norm(dim=0), torch.ones(7))
+
+
+def test_seed_reaches_the_directions():
+    student, teacher = points(2, 4, 2, 2), points(2, 4, 2, 2, seed=1)
+    one, again, other = (wasserstein_loss(student, teacher, solver="sliced", seed=seed) for seed in (1, 1, 2))
+    assert one == again
+    assert one != other
+
+
+def test_against_pot_on_the_atoms():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(3, 4, 3, 3, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(3, 4, 2, 4, generator=generator, dtype=torch.float64)
+    expected = np.mean(
+        [
+            ot.emd2(
+                np.full(9, 1 / 9),
+                np.full(8, 1 / 8),
+                ot.dist(s.flatten(1).T.numpy(), t.flatten(1).T.numpy(), "euclidean"),
+            )
+            for s, t in zip(student, teacher, strict=True)
+        ]
+    )
+    assert wasserstein_loss(student, teacher, solver="exact").item() == pytest.approx(expected, abs=1e-12)
