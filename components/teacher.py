@@ -6,26 +6,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from components.fit import ALONE, fit, forget, kept, new_network, step_folder, workspace
 from components.launch import launch, must_launch
-from gkd_core import __version__
+from gkd_core import __version__, schemes
 from gkd_core.config import MethodConfig, Params, TeacherConfig
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write_json
+from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
 from gkd_core.models.weights import read_network
 from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
+from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
-from gkd_core.training.lesson import Lesson
+from gkd_core.training.trainer import Training
+from gkd_core.training.workspace import remove_workspace, run_once, step_folder, workspace
 
 
 @dataclass(frozen=True)
-class _Training:
-    """One of the trainings of the teacher step, in order.
+class _Network:
+    """One of the networks that the teacher step trains, in order.
 
     Attributes:
         folder: its place in the teacher folder.
@@ -83,14 +85,14 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     _refuse_uncovered(teacher, prepared.info.classes)
     with step_folder(out, [prepared.folder, work]) as folder:
         before: Path | None = None
-        for training in plan:
-            make = partial(_train, training, prepared, teacher, inputs, space / f"{training.folder}.training", before)
-            before = kept(space / training.folder, make)
-            shutil.copytree(before, folder / training.folder, ignore=shutil.ignore_patterns(SIDECAR))
-        folders = [training.folder for training in plan]
+        for one in plan:
+            make = partial(_train, one, prepared, teacher, inputs, space / f"{one.folder}.training", before)
+            before = run_once(space / one.folder, make)
+            shutil.copytree(before, folder / one.folder, ignore=shutil.ignore_patterns(SIDECAR))
+        folders = [one.folder for one in plan]
         handed_on = folders[-1:] if teacher.assistants else folders
         _write_teacher(folder, handed_on, prepared, imported=False, trained=folders)
-    forget(space)
+    remove_workspace(space)
     facts = {name: read_json(out / name / "training.json", "the teacher folder") for name in folders}
     last: dict[str, Any] = facts[folders[-1]]
     several = {"networks": {name: each["validation_top1"] for name, each in facts.items()}} if len(folders) > 1 else {}
@@ -103,18 +105,18 @@ def refuse_ahead(params: Params) -> None:
     Raises:
         GkdError: an unknown network, or wrong hyperparameters.
     """
-    lesson_of(params.distill)
+    specification(params.distill)
     for where, name in (("teacher.name", params.teacher.name), ("student.name", params.student.name)):
         if name not in model_names() and torchvision_name(name.removeprefix(TORCHVISION)) not in model_names():
             raise GkdError(unknown(where, name, model_names()))
 
 
-def _plan(teacher: TeacherConfig) -> list[_Training]:
+def _plan(teacher: TeacherConfig) -> list[_Network]:
     """What to train, in order; folders are numbered where there are several, for two may be of one architecture."""
     seed = teacher.train.seed
     if teacher.members:
         return [
-            _Training(
+            _Network(
                 folder=f"{place}-{_folder(member.name)}",
                 title=f"teacher {place},",
                 name=member.name,
@@ -126,12 +128,12 @@ def _plan(teacher: TeacherConfig) -> list[_Training]:
         ]
     name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
     if not teacher.assistants:
-        return [_Training(_folder(teacher.name), "teacher", name, teacher.stem, seed)]
-    first = _Training(f"1-{_folder(teacher.name)}", "teacher", name, teacher.stem, seed)
+        return [_Network(_folder(teacher.name), "teacher", name, teacher.stem, seed)]
+    first = _Network(f"1-{_folder(teacher.name)}", "teacher", name, teacher.stem, seed)
     return [
         first,
         *(
-            _Training(
+            _Network(
                 f"{place}-{_folder(assistant)}",
                 f"assistant {place - 1},",
                 assistant,
@@ -150,7 +152,7 @@ def _folder(network: str) -> str:
 
 
 def _train(
-    training: _Training,
+    one: _Network,
     prepared: PreparedData,
     teacher: TeacherConfig,
     inputs: dict[str, Any],
@@ -159,32 +161,35 @@ def _train(
     folder: Path,
 ) -> None:
     """One of the trainings; `before` is the folder of the network trained before it."""
-    data = prepared if training.classes is None else ClassPart(prepared, training.classes)
-    lesson, teachers = ALONE, []
-    if training.assistant and before is not None:
-        lesson, teachers = lesson_of(teacher.assistant_distill), [load_network(before, prepared.info.classes)]
+    data = prepared if one.classes is None else ClassPart(prepared, one.classes)
+    spec, teachers = DistillationSpec(), ()
+    if one.assistant and before is not None:
+        spec = specification(teacher.assistant_distill)
+        teachers = (load_network(before, prepared.info.classes),)
         inputs = inputs | {"teacher_digest": folder_digest(before)}
-    fit(
-        role="assistant" if training.assistant else "teacher",
-        network=new_network(training.name, training.stem, data, training.seed),
+    training = Training(
+        network=create_model(one.name, stem=one.stem, data=data, seed=one.seed),
         data=data,
-        training=teacher.train.model_copy(update={"seed": training.seed}),
-        folder=folder,
-        work=work,
-        inputs=inputs,
-        lesson=lesson,
+        config=teacher.train.model_copy(update={"seed": one.seed}),
+        spec=spec,
         teachers=teachers,
-        title=training.title,
+        facts={"role": "assistant" if one.assistant else "teacher", **inputs},
+        title=one.title,
     )
+    training.run(work).save(folder)
 
 
-def lesson_of(distillation: MethodConfig) -> Lesson:
+def specification(
+    method: MethodConfig, scheme: str = schemes.DEFAULT, scheme_options: dict[str, Any] | None = None
+) -> DistillationSpec:
     """From the configuration to plain arguments."""
-    return Lesson(
-        method=distillation.method,
-        hyperparameters=distillation.hyperparameters(),
-        schedule=distillation.schedule,
-        curve=distillation.curve.model_dump(),
+    return DistillationSpec(
+        method.method,
+        method.hyperparameters(),
+        method.schedule,
+        method.curve.model_dump(),
+        scheme,
+        scheme_options or {},
     )
 
 

@@ -1,4 +1,4 @@
-"""Lists made from the code itself: methods and arrangements with their hyperparameters, parameters with their meaning.
+"""Lists made from the code itself: methods and schemes with their hyperparameters, parameters with their meaning.
 
 `gkd methods` and `gkd params` show them, and the docs' pages are made from them (`make docs`).
 """
@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from rich.table import Table
 
-from gkd_core.arrangements import ARRANGEMENTS, methods_inside
-from gkd_core.config import Params, SchemeOptions
+from gkd_core import schemes
+from gkd_core.config import Params
 from gkd_core.methods import METHODS, hyperparameters
 from pipelines.console import console
 
@@ -39,29 +39,25 @@ def method_rows() -> list[dict[str, Any]]:
     ]
 
 
-def arrangement_rows() -> list[dict[str, Any]]:
-    """One row an arrangement: as a method's, and the methods that make sense inside, and parameters elsewhere."""
-    rows = []
-    for name, arrangement in ARRANGEMENTS.items():
-        field = SchemeOptions.model_fields.get(name)
-        options = {} if field is None else field.default.model_dump()
-        rows.append(
-            {
-                "name": name,
-                "kind": "arrangement",
-                "summary": arrangement.summary,
-                "source": arrangement.source,
-                "published": arrangement.published,
-                "hyperparameters": options,
-                "parameters": list(arrangement.elsewhere),
-                "methods": methods_inside(name),
-            }
-        )
-    return rows
+def scheme_rows() -> list[dict[str, Any]]:
+    """One row a scheme: as a method's, and the methods that make sense inside, and parameters elsewhere."""
+    return [
+        {
+            "name": name,
+            "kind": "scheme",
+            "summary": scheme.summary,
+            "source": scheme.source,
+            "published": scheme.published,
+            "hyperparameters": scheme.options().model_dump(),
+            "parameters": list(scheme.reads),
+            "methods": scheme.methods,
+        }
+        for name, scheme in ((name, schemes.get(name)) for name in schemes.names())
+    ]
 
 
 def show_methods() -> None:
-    """Print the methods and the arrangements as tables."""
+    """Print the methods and the schemes as tables."""
     table = Table()
     for heading in ("method", "what it does", "source", "hyperparameters"):
         table.add_column(heading)
@@ -71,9 +67,9 @@ def show_methods() -> None:
         table.add_row(row["name"], row["summary"], source, options)
     console().print(table)
     table = Table()
-    for heading in ("arrangement", "who teaches whom", "source", "settings"):
+    for heading in ("scheme", "who teaches whom", "source", "settings"):
         table.add_column(heading)
-    for row in arrangement_rows():
+    for row in scheme_rows():
         source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
         table.add_row(row["name"], row["summary"], source, "\n".join(_settings(row)))
     console().print(table)
@@ -82,17 +78,17 @@ def show_methods() -> None:
 def methods_markdown() -> str:
     """docs/methods.md."""
     lines = ["# Distillation methods", ""]
-    lines += ["Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/arrangements.py`.", ""]
+    lines += ["Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/schemes`.", ""]
     lines += ["| method | what it does | source | weight over time | hyperparameters |", "|---|---|---|---|---|"]
     for row in method_rows():
         options = "<br>".join(f"`{k}` = {v}" for k, v in row["hyperparameters"].items())
         source = row["source"] + ("" if row["published"] else " (reconstruction)")
         lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {row['schedule']} | {options} |")
     lines += _gompertz_presets()
-    lines += ["", "# Arrangements", "", "Who teaches whom: `distill.arrangement`, a choice beside the method. "]
+    lines += ["", "# Schemes", "", "Who teaches whom: `distill.scheme`, a choice beside the method. "]
     lines[-1] += "A method that makes no sense inside one is refused."
-    lines += ["", "| arrangement | what happens | source | settings | methods inside |", "|---|---|---|---|---|"]
-    for row in arrangement_rows():
+    lines += ["", "| scheme | what happens | source | settings | methods inside |", "|---|---|---|---|---|"]
+    for row in scheme_rows():
         source = row["source"] + ("" if row["published"] else " (reconstruction)")
         settings = "<br>".join(f"`{setting}`" for setting in _settings(row))
         inside = "all" if len(row["methods"]) == len(METHODS) else ", ".join(row["methods"])
@@ -124,8 +120,8 @@ def _gompertz_presets() -> list[str]:
 
 
 def _settings(row: dict[str, Any]) -> list[str]:
-    """An arrangement's parameters by their full names, with the defaults of its own."""
-    own = [f"distill.arrangement_options.{row['name']}.{k} = {v}" for k, v in row["hyperparameters"].items()]
+    """A scheme's parameters by their full names, with the defaults of its own."""
+    own = [f"distill.scheme_options.{row['name']}.{k} = {v}" for k, v in row["hyperparameters"].items()]
     return own + row["parameters"]
 
 

@@ -8,6 +8,7 @@ from gkd_core.config.load import (
     load_params,
     params_of_sections,
     parse_params,
+    parse_section,
     read_sections,
 )
 from gkd_core.config.schema import (
@@ -24,7 +25,6 @@ from gkd_core.config.schema import (
     NetworkConfig,
     Params,
     ReferencesConfig,
-    SchemeOptions,
     StudentConfig,
     TeacherConfig,
     TrackingConfig,
@@ -45,7 +45,6 @@ __all__ = [
     "NetworkConfig",
     "Params",
     "ReferencesConfig",
-    "SchemeOptions",
     "StudentConfig",
     "TeacherConfig",
     "TrackingConfig",
@@ -53,6 +52,7 @@ __all__ = [
     "load_params",
     "params_of_sections",
     "parse_params",
+    "parse_section",
     "read_sections",
     "refuse_wide_augmentation",
 ]

@@ -2,67 +2,21 @@
 
 from collections.abc import Iterator
 
-from gkd_core.arrangements import refuse_mismatch
-from gkd_core.config.schema import AugmentConfig, MethodConfig, Params
+from gkd_core import schemes
+from gkd_core.config.schema import AugmentConfig, Params
 from gkd_core.errors import GkdError
 
 
 def contradictions(params: Params) -> Iterator[str]:
     """What the sections say against each other, a sentence each."""
-    teacher, student, distill = params.teacher, params.student, params.distill
-    if teacher.topological and not params.data.topology:
+    if params.teacher.topological and not params.data.topology:
         yield "teacher.topological is true but data.topology is false: set both"
-    arrangement = distill.arrangement
+    distill = params.distill
     try:
-        refuse_mismatch(arrangement, distill.method, {})
+        schemes.get(distill.scheme).check_method(distill.method, distill.hyperparameters())
     except GkdError as error:
         yield str(error)
-    parts = [member for member in teacher.members if member.classes is not None]
-    match arrangement:
-        case "multi_teacher" if not teacher.members:
-            yield "distill.arrangement multi_teacher learns from several teachers: list them in teacher.members"
-        case "multi_teacher" if parts:
-            yield (
-                f"teacher.members gives {parts[0].name} classes of its own, but distill.arrangement multi_teacher "
-                "wants teachers that know all classes: leave classes out, or set distill.arrangement to amalgamation"
-            )
-        case "amalgamation" if not parts:
-            yield (
-                "distill.arrangement amalgamation puts together teachers that know parts of the classes: list them in "
-                "teacher.members with their classes"
-            )
-        case "assistant" if not teacher.assistants:
-            yield "distill.arrangement assistant needs assistants: name them in teacher.assistants"
-        case "assistant":
-            for field in MethodConfig.model_fields:
-                mine, theirs = getattr(distill, field), getattr(teacher.assistant_distill, field)
-                if field == "options":
-                    mine, theirs = mine.get(distill.method, {}), theirs.get(distill.method, {})
-                if mine != theirs:
-                    yield (
-                        f"distill.{field} and teacher.assistant_distill.{field} differ ({mine} and {theirs}), but one "
-                        "method teaches the whole chain: write the same in both"
-                    )
-        case "cross_modal" if not student.has_own_view:
-            yield (
-                "distill.arrangement cross_modal shows the student another view than the teacher: set "
-                "student.channels or student.image_size"
-            )
-    if teacher.members and arrangement not in ("multi_teacher", "amalgamation"):
-        yield (
-            f"teacher.members lists {len(teacher.members)} teachers, but distill.arrangement {arrangement} does not "
-            "learn from several: set it to multi_teacher or amalgamation, or empty the list"
-        )
-    if teacher.assistants and arrangement != "assistant":
-        yield (
-            f"teacher.assistants names assistants, but distill.arrangement is {arrangement}: set it to assistant, or "
-            "empty the list"
-        )
-    if student.has_own_view and arrangement == "single":
-        yield (
-            "student.channels or student.image_size gives the student a view of its own, but distill.arrangement is "
-            "single: set it to cross_modal"
-        )
+    yield from schemes.check(params)
 
 
 def refuse_wide_augmentation(augment: AugmentConfig, image_size: int, *, section: str = "train") -> None:

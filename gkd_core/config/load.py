@@ -4,10 +4,10 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from gkd_core.config import options
 from gkd_core.config.checks import contradictions
@@ -17,13 +17,20 @@ from gkd_core.mistakes import Mistake, mistakes
 
 METHOD_SECTIONS = ("distill", "teacher.assistant_distill")
 
-RENAMED = {"references.kd_alpha": "references.kd_weight"} | {
+RENAMED = {
+    "references.kd_alpha": "references.kd_weight",
+    "distill.arrangement": "distill.scheme",
+    "distill.arrangement_options": "distill.scheme_options",
+} | {
     f"{section}.options.{method}.{old}": f"{section}.options.{method}.{new}"
     for section in METHOD_SECTIONS
     for method, names in options.RENAMED.items()
     for old, new in names.items()
 }
 """Old key → key. A file may still use the old one."""
+
+
+T = TypeVar("T", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -135,6 +142,20 @@ def params_of_sections(sections: dict[str, Any]) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         raise GkdError("\n".join(f"params: {found.sentence}" for found in mistakes(error, Params))) from None
+
+
+def parse_section(section: type[T], content: dict[str, Any], name: str) -> T:
+    """One section by itself, as a caller of the library gives it.
+
+    Args:
+        name: of the section, for the error.
+    Raises:
+        GkdError: something is wrong, a sentence each.
+    """
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        raise GkdError("\n".join(found.sentence for found in mistakes(error, section, at=(name,)))) from None
 
 
 def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:

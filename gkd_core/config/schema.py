@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from gkd_core import methods
-from gkd_core.arrangements import ARRANGEMENTS, Weighting, refuse_mismatch
-from gkd_core.errors import unknown
+from gkd_core import methods, schemes
+from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 from gkd_core.mistakes import ContradictionsError
 
@@ -210,9 +209,9 @@ class StudentConfig(NetworkConfig):
     """The small network. Its view of the images is what the references see too."""
 
     channels: Literal[1, 3] | None = None
-    """1 shows it greyscale, 3 colour (arrangement `cross_modal`); null shows it what the data has."""
+    """1 shows it greyscale, 3 colour (scheme `cross_modal`); null shows it what the data has."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Side in pixels of the images it sees (arrangement `cross_modal`); null keeps the data's."""
+    """Side in pixels of the images it sees (scheme `cross_modal`); null keeps the data's."""
 
     @property
     def has_own_view(self) -> bool:
@@ -295,65 +294,34 @@ class MethodConfig(Section):
         return self.options.get(self.method, {}) | temperature
 
 
-class MultiTeacherConfig(Section):
-    """How the answers of several teachers become one."""
-
-    weighting: Weighting = "average"
-    """`average` counts all alike; `confidence` weighs them sample by sample, the more the surer each is of the
-    label."""
-
-
-class MutualConfig(Section):
-    """Peers that learn from each other."""
-
-    peers: Annotated[int, Field(ge=2, le=16)] = 2
-    """Students trained together; the best on validation is kept."""
-
-
-class BornAgainConfig(Section):
-    """Generations of the same network."""
-
-    generations: Annotated[int, Field(ge=1, le=20)] = 3
-    """Students trained in turn, each by the one before. The first learns from the teacher where that has the student's
-    architecture, else from the student trained alone."""
-
-
-class SchemeOptions(Section):
-    """Settings by arrangement; only the chosen one's are read."""
-
-    multi_teacher: MultiTeacherConfig = MultiTeacherConfig()
-    """Several teachers."""
-    mutual: MutualConfig = MutualConfig()
-    """Peers."""
-    born_again: BornAgainConfig = BornAgainConfig()
-    """Generations."""
-
-
 class DistillConfig(MethodConfig):
     """How the student learns from the teacher."""
 
-    arrangement: str = "single"
-    """Who teaches whom: single, multi_teacher, assistant, mutual, born_again, amalgamation, cross_modal (see
-    `gkd methods`)."""
-    arrangement_options: SchemeOptions = SchemeOptions()
-    """Settings by arrangement."""
+    scheme: str = schemes.DEFAULT
+    """Who teaches whom: one of the schemes that `gkd methods` lists."""
+    scheme_options: Options = {}
+    """Settings by scheme, e.g. `scheme_options.mutual.peers: 3`; only the chosen one's are used."""
 
-    @field_validator("arrangement")
+    @field_validator("scheme")
     @classmethod
-    def _arrangement(cls, value: str) -> str:
-        if value not in ARRANGEMENTS:
-            raise ValueError(unknown("arrangement", value, ARRANGEMENTS))
+    def _scheme(cls, value: str) -> str:
+        value = schemes.OLD_NAMES.get(value, value)
+        if value not in schemes.names():
+            raise ValueError(unknown("scheme", value, schemes.names()))
         return value
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """The chosen method's arguments: its options, with `temperature` put in.
-
-        Raises:
-            GkdError: two of them contradict each other, or one is not read by the arrangement.
-        """
-        chosen = super().hyperparameters()
-        refuse_mismatch(self.arrangement, self.method, chosen)
-        return chosen
+    @field_validator("scheme_options")
+    @classmethod
+    def _scheme_options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        value = {schemes.OLD_NAMES.get(name, name): chosen for name, chosen in value.items()}
+        for name, chosen in value.items():
+            if name not in schemes.names():
+                raise ValueError(unknown("scheme_options: scheme", name, schemes.names()))
+            try:
+                schemes.get(name).check_options(chosen)
+            except GkdError as error:
+                raise ValueError(str(error).removeprefix("distill.")) from None
+        return value
 
 
 class MemberConfig(NetworkConfig):
@@ -396,11 +364,11 @@ class TeacherConfig(NetworkConfig):
     """Join the network's pooled features with the image's persistence features before the last layer (the Gompertz
     paper's TCNN, reconstructed); needs `data.topology`."""
     members: list[MemberConfig] = []
-    """Several teachers instead of the one above: for the arrangement `multi_teacher`, or, with parts of the classes,
+    """Several teachers instead of the one above: for the scheme `ensemble`, or, with parts of the classes,
     `amalgamation`."""
     assistants: list[str] = []
     """Networks between teacher and student, from large to small, each taught by the one before; the last is handed on
-    as the teacher (arrangement `assistant`)."""
+    as the teacher (scheme `assistant`)."""
     assistant_distill: MethodConfig = MethodConfig()
     """How assistants learn; must say what `distill` says. It stands here because the teacher step reads only this
     section, so that another method retrains no teacher that does not depend on it."""

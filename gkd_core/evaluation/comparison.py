@@ -1,10 +1,25 @@
-"""Methods compared over several seeds: accuracies, and differences to a reference paired by seed."""
+"""Methods compared fairly: the same data, teacher, student, budget and seeds, and differences paired by seed."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
+
+from gkd_core.errors import GkdError, unknown
+from gkd_core.files import write_bytes, write_json
+from gkd_core.methods import METHODS
+
+if TYPE_CHECKING:
+    from gkd_core.data.prepared import PreparedData
+    from gkd_core.models.network import Network
+
+DIGITS = 6
+COLUMNS = ("teacher", "student", "method", "seed", "top1", "validation_top1", "schedule", "seconds")
 
 
 @dataclass(frozen=True)
@@ -84,3 +99,173 @@ def _interval(gaps: np.ndarray, confidence: float) -> Difference:
         return Difference(mean, None, None, len(gaps))
     reach = float(stats.t.ppf((1 + confidence) / 2, len(gaps) - 1) * stats.sem(gaps))
     return Difference(mean, mean - reach, mean + reach, len(gaps))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What trainings of several methods and seeds say about the methods.
+
+    Attributes:
+        rows: one dict a training with the keys of COLUMNS; `top1` in [0, 1] on the same test images.
+        reference: the method that the others are compared with.
+    Raises:
+        GkdError: there are no rows.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    reference: str
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise GkdError("there is no finished training to compare: run some first")
+
+    @property
+    def pairs(self) -> dict[str, list[Standing]]:
+        """The standings by "teacher → student", the most accurate method first."""
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        for row in sorted(self.rows, key=_pair):
+            found.setdefault(_pair(row), {}).setdefault(row["method"], {})[row["seed"]] = row["top1"]
+        return {pair: standings(accuracies, self.reference) for pair, accuracies in found.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """{"teacher → student": [{"method", "seeds", "mean", "deviation", "difference"}, …]}, the best first."""
+        return {pair: [_rounded(asdict(standing)) for standing in rows] for pair, rows in self.pairs.items()}
+
+    def __repr__(self) -> str:
+        return self.markdown()
+
+    def markdown(self) -> str:
+        """A table a pair, in percent and percentage points."""
+        return "\n".join(_table(pair, rows, self.reference) for pair, rows in self.pairs.items())
+
+    def plot(self) -> str:
+        """A forest plot as SVG."""
+        from gkd_core.report.forest import forest_plot
+
+        return forest_plot(self.pairs, self.reference)
+
+    def save(self, folder: Path) -> None:
+        """Write comparison.json, comparison.md, comparison.svg and runs.csv into an existing folder."""
+        write_json(folder / "comparison.json", {"reference": self.reference, "pairs": self.as_dict()})
+        write_bytes(folder / "comparison.md", self.markdown().encode())
+        write_bytes(folder / "comparison.svg", self.plot().encode())
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(self.rows, key=lambda row: (_pair(row), row["method"], row["seed"])))
+        write_bytes(folder / "runs.csv", text.getvalue().encode())
+
+
+def compare(
+    student: "str | Callable[[int], Network]",
+    teacher: "Network",
+    data: "PreparedData",
+    *,
+    methods: Sequence[str] = ("ce", "kd", "gompertz"),
+    seeds: Sequence[int] = (0, 1, 2),
+    reference: str = "kd",
+    options: Mapping[str, dict[str, Any]] | None = None,
+    work: Path | str | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Train a student by every method with every seed and measure each once on the test split.
+
+    Args:
+        student: a name as `create_model` takes it, or a function that makes an untrained student from a seed.
+        teacher: frozen here.
+        data: from `load_data`.
+        methods: names from `list_methods()`; the reference is trained too.
+        seeds: of the students and of the order of images; three or more for an interval worth having.
+        reference: the method that the others are compared with.
+        options: hyperparameters by method.
+        work: folder for checkpoints: the same call again goes on from the last epoch.
+        settings: fields of `train` in params.yaml, the same for all.
+    Raises:
+        GkdError: an unknown method, doubled seeds, a wrong setting.
+
+    Example:
+        >>> import gkd_core as gkd
+        >>> data = gkd.load_data("digits", train_images=200)
+        >>> teacher = gkd.create_model("resnet8", data=data)
+        >>> comparison = gkd.compare("resnet8", teacher, data, methods=["ce"], seeds=[0, 1], epochs=1, device="cpu")
+        >>> [standing.method for standing in comparison.pairs["resnet8 → resnet8"]]  # doctest: +SKIP
+        ['ce', 'kd']
+    """
+    from gkd_core.evaluation.evaluate import evaluate
+    from gkd_core.models.create import create_model
+    from gkd_core.training.trainer import distill
+
+    chosen = list(dict.fromkeys([reference, *methods]))
+    check_contenders(chosen, seeds, "methods", "seeds", reference="reference")
+    rows: list[dict[str, Any]] = []
+    for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
+        for method in chosen:
+            network = create_model(student, data=data, seed=seed) if isinstance(student, str) else student(seed)
+            given = (options or {}).get(method)
+            result = distill(network, teacher, data, method=method, options=given, seed=seed, work=work, **settings)
+            rows.append(
+                {
+                    "teacher": teacher.name,
+                    "student": network.name,
+                    "method": method,
+                    "seed": seed,
+                    "top1": round(evaluate(network, data.test).top1, DIGITS),
+                    "validation_top1": round(result.facts["validation_top1"], DIGITS),
+                    "schedule": result.facts["schedule"],
+                    "seconds": round(result.seconds, 1),
+                }
+            )
+    return Comparison(rows, reference)
+
+
+def check_contenders(
+    methods: Sequence[str], seeds: Sequence[int], methods_name: str, seeds_name: str, *, reference: str
+) -> None:
+    """See that methods and seeds can be compared, before anything is trained.
+
+    Args:
+        methods: the reference first.
+        methods_name, seeds_name, reference: what the caller calls them, for the errors.
+    Raises:
+        GkdError: an unknown method, doubled seeds, or one out of range.
+    """
+    for place, method in enumerate(methods):
+        if method not in METHODS:
+            raise GkdError(unknown(f"{methods_name if place else reference}: method", method, METHODS))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise GkdError(
+            f"{seeds_name} names {list(seeds) or 'none'}: give different seeds, three or more for an interval"
+        )
+    if min(seeds) < 0 or max(seeds) >= 2**32:
+        raise GkdError(f"{seeds_name} names {list(seeds)}: a seed is 0 or more and below 2^32")
+
+
+def _table(pair: str, rows: Sequence[Standing], reference: str) -> str:
+    lines = [
+        f"### {pair}",
+        "",
+        f"| method | seeds | top-1, mean ± sd | minus {reference}, with 95 % interval | |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f}"
+        gap, verdict = "", "reference" if row.method == reference else "not compared"
+        if row.difference is not None:
+            gap = f"{100 * row.difference.mean:+.2f}"
+            if row.difference.low is not None and row.difference.high is not None:
+                gap += f" [{100 * row.difference.low:+.2f}, {100 * row.difference.high:+.2f}]"
+            verdict = "not separable"
+            if row.difference.separable:
+                verdict = "better" if row.difference.mean > 0 else "worse"
+        lines.append(f"| {row.method} | {len(row.seeds)} | {100 * row.mean:.2f}{spread} | {gap} | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+def _pair(row: dict[str, Any]) -> str:
+    return f"{row['teacher']} → {row['student']}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return round(value, DIGITS) if isinstance(value, float) else value

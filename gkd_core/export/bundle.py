@@ -14,8 +14,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gkd_core import __version__
-from gkd_core.arrangements import ARRANGEMENTS
+from gkd_core import __version__, schemes
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import SMALLER, code_sha256, kept_precisions, model_entry, read_manifest
@@ -270,8 +269,8 @@ def _name(name: str | None, version: dict[str, Any] | None, *, for_kserve: bool)
 def _hyperparameters(training: dict[str, Any], manifest: dict[str, Any]) -> str:
     """What the method worked with: the values that were given, and its defaults while the sources made the model."""
     given = {name: value for name, value in training["hyperparameters"].items() if value is not None}
-    method, arrangement = METHODS.get(training["method"]), ARRANGEMENTS.get(training.get("arrangement", "single"))
-    if method is None or arrangement is None or arrangement.brings_its_loss:
+    method, scheme = METHODS.get(training["method"]), training.get("scheme", schemes.DEFAULT)
+    if method is None or scheme not in schemes.names() or schemes.get(scheme).has_own_loss:
         return _listed(given)
     if manifest["code_sha256"] != code_sha256():  # theirs were perhaps other defaults
         return "; ".join(part for part in (_listed(given), "the others are the method's defaults") if part)

@@ -90,6 +90,16 @@ class Network(nn.Module):
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
         self.select_classes(classes)
 
+    def untrained(self, seed: int | None = None) -> "Network":
+        """A network of the same architecture with new random weights.
+
+        Args:
+            seed: of the weights; None draws them from torch's global random state.
+        """
+        if seed is not None:
+            torch.manual_seed(seed)
+        return Network(self.spec, self.classes)
+
     def select_classes(self, classes: tuple[str, ...] | None) -> None:
         """Give logits for these classes only, in this order (null: all, in the network's own).
 

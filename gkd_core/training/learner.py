@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from gkd_core.data import shards
 from gkd_core.data.loader import Batch
+from gkd_core.data.shards import sharing
 from gkd_core.losses.base import Loss
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
@@ -14,31 +14,45 @@ class Learner(nn.Module):
     """Images in, the terms of the loss out.
 
     Args:
+        network: the student.
+        loss: its trained parameters (adapters, auxiliary heads, a temperature) are learned along and belong to no
+            network.
         autocast: run the network in bf16.
+    Raises:
+        TypeError: the loss registered the network as its own submodule: it would be trained and saved twice.
     """
 
-    def __init__(self, network: Network, loss: Loss, *, autocast: bool) -> None:
+    def __init__(self, network: Network, loss: Loss, *, autocast: bool = False) -> None:
         super().__init__()
+        if any(isinstance(module, Network) for module in loss.modules()):
+            raise TypeError(
+                f"{type(loss).__name__} holds a network as a submodule: it would be trained and saved with it"
+            )
         self.network = network
         self.loss = loss
-        self._autocast = autocast
+        self.autocast = autocast
 
     def forward(
-        self, batch: Batch, target: Tensor, taught: Output | None, t: float
+        self, batch: Batch, labels: Tensor, teacher_output: Output | None, epoch: float
     ) -> tuple[dict[str, Tensor], Tensor]:
         """One step.
 
         Args:
-            target: [B] labels or [B, C] class probabilities.
-            taught: the teacher's answer.
-            t: time in epochs.
+            labels: [B] int64, or [B, C] class probabilities.
+            epoch: time t in epochs.
         Returns:
-            The terms by name, and the student's logits [B, C] without gradient.
+            The terms by name, and the network's logits [B, C] without gradient.
         """
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             output: Output = self.network(batch.images, batch.topology)
-        if look := getattr(self.loss, "look", None):  # a loss with networks of its own
-            look(batch.images)
-        with shards.sharing(batch.shards):
-            terms = self.loss(output, taught, target, epoch=t, indices=batch.indices)
+        with sharing(batch.shards):
+            terms: dict[str, Tensor] = self.loss(output, teacher_output, labels, epoch=epoch, indices=batch.indices)
         return terms, output.logits.detach()
+
+    def networks(self) -> dict[str, Network]:
+        """The networks trained side by side by name; the student's name is empty."""
+        return {"": self.network}
+
+    def on_train_end(self, history: list[dict[str, float]]) -> dict[str, object]:
+        """After the last epoch: may change the student's weights and the history; facts for the record."""
+        return {}

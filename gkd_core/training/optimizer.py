@@ -4,13 +4,11 @@ from typing import Any
 
 import torch
 
-from gkd_core.losses.base import Loss
-from gkd_core.models.network import Network
+from gkd_core.training.learner import Learner
 
 
 def create_optimizer(
-    network: Network,
-    loss: Loss,
+    learner: Learner,
     *,
     name: str,
     learning_rate: float,
@@ -18,12 +16,15 @@ def create_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """`sgd` or `adamw`; the first group is the network, the others are the loss's, with their own settings.
+    """`sgd` or `adamw`; the first group is the student, the others are networks beside it and the loss's own.
 
     Raises:
         ValueError: unknown name.
     """
-    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}, *loss.parameter_groups()]
+    groups: list[dict[str, Any]] = [{"params": list(learner.network.parameters())}]
+    if beside := [p for name, network in learner.networks().items() if name for p in network.parameters()]:
+        groups.append({"params": beside})
+    groups += learner.loss.parameter_groups()
     match name:
         case "sgd":
             return torch.optim.SGD(

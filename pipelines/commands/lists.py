@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, arrangements, parameters."""
+"""What there is to choose from: methods, schemes, parameters."""
 
 from typing import Annotated
 
@@ -15,13 +15,13 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As docs/methods.md.")] = False,
 ) -> None:
-    """List the distillation methods and arrangements with their hyperparameters."""
-    from pipelines.catalogue import arrangement_rows, method_rows, methods_markdown, show_methods
+    """List the distillation methods and schemes with their hyperparameters."""
+    from pipelines.catalogue import method_rows, methods_markdown, scheme_rows, show_methods
 
     if as_json and markdown:
         raise GkdError("--json and --markdown are both given: give one")
     if as_json:
-        finish([*method_rows(), *arrangement_rows()])
+        finish([*method_rows(), *scheme_rows()])
     elif markdown:
         print(methods_markdown(), end="")
     else:

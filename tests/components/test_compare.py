@@ -100,12 +100,12 @@ class TestARun:
     ("arguments", "words"),
     [
         ({"methods": ["gompert"]}, "did you mean 'gompertz'"),
-        ({"reference": "kdd"}, "--methods: method"),
+        ({"reference": "kdd"}, "--reference: method"),
         ({"seeds": [0, 0]}, "different seeds"),
         ({"seeds": []}, "different seeds"),
         ({"seeds": [-1]}, "0 or more"),
         ({"params": budget(distill={"temperature": 2.0})}, "distill.temperature is 2"),
-        ({"params": budget(distill={"arrangement": "mutual", "method": "kd"})}, "set it to single"),
+        ({"params": budget(distill={"scheme": "mutual", "method": "kd"})}, "set it to single"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, words, few_digits, tmp_path):
@@ -115,6 +115,6 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments
     assert not (tmp_path / "work").exists()
 
 
-def test_nothing_to_conclude_from(tmp_path):
+def test_nothing_to_compare(tmp_path):
     with pytest.raises(GkdError, match="no finished training"):
-        compare.conclude([], out=tmp_path / "out", reference="kd")
+        compare.write_comparison([], out=tmp_path / "out", reference="kd")

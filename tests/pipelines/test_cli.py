@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gkd_core.arrangements import ARRANGEMENTS
+from gkd_core import schemes
 from gkd_core.methods import METHODS
 from tests import forked
 
@@ -115,8 +115,8 @@ def test_lists(tmp_path):
     names = [row["name"] for row in rows]
     assert len(rows) >= 20
     assert len(set(names)) == len(names)
-    assert set(names) == {*METHODS, *ARRANGEMENTS}
-    assert {row["kind"] for row in rows} == {"method", "arrangement"}
+    assert set(names) == {*METHODS, *schemes.names()}
+    assert {row["kind"] for row in rows} == {"method", "scheme"}
     gompertz = rows[names.index("gompertz")]
     assert gompertz["kind"] == "method"
     assert gompertz["schedule"] == "gompertz"

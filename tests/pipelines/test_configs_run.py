@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from gkd_core.arrangements import ARRANGEMENTS
 
 from components import distill, teacher
-from gkd_core.arrangements import ARRANGEMENTS
 from gkd_core.config import Params, load_params, parse_params
 from gkd_core.files import read_json
 from gkd_core.models.network import Network, NetworkSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components import distill, teacher
-from gkd_core.arrangements import methods_inside
+from gkd_core import schemes
 from gkd_core.config import parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import read_json
@@ -57,6 +57,6 @@ def test_everything_else_knows_it_from_the_entry_and_the_signature(example):
 
     row = {each["name"]: each for each in method_rows()}[example]
     assert row["hyperparameters"] == {"weight": 1.0}
-    assert example in methods_inside("multi_teacher")
+    assert example in schemes.get("ensemble").methods
     with pytest.raises(GkdError, match=rf"'distill\.options\.{example}\.weigth'.*\.weight'"):
         parse_params({"distill": {"method": example, "options": {example: {"weigth": 1.0}}}})

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gkd_core.training.lesson import Lesson
 from torch import Tensor
 
 from gkd_core.data.augment import Augmentation
@@ -20,7 +21,6 @@ from gkd_core.models.classifier import Output
 from gkd_core.schedules import create_schedule
 from gkd_core.training import loop
 from gkd_core.training.learning_rate import learning_rate_factor
-from gkd_core.training.lesson import Lesson
 from gkd_core.training.optimizer import create_optimizer
 from tests.unit.stripes import CLASSES, network, stripes
 

@@ -8,36 +8,34 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
-from gkd_core.data.augment import Augmentation
-from gkd_core.data.loader import Loader
+from gkd_core.config import TrainingConfig
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss
 from gkd_core.losses.cross_entropy import CrossEntropy
 from gkd_core.methods import METHODS
-from gkd_core.models.classifier import Output
-from gkd_core.training import distributed, loop
-from gkd_core.training.learning_rate import learning_rate_factor
-from gkd_core.training.lesson import Lesson
-from gkd_core.training.optimizer import create_optimizer
+from gkd_core.schemes import DistillationSpec, get
+from gkd_core.training import distributed
+from gkd_core.training.learner import Learner
+from gkd_core.training.trainer import Trainer, Training
 from tests.unit.stripes import CLASSES, network, stripes
 
 CPU = torch.device("cpu")
 COUNT = 15  # a batch of 8 and one of 7, which two processes share 4 to 3
 
 CASES = {
-    **{name: Lesson(name) for name in METHODS},
-    "gompertz": Lesson("gompertz", {"preset": "paper", "iterations": 10}),
-    "gompertz tuned": Lesson("gompertz", {"preset": "tuned", "iterations": 10}),
-    "dynamickd per sample": Lesson("dynamickd", {"per_sample": True}),
-    "crd relaxed": Lesson("crd", {"mode": "relaxed", "negatives": 5}),
-    "crd shared negatives": Lesson("crd", {"shared_negatives": True, "negatives": 9}),
-    "mutual": Lesson("kd", arrangement="mutual"),
-    "amalgamation": Lesson("kd", arrangement="amalgamation"),
-    "several teachers": Lesson("kd", arrangement="multi_teacher", options={"weighting": "confidence"}),
+    **{name: DistillationSpec(name) for name in METHODS},
+    "gompertz": DistillationSpec("gompertz", {"preset": "paper", "iterations": 10}),
+    "gompertz tuned": DistillationSpec("gompertz", {"preset": "tuned", "iterations": 10}),
+    "dynamickd per sample": DistillationSpec("dynamickd", {"per_sample": True}),
+    "crd relaxed": DistillationSpec("crd", {"mode": "relaxed", "negatives": 5}),
+    "crd shared negatives": DistillationSpec("crd", {"shared_negatives": True, "negatives": 9}),
+    "mutual": DistillationSpec("kd", scheme="mutual"),
+    "amalgamation": DistillationSpec("kd", scheme="amalgamation"),
+    "several teachers": DistillationSpec("kd", scheme="ensemble", scheme_options={"weighting": "confidence"}),
 }
 MIXED = ("kd", "dist", "gompertz")  # methods that also go through mixup here
 
@@ -50,53 +48,55 @@ def freeze_statistics(*modules: nn.Module) -> None:
                 norm.eval().train = lambda mode=True: None
 
 
-def train(folder: Path, lesson: Lesson, *, loss: Loss | None = None, frozen: bool = True, **changes) -> dict:
-    """One training, everything in it made anew; weights of network and loss, and the history."""
+def train(
+    folder: Path, spec: DistillationSpec, *, loss: nn.Module | None = None, frozen: bool = True, **changes
+) -> dict:
+    """One training, everything in it made anew; weights of all that was trained, and the history."""
     student = network("resnet8", 1).double()
-    parts = [CLASSES[:2], CLASSES[2:]] if lesson.arrangement == "amalgamation" else [CLASSES] * 2
+    parts = [CLASSES[:2], CLASSES[2:]] if spec.scheme == "amalgamation" else [CLASSES] * 2
     teachers = [network("wrn_16_2", 2 + i, part).double() for i, part in enumerate(parts)]
-    teacher = lesson.create_teacher(
-        teachers if lesson.teachers == "several" else teachers[:1], classes=CLASSES, device=CPU, autocast=False
+    augment = {"crop_padding": 1, "flip": True, "cutout": 2, "mixup": changes.pop("mixup", 0.0)}
+    weight = changes.pop("weight", lambda t: 0.7)
+    config = {
+        "epochs": 1, "batch_size": 8, "device": "cpu", "learning_rate": 0.01, "seed": 3, "clip_norm": 5.0,
+        "ema_decay": 0.5 if spec.scheme != "mutual" else None, "augment": augment, **changes,
+    }  # fmt: skip
+    data = SimpleNamespace(
+        train=stripes(COUNT, 1), validation=stripes(9, 2), info=SimpleNamespace(classes=CLASSES, augment={})
     )
-    split = stripes(COUNT, 1)
-    torch.manual_seed(3)
-    facts = {"seed": 0, "epochs": 1, "train_labels": torch.from_numpy(split.labels)}
-    loss = (loss or lesson.create_loss(student, teachers, autocast=False, **facts)).double()
-    if frozen:
-        freeze_statistics(student, loss)
-    distributed.own_random_numbers(3)
-    share = {"device": CPU, "num_classes": 4, "processes": distributed.processes(), "rank": distributed.rank()}
-    augmentation = Augmentation(crop_padding=1, flip=True, cutout=2, mixup=changes.pop("mixup", 0.0))
-    trained = loop.train(
+    several = get(spec.scheme).teachers == "several"
+    training = Training(
         student,
-        loss,
-        **{
-            "name": "student",
-            "loader": Loader(split, batch_size=8, seed=0, augmentation=augmentation, shuffle=True, **share),
-            "validation": Loader(stripes(9, 2), batch_size=8, shuffle=False, **share),
-            "teacher": teacher,
-            "optimizer": create_optimizer(student, loss, name="sgd", learning_rate=0.01, weight_decay=5e-4),
-            "learning_rate": learning_rate_factor("cosine", epochs=1),
-            "weight": lambda t: 0.7,
-            "epochs": 1,
-            "checkpoint": folder / "checkpoint.pt",
-            "fingerprint": "f",
-            "clip_norm": 5.0,
-            "ema_decay": 0.5 if lesson.arrangement != "mutual" else None,
-            **changes,
-        },
+        data,
+        TrainingConfig.model_validate(config),
+        spec,
+        tuple(teachers if several else teachers[:1]),
+        title="student",
     )
-    (folder / "checkpoint.pt").unlink(missing_ok=True) if distributed.rank() == 0 else None
-    state = {f"network {k}": v for k, v in student.state_dict().items()}
-    return {"state": state | {f"loss {k}": v for k, v in loss.state_dict().items()}, "history": trained.history}
+    trainer = DoubleTrainer(training, folder)
+    trainer.weight = weight
+    if loss is not None:
+        trainer.learner = Learner(student, loss.double())
+    if frozen:
+        freeze_statistics(trainer.learner)
+    result = trainer.run()
+    if distributed.rank() == 0:
+        result.checkpoint.unlink(missing_ok=True)
+    return {"state": dict(trainer.learner.state_dict()), "history": result.history.rows}
 
 
-class PoisonedElsewhere(Loss):
-    """Cross-entropy that is no number in the last process, at the second step."""
+class DoubleTrainer(Trainer):
+    """All that is trained in float64."""
 
-    def forward(
-        self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
-    ) -> dict[str, Tensor]:
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        self.learner.double()
+        return super().create_optimizer()
+
+
+class PoisonedElsewhere(CrossEntropy):
+    """Cross-entropy that is NaN in the last process, at the second step."""
+
+    def forward(self, student, teacher, labels, *, epoch=0.0, indices=None) -> dict[str, Tensor]:
         ce = self.cross_entropy(student.logits, labels)
         poisoned = epoch > 0 and distributed.rank() == distributed.processes() - 1
         return {"ce": ce, "poison": ce * math.nan if poisoned else ce}
@@ -105,9 +105,8 @@ class PoisonedElsewhere(Loss):
 class Noisy(CrossEntropy):
     """Cross-entropy of logits with noise of its own in every process, as dropout would make it."""
 
-    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
-        logits = student.logits
-        return {"ce": self.cross_entropy(logits + torch.randn_like(logits), labels)}
+    def forward(self, student, teacher, labels, *, epoch=0.0, indices=None) -> dict[str, Tensor]:
+        return {"ce": self.cross_entropy(student.logits + torch.randn_like(student.logits), labels)}
 
 
 class Interrupted(Exception):
@@ -125,21 +124,21 @@ def weight_until(epoch: float):
 
 def everything(folder: Path) -> dict:
     result: dict = {"cases": {}}
-    for name, lesson in CASES.items():
-        result["cases"][name] = train(folder, lesson)
+    for name, spec in CASES.items():
+        result["cases"][name] = train(folder, spec)
     for name in MIXED:
         result["cases"][f"{name} mixed"] = train(folder, CASES[name], mixup=0.4)
     try:
-        train(folder, Lesson("ce"), loss=PoisonedElsewhere())
+        train(folder, DistillationSpec("ce"), loss=PoisonedElsewhere(None, None))
     except GkdError as error:
         result["poisoned"] = str(error)
-    noisy = {"loss": Noisy(), "frozen": False, "epochs": 2}
-    result["uninterrupted"] = train(folder, Lesson("ce"), **noisy)
+    noisy = {"loss": Noisy(None, None), "frozen": False, "epochs": 2}
+    result["uninterrupted"] = train(folder, DistillationSpec("ce"), **noisy)
     try:
-        train(folder, Lesson("ce"), **noisy, weight=weight_until(1.5))
+        train(folder, DistillationSpec("ce"), **noisy, weight=weight_until(1.5))
     except Interrupted:
         distributed.wait_for_all()
-        result["resumed"] = train(folder, Lesson("ce"), **noisy)
+        result["resumed"] = train(folder, DistillationSpec("ce"), **noisy)
     return result
 
 

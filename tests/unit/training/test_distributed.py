@@ -3,7 +3,9 @@
 Batch norms keep their statistics here, for on a CPU each process normalises its own part (CUDA has SyncBatchNorm).
 """
 
+import importlib
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+import gkd_core.losses
+from gkd_core.losses.base import Loss
 from gkd_core.training import distributed
 from tests.unit.stripes import network
 from tests.unit.training import side_by_side
@@ -77,6 +81,16 @@ def test_both_processes_resume_each_with_its_own_random_numbers(results):
             assert torch.equal(result["resumed"]["state"][key], value), key
     states = [result["uninterrupted"]["state"] for result in both]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), "the processes drifted apart"
+
+
+def every_loss() -> set[type[Loss]]:
+    for module in pkgutil.walk_packages(gkd_core.losses.__path__, "gkd_core.losses."):
+        importlib.import_module(module.name)
+
+    def below(kind: type[Loss]) -> set[type[Loss]]:
+        return {kind}.union(*(below(child) for child in kind.__subclasses__()))
+
+    return {kind for kind in below(Loss) - {Loss} if kind.__module__.startswith("gkd_core.")}
 
 
 def test_alone_nothing_is_asked_of_anybody():

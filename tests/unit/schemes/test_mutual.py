@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 
-from gkd_core.losses.mutual import MutualLearning, mutual_loss
+from gkd_core.data.loader import Batch
 from gkd_core.models.network import Network, NetworkSpec
+from gkd_core.schemes import DistillationSpec, get
+from gkd_core.schemes.mutual import MutualLearner, mutual_loss
+from gkd_core.training.optimizer import create_optimizer
 
 LABELS = torch.tensor([0, 1, 2, 1])
-IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+BATCH = Batch(torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(5)), LABELS, torch.arange(4), None)
 
 
 def network(seed: int = 0) -> Network:
@@ -17,13 +20,11 @@ def network(seed: int = 0) -> Network:
     return Network(NetworkSpec("resnet8", "auto", ("a", "b", "c"), 1, 8, (0.3,), (0.2,)))
 
 
-def loss_of(student: Network, **arguments) -> MutualLearning:
-    return MutualLearning(student, **arguments)
-
-
-def terms_of(loss: MutualLearning, student: Network) -> dict[str, torch.Tensor]:
-    loss.look(IMAGES)
-    return loss(student(IMAGES), None, LABELS)
+def learner_of(student: Network, *, peers: int = 2, method: str = "kd") -> MutualLearner:
+    spec = DistillationSpec(method, scheme="mutual", scheme_options={"peers": peers})
+    return get("mutual").create_learner(
+        spec, student, [], {"seed": 0, "epochs": 2, "train_labels": LABELS}, autocast=False
+    )
 
 
 def test_two_peers_by_hand():
@@ -83,44 +84,45 @@ def test_gradcheck_permutation_and_half_precision():
 
 def test_the_terms_are_sums_over_peers():
     student = network()
-    loss = loss_of(student, peers=3).train()
-    terms = terms_of(loss, student)
+    learner = learner_of(student, peers=3).train()
+    terms, _ = learner(BATCH, LABELS, None, 0.0)
     with torch.no_grad():
-        logits = [student(IMAGES).logits, *(peer.logits for peer in (net(IMAGES) for net in loss.others))]
+        logits = [peer(BATCH.images).logits for peer in (student, *learner.others)]
     expected = sum(torch.nn.functional.cross_entropy(z, LABELS) for z in logits)
     assert terms["ce"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms["mutual"].item() == pytest.approx(mutual_loss(logits).item(), rel=1e-4)
 
 
-def test_peers_start_apart_and_are_trained_and_kept_with_the_loss():
+def test_peers_start_apart_and_are_trained_and_kept_with_the_learner():
     student = network()
-    loss = loss_of(student, peers=3)
-    first = [next(net.parameters()) for net in (student, *loss.others)]
+    learner = learner_of(student, peers=3)
+    first = [next(net.parameters()) for net in (student, *learner.others)]
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[1], first[2])
-    assert len(loss.parameter_groups()[0]["params"]) == 2 * len(list(student.parameters()))
-    assert {name.split(".")[1] for name in loss.state_dict()} == {"0", "1"}
-    assert list(loss.companions()) == ["peer2", "peer3"]
-    again = loss_of(student, peers=3)
-    assert all(torch.equal(a, b) for a, b in zip(loss.parameters(), again.parameters(), strict=True))
+    groups = create_optimizer(learner, name="sgd", learning_rate=0.1).param_groups
+    assert [len(group["params"]) for group in groups] == [n * len(list(student.parameters())) for n in (1, 2)]
+    assert {name.split(".")[1] for name in learner.state_dict() if name.startswith("others")} == {"0", "1"}
+    assert list(learner.networks()) == ["", "peer2", "peer3"]
+    again = learner_of(student, peers=3)
+    assert all(torch.equal(a, b) for a, b in zip(learner.parameters(), again.parameters(), strict=True))
 
 
 def test_without_an_exchange_only_labels_teach():
-    student = network()
-    assert set(terms_of(loss_of(student, exchange=False), student)) == {"ce"}
+    terms, _ = learner_of(network(), method="ce")(BATCH, LABELS, None, 0.0)
+    assert set(terms) == {"ce"}
 
 
 @pytest.mark.parametrize(("tops", "best"), [((0.5, 0.7, 0.6), 2), ((0.7, 0.7, 0.6), 1), ((0.7, 0.6, 0.7), 3)])
 def test_the_best_peer_becomes_the_student(tops, best):
     """By accuracy, then by likelihood: here the later peer has the larger nll, except the third."""
     student = network()
-    loss = loss_of(student, peers=3)
+    learner = learner_of(student, peers=3)
     nlls = (1.0, 1.1, 0.9)
-    weights = [{k: v.clone() for k, v in net.state_dict().items()} for net in (student, *loss.others)]
+    weights = [{k: v.clone() for k, v in net.state_dict().items()} for net in (student, *learner.others)]
     history = [{"validation_top1": tops[0], "validation_nll": nlls[0]}]
     history[0] |= {f"validation_top1_peer{k}": tops[k - 1] for k in (2, 3)}
     history[0] |= {f"validation_nll_peer{k}": nlls[k - 1] for k in (2, 3)}
-    facts = loss.conclude(student, history)
+    facts = learner.on_train_end(history)
     assert facts == {"selected_peer": best, "peers_validation_top1": list(tops)}
     assert all(torch.equal(v, weights[best - 1][k]) for k, v in student.state_dict().items())
     assert history[0]["validation_top1"] == tops[best - 1]

@@ -1,4 +1,4 @@
-"""The arrangements through the teacher and the distill step: what is in the folders, and resuming to the bit."""
+"""The schemes through the teacher and the distill step: what is in the folders, and resuming to the bit."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from gkd_core.files import folder_digest
 from gkd_core.methods import SCHEDULES
 from gkd_core.models.network import LUMA, load_network
 from gkd_core.schedules import create_schedule
-from gkd_core.training import loop
+from gkd_core.training import trainer
 
 SHORT = {"epochs": 2, "device": "cpu", "batch_size": 32}
 LOW, HIGH = ["6", "0", "1", "2", "3", "4", "5"], ["5", "6", "7", "8", "9"]
@@ -44,7 +44,7 @@ class Interrupted(Exception):
 
 def interrupted(monkeypatch, step, after: int, **arguments) -> None:
     """Run a step and stop it dead after so many checkpoints."""
-    real, written = loop.save_checkpoint, 0
+    real, written = trainer.save_checkpoint, 0
 
     def save(path, content):
         nonlocal written
@@ -54,7 +54,7 @@ def interrupted(monkeypatch, step, after: int, **arguments) -> None:
             raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", save)
+        patch.setattr(trainer, "save_checkpoint", save)
         with pytest.raises(Interrupted):
             step.run(**arguments)
     torch.manual_seed(99)  # whatever the new process starts with
@@ -70,7 +70,7 @@ def single(tmp_path_factory, few_digits) -> Path:
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, few_digits) -> Path:
     folder = tmp_path_factory.mktemp("parts")
-    params = settings(teacher=PARTS | {"train": SHORT}, distill={"method": "kd", "arrangement": "amalgamation"})
+    params = settings(teacher=PARTS | {"train": SHORT}, distill={"method": "kd", "scheme": "amalgamation"})
     teacher.run(data=few_digits, out=folder / "teacher", work=folder / "work", params=params)
     return folder / "teacher"
 
@@ -84,7 +84,7 @@ def test_members_differ_by_seed_and_are_listed(tmp_path, few_digits):
             "members": [{"name": "resnet8"}, {"name": "resnet8", "seed": 7}, {"name": "resnet14"}],
             "train": SHORT,
         },
-        distill={"method": "kd", "arrangement": "multi_teacher"},
+        distill={"method": "kd", "scheme": "ensemble"},
     )
     summary = teacher.run(data=few_digits, out=tmp_path / "teacher", work=tmp_path / "work", params=params)
     folders = ["1-resnet8", "2-resnet8", "3-resnet14"]
@@ -110,7 +110,7 @@ def test_parts_know_their_classes_alone(parts):
 def test_parts_that_leave_a_class_out_are_refused_before_any_training(tmp_path, few_digits):
     params = settings(
         teacher={"members": [{"classes": LOW}, {"classes": ["7", "8"]}], "train": SHORT},
-        distill={"method": "kd", "arrangement": "amalgamation"},
+        distill={"method": "kd", "scheme": "amalgamation"},
     )
     with pytest.raises(GkdError, match=r"teacher\.members do not cover the data's classes: none knows '9'"):
         teacher.run(data=few_digits, out=tmp_path / "teacher", work=tmp_path / "work", params=params)
@@ -119,7 +119,7 @@ def test_parts_that_leave_a_class_out_are_refused_before_any_training(tmp_path, 
 
 def chain(**how) -> Params:
     assistants = {"name": "resnet14", "assistants": ["resnet8", "resnet8"], "assistant_distill": how, "train": SHORT}
-    return settings(teacher=assistants, distill=how | {"arrangement": "assistant"})
+    return settings(teacher=assistants, distill=how | {"scheme": "assistant"})
 
 
 def test_a_chain_hands_on_its_last_and_keeps_its_lineage(tmp_path, few_digits, monkeypatch):
@@ -162,8 +162,8 @@ def test_plain_kd_knows_no_assistants(tmp_path, few_digits):
 
 # The distill step
 
-MUTUAL = {"method": "kd", "arrangement": "mutual", "arrangement_options": {"mutual": {"peers": 2}}}
-BORN_AGAIN = {"method": "kd", "arrangement": "born_again", "arrangement_options": {"born_again": {"generations": 2}}}
+MUTUAL = {"method": "kd", "scheme": "mutual", "scheme_options": {"mutual": {"peers": 2}}}
+BORN_AGAIN = {"method": "kd", "scheme": "born_again", "scheme_options": {"born_again": {"generations": 2}}}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_adaptive_gompertz_resumes_to_the_bit_after_its_first_fit(tmp_path, few_
     common = {"data": few_digits, "teacher": single, "params": params}
     # On this little data the student's own accuracies wander; those of a student that learns take their place.
     rise = iter([0.12, 0.2, 0.38, 0.55, 0.66, 0.72, 0.75, 0.77] * 2)
-    real = loop.validate
-    monkeypatch.setattr(loop, "validate", lambda *a, **k: (next(rise), real(*a, **k)[1]))
+    real = trainer.validate
+    monkeypatch.setattr(trainer, "validate", lambda *a, **k: (next(rise), real(*a, **k)[1]))
     distill.run(**common, out=tmp_path / "whole", work=tmp_path / "w1")
     log = capsys.readouterr().err
     assert "β follows the fixed curve: 4 of 5 accuracies" in log
@@ -217,7 +217,7 @@ def test_adaptive_gompertz_resumes_to_the_bit_after_its_first_fit(tmp_path, few_
 
 
 def test_the_best_peer_is_the_student(tmp_path, few_digits, single):
-    params = settings(distill=MUTUAL | {"arrangement_options": {"mutual": {"peers": 3}}})
+    params = settings(distill=MUTUAL | {"scheme_options": {"mutual": {"peers": 3}}})
     distill.run(data=few_digits, teacher=None, out=tmp_path / "student", work=tmp_path / "w", params=params)
     known = facts(tmp_path / "student")
     tops = known["peers_validation_top1"]
@@ -226,17 +226,15 @@ def test_the_best_peer_is_the_student(tmp_path, few_digits, single):
     last = [column(tmp_path / "student", "history.csv", f"validation_top1_peer{k}")[-1] for k in (1, 2, 3)]
     assert last == tops
     # The weights in the folder are those that were measured.
-    from components.fit import _loaders
-
-    loader, validation = _loaders(PreparedData.open(few_digits), params.train, torch.device("cpu"))
+    loader, validation = trainer.loaders(PreparedData.open(few_digits), params.train, torch.device("cpu"))
     network = load_network(tmp_path / "student").to(memory_format=torch.channels_last)
-    assert loop.validate(network, validation)[0] == max(tops)
+    assert trainer.validate(network, validation)[0] == max(tops)
     assert loader.num_classes == 10
 
 
 def test_mutual_without_an_exchange_is_each_peer_alone(tmp_path, few_digits):
     """The first peer of a run without soft labels is the baseline, bit for bit: nothing leaks from the others."""
-    params = settings(distill={"method": "ce", "arrangement": "mutual"})
+    params = settings(distill={"method": "ce", "scheme": "mutual"})
     common = {"data": few_digits, "teacher": None, "params": params}
     distill.run(**common, out=tmp_path / "student", work=tmp_path / "w")
     distill.run(**common, out=tmp_path / "baseline", work=tmp_path / "w", reference="baseline")
@@ -259,7 +257,7 @@ def test_generation_0_is_the_student_alone_where_the_teacher_is_another_architec
 
 def test_generation_0_is_the_teacher_where_it_has_the_students_architecture(tmp_path, few_digits, single):
     """One generation of the same architecture is plain distillation with another seed."""
-    options = {"arrangement_options": {"born_again": {"generations": 1}}}
+    options = {"scheme_options": {"born_again": {"generations": 1}}}
     params = settings(distill=BORN_AGAIN | options)
     distill.run(data=few_digits, teacher=single, out=tmp_path / "a", work=tmp_path / "w", params=params)
     assert facts(tmp_path / "a")["generation_0"] == "the teacher"
@@ -269,20 +267,20 @@ def test_generation_0_is_the_teacher_where_it_has_the_students_architecture(tmp_
 
 
 def test_amalgamation_learns_and_plain_kd_takes_the_parts_together(tmp_path, few_digits, parts):
-    params = settings(teacher=PARTS | {"train": SHORT}, distill={"method": "kd", "arrangement": "amalgamation"})
+    params = settings(teacher=PARTS | {"train": SHORT}, distill={"method": "kd", "scheme": "amalgamation"})
     common = {"data": few_digits, "teacher": parts, "params": params, "work": tmp_path / "w"}
     distill.run(**common, out=tmp_path / "student")
     distill.run(**common, out=tmp_path / "kd", reference="kd")
-    assert facts(tmp_path / "student")["arrangement"] == "amalgamation"
-    assert facts(tmp_path / "kd")["arrangement"] == "multi_teacher"
+    assert facts(tmp_path / "student")["scheme"] == "amalgamation"
+    assert facts(tmp_path / "kd")["scheme"] == "ensemble"
     assert column(tmp_path / "student", "history.csv", "train_kd")[0] > 0
 
 
 @pytest.mark.parametrize(
     ("distilled", "message"),
     [
-        ({"method": "kd"}, "holds 2 networks, but distill.arrangement single learns from one"),
-        ({"method": "kd", "arrangement": "mutual"}, None),
+        ({"method": "kd"}, "holds 2 networks, but distill.scheme single learns from one"),
+        ({"method": "kd", "scheme": "mutual"}, None),
     ],
 )
 def test_a_folder_of_several_is_refused_by_who_learns_from_one(tmp_path, few_digits, parts, distilled, message):
@@ -295,15 +293,15 @@ def test_a_folder_of_several_is_refused_by_who_learns_from_one(tmp_path, few_dig
 
 
 def test_a_folder_of_one_is_refused_by_who_learns_from_several(tmp_path, few_digits, single):
-    params = settings(teacher=TWO | {"train": SHORT}, distill={"method": "kd", "arrangement": "multi_teacher"})
-    with pytest.raises(GkdError, match=r"holds one network, but distill\.arrangement multi_teacher"):
+    params = settings(teacher=TWO | {"train": SHORT}, distill={"method": "kd", "scheme": "ensemble"})
+    with pytest.raises(GkdError, match=r"holds one network, but distill\.scheme ensemble"):
         distill.run(data=few_digits, teacher=single, out=tmp_path / "s", work=tmp_path / "w", params=params)
 
 
 @pytest.mark.parametrize(("key", "value"), [("select", "best"), ("ema_decay", 0.9)])
 def test_mutual_refuses_what_belongs_to_one_network(tmp_path, few_digits, key, value):
     params = settings(distill=MUTUAL, train=SHORT | {key: value})
-    with pytest.raises(GkdError, match=rf"train\.{key}.*distill\.arrangement mutual"):
+    with pytest.raises(GkdError, match=rf"train\.{key}.*distill\.scheme mutual"):
         distill.run(data=few_digits, teacher=None, out=tmp_path / "s", work=tmp_path / "w", params=params)
 
 
@@ -313,7 +311,7 @@ def test_several_teachers_are_evaluated_as_one(tmp_path, few_digits, parts):
 
     params = settings(
         teacher=PARTS | {"train": SHORT},
-        distill={"method": "kd", "arrangement": "amalgamation"},
+        distill={"method": "kd", "scheme": "amalgamation"},
         references={"baseline": False, "kd": False},
         evaluate={"latency_runs": 10},
     )
@@ -334,9 +332,7 @@ def test_several_teachers_are_evaluated_as_one(tmp_path, few_digits, parts):
 
 
 def test_the_student_sees_a_smaller_image_and_so_do_the_references(tmp_path, few_digits, single):
-    params = settings(
-        student={"name": "resnet8", "image_size": 4}, distill={"method": "kd", "arrangement": "cross_modal"}
-    )
+    params = settings(student={"name": "resnet8", "image_size": 4}, distill={"method": "kd", "scheme": "cross_modal"})
     common = {"data": few_digits, "teacher": single, "params": params, "work": tmp_path / "w"}
     distill.run(**common, out=tmp_path / "student")
     distill.run(**common, out=tmp_path / "baseline", reference="baseline")
@@ -352,9 +348,7 @@ def test_the_student_sees_a_smaller_image_and_so_do_the_references(tmp_path, few
 
 
 def test_a_view_that_is_none_is_refused(tmp_path, few_digits, single):
-    params = settings(
-        student={"name": "resnet8", "channels": 1}, distill={"method": "kd", "arrangement": "cross_modal"}
-    )
+    params = settings(student={"name": "resnet8", "channels": 1}, distill={"method": "kd", "scheme": "cross_modal"})
     with pytest.raises(GkdError, match="both see 8×8 pixels in 1 channel: change them"):
         distill.run(data=few_digits, teacher=single, out=tmp_path / "s", work=tmp_path / "w", params=params)
 
@@ -362,7 +356,7 @@ def test_a_view_that_is_none_is_refused(tmp_path, few_digits, single):
 def test_grey_statistics_are_those_of_the_grey_images():
     import numpy as np
 
-    from components.fit import _grey_statistics
+    from gkd_core.models.create import _grey_statistics
 
     images = np.random.default_rng(0).integers(0, 256, (1500, 3, 3, 3), dtype=np.uint8)
     grey = images / 255 @ np.array(LUMA)

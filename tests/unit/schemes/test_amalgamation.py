@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from gkd_core.losses.amalgamation import Amalgamation
 from gkd_core.models.classifier import Output
+from gkd_core.models.network import Network, NetworkSpec
+from gkd_core.schemes.amalgamation import AmalgamationLoss, TeacherPanel
 
 
 def terms(student, teacher, parts, temperature=4.0):
-    loss = Amalgamation(parts=parts, temperature=temperature)
+    loss = AmalgamationLoss(parts, temperature=temperature)
     labels = torch.zeros(len(student), dtype=torch.int64)
     return loss(Output(student, (), student), Output(teacher, (), teacher), labels)
 
@@ -55,3 +56,17 @@ def test_gradcheck_no_gradient_into_the_teacher_permutation_half_precision():
     half = terms(student.bfloat16(), teacher.bfloat16(), parts)["kd"]
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(value, rel=0.05)
+
+
+def test_a_panel_gives_the_answers_side_by_side_without_gradient():
+    networks = []
+    for seed, classes in enumerate((("a", "b"), ("b", "c"))):
+        torch.manual_seed(seed)
+        networks.append(Network(NetworkSpec("resnet8", "auto", classes, 1, 8, (0.3,), (0.2,))))
+    images = torch.rand(6, 1, 8, 8)
+    teacher = TeacherPanel(networks, device=torch.device("cpu"), autocast=False)
+    got = teacher(images, torch.arange(6))
+    torch.testing.assert_close(got.logits, torch.cat([net(images).logits for net in networks], 1))
+    assert not got.logits.requires_grad
+    assert not any(module.training for net in networks for module in net.modules())
+    assert not any(p.requires_grad for net in networks for p in net.parameters())

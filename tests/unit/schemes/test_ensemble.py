@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from gkd_core.losses.soft_labels import soft_label_kl
+from gkd_core.losses.kd import soft_label_kl
 from gkd_core.models.network import Network, NetworkSpec
-from gkd_core.training.teacher import OnlineTeacher, TeacherEnsemble, TeacherPanel, confidence_weights
+from gkd_core.schemes.ensemble import TeacherEnsemble, confidence_weights
+from gkd_core.training.teacher import OnlineTeacher
 
 CPU = torch.device("cpu")
 CLASSES = ("a", "b", "c")
@@ -84,26 +85,14 @@ def test_a_student_that_says_the_mean_has_nothing_to_learn():
     assert student.grad.abs().max() < 1e-6
 
 
-def test_a_panel_gives_the_answers_side_by_side():
-    networks = [network(0, ("a", "b")), network(1, ("b", "c"))]
-    teacher = TeacherPanel(networks, device=CPU, autocast=False)
-    got = teacher(IMAGES, INDICES)
-    expected = torch.cat([net(IMAGES).logits for net in networks], 1)
-    torch.testing.assert_close(got.logits, expected)
-    assert not got.logits.requires_grad
-
-
-@pytest.mark.parametrize("kind", ["one", "several", "panel"])
+@pytest.mark.parametrize("kind", ["one", "several"])
 def test_all_are_frozen_in_eval_mode_and_give_no_gradient(kind):
     networks = [network(0).train(), network(1).train()]
-    match kind:
-        case "one":
-            teacher = OnlineTeacher(networks[0], device=CPU, autocast=False)
-            networks = networks[:1]
-        case "several":
-            teacher = TeacherEnsemble(networks, classes=CLASSES, device=CPU, autocast=False)
-        case _:
-            teacher = TeacherPanel(networks, device=CPU, autocast=False)
+    if kind == "one":
+        networks = networks[:1]
+        teacher = OnlineTeacher(networks[0], device=CPU, autocast=False)
+    else:
+        teacher = TeacherEnsemble(networks, classes=CLASSES, device=CPU, autocast=False)
     assert teacher.networks == tuple(networks)
     assert not teacher(IMAGES, INDICES, LABELS).logits.requires_grad
     for net in networks:

@@ -1,0 +1,594 @@
+"""The trainer: one loop for teacher, student and references.
+
+    L = CE + β(t) · Σ other terms
+
+Read it top to bottom. Order and augmentation of images are a pure function of (seed, epoch), learning rate and β of
+time; so what a checkpoint holds at the end of an epoch is all there is, and a run that was killed and started again
+ends with the same bits as one that was not (CPU, fixed threads).
+
+Several processes (`distributed.py`) go through it side by side, each with its rows of every batch. What they decide on
+is reduced over all of them first, so they take every turn together.
+"""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gkd_core import schemes
+from gkd_core.config import TrainingConfig, parse_section, refuse_wide_augmentation
+from gkd_core.data.augment import Augmentation
+from gkd_core.data.loader import Loader
+from gkd_core.data.prepared import PreparedData
+from gkd_core.data.shards import Shards
+from gkd_core.errors import GkdError
+from gkd_core.files import json_digest
+from gkd_core.losses.base import at_least_float32
+from gkd_core.models.network import Network
+from gkd_core.schedules import Observer, create_schedule
+from gkd_core.schemes import DistillationSpec
+from gkd_core.training import distributed
+from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from gkd_core.training.device import use_bf16
+from gkd_core.training.learner import Learner
+from gkd_core.training.learning_rate import learning_rate_factor
+from gkd_core.training.optimizer import create_optimizer
+from gkd_core.training.progress import TrainingProgress
+from gkd_core.training.result import History, Result
+from gkd_core.training.workspace import step_folder, workspace
+
+# Reading a number from an accelerator makes it wait; on the CPU it costs nothing.
+STEPS_BETWEEN_READS = {"cpu": 1}
+STEPS_BETWEEN_READS_ELSEWHERE = 50
+CHECKPOINT = "checkpoint.pt"
+
+
+def train(
+    network: Network,
+    data: PreparedData,
+    *,
+    work: Path | str | None = None,
+    out: Path | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Result:
+    """Train a network on labels alone, in place.
+
+    Args:
+        network: from `create_model`, `wrap` or `load_model`; its classes are the data's.
+        data: from `load_data`.
+        work: folder for checkpoints; the same call again goes on from the last epoch and ends with the same weights.
+        out: folder to write the finished network to; it appears whole or not at all. None writes nothing.
+        seed: of the order of images and of augmentation.
+        settings: fields of `train` in params.yaml: epochs, batch_size, learning_rate, optimizer, device, …
+    Raises:
+        GkdError: a setting is unknown or wrong, or the training came to NaN or infinity.
+
+    Example:
+        >>> import gkd_core as gkd
+        >>> data = gkd.load_data("digits", train_images=200)
+        >>> teacher = gkd.create_model("resnet8", data=data)
+        >>> result = gkd.train(teacher, data, epochs=1, device="cpu")
+        >>> len(result.history)
+        1
+    """
+    training = Training(network, data, _config(seed, settings), facts={"role": "teacher"}, title="network")
+    return _run_alone(training, work, out)
+
+
+def distill(
+    student: Network,
+    teacher: Network | Sequence[Network] | None,
+    data: PreparedData,
+    *,
+    method: str = "gompertz",
+    options: dict[str, Any] | None = None,
+    schedule: str | None = None,
+    curve: dict[str, float | None] | None = None,
+    scheme: str = schemes.DEFAULT,
+    scheme_options: dict[str, Any] | None = None,
+    work: Path | str | None = None,
+    out: Path | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Result:
+    """Train a student that learns from a teacher, in place.
+
+    Args:
+        student, data: as in `train`.
+        teacher: frozen here; several for schemes in which several teach, None for methods without one.
+        method: one of `list_methods()`.
+        options: hyperparameters of the method.
+        schedule, curve: β(t) by name and shape, see `gkd_core.schedules.create_schedule`; None is the method's own.
+        scheme, scheme_options: who teaches whom.
+        work, out, seed, settings: as in `train`.
+    Raises:
+        GkdError: method, scheme, networks and settings do not go together, or the training came to NaN or infinity.
+
+    Example:
+        >>> import gkd_core as gkd
+        >>> data = gkd.load_data("digits", train_images=200)
+        >>> teacher, student = (gkd.create_model(name, data=data) for name in ("resnet14", "resnet8"))
+        >>> result = gkd.distill(student, teacher, data, method="kd", epochs=1, device="cpu")
+        >>> result.facts["method"]
+        'kd'
+    """
+    spec = DistillationSpec(method, options or {}, schedule, curve or {}, scheme, scheme_options or {})
+    teachers = [teacher] if isinstance(teacher, Network) else list(teacher or [])
+    schemes.get(scheme).check_teachers(spec, teachers, student, "teacher")
+    training = Training(student, data, _config(seed, settings), spec, tuple(teachers), {"role": "student"}, "student")
+    return _run_alone(training, work, out)
+
+
+def _config(seed: int, settings: dict[str, Any]) -> TrainingConfig:
+    return parse_section(TrainingConfig, settings | {"seed": seed}, "train")
+
+
+def _run_alone(training: "Training", work: Path | str | None, out: Path | str | None) -> Result:
+    """A training that no step has prepared: its digests are taken here."""
+    network, data = training.network, training.data
+    if network.classes != data.info.classes:
+        raise GkdError(
+            f"the network has {len(network.classes)} classes, the data {data.info.source} has "
+            f"{len(data.info.classes)}, or in another order: create it with classes=data.classes"
+        )
+    training = replace(
+        training,
+        facts=training.facts
+        | {
+            "data_sha256": data.info.sha256,
+            "initial_weights": weights_digest(network),
+            "teacher_digest": json_digest([weights_digest(teacher) for teacher in training.teachers]),
+            "config_digest": json_digest({"train": training.config.model_dump(), "distill": asdict(training.spec)}),
+        },
+    )
+    space = None if work is None else workspace(Path(work), training.facts)
+    result = training.in_scheme(lambda seed: network.untrained(seed), space)
+    if result.network is not network:
+        network.load_state_dict(result.network.state_dict())
+        result = replace(result, network=network.eval())
+    if out is not None:
+        with step_folder(Path(out)) as folder:
+            result.save(folder)
+    return result
+
+
+def weights_digest(network: Network) -> str:
+    """sha256 of names and values of all weights."""
+    digest = hashlib.sha256()
+    for name, value in network.classifier.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what, on what, how.
+
+    Attributes:
+        network: trained in place.
+        data: images and labels.
+        config: optimiser, learning rate over time, regularisation, hardware.
+        spec: how it learns.
+        teachers: the networks it learns from.
+        facts: digests of everything that the result depends on, and more for the record; a checkpoint written under
+            others is refused.
+        title: what to call it in progress and errors.
+    """
+
+    network: Network
+    data: PreparedData
+    config: TrainingConfig
+    spec: DistillationSpec = field(default_factory=DistillationSpec)
+    teachers: tuple[Network, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    title: str = "network"
+
+    def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
+        """Train as the scheme wants it: once, or in generations.
+
+        Args:
+            create_student: seed → an untrained student.
+            work: see `run`.
+        """
+        return schemes.get(self.spec.scheme).train(self, create_student, work)
+
+    def run(self, work: Path | None = None) -> Result:
+        """Train once.
+
+        Args:
+            work: the checkpoint lives there; None keeps none.
+        Raises:
+            GkdError: the method does not go with these networks or with mixup, the checkpoint is damaged or foreign, or
+                a term, a gradient or the validation loss is NaN or infinite (the step and the terms are named; the last
+                checkpoint stays).
+        """
+        return Trainer(self, work).run()
+
+
+@dataclass
+class _State:
+    """Everything that a checkpoint must hold beyond modules and optimiser."""
+
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    best_weights: dict[str, Tensor] | None = None
+
+
+class Trainer:
+    """What takes part in a training, and the loop over it.
+
+    Args:
+        training: what, on what, how.
+        work: the checkpoint lives there, written at the end of every epoch and read by the first process alone.
+    """
+
+    def __init__(self, training: Training, work: Path | None = None) -> None:
+        config, spec, data = training.config, training.spec, training.data
+        self.config = config
+        self.device = distributed.own_device(config.device)
+        self.autocast = use_bf16(config.precision, self.device)
+        # 1.4 × on a CPU
+        self.network = network = training.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scheme = schemes.get(spec.scheme)
+        scheme.check_training(config)
+        section = "teacher.train" if training.facts.get("role") in ("teacher", "assistant") else "train"
+        refuse_wide_augmentation(config.augment, data.info.image_size, section=section)
+        self.loader, self.validation = loaders(data, config, self.device)
+        self.teacher = scheme.create_teacher(
+            spec,
+            training.teachers,
+            classes=network.classes,
+            device=self.device,
+            autocast=self.autocast,
+            topology=data.train.topology,
+        )
+        torch.manual_seed(config.seed)
+        known = {
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "train_labels": torch.from_numpy(data.train.labels),
+        }
+        self.learner: Learner = scheme.create_learner(
+            spec, network, training.teachers, known, autocast=self.autocast
+        ).to(self.device)
+        self.learner.loss.label_smoothing = config.label_smoothing
+        if self.learner.loss.hard_labels and config.augment.mixup:
+            raise GkdError(
+                f"distill.method {spec.method} needs plain labels, train.augment.mixup mixes them: set it to 0"
+            )
+        distributed.own_random_numbers(config.seed)
+        self.optimizer = self.create_optimizer()
+        self.peak_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.learning_rate = learning_rate_factor(
+            config.schedule,
+            epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            milestones=tuple(config.milestones),
+            decay_factor=config.decay_factor,
+        )
+        assert spec.schedule is not None
+        self.weight: Callable[[float], float] = create_schedule(spec.schedule, epochs=config.epochs, **spec.curve)
+        self.average: AveragedModel | None = None
+        if config.ema_decay is not None:
+            moving = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
+        by = "" if spec.method == "ce" else f" ({spec.method})"
+        self.name = f"{training.title} {network.name}{by}"
+        several = {"processes": distributed.processes()} if distributed.processes() > 1 else {}
+        self.facts = {
+            "network": network.name,
+            "method": spec.method,
+            "hyperparameters": spec.hyperparameters,
+            "schedule": spec.schedule,
+            "scheme": spec.scheme,
+            "scheme_options": spec.scheme_options,
+            "seed": config.seed,
+            **training.facts,
+            **several,
+        }
+        self.checkpoint = None if work is None else work / CHECKPOINT
+        self.fingerprint = json_digest(training.facts | several)
+        self.state = _State()
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Over all that is trained, at the peak learning rate."""
+        config = self.config
+        return create_optimizer(
+            self.learner,
+            name=config.optimizer,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+        )
+
+    def run(self) -> Result:
+        """Train to the end, from the checkpoint's epoch on where there is one."""
+        config, state, epochs = self.config, self.state, self.config.epochs
+        if self.checkpoint is not None:
+            path = self.checkpoint
+            saved = distributed.of_first(lambda: load_checkpoint(path, self.fingerprint))
+            if saved is not None:
+                self._restore(saved)
+        learner = distributed.replicated(self.learner)
+        groups = self._clip_groups()
+        schedule: object = self.weight
+
+        start = time.monotonic()
+        steps = epochs * self.loader.steps_per_epoch
+        with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=distributed.rank() == 0) as progress:
+            for epoch in range(state.epoch, epochs):
+                if isinstance(schedule, Observer):
+                    progress.epoch(schedule.observe([row["validation_top1"] for row in state.history]))
+                learner.train()
+                meter = _Meter(self.name, epoch, self.loader.steps_per_epoch, self.device)
+                for i, batch in enumerate(self.loader.epoch(epoch)):
+                    t = epoch + i / self.loader.steps_per_epoch
+                    beta = float(self.weight(t))
+                    for group, base in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+                        group["lr"] = base * self.learning_rate(t)
+                    state.steps.append((float(self.optimizer.param_groups[0]["lr"]), beta))
+
+                    labels = batch.labels if batch.targets is None else batch.targets
+                    teacher_output = self.teacher(batch.images, batch.indices, labels) if self.teacher else None
+                    terms, logits = learner(batch, labels, teacher_output, t)
+                    total = _total(terms, beta)
+                    self.optimizer.zero_grad(set_to_none=True)
+                    # Gradients are averaged over processes; the weight makes every sample count alike.
+                    (batch.shards.weight * total).backward()  # type: ignore[no-untyped-call]
+                    norm = _clip(groups, math.inf if config.clip_norm is None else config.clip_norm)
+                    self.optimizer.step()
+                    if self.average is not None:
+                        self.average.update_parameters(self.network)
+
+                    hits = (logits.argmax(1) == batch.labels).sum()
+                    meter.add(batch.shards, {"loss": total, **terms, "gradient_norm": norm}, hits)
+                    progress.advance(batch.shards.total, state=meter.state(beta))
+                meter.check()
+                distributed.share_buffers(self.learner, self.average)
+                row = self._end_of_epoch(epoch, meter.means())
+                progress.epoch(_epoch_line(row, epochs))
+            throughput = progress.images_per_second
+        return self._result(time.monotonic() - start, throughput)
+
+    def _end_of_epoch(self, epoch: int, means: dict[str, float]) -> dict[str, float]:
+        """Validate, take note, write the checkpoint; the history's new row."""
+        state = self.state
+        evaluated = self.network if self.average is None else cast("Network", self.average.module)
+        row: dict[str, float] = {
+            "epoch": epoch + 1,
+            "learning_rate": state.steps[-1][0],
+            "beta": state.steps[-1][1],
+            **means,
+        }
+        for name, network in (self.learner.networks() | {"": evaluated}).items():
+            top1, nll = validate(network, self.validation, autocast=self.autocast)
+            if not math.isfinite(nll):
+                raise GkdError(
+                    f"{self.name}: after epoch {epoch + 1} the validation loss is NaN or infinite: lower "
+                    f"train.learning_rate or set train.clip_norm; {self._last_checkpoint(epoch)}"
+                )
+            suffix = f"_{name}" if name else ""
+            row |= {f"validation_top1{suffix}": top1, f"validation_nll{suffix}": nll}
+        state.history.append(row)
+        state.epoch = epoch + 1
+        if state.best_epoch == 0 or row["validation_top1"] > state.history[state.best_epoch - 1]["validation_top1"]:
+            state.best_epoch = epoch + 1
+            if self.config.select == "best":
+                state.best_weights = {k: v.detach().cpu().clone() for k, v in evaluated.state_dict().items()}
+        if self.checkpoint is not None:
+            content = self._content()
+            if distributed.rank() == 0:
+                save_checkpoint(self.checkpoint, content)
+        return row
+
+    def _result(self, seconds: float, images_per_second: float) -> Result:
+        """The kept weights into the network, and the record."""
+        state, best = self.state, self.config.select == "best"
+        if self.average is not None:
+            self.network.load_state_dict(self.average.module.state_dict())
+        if best and state.best_weights is not None:
+            self.network.load_state_dict(state.best_weights)
+        self.network.eval()
+        history = copy.deepcopy(state.history)
+        facts = self.facts | self.learner.on_train_end(history)
+        epoch = state.best_epoch if best else self.config.epochs
+        kept = history[epoch - 1]
+        return Result(
+            network=self.network,
+            history=History(history),
+            facts={
+                "trained": True,
+                "epochs": len(history),
+                "selected_epoch": epoch,
+                "validation_top1": kept["validation_top1"],
+                "validation_nll": kept["validation_nll"],
+                **facts,
+            },
+            checkpoint=self.checkpoint,
+            steps=torch.tensor(state.steps, dtype=torch.float64),
+            seconds=seconds,
+            images_per_second=images_per_second,
+        )
+
+    def _last_checkpoint(self, epochs: int) -> str:
+        return f"the checkpoint of epoch {epochs} is kept" if epochs and self.checkpoint else "no epoch was kept before"
+
+    def _clip_groups(self) -> list[list[nn.Parameter]]:
+        """The student with what its loss trains; then each network trained beside it, whose gradients are its own."""
+        beside = [list(network.parameters()) for name, network in self.learner.networks().items() if name]
+        apart = {id(p) for parameters in beside for p in parameters}
+        together = [p for group in self.optimizer.param_groups for p in group["params"] if id(p) not in apart]
+        return [together, *beside]
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.fingerprint,
+            **vars(self.state),
+            "steps": torch.tensor(self.state.steps, dtype=torch.float64),
+            "learner": self.learner.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "random": distributed.of_each(dict(_random_states(self.device))),
+        }
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        for name in vars(self.state):
+            setattr(self.state, name, saved[name])
+        self.state.steps = [(lr, beta) for lr, beta in saved["steps"].tolist()]
+        self.learner.load_state_dict(saved["learner"])
+        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        random = saved["random"][distributed.rank()]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], self.device)
+
+
+def loaders(data: PreparedData, config: TrainingConfig, device: torch.device) -> tuple[Loader, Loader]:
+    """Batches to train on and to validate on.
+
+    Raises:
+        GkdError: the batch cannot be shared by the processes there are.
+    """
+    processes = distributed.processes()
+    if config.batch_size % processes or config.batch_size < 2 * processes:
+        raise GkdError(
+            f"train.batch_size is {config.batch_size}, but {processes} processes share each batch: make it a multiple "
+            f"of {processes}, at least {2 * processes}"
+        )
+    augment, default = config.augment, data.info.augment
+    augmentation = Augmentation(
+        crop_padding=default["crop_padding"] if augment.crop_padding is None else augment.crop_padding,
+        flip=default["flip"] if augment.flip is None else augment.flip,
+        cutout=augment.cutout,
+        mixup=augment.mixup,
+    )
+    share: dict[str, Any] = {
+        "device": device,
+        "num_classes": len(data.info.classes),
+        "processes": processes,
+        "rank": distributed.rank(),
+    }
+    return (
+        Loader(
+            data.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            augmentation=augmentation,
+            shuffle=True,
+            **share,
+        ),
+        Loader(data.validation, batch_size=max(config.batch_size, 256), augmentation=None, shuffle=False, **share),
+    )
+
+
+@torch.no_grad()
+def validate(network: Network, loader: Loader, *, autocast: bool = False) -> tuple[float, float]:
+    """Top-1 accuracy in [0, 1] and mean negative log-likelihood in nats; the network is left in eval mode."""
+    network.eval()
+    device = loader.device
+    hits = torch.zeros((), dtype=torch.int64, device=device)
+    nll = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    count = torch.zeros((), dtype=torch.int64)
+    for batch in loader.epoch(0):
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            logits = network(batch.images, batch.topology).logits
+        hits += (logits.argmax(1) == batch.labels).sum()
+        nll += functional.cross_entropy(at_least_float32(logits), batch.labels, reduction="sum")
+        count += len(batch.labels)
+    images = int(distributed.total(count))
+    return int(distributed.total(hits)) / images, float(distributed.total(nll)) / images
+
+
+def _total(terms: dict[str, Tensor], beta: float) -> Tensor:
+    """CE + β · (all other terms)."""
+    total = terms["ce"]
+    others = [term for name, term in terms.items() if name != "ce"]
+    return total + beta * torch.stack(others).sum() if others else total
+
+
+def _clip(groups: list[list[nn.Parameter]], largest: float) -> Tensor:
+    """Clip the gradients of each group to a norm of `largest`; their norm before, over all groups."""
+    norms = [torch.nn.utils.clip_grad_norm_(group, largest) for group in groups]
+    return torch.linalg.vector_norm(torch.stack(norms))  # type: ignore[no-any-return]
+
+
+class _Meter:
+    """Loss terms of one epoch, kept on the device until someone reads them."""
+
+    def __init__(self, name: str, epoch: int, steps: int, device: torch.device) -> None:
+        self._name, self._epoch, self._capacity, self._device = name, epoch, steps, device
+        self._every = STEPS_BETWEEN_READS.get(device.type, STEPS_BETWEEN_READS_ELSEWHERE)
+        self._names: list[str] = []
+        self._values = torch.empty(0)
+        self._sizes: list[int] = []
+        self._hits = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, shards: Shards, values: dict[str, Tensor], hits: Tensor) -> None:
+        if not self._names:
+            self._names = list(values)
+            self._values = torch.zeros(self._capacity, len(self._names), device=self._device)
+        self._values[len(self._sizes)] = shards.mean(torch.stack([v.detach().float() for v in values.values()]))
+        self._sizes.append(shards.total)
+        self._hits += hits
+
+    def state(self, beta: float) -> str | None:
+        """A short text of the latest terms every so many steps, else None; a term that is not finite raises."""
+        if len(self._sizes) % self._every:
+            return None
+        self.check()
+        latest = self._values[len(self._sizes) - 1].tolist()
+        shown = [(n, v) for n, v in zip(self._names, latest, strict=True) if n != "gradient_norm"]
+        return " ".join(f"{n} {v:.3f}" for n, v in shown) + f" β {beta:.2f}"
+
+    def check(self) -> None:
+        """Raises: GkdError naming the first step with a term that is NaN or infinite, and the terms."""
+        bad = ~torch.isfinite(self._values[: len(self._sizes)])
+        if not bool(bad.any()):
+            return
+        step = int(bad.any(1).nonzero()[0])
+        terms = [n for n, wrong in zip(self._names, bad[step].tolist(), strict=True) if wrong]
+        blamed = [n for n in terms if n != "loss"] or terms
+        last = f"the checkpoint of epoch {self._epoch} is kept" if self._epoch else "no epoch was finished before"
+        raise GkdError(
+            f"{self._name}: at epoch {self._epoch + 1}, step {step + 1} of {self._capacity}, "
+            f"{', '.join(blamed)} {'is' if len(blamed) == 1 else 'are'} NaN or infinite: lower train.learning_rate or "
+            f"set train.clip_norm; {last}"
+        )
+
+    def means(self) -> dict[str, float]:
+        """Means over the epoch's images, each batch counted by its size."""
+        sizes = torch.tensor(self._sizes, dtype=torch.float64)
+        values = self._values[: len(self._sizes)].double().cpu()
+        means = (values * sizes[:, None]).sum(0) / sizes.sum()
+        row = {f"train_{n}": float(v) for n, v in zip(self._names, means, strict=True)}
+        return row | {"train_top1": int(distributed.total(self._hits)) / sum(self._sizes)}
+
+
+def _epoch_line(row: dict[str, float], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}  loss {row['train_loss']:.3f}  β {row['beta']:.2f}  "
+        f"train {100 * row['train_top1']:.2f} %  validation {100 * row['validation_top1']:.2f} %"
+    )
+
+
+def _random_states(device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Generators behind dropout and the like; the loader's are seeded anew each epoch."""
+    yield "cpu", torch.get_rng_state()
+    if device.type == "cuda":
+        yield "cuda", torch.cuda.get_rng_state(device)
