@@ -36,7 +36,7 @@ class Method:
         loss: "module:Class" of the nn.Module that computes it (see `gkd_core.losses.base.Loss`).
         schedule: weight over time when the user names none.
         teacher: it learns from a teacher.
-        reads: how far it looks into the networks; arrangements with several teachers have only logits to offer.
+        reads: how far it looks into the networks; schemes with several teachers have only logits to offer.
     """
 
     summary: str

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.losses.base import Loss
-from gkd_core.losses.kd import kd_loss
+from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 from gkd_core.schemes.base import DistillationSpec, Scheme

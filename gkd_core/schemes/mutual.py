@@ -11,7 +11,7 @@ from gkd_core.data.loader import Batch
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import at_least_float32
 from gkd_core.losses.cross_entropy import CrossEntropy
-from gkd_core.losses.kd import kd_loss
+from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 from gkd_core.schemes.base import DistillationSpec, Options, Scheme

@@ -568,7 +568,7 @@ def small_chain(few_digits) -> Callable[[Path], Path]:
                     "assistant_distill": {"method": "kd"},
                     "train": {"epochs": 1, "device": "cpu"},
                 },
-                "distill": {"method": "kd", "arrangement": "assistant"},
+                "distill": {"method": "kd", "scheme": "assistant"},
             }
         )
         root.mkdir()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from gkd_core.arrangements import ARRANGEMENTS
 
 from components import distill, teacher
+from gkd_core import schemes
 from gkd_core.config import Params, load_params, parse_params
 from gkd_core.files import read_json
 from gkd_core.models.network import Network, NetworkSpec
@@ -47,30 +47,28 @@ def test_it_runs(file, tmp_path, few_digits, teachers):
     facts = read_json(tmp_path / "student" / "training.json", "the student")
     assert facts["epochs"] == 2
     assert facts["method"] == params.distill.method
-    assert facts["arrangement"] == params.distill.arrangement
+    assert facts["scheme"] == params.distill.scheme
     assert facts["schedule"] == params.distill.schedule or params.distill.schedule is None
 
 
 def is_its_own_reference(params: Params) -> bool:
-    """Whether the distill step and the reference `kd` would be one training: the same lesson from the same teachers."""
+    """Whether the distill step and the reference `kd` would be one training: the same specification and teachers."""
     one = Network(NetworkSpec("resnet8", "auto", ("a", "b"), 1, 8, (0.2,), (0.3,)))
     several = len(params.teacher.members)
-    mine, plain = distill._lesson(params, None, several or 1), distill._lesson(params, "kd", several or 1)
-    if mine.method != plain.method or mine.arrangement == "assistant":  # an assistant is not who teaches plain KD
+    mine, plain = (distill._specification(params, reference, several or 1) for reference in (None, "kd"))
+    if mine.method != plain.method or mine.scheme == "assistant":  # an assistant is not who teaches plain KD
         return False
-    how = [(lesson.hyperparameters | {"temperature": lesson.temperature}) for lesson in (mine, plain)]
-    for lesson, arguments in zip((mine, plain), how, strict=True):
-        if not ARRANGEMENTS[lesson.arrangement].brings_its_loss:
-            facts = {"seed": 0, "epochs": 1, "train_labels": torch.arange(2)}
-            arguments["weight"] = lesson.create_loss(one, [one], autocast=False, **facts).weight
-    curves = [create_schedule(lesson.schedule, epochs=10, **lesson.curve) for lesson in (mine, plain)]
+    how = [(spec.hyperparameters | {"temperature": spec.temperature}) for spec in (mine, plain)]
+    facts = {"seed": 0, "epochs": 1, "train_labels": torch.arange(2)}
+    for spec, arguments in zip((mine, plain), how, strict=True):
+        scheme = schemes.get(spec.scheme)
+        if not scheme.has_own_loss:
+            arguments["weight"] = scheme.create_loss(spec, one, [one], facts).weight
+    curves = [create_schedule(spec.schedule, epochs=10, **spec.curve) for spec in (mine, plain)]
     times = [0.0, 2.5, 9.9]
     # Views and weightings: cross_modal shows both the same, averaging is what plain KD does with several.
-    same_teachers = mine.options.get("weighting", "average") == "average" and mine.arrangement not in (
-        "mutual",
-        "amalgamation",
-        "born_again",
-    )
+    averaged = mine.scheme_options.get("weighting", "average") == "average"
+    same_teachers = averaged and mine.scheme not in ("mutual", "amalgamation", "born_again")
     return same_teachers and how[0] == how[1] and [curves[0](t) for t in times] == [curves[1](t) for t in times]
 
 
@@ -92,13 +90,13 @@ def test_no_student_is_compared_with_itself():
         ({"schedule": "gompertz"}, False),
         ({"curve": {"beta_max": 2.0}}, False),
         ({"method": "dkd"}, False),
-        ({"arrangement": "mutual"}, False),
-        ({"arrangement": "born_again"}, False),
+        ({"scheme": "mutual"}, False),
+        ({"scheme": "born_again"}, False),
     ],
 )
 def test_what_makes_a_student_its_own_reference(changes, same):
     assert is_its_own_reference(parse_params({"distill": {"method": "kd"} | changes})) is same
 
 
-def test_there_is_one_for_every_arrangement():
-    assert {load_params(file).distill.arrangement for file in CONFIGS} == set(ARRANGEMENTS)
+def test_there_is_one_for_every_scheme():
+    assert {load_params(file).distill.scheme for file in CONFIGS} == set(schemes.names())

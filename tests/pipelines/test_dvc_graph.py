@@ -64,7 +64,7 @@ def test_a_step_depends_on_the_losses_of_its_methods_alone():
     assert {"cross_entropy"} <= losses("teacher") == losses("baseline")
     assert not {"kd", "gompertz", "fitnet"} & losses("teacher")
     chain = {"assistants": ["resnet14"], "assistant_distill": {"method": "dkd"}}
-    distill = {"method": "dkd", "arrangement": "assistant"}
+    distill = {"method": "dkd", "scheme": "assistant"}
     assert losses("teacher", teacher=chain, distill=distill) - losses("teacher") >= {"dkd"}
     assert "kd" in losses("kd")
     assert "fitnet" in losses("distill", distill={"method": "fitnet"})
@@ -167,7 +167,7 @@ def test_dvc_reruns_what_uses_a_changed_loss_and_nothing_else(tmp_path, monkeypa
     assert after_a_change_of("kd") == {"kd"}
     content = yaml.safe_load((tmp_path / "params.yaml").read_text())
     content["teacher"] |= {"assistants": ["resnet14"], "assistant_distill": {"method": "gompertz"}}
-    content["distill"] = {"method": "gompertz", "arrangement": "assistant"}
+    content["distill"] = {"method": "gompertz", "scheme": "assistant"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     assert rerun() == {"teacher", "distill"}
     assert after_a_change_of("gompertz") == {"teacher", "distill"}

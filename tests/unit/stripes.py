@@ -1,5 +1,7 @@
 """A small task for losses and loops: images of 8 × 8 pixels with a noisy stripe, its place is the class."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
@@ -23,3 +25,9 @@ def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network
     """An untrained network for them."""
     torch.manual_seed(seed)
     return Network(NetworkSpec(name, "auto", classes, 1, 8, (0.2,), (0.3,)))
+
+
+def stripes_data(count: int, validation: int = 16) -> SimpleNamespace:
+    """Prepared data of them, as far as the trainer looks."""
+    info = SimpleNamespace(classes=CLASSES, image_size=8, augment={"crop_padding": 1, "flip": False})
+    return SimpleNamespace(train=stripes(count, 1), validation=stripes(validation, 2), info=info)

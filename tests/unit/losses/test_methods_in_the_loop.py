@@ -1,7 +1,7 @@
-"""Every method of the registry in the real training loop: two epochs, interrupted and resumed to the bit.
+"""Every method of the registry in the real trainer: two epochs, interrupted and resumed to the bit.
 
-A new method joins by being in METHODS; nothing is to be added here. The arrangements that change what the loop is given
-or have a loss of their own are here too.
+A new method joins by being in METHODS; nothing is to be added here. The schemes that change what the loss is given or
+have a loss of their own are here too.
 """
 
 import itertools
@@ -10,21 +10,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from gkd_core.training.lesson import Lesson
 from torch import Tensor
 
-from gkd_core.data.augment import Augmentation
-from gkd_core.data.loader import Batch, Loader
-from gkd_core.losses.base import Loss
+from gkd_core import schemes
+from gkd_core.config import TrainingConfig
 from gkd_core.methods import METHODS, SCHEDULES, hyperparameters
 from gkd_core.models.classifier import Output
-from gkd_core.schedules import create_schedule
-from gkd_core.training import loop
-from gkd_core.training.learning_rate import learning_rate_factor
-from gkd_core.training.optimizer import create_optimizer
-from tests.unit.stripes import CLASSES, network, stripes
+from gkd_core.schemes import DistillationSpec
+from gkd_core.training import trainer
+from gkd_core.training.result import Result
+from gkd_core.training.trainer import Trainer, Training
+from tests.unit.stripes import network, stripes_data
 
-CPU = torch.device("cpu")
 EPOCHS = 2
 COUNT = 50  # three batches of 16 and one of 2
 
@@ -36,15 +33,15 @@ VARIANTS = [
     ("crd", {"mode": "relaxed"}, "single"),
     ("crd", {"shared_negatives": True, "negatives": 20}, "single"),
 ]
-# Where the arrangement brings another teacher or its own loss.
+# Where the scheme brings another teacher or its own loss.
 ARRANGED = [
     ("kd", {}, "mutual"),
     ("ce", {}, "mutual"),
     ("kd", {}, "amalgamation"),
-    ("kd", {}, "multi_teacher"),
-    ("cmkd", {}, "multi_teacher"),
+    ("kd", {}, "ensemble"),
+    ("cmkd", {}, "ensemble"),
 ]
-SETTINGS = {"mutual": {"peers": 3}, "multi_teacher": {"weighting": "confidence"}}
+SETTINGS = {"mutual": {"peers": 3}, "ensemble": {"weighting": "confidence"}}
 PARTS = (("c", "a"), ("b", "c", "d"))
 
 
@@ -66,12 +63,12 @@ class Run:
     """One training, everything in it made anew, as a new process does."""
 
     def __init__(self, folder, name: str, options: dict, where: str = "single", *, count: int = COUNT, **how) -> None:
-        lesson = Lesson(
-            name, options, how.get("schedule"), how.get("curve", {}), arrangement=where, options=SETTINGS.get(where, {})
+        spec = DistillationSpec(
+            name, options, how.get("schedule"), how.get("curve", {}), where, SETTINGS.get(where, {})
         )
         self.student = network("resnet8", 1)
         # Wider than the student, so that whatever adapts channels has work to do.
-        match lesson.teachers, where:
+        match schemes.get(where).teachers, where:
             case "none", _:
                 teachers = []
             case "several", "amalgamation":
@@ -80,52 +77,35 @@ class Run:
                 teachers = [network("wrn_16_2", 2), network("resnet8", 4)]
             case _:
                 teachers = [network("wrn_16_2", 2)]
-        self.teacher = lesson.create_teacher(teachers, classes=CLASSES, device=CPU, autocast=False)
-        split = stripes(count, 1)
-        torch.manual_seed(3)
-        facts = {"seed": 0, "epochs": EPOCHS, "train_labels": torch.from_numpy(split.labels)}
-        self.loss: Loss = lesson.create_loss(self.student, teachers, autocast=False, **facts)
-        self.optimizer = create_optimizer(
-            self.student, self.loss, name="sgd", learning_rate=0.01, weight_decay=5e-4, momentum=0.9
-        )
-        augmentation = Augmentation(crop_padding=1, flip=False, cutout=0, mixup=0.0)
-        self.arguments = {
-            "name": f"student ({name})",
-            "loader": Loader(
-                split, batch_size=16, device=CPU, seed=0, augmentation=augmentation, shuffle=True, num_classes=4
-            ),
-            "validation": Loader(
-                stripes(16, 2), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=4
-            ),
-            "teacher": self.teacher,
-            "learning_rate": learning_rate_factor("cosine", epochs=EPOCHS),
-            "weight": create_schedule(lesson.schedule, epochs=EPOCHS, **lesson.curve) if how else lambda t: 0.7,
-            "epochs": EPOCHS,
-            "checkpoint": folder / "checkpoint.pt",
-            "fingerprint": "f",
-        }
+        config = TrainingConfig(epochs=EPOCHS, batch_size=16, device="cpu", learning_rate=0.01)
+        self.trainer = Trainer(Training(self.student, stripes_data(count), config, spec, tuple(teachers)), folder)
+        if not how:
+            self.trainer.weight = lambda t: 0.7
+        self.teacher, self.learner, self.optimizer = (
+            self.trainer.teacher, self.trainer.learner, self.trainer.optimizer
+        )  # fmt: skip
 
-    def go(self) -> loop.Trained:
-        return loop.train(self.student, self.loss, optimizer=self.optimizer, **self.arguments)
+    def go(self) -> Result:
+        return self.trainer.run()
 
     def state(self) -> dict[str, Tensor]:
         """All that learns or remembers, by name."""
-        parts = {"student": self.student.state_dict(), "loss": self.loss.state_dict()}
-        state = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        state = dict(self.learner.state_dict())
         for i, slots in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{i}.{key}": value for key, value in slots.items() if isinstance(value, Tensor)}
         return {name: value.clone() for name, value in state.items()}
 
-    def outputs(self, batch: Batch) -> tuple[Output, Output | None]:
-        taught = self.teacher(batch.images, batch.indices, batch.labels) if self.teacher else None
-        return self.student(batch.images), taught
+    @property
+    def batch(self):
+        return next(iter(self.trainer.loader.epoch(0)))
 
-    def terms(self, outputs: tuple[Output, Output | None] | None = None, epoch: float = 0.5) -> dict[str, Tensor]:
-        """Of the first batch, as the loop calls the loss."""
-        batch = next(iter(self.arguments["loader"].epoch(0)))
-        if hasattr(self.loss, "look"):
-            self.loss.look(batch.images)
-        return self.loss(*(outputs or self.outputs(batch)), batch.labels, epoch=epoch, indices=batch.indices)
+    def answer(self) -> Output | None:
+        batch = self.batch
+        return self.teacher(batch.images, batch.indices, batch.labels) if self.teacher else None
+
+    def terms(self, answer: Output | None = None, epoch: float = 0.5) -> dict[str, Tensor]:
+        """Of the first batch, as the trainer calls the learner."""
+        return self.learner(self.batch, self.batch.labels, answer or self.answer(), epoch)[0]
 
 
 class Interrupted(Exception):
@@ -144,29 +124,29 @@ def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options
     assert len(expected.history) == EPOCHS
     assert all(np.isfinite(value) for row in expected.history for value in row.values())
     after = whole.state()
-    for key, parameter in whole.loss.named_parameters():
-        assert not parameter.requires_grad or not torch.equal(before[f"loss.{key}"], after[f"loss.{key}"]), key
+    for key, parameter in whole.learner.named_parameters():
+        assert not parameter.requires_grad or not torch.equal(before[key], after[key]), key
     for teacher, teacher_before in zip(teachers, teachers_before, strict=True):
         assert not any(module.training for module in teacher.modules())
         now = teacher.state_dict()
         assert all(torch.equal(now[k], v) for k, v in teacher_before.items())
         assert all(p.grad is None for p in teacher.parameters())
 
-    save = loop.save_checkpoint
+    save = trainer.save_checkpoint
 
     def save_then_stop(path, content):
         save(path, content)
         raise Interrupted
 
     cut = Run(tmp_path / "cut", name, options, where)
-    monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_then_stop)
     with pytest.raises(Interrupted):
         cut.go()
     monkeypatch.undo()
     resumed = Run(tmp_path / "cut", name, options, where)
     torch.manual_seed(99)  # whatever the new process starts with
     got = resumed.go()
-    assert got.history == expected.history
+    assert got.history.rows == expected.history.rows
     state = resumed.state()
     assert state.keys() == after.keys()
     assert [key for key in after if not torch.equal(state[key], after[key])] == []
@@ -191,12 +171,12 @@ class TestOneStep:
         run = Run(tmp_path, name, options, where)
         if run.teacher is None:
             return
-        student, teacher = run.outputs(next(iter(run.arguments["loader"].epoch(0))))
-        outputs = [teacher.logits, teacher.embedding, *teacher.stages]
+        answer = run.answer()
+        outputs = [answer.logits, answer.embedding, *answer.stages]
         assert not any(output.requires_grad for output in outputs)
         for output in outputs:
             output.requires_grad_()
-        sum(run.terms((student, teacher)).values()).backward()
+        sum(run.terms(answer).values()).backward()
         assert all(output.grad is None for output in outputs)
         assert all(p.grad is None for teacher in run.teacher.networks for p in teacher.parameters())
 
@@ -215,7 +195,7 @@ def test_a_teacher_answers_for_the_very_images_it_is_shown(name, options, where,
     run, fresh = Run(tmp_path, name, options, where), Run(tmp_path, name, options, where)
     if run.teacher is None:
         return
-    first, second = (next(iter(run.arguments["loader"].epoch(n))) for n in (0, 1))
+    first, second = (next(iter(run.trainer.loader.epoch(n))) for n in (0, 1))
     run.teacher(first.images, first.indices, first.labels)
     other = first.images.flip(2)
     answer = run.teacher(other, first.indices, first.labels).logits
@@ -249,7 +229,7 @@ def test_any_schedule_weighs_any_method(name, schedule, tmp_path):
     }[schedule]
 
     by_hand = Run(tmp_path, name, options, count=16, **how)
-    by_hand.student.train()
+    by_hand.learner.train()
     torch.manual_seed(7)
     terms = by_hand.terms(epoch=0.0)
     others = torch.stack([value for key, value in terms.items() if key != "ce"]).sum()
@@ -258,7 +238,8 @@ def test_any_schedule_weighs_any_method(name, schedule, tmp_path):
     by_hand.optimizer.step()
 
     run = Run(tmp_path, name, options, count=16, **how)
-    run.arguments |= {"epochs": 1, "learning_rate": lambda t: 1.0}
+    run.trainer.config = run.trainer.config.model_copy(update={"epochs": 1})
+    run.trainer.learning_rate = lambda t: 1.0
     torch.manual_seed(7)
     trained = run.go()
     assert trained.steps[:, 1].tolist() == pytest.approx([beta], rel=1e-6)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gkd_core.losses.kd import soft_label_kl
+from gkd_core.losses.soft_labels import soft_label_kl
 from gkd_core.models.network import Network, NetworkSpec
 from gkd_core.schemes.ensemble import TeacherEnsemble, confidence_weights
 from gkd_core.training.teacher import OnlineTeacher

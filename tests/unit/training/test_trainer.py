@@ -56,7 +56,7 @@ class Data:
 
     def __init__(self, count: int) -> None:
         self.train, self.validation = Split(count, 1), Split(30, 2)
-        self.info = SimpleNamespace(classes=CLASSES, augment={"crop_padding": 1, "flip": False})
+        self.info = SimpleNamespace(classes=CLASSES, image_size=8, augment={"crop_padding": 1, "flip": False})
 
 
 def run_of(work, loss=None, *, teacher=None, count=50, weight=lambda t: 0.5, mixup=0.0, network_=None, **config):
