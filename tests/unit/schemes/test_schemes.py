@@ -22,8 +22,7 @@ TWO = {"members": [{}, {}]}
 def refused(**sections: dict) -> str:
     with pytest.raises(GkdError) as caught:
         parse_params(sections)
-    message = str(caught.value)
-    return message
+    return str(caught.value)
 
 
 def test_the_families_of_the_papers_table_are_the_files_here():

@@ -62,7 +62,9 @@ def train(
         "ema_decay": 0.5 if spec.scheme != "mutual" else None, "augment": augment, **changes,
     }  # fmt: skip
     data = SimpleNamespace(
-        train=stripes(COUNT, 1), validation=stripes(9, 2), info=SimpleNamespace(classes=CLASSES, image_size=8, augment={})
+        train=stripes(COUNT, 1),
+        validation=stripes(9, 2),
+        info=SimpleNamespace(classes=CLASSES, image_size=8, augment={}),
     )
     several = get(spec.scheme).teachers == "several"
     training = Training(
