@@ -4,6 +4,7 @@
 >>> data = gkd.load_data("digits")
 >>> teacher = gkd.create_model("resnet14", data=data)
 >>> student = gkd.create_model("resnet8", data=data)
+>>> result = gkd.distill(student, teacher, data, method="kd", epochs=1, device="cpu")
 
 It knows torch, numpy and onnx, and nothing of kfp, dvc or mlflow. Importing it imports nothing heavy: a public name
 brings its module with it when it is first asked for.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gkd_core import losses as losses
     from gkd_core.data.load import load_data as load_data
+    from gkd_core.evaluation.comparison import compare as compare
     from gkd_core.evaluation.evaluate import evaluate as evaluate
     from gkd_core.export.deploy import export_onnx as export_onnx
     from gkd_core.methods import list_methods as list_methods
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from gkd_core.models.create import list_models as list_models
     from gkd_core.models.create import wrap as wrap
     from gkd_core.models.weights import load_model as load_model
+    from gkd_core.training.trainer import distill as distill
+    from gkd_core.training.trainer import train as train
 
 # onnxruntime's packages report their use to their makers since 1.29, on Linux and macOS too, unless this is set before
 # its first import. Who wants that sets it to 0.
@@ -35,7 +39,10 @@ _HOME = {
     "create_model": "gkd_core.models.create",
     "load_model": "gkd_core.models.weights",
     "wrap": "gkd_core.models.create",
+    "train": "gkd_core.training.trainer",
+    "distill": "gkd_core.training.trainer",
     "evaluate": "gkd_core.evaluation.evaluate",
+    "compare": "gkd_core.evaluation.comparison",
     "export_onnx": "gkd_core.export.deploy",
     "list_models": "gkd_core.models.create",
     "list_methods": "gkd_core.methods",

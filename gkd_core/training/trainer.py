@@ -130,7 +130,13 @@ def distill(
 
 
 def _config(seed: int, settings: dict[str, Any]) -> TrainingConfig:
-    return parse_section(TrainingConfig, settings | {"seed": seed}, "train")
+    config = parse_section(TrainingConfig, settings | {"seed": seed}, "train")
+    if config.devices > distributed.processes():
+        raise GkdError(
+            f"train.devices is {config.devices}, but this program is one process: start it with torchrun "
+            f"--nproc-per-node {config.devices}, or run the step (`gkd distill`), which starts them by itself"
+        )
+    return config
 
 
 def _run_alone(training: "Training", work: Path | str | None, out: Path | str | None) -> Result:
