@@ -34,6 +34,7 @@ class Step:
         cached: a cluster may take what it made before.
         in_git: its folder is small and for people: DVC does not keep it in its cache, git does.
         methods: of the parameters, the distillation methods it trains with; their source counts as the step's.
+        schemes: of the parameters, who teaches whom there; their source counts likewise.
         parts: what `output` holds, where DVC does not keep it as one: paths below it by kind, "out", "plot" or "metric"
             (the last two are for git).
         sources: packages its result depends on, beside what its module imports.
@@ -51,6 +52,7 @@ class Step:
     cached: bool = True
     in_git: bool = False
     methods: Callable[["Params"], tuple[str, ...]] = lambda params: ()
+    schemes: Callable[["Params"], tuple[str, ...]] = lambda params: ()
     parts: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
 
@@ -94,6 +96,18 @@ def _of_teacher(params: "Params") -> tuple[str, ...]:
     return ("ce", params.teacher.assistant_distill.method) if assistants else ("ce",)
 
 
+def _of_labels_or_one_teacher(params: "Params") -> tuple[str, ...]:
+    from gkd_core.schemes import DEFAULT
+
+    return (DEFAULT,)
+
+
+def _of_plain_kd(params: "Params") -> tuple[str, ...]:
+    from gkd_core.schemes import mean_of_teachers
+
+    return (mean_of_teachers(len(params.teacher.members) or 1),)
+
+
 STEPS = (
     Step(
         name="prepare",
@@ -110,6 +124,7 @@ STEPS = (
         sections=("teacher",),
         trains=True,
         methods=_of_teacher,
+        schemes=_of_labels_or_one_teacher,
     ),
     Step(
         name="baseline",
@@ -121,6 +136,7 @@ STEPS = (
         fixed={"reference": "baseline", "teacher": None},
         trains=True,
         methods=lambda params: ("ce",),
+        schemes=_of_labels_or_one_teacher,
     ),
     Step(
         name="kd",
@@ -132,6 +148,7 @@ STEPS = (
         fixed={"reference": "kd"},
         trains=True,
         methods=lambda params: ("kd",),
+        schemes=_of_plain_kd,
     ),
     Step(
         name="distill",
@@ -141,6 +158,7 @@ STEPS = (
         sections=("student", "train", "distill"),
         trains=True,
         methods=lambda params: ("ce", params.distill.method),
+        schemes=lambda params: (params.distill.scheme,),
     ),
     Step(
         name="export",

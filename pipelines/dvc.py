@@ -31,6 +31,7 @@ SILENT = frozenset(
         "gkd_core/losses/__init__.py",
         "gkd_core/redact.py",
         "gkd_core/run_facts.py",
+        "gkd_core/schemes/__init__.py",
         "gkd_core/training/progress.py",
     }
 )
@@ -85,11 +86,12 @@ def write_sources(out: Path, params: Params) -> dict[str, Any]:
 def sources_of(step: Step, params: Params) -> dict[str, str]:
     """The sha256 by path of the source files that a step's result depends on under these parameters.
 
-    They are found by their imports, from the step's module and the losses of its methods on; what is chosen by a name
+    They are found by their imports, from the step's module, its schemes and the losses of its methods on; what is chosen by a name
     otherwise (`BY_NAME`) counts as a whole package. Installed packages and plugins are not among them.
     """
     losses = [METHODS[name].loss.partition(":")[0] for name in step.methods(params)]
-    todo = {path for module in (f"components.{step.word}", *losses) for path in _files_of(module)}
+    schemes = [f"gkd_core.schemes.{name}" for name in step.schemes(params)]
+    todo = {path for module in (f"components.{step.word}", *losses, *schemes) for path in _files_of(module)}
     for package in step.sources:
         todo |= _files_in(package)
     found: set[str] = set()

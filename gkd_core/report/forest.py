@@ -2,16 +2,18 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from gkd_core.evaluation.comparison import Standing
+if TYPE_CHECKING:
+    from gkd_core.evaluation.comparison import Standing
 
 INK, MUTED, ACCENT = "#333333", "#888888", "#0b6fa4"
 
 
-def forest_plot(pairs: Mapping[str, Sequence[Standing]], reference: str) -> str:
+def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str) -> str:
     """SVG text, a panel a pair, a row a method, the best on top; the same standings give the same text.
 
     Filled markers are differences whose interval leaves out zero. A method without a difference has no row.
