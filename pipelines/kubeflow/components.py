@@ -402,7 +402,7 @@ def contend(contender: str, data: Input[Dataset], teachers: Input[Model], result
     it = json.loads(contender)
     with running("contend", json.dumps(it["sections"])) as task:
         folders = Path(data.path), Path(teachers.path) / str(it["teacher"]), task.work
-        row = compare.contend(*folders, task.params, it["method"], it["seed"])
+        row = compare.run_trial(*folders, task.params, it["method"], it["seed"])
         result.log_metric("top1", row["top1"])
         write_json(Path(result.path), row)
 
@@ -428,6 +428,6 @@ def compare(results: Input[list[Metrics]], reference: str, comparison: Output[Ar
 
     with running("compare"):
         rows = [read_json(Path(result.path), "the result") for result in results]
-        step.conclude(rows, out=Path(comparison.path), reference=reference)
+        step.write_comparison(rows, out=Path(comparison.path), reference=reference)
         shutil.copy(Path(comparison.path) / "comparison.md", table.path)
         comparison.metadata["digest"] = file_digest(Path(comparison.path) / "comparison.json")
