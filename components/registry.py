@@ -36,10 +36,7 @@ def promote(settings: TrackingConfig, version: str, *, reason: str) -> dict[str,
         GkdError: there is no such version or alias, or the tracking store does not answer.
     """
     with connect(settings, again="gkd registry promote") as store:
-        number = store.version(version).number
-        make_champion(store, number)
-        store.tag(number, {"gkd.promoted": f"{_today()}: {reason}", "gkd.held": ""})
-        return _outcome(store, reason)
+        return _make_champion_by_hand(store, store.version(version).number, reason)
 
 
 def rollback(settings: TrackingConfig, *, reason: str = "rolled back by hand") -> dict[str, Any]:
@@ -61,9 +58,7 @@ def rollback(settings: TrackingConfig, *, reason: str = "rolled back by hand") -
             )
         if champion is not None:
             store.tag(champion, {"gkd.held": f"{_today()}: {reason}"})
-        make_champion(store, previous)
-        store.tag(previous, {"gkd.promoted": f"{_today()}: {reason}", "gkd.held": ""})
-        return _outcome(store, reason)
+        return _make_champion_by_hand(store, previous, reason)
 
 
 def make_champion(store: Store, number: int) -> None:
@@ -76,10 +71,11 @@ def make_champion(store: Store, number: int) -> None:
     store.point(CHAMPION, number)
 
 
-def _outcome(store: Store, reason: str) -> dict[str, Any]:
-    aliases = store.aliases()
-    previous = aliases.get(PREVIOUS)
-    return {"name": store.name, "champion": aliases[CHAMPION], "previous_champion": previous, "reason": reason}
+def _make_champion_by_hand(store: Store, number: int, reason: str) -> dict[str, Any]:
+    make_champion(store, number)
+    store.tag(number, {"gkd.promoted": f"{_today()}: {reason}", "gkd.held": ""})
+    previous = store.aliases().get(PREVIOUS)
+    return {"name": store.name, "champion": number, "previous_champion": previous, "reason": reason}
 
 
 def _row(version: Version, aliases: list[str]) -> dict[str, Any]:

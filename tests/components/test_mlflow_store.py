@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from components import mlflow_store, register
 from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
-from gkd_core.files import folder_digest
+from gkd_core.files import file_digest, folder_digest
 from gkd_core.models.network import load_network
 from tests import forked
 from tests.components.conftest import Finished
@@ -324,6 +324,15 @@ def server(tmp_path_factory, empty_store) -> Iterator[MlflowServer]:
     running.kill()
 
 
+SMALL = """
+import sys
+for name in "sqlalchemy alembic flask docker pandas pyarrow scipy sklearn matplotlib torch".split():
+    sys.modules[name] = None
+from components.model_source import load_model
+print(load_model("models:/gkd-student@champion", tracking_uri=sys.argv[1]).sha256)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_server_killed_midway_loses_nothing_and_doubles_nothing(server, tmp_path, finish, monkeypatch):
@@ -369,6 +378,10 @@ def test_a_server_killed_midway_loses_nothing_and_doubles_nothing(server, tmp_pa
     assert kept.read_bytes() == (folders.deploy / "model.onnx").read_bytes()
     stored = list((server.folder / "artifacts").rglob(f"{version.source.rpartition('/')[2]}/artifacts/model.onnx"))
     assert [file.read_bytes() for file in stored] == [kept.read_bytes()]
+    # A server has mlflow-skinny, without what the whole MLflow brings.
+    small = [sys.executable, "-c", SMALL, server.uri]
+    result = subprocess.run(small, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == [file_digest(folders.deploy / "model.onnx")], result.stderr
     assert folder_digest(mlflow_store.download_network("models:/gkd-student/1", params.tracking)) == folder_digest(
         folders.student
     )
