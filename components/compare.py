@@ -21,7 +21,7 @@ from gkd_core.evaluation.evaluate import predict
 from gkd_core.evaluation.quality import top_k_correct
 from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
-from gkd_core.methods import METHODS, check_hyperparameters
+from gkd_core.methods import METHODS
 from gkd_core.models.network import load_network
 from gkd_core.training.device import choose_device
 
@@ -113,8 +113,7 @@ def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
     Args:
         chosen: the reference first.
     Raises:
-        GkdError: an unknown method, doubled seeds, a wrong hyperparameter, or settings that would not be the same for
-            all.
+        GkdError: an unknown method, doubled seeds, or settings that would not be the same for all.
     """
     check_contenders(chosen, seeds, "--methods", "--seeds", reference="--reference")
     settings = params.distill
@@ -128,8 +127,6 @@ def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
             f"distill.temperature is {settings.temperature:g}, but a comparison gives every method its own: set it to "
             "null, and those you mean under distill.options"
         )
-    for method in chosen:  # a wrong hyperparameter is told before the first training, not after the tenth
-        check_hyperparameters(method, _settings(params, method, seeds[0]).distill.hyperparameters())
 
 
 def _settings(params: Params, method: str, seed: int) -> Params:

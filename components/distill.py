@@ -11,6 +11,7 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.files import folder_digest, write_json
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network
+from gkd_core.models.registry import refuse_unknown_name
 from gkd_core.records import read_teacher
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
@@ -61,6 +62,7 @@ def _train(
     *, data: Path, teacher: Path | None, out: Path, work: Path, params: Params, reference: Reference | None
 ) -> dict[str, Any]:
     """`run`, in one process or in each of several."""
+    refuse_unknown_name(params.student.name, "student.name")
     prepared = PreparedData.open(data)
     opened = _without_assistants if reference == "kd" else open_teachers
     teachers = [] if teacher is None else opened(teacher, prepared.info.classes)

@@ -11,11 +11,11 @@ from gkd_core import __version__, schemes
 from gkd_core.config import MethodConfig, Params, TeacherConfig
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
 from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write_json
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network, save_network
-from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, model_names, torchvision_name
+from gkd_core.models.registry import TOPOLOGICAL, refuse_unknown_name
 from gkd_core.models.weights import read_network
 from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
@@ -100,15 +100,18 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
 
 
 def refuse_ahead(params: Params) -> None:
-    """What the distill step would refuse, said before hours of training a teacher for it.
+    """What only a later step would refuse, said before hours of training a teacher for it.
 
     Raises:
-        GkdError: an unknown network, or wrong hyperparameters.
+        GkdError: an unknown network.
     """
-    specification(params.distill)
-    for where, name in (("teacher.name", params.teacher.name), ("student.name", params.student.name)):
-        if name not in model_names() and torchvision_name(name.removeprefix(TORCHVISION)) not in model_names():
-            raise GkdError(unknown(where, name, model_names()))
+    teacher = params.teacher
+    refuse_unknown_name(teacher.name, "teacher.name")
+    for place, member in enumerate(teacher.members):
+        refuse_unknown_name(member.name, f"teacher.members.{place}.name")
+    for place, assistant in enumerate(teacher.assistants):
+        refuse_unknown_name(assistant, f"teacher.assistants.{place}")
+    refuse_unknown_name(params.student.name, "student.name")
 
 
 def _plan(teacher: TeacherConfig) -> list[_Network]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from gkd_core import schemes
+from gkd_core.config.options import can_train
 from gkd_core.config.schema import AugmentConfig, Params
 from gkd_core.errors import GkdError
 
@@ -11,6 +12,8 @@ def contradictions(params: Params) -> Iterator[str]:
     """What the sections say against each other, a sentence each."""
     if params.teacher.topological and not params.data.topology:
         yield "teacher.topological is true but data.topology is false: set both"
+    if not can_train():
+        return
     distill = params.distill
     try:
         schemes.get(distill.scheme).check_method(distill.method, distill.hyperparameters())

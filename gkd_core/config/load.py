@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from gkd_core import schemes
 from gkd_core.config import options
 from gkd_core.config.checks import contradictions
 from gkd_core.config.schema import Params, whole
@@ -21,6 +22,7 @@ RENAMED = {
     "references.kd_alpha": "references.kd_weight",
     "distill.arrangement": "distill.scheme",
     "distill.arrangement_options": "distill.scheme_options",
+    **{f"distill.scheme_options.{old}": f"distill.scheme_options.{new}" for old, new in schemes.OLD_NAMES.items()},
 } | {
     f"{section}.options.{method}.{old}": f"{section}.options.{method}.{new}"
     for section in METHOD_SECTIONS
@@ -161,7 +163,7 @@ def parse_section(section: type[T], content: dict[str, Any], name: str) -> T:
 def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
     """The configuration, or what is wrong with it."""
     teacher = content.get("teacher")
-    found = [*options.check(content.get("distill"), ("distill",))]
+    found = [*options.check(content.get("distill"), ("distill",)), *options.check_scheme(content.get("distill"))]
     if isinstance(teacher, dict):
         found += options.check(teacher.get("assistant_distill"), ("teacher", "assistant_distill"))
     try:
@@ -230,6 +232,10 @@ def _use_new_names(content: dict[str, Any]) -> list[str]:
             else:
                 _warn(old, new)
                 section[name] = value
+    distill = content.get("distill")
+    if isinstance(distill, dict) and isinstance(old := distill.get("scheme"), str) and old in schemes.OLD_NAMES:
+        _warn(f"scheme {old}", schemes.OLD_NAMES[old])
+        distill["scheme"] = schemes.OLD_NAMES[old]
     return twice
 
 

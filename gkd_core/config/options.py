@@ -1,4 +1,4 @@
-"""The options of methods in `params.yaml`, `distill.options.METHOD`: types, limits, and old names."""
+"""The options of methods and schemes in `params.yaml`: types, limits, and old names."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gkd_core import methods
+from gkd_core import methods, schemes
 from gkd_core.config.schema import MethodConfig
 from gkd_core.mistakes import Mistake, mistakes, unknown_key
 
@@ -19,6 +19,11 @@ RENAMED: dict[str, dict[str, str]] = {
 """Method → {old name: name}. params.yaml may still use the old one."""
 
 
+def can_train() -> bool:
+    """Whether torch is installed, which methods and schemes need to be looked at."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:
     """What is wrong with the options of all methods, the chosen one or not, and with τ.
 
@@ -29,7 +34,7 @@ def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:
         section: `distill`, or `teacher.assistant_distill`, as it stands in the file.
         at: its place there.
     """
-    if not isinstance(section, dict) or importlib.util.find_spec("torch") is None:
+    if not isinstance(section, dict) or not can_train():
         return
     options = section.get("options")
     given = {
@@ -56,6 +61,22 @@ def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:
             f"({given[method]['temperature']}) contradict each other: give one",
             contradiction=True,
         )
+
+
+def check_scheme(distill: Any) -> Iterator[Mistake]:
+    """What is wrong with the options of all schemes, the chosen one or not; only those given import their module.
+
+    Args:
+        distill: the section as it stands in the file.
+    """
+    options = distill.get("scheme_options") if isinstance(distill, dict) and can_train() else None
+    for name, chosen in options.items() if isinstance(options, dict) else ():
+        if chosen and name in schemes.names() and isinstance(chosen, dict):
+            model = schemes.get(name).options
+            try:
+                model.model_validate(chosen)
+            except ValidationError as error:
+                yield from mistakes(error, model, at=("distill", "scheme_options", name))
 
 
 def _check_method(method: str, given: dict[str, Any], at: tuple[str, ...]) -> Iterator[Mistake]:

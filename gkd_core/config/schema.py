@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core import methods, schemes
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import unknown
 from gkd_core.files import json_digest
 from gkd_core.mistakes import ContradictionsError
 
@@ -305,7 +305,6 @@ class DistillConfig(MethodConfig):
     @field_validator("scheme")
     @classmethod
     def _scheme(cls, value: str) -> str:
-        value = schemes.OLD_NAMES.get(value, value)
         if value not in schemes.names():
             raise ValueError(unknown("scheme", value, schemes.names()))
         return value
@@ -313,14 +312,9 @@ class DistillConfig(MethodConfig):
     @field_validator("scheme_options")
     @classmethod
     def _scheme_options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        value = {schemes.OLD_NAMES.get(name, name): chosen for name, chosen in value.items()}
-        for name, chosen in value.items():
+        for name in value:
             if name not in schemes.names():
                 raise ValueError(unknown("scheme_options: scheme", name, schemes.names()))
-            try:
-                schemes.get(name).check_options(chosen)
-            except GkdError as error:
-                raise ValueError(str(error).removeprefix("distill.")) from None
         return value
 
 
@@ -518,8 +512,9 @@ class Params(Section):
         """sha256 of the named sections as they came out of validation, defaults included.
 
         Left out is what does not change the result: where data and teacher were read from (their own digests tell
-        what they are), and the options of methods that were not chosen. `devices` stays out while it is 1; several add
-        up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another configuration.
+        what they are), and the options of methods and schemes that were not chosen. `devices` stays out while it is 1;
+        several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
+        configuration.
         """
         content = self.model_dump(mode="json", include=set(sections))
         content.get("data", {}).pop("root", None)
@@ -528,6 +523,7 @@ class Params(Section):
             if training.get("devices") == 1:
                 del training["devices"]
         if "distill" in content:
-            options = content["distill"]["options"]
-            content["distill"]["options"] = {k: v for k, v in options.items() if k == self.distill.method}
+            distill = content["distill"]
+            for options, chosen in (("options", self.distill.method), ("scheme_options", self.distill.scheme)):
+                distill[options] = {name: each for name, each in distill[options].items() if name == chosen}
         return json_digest(content)

@@ -35,6 +35,20 @@ def model_names() -> tuple[str, ...]:
     return (*_cifar_names(), *(torchvision_name(name) for name in _torchvision_names()))
 
 
+def refuse_unknown_name(name: str, key: str = "network") -> None:
+    """See that there is a network of this name.
+
+    Args:
+        key: where the name was given, for the sentence.
+    Raises:
+        GkdError: there is none.
+    """
+    if not is_cifar_name(name) and name.removeprefix(TORCHVISION) not in _torchvision_names():
+        near = difflib.get_close_matches(name, _torchvision_names(), n=3)
+        known = [*_cifar_names(), *near, "every torchvision classification model by its name"]
+        raise GkdError(unknown(key, name, known))
+
+
 def is_cifar_name(name: str) -> bool:
     """Whether this is a network of the CIFAR families."""
     return name in _cifar_names()
@@ -79,15 +93,10 @@ def create_classifier(
             )
         family: Any = importlib.import_module(f"gkd_core.models.cifar.{module}")
         return cast(Classifier, family.build(name, num_classes, in_channels=in_channels, image_size=image_size))
-    plain = name.removeprefix(TORCHVISION)
-    if plain not in _torchvision_names():
-        near = difflib.get_close_matches(name, _torchvision_names(), n=3)
-        raise GkdError(
-            unknown("network", name, [*_cifar_names(), *near, "every torchvision classification model by its name"])
-        )
+    refuse_unknown_name(name)
     from gkd_core.models.torchvision import build
 
-    return build(plain, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+    return build(name.removeprefix(TORCHVISION), num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
 
 
 def _cifar_names() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gkd_core.errors import GkdError, unknown
 from gkd_core.methods import METHODS, check_hyperparameters, create_loss, hyperparameters
+from gkd_core.mistakes import mistakes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,18 +140,13 @@ class Scheme(ABC):
         """Its settings with types, limits and defaults.
 
         Raises:
-            GkdError: an unknown name, a wrong type, a value out of range.
+            GkdError: unknown names, wrong types, values out of range: all of them, a line each.
         """
         try:
             return self.options.model_validate(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = f"distill.scheme_options.{self.name}"
-            key = f"{where}.{'.'.join(map(str, first['loc']))}"
-            if first["type"] == "extra_forbidden":
-                known = [f"{where}.{name}" for name in self.options.model_fields]
-                raise GkdError(unknown("parameter", key, known or ["(it has none)"])) from None
-            raise GkdError(f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            wrong = mistakes(error, self.options, at=("distill", "scheme_options", self.name))
+            raise GkdError("\n".join(mistake.sentence for mistake in wrong)) from None
 
     def check(self, params: "Params") -> Iterator[str]:
         """What the sections say against it, a sentence each. A scheme adds its own."""

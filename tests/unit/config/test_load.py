@@ -105,6 +105,12 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 OLD = [
     ("references.kd_alpha", 0.5, "references.kd_weight"),
+    ("distill.options.kd.alpha", 0.5, "distill.options.kd.weight"),
+    ("distill.options.dkd.beta", 2, "distill.options.dkd.weight_non_target"),
+    ("teacher.assistant_distill.options.dist.gamma", 3, "teacher.assistant_distill.options.dist.weight_intra"),
+    ("distill.arrangement", "mutual", "distill.scheme"),
+    ("distill.arrangement_options", {"mutual": {"peers": 3}}, "distill.scheme_options"),
+    ("distill.scheme_options.multi_teacher", {"weighting": "confidence"}, "distill.scheme_options.ensemble"),
 ]
 
 
@@ -116,14 +122,15 @@ def value(params: Params, key: str) -> object:
 
 
 @pytest.mark.parametrize(("old", "written", "new"), OLD, ids=[old for old, _, _ in OLD])
-def test_an_old_name_is_read_with_a_warning_that_tells_the_new_one(tmp_path, old, written, new):
+def test_an_old_name_is_read_with_a_warning_that_tells_the_new_one(old, written, new):
     content: object = written
     for part in reversed(old.split(".")):
         content = {part: content}
+    method = {"method": "kd"}  # which every scheme takes
     override = f"{old}={yaml.safe_dump(written, default_flow_style=True).splitlines()[0]}"
     for given, overrides in ((content, []), ({}, [override])):
         with pytest.warns(FutureWarning) as said:
-            params = parse_params(given, overrides)
+            params = parse_params({**given, "distill": method | given.get("distill", {})}, overrides)
         assert value(params, new) == written
         assert [(old in str(one.message), new in str(one.message)) for one in said] == [(True, True)]
 
@@ -132,6 +139,14 @@ def test_an_override_by_the_old_name_replaces_what_the_file_says_by_the_new_one(
     with pytest.warns(FutureWarning):
         params = parse_params({"references": {"kd_weight": 0.9}}, ["references.kd_alpha=0.5"])
     assert params.references.kd_weight == 0.5
+
+
+def test_a_scheme_by_its_old_name_is_read_with_a_warning():
+    with pytest.warns(FutureWarning, match=r"multi_teacher.*ensemble"):
+        params = parse_params(
+            {"distill": {"arrangement": "multi_teacher", "method": "kd"}, "teacher": {"members": [{}, {}]}}
+        )
+    assert params.distill.scheme == "ensemble"
 
 
 def test_old_and_new_name_together_are_refused():

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[3]
             {"options": {"kd": {"temperatur": 2.0}}},
             ["'distill.options.kd.temperatur'", "'distill.options.kd.temperature'"],
         ),
+        ({"options": {"kd": {"alhpa": 0.5}}}, ["'distill.options.kd.alhpa'", "'distill.options.kd.weight'"]),
         ({"options": {"kdd": {}}}, ["distill.options", "'kdd'", "'kd'"]),
         ({"options": {"kd": 3}}, ["distill.options.kd is 3"]),
         ({"options": {"kd": {"temperature": "warm"}}}, ["distill.options.kd.temperature is 'warm'"]),
@@ -37,6 +38,23 @@ ROOT = Path(__file__).parents[3]
 def test_a_wrong_option_is_named_as_it_was_written(distill, parts):
     with pytest.raises(GkdError) as caught:
         parse_params({"distill": distill})
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"mutul": {}}, ["distill.scheme_options", "'mutul'", "'mutual'"]),
+        ({"mutual": {"peer": 3}}, ["'distill.scheme_options.mutual.peer'", "'distill.scheme_options.mutual.peers'"]),
+        ({"mutual": {"peers": 1}}, ["distill.scheme_options.mutual.peers is 1", "2"]),
+        ({"ensemble": {"weighting": "mean"}}, ["distill.scheme_options.ensemble.weighting is 'mean'", "'average'"]),
+    ],
+)
+def test_a_wrong_option_of_a_scheme_is_named_as_it_was_written(options, parts):
+    with pytest.raises(GkdError) as caught:
+        parse_params({"distill": {"scheme_options": options}})
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -60,12 +78,22 @@ def test_null_and_whole_numbers_are_the_defaults_and_floats_they_stand_for():
     assert plain.digest("distill") == same.digest("distill")
 
 
-def test_a_file_without_options_is_read_without_torch():
+def test_the_shipped_params_yaml_is_read_without_torch():
     program = (
-        "from gkd_core.config import parse_params; parse_params({'distill': {'method': 'gompertz'}}); "
+        "from gkd_core.config import load_params; load_params(); "
         "import sys; sys.exit(bool({'torch', 'torchvision', 'mlflow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_digest_knows_the_options_of_the_chosen_method_and_scheme_alone():
+    def digest(**distill: object) -> str:
+        return parse_params({"distill": {"method": "kd"} | distill}).digest("distill")
+
+    assert digest() == digest(options={"dkd": {"temperature": 2.0}}, scheme_options={"mutual": {"peers": 3}})
+    assert digest(options={"kd": {"temperature": 2.0}}) != digest()
+    peers = {"scheme": "mutual", "scheme_options": {"mutual": {"peers": 3}}}
+    assert digest(**peers) != digest(scheme="mutual")
 
 
 def test_what_options_were_called_before_is_no_option_of_today():
