@@ -75,6 +75,8 @@ def run_pipeline(
     """
     if runner not in RUNNERS:
         raise GkdError(unknown("--runner", runner, RUNNERS))
+    if user is not None and runner != "docker":
+        raise GkdError("--user says who runs in containers, and --runner subprocess starts none: leave it out")
     refuse_no_image(image())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")

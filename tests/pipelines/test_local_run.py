@@ -202,6 +202,7 @@ def test_a_failing_step_fails_the_pipeline_with_its_own_sentence(folder):
         (["--argument", "dvc_reop=x"], ["--argument 'dvc_reop' is unknown", "'dvc_repo'"]),
         (["--pipeline", "sweep", "--argument", "seeds=3"], ["--argument seeds is 3", "list"]),
         (["--out", "params.yaml"], ["--out params.yaml is a file"]),
+        (["--user", "1:1"], ["--user", "--runner subprocess"]),
         (["--mlflow", "http://me:secret@mlflow.example"], ["http://***@… holds a password"]),
     ],
 )
