@@ -15,7 +15,7 @@ from rich.table import Table
 from gkd_core import schemes
 from gkd_core.config import Params
 from gkd_core.methods import METHODS, hyperparameters
-from pipelines.console import console
+from pipelines.summary import console
 
 LIMITS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
 
@@ -122,7 +122,7 @@ def _gompertz_presets() -> list[str]:
 def _settings(row: dict[str, Any]) -> list[str]:
     """A scheme's parameters by their full names, with the defaults of its own."""
     own = [f"distill.scheme_options.{row['name']}.{k} = {v}" for k, v in row["hyperparameters"].items()]
-    return own + row["parameters"]
+    return [*own, *row["parameters"]]
 
 
 def parameter_rows(model: type[BaseModel] = Params, prefix: str = "") -> list[tuple[str, str, str, str]]:

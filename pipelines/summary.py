@@ -1,13 +1,13 @@
-"""What a person wants to see at the end of a run."""
+"""Tables for people: the outcome of a run, registered versions, a comparison."""
 
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from gkd_core.files import read_json
 from gkd_core.records import read_gate, read_metrics, read_version
-from pipelines.console import console
 
 ROWS = {
     "teacher": "teacher",
@@ -15,6 +15,12 @@ ROWS = {
     "kd": "student, plain KD",
     "student": "student",
 }
+
+
+def console() -> Console:
+    """As wide as the terminal, and wide enough for a table where there is none."""
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=120)
 
 
 def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from gkd_core.errors import GkdError, unknown
-from pipelines.commands.groups import grouped
 from pipelines.commands.options import (
     Configuration,
     Data,
@@ -14,6 +13,7 @@ from pipelines.commands.options import (
     Teacher,
     Work,
     finish,
+    grouped,
 )
 
 app = typer.Typer()

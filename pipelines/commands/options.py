@@ -1,9 +1,15 @@
-"""Options that several commands share, and what every command ends with."""
+"""Options that several commands share, how a command takes a group of them, and what every command ends with.
 
+Options that belong together are a dataclass: a command takes it, the command line shows its fields.
+"""
+
+import dataclasses
+import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -96,6 +102,38 @@ def _argument(text: str) -> tuple[str, Any]:
     except yaml.YAMLError:
         raise GkdError(f"--argument {name}: {value!r} is not YAML; put quotes around text with signs in it") from None
     return name.strip(), content
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer in which every parameter that is a dataclass is replaced by that dataclass's fields.
+
+    The fields are annotated as parameters are, `Annotated[…, typer.Option(…)]`, and all have a default.
+    """
+    signature = inspect.signature(command)
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hints[name] for name in signature.parameters if dataclasses.is_dataclass(hints[name])}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+            )
+            for field in dataclasses.fields(groups[name])
+        ]
+
+    def expanded(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
+        command(**given)
+
+    expanded.__name__, expanded.__doc__ = command.__name__, command.__doc__
+    expanded.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return expanded
 
 
 def finish(summary: Any) -> None:

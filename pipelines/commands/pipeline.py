@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gkd_core.errors import GkdError
-from pipelines.commands.groups import grouped
-from pipelines.commands.options import PARAMS, Arguments, Configuration, Overrides, Parallelism, finish
+from pipelines.commands.options import PARAMS, Arguments, Configuration, Overrides, Parallelism, finish, grouped
 from pipelines.kubeflow.client import Access, connect
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="The steps as a Kubeflow pipeline: a file, a run here, a run on a cluster.", no_args_is_help=True
 )
+
+TWO_DAYS = 172800.0  # seconds
 
 Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (methods × pairs × seeds).")]
 
@@ -194,18 +195,25 @@ def submit(
     arguments: Arguments,
     run_name: Annotated[str | None, typer.Option(help="Name of the run; else the pipeline's and the time.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended; exit code 1 when it failed.")] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait at most.")] = 172800,
-    poll: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 10,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="With --wait: seconds at most; two days unless given.")
+    ] = None,
+    poll: Annotated[float | None, typer.Option(min=0.05, help="With --wait: seconds between polls; else 10.")] = None,
 ) -> None:
     """Run the pipeline on a cluster."""
     from pipelines.kubeflow import runs
 
+    for option, value in (("--timeout", timeout), ("--poll", poll)):
+        if value is not None and not wait:
+            raise GkdError(f"{option} is for waiting until the run has ended: add --wait")
     with task.named(run_name or f"{task.called} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments, cached=True) as work:
         cluster = connect(server)
         facts = runs.submit(cluster, work)
     _say(f"run {facts['run_id']} is submitted: {facts['link']}")
     if wait:
-        facts = runs.wait(cluster, facts["run_id"], timeout_seconds=timeout, poll_seconds=poll, progress=_say)
+        facts = runs.wait(
+            cluster, facts["run_id"], timeout_seconds=timeout or TWO_DAYS, poll_seconds=poll or 10, progress=_say
+        )
     finish(facts)
     if wait and (sentence := runs.failure(facts)):
         raise runs.RunFailed(sentence)
@@ -260,8 +268,8 @@ def status(
     """Show how far a run is, task by task."""
     from rich.table import Table
 
-    from pipelines.console import console
     from pipelines.kubeflow import runs
+    from pipelines.summary import console
 
     cluster = connect(server)
     facts = runs.describe(cluster, runs.find(cluster, run))
@@ -281,22 +289,24 @@ def status(
 def list_runs(
     server: Access,
     experiment: Annotated[str | None, typer.Option(help="Of this experiment alone.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many runs at most.")] = 20,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many runs at most; 20 unless given.")] = None,
     schedules: Annotated[bool, typer.Option("--schedules", help="The schedules instead of the runs.")] = False,
 ) -> None:
     """List the runs of a cluster, newest first, or its schedules."""
     from rich.table import Table
 
-    from pipelines.console import console
     from pipelines.kubeflow import runs
     from pipelines.kubeflow.schedules import schedules as list_schedules
+    from pipelines.summary import console
 
+    if schedules and limit is not None:
+        raise GkdError("--limit is how many runs are listed, and --schedules lists all schedules: give one")
     cluster = connect(server)
     if schedules:
         found = list_schedules(cluster, experiment=experiment)
         columns = ("name", "cron", "enabled", "max_concurrency", "schedule_id")
     else:
-        found = runs.runs(cluster, experiment=experiment, limit=limit)
+        found = runs.runs(cluster, experiment=experiment, limit=limit or 20)
         columns = ("name", "state", "created_at", "finished_at", "run_id")
     table = Table()
     for column in columns:

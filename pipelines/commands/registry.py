@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.groups import grouped
-from pipelines.commands.options import Configuration, finish
+from pipelines.commands.options import Configuration, finish, grouped
 
 app = typer.Typer(help="Registered students: list them, promote one, go back.", no_args_is_help=True)
 

@@ -9,8 +9,7 @@ import typer
 
 from components.graph import MAKER, REFERENCES, STEPS, Step
 from gkd_core.errors import GkdError, unknown
-from pipelines.commands.groups import grouped
-from pipelines.commands.options import Configuration, Deploy, Out, Registration, Report, Work, finish
+from pipelines.commands.options import Configuration, Deploy, Out, Registration, Report, Work, finish, grouped
 
 app = typer.Typer()
 

@@ -75,6 +75,11 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["compare", "--reference", "kdd"], ["--reference 'kdd'", "did you mean 'kd'?"]),
         (["compare", "--methods", "kd,gomperz"], ["--methods: method 'gomperz'", "did you mean 'gompertz'?"]),
         (["compare", "--seeds", "0,a"], ["--seeds", "0,a"]),
+        (["pipeline", "run", "--user", "1:1"], ["--user", "--runner subprocess"]),
+        (["pipeline", "run", "--parallelism", "2"], ["--parallelism", "--pipeline sweep"]),
+        (["pipeline", "submit", "--timeout", "5"], ["--timeout", "--wait"]),
+        (["pipeline", "submit", "--poll", "5"], ["--poll", "--wait"]),
+        (["pipeline", "list", "--schedules", "--limit", "5"], ["--limit", "--schedules"]),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_sentence_and_exit_code_2(folder, arguments, parts):

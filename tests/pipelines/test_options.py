@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pipelines.commands.groups import grouped
+from pipelines.commands.options import grouped
 
 
 @dataclass
