@@ -86,8 +86,8 @@ def write_sources(out: Path, params: Params) -> dict[str, Any]:
 def sources_of(step: Step, params: Params) -> dict[str, str]:
     """The sha256 by path of the source files that a step's result depends on under these parameters.
 
-    They are found by their imports, from the step's module, its schemes and the losses of its methods on; what is chosen by a name
-    otherwise (`BY_NAME`) counts as a whole package. Installed packages and plugins are not among them.
+    They are found by their imports, from the step's module, its schemes and the losses of its methods on; what is
+    chosen by a name otherwise (`BY_NAME`) counts as a whole package. Installed packages and plugins are not among them.
     """
     losses = [METHODS[name].loss.partition(":")[0] for name in step.methods(params)]
     schemes = [f"gkd_core.schemes.{name}" for name in step.schemes(params)]
