@@ -46,7 +46,7 @@ def run(
         GkdError: inputs are missing or do not go together.
     """
     off = reference is not None and not getattr(params.references, reference)
-    where = {"data": data, "teacher": teacher, "out": out, "work": work}
+    where: dict[str, Any] = {"data": data, "teacher": teacher, "out": out, "work": work}
     if must_launch(params.train) and not off:
         return launch(__name__, params=params, training=params.train, reference=reference, **where)
     with joined(params.train.device):

@@ -165,7 +165,7 @@ def _train(
 ) -> None:
     """One of the trainings; `before` is the folder of the network trained before it."""
     data = prepared if one.classes is None else ClassPart(prepared, one.classes)
-    spec, teachers = DistillationSpec(), ()
+    spec, teachers = DistillationSpec(), tuple[Network, ...]()
     if one.assistant and before is not None:
         spec = specification(teacher.assistant_distill)
         teachers = (load_network(before, prepared.info.classes),)

@@ -261,7 +261,7 @@ def _table(pair: str, rows: Sequence[Standing], reference: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def _pair(row: dict[str, Any]) -> str:
+def _pair(row: Mapping[str, Any]) -> str:
     return f"{row['teacher']} → {row['student']}"
 
 

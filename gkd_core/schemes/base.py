@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from gkd_core.losses.base import Loss
     from gkd_core.models.network import Network
     from gkd_core.training.learner import Learner
+    from gkd_core.training.result import Result
     from gkd_core.training.teacher import Teacher
-    from gkd_core.training.trainer import Result, Training
+    from gkd_core.training.trainer import Training
 
 
 class Options(BaseModel):

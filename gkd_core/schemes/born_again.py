@@ -11,7 +11,8 @@ from gkd_core.schemes.base import DistillationSpec, Options, Scheme
 
 if TYPE_CHECKING:
     from gkd_core.models.network import Network
-    from gkd_core.training.trainer import Result, Training
+    from gkd_core.training.result import Result
+    from gkd_core.training.trainer import Training
 
 
 class BornAgainOptions(Options):

@@ -1,7 +1,7 @@
 """Deep mutual learning: peers instead of a teacher, each learning from the others while they all learn."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -119,7 +119,8 @@ class MutualLearner(Learner):
 
     def networks(self) -> dict[str, Network]:
         """The student, and peer2, peer3, …"""
-        return super().networks() | {f"peer{k}": peer for k, peer in enumerate(self.others, start=2)}  # type: ignore[misc]
+        others = {f"peer{k}": cast(Network, peer) for k, peer in enumerate(self.others, start=2)}
+        return super().networks() | others
 
     def on_train_end(self, history: list[dict[str, float]]) -> dict[str, object]:
         """Put the best peer into the student: by top-1 on validation after the last epoch, then by likelihood.

@@ -286,7 +286,8 @@ class Trainer:
             decay_factor=config.decay_factor,
         )
         assert spec.schedule is not None
-        self.weight: Callable[[float], float] = create_schedule(spec.schedule, epochs=config.epochs, **spec.curve)
+        shape: dict[str, Any] = spec.curve
+        self.weight: Callable[[float], float] = create_schedule(spec.schedule, epochs=config.epochs, **shape)
         self.average: AveragedModel | None = None
         if config.ema_decay is not None:
             moving = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
