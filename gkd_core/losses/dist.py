@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gkd_core.data import shards
 from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
@@ -33,7 +34,9 @@ def _standardised(x: Tensor) -> Tensor:
     return torch.where(varies, centred, 0.0) / torch.where(varies, length, 1.0)
 
 
-def relation_losses(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 4.0) -> tuple[Tensor, Tensor]:
+def relation_losses(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = TEMPERATURE
+) -> tuple[Tensor, Tensor]:
     """1 − Pearson's correlation of the softened probabilities: (inter, intra), without a factor τ².
 
     Inter: of each sample over the classes (rows), mean over samples. Intra: of each class over the samples (columns),
@@ -88,7 +91,7 @@ class Dist(Loss):
         *,
         weight_inter: Annotated[float, Field(ge=0.0)] = 2.0,
         weight_intra: Annotated[float, Field(ge=0.0)] = 2.0,
-        temperature: Annotated[float, Field(gt=0.0)] = 4.0,
+        temperature: Annotated[float, Field(gt=0.0)] = TEMPERATURE,
     ) -> None:
         super().__init__()
         required(teacher, "dist")

@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_core.losses.base import Loss, at_least_float32, required, warmup_length
+from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
 WARMUP_EPOCHS = 20.0
 
 
 def decoupled_kl(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = 4.0
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float = TEMPERATURE
 ) -> tuple[Tensor, Tensor]:
     """The two parts of KL(teacher ‖ student), per sample: (TCKD [B], NCKD [B]), in nats, without a factor τ².
 
@@ -52,7 +53,7 @@ def dkd_loss(
     labels: Tensor,
     weight_target: float = 1.0,
     weight_non_target: float = 8.0,
-    temperature: float = 4.0,
+    temperature: float = TEMPERATURE,
 ) -> Tensor:
     """τ²·(weight_target·TCKD + weight_non_target·NCKD), in nats, mean over the batch; the rest as in `decoupled_kl`.
 
@@ -108,7 +109,7 @@ class DecoupledKD(Loss):
         epochs: int,
         weight_target: Annotated[float, Field(ge=0.0)] = 1.0,
         weight_non_target: Annotated[float, Field(ge=0.0)] = 8.0,
-        temperature: Annotated[float, Field(gt=0.0)] = 4.0,
+        temperature: Annotated[float, Field(gt=0.0)] = TEMPERATURE,
         warmup_epochs: Annotated[float, Field(ge=0.0)] | None = None,
     ) -> None:
         super().__init__()

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
-from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def entropy_corrected_kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, scale: Tensor, temperature: float = 4.0
+    student_logits: Tensor, teacher_logits: Tensor, scale: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
     """KL(σ(teacher / τ) ‖ σ(k·student / τ)) · τ², in nats, mean over the batch.
 
@@ -65,7 +65,7 @@ class DynamicKD(Loss):
         *,
         weight_ce: Annotated[float, Field(ge=0.0)] = 0.1,
         weight_kd: Annotated[float, Field(gt=0.0)] = 0.9,
-        temperature: Annotated[float, Field(gt=0.0)] = 4.0,
+        temperature: Annotated[float, Field(gt=0.0)] = TEMPERATURE,
         per_sample: bool = False,
     ) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss, required
 from gkd_core.losses.feature_maps import ChannelAdapter, ChannelRemap, stages_of
 from gkd_core.losses.gradient import gradient_loss, head_gradient
-from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
+from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss, soft_label_kl
 from gkd_core.losses.wasserstein import Normalisation, Solver, wasserstein_loss
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -30,7 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "position_weight": 0.0,  # assumed: §3.2 wants spatial patterns to count, eq. 1 has no positions
         "normalise": "none",  # eq. 1 literally
         "r": 0.5,  # assumed: "a weight coefficient r", §3.3
-        "temperature": 4.0,  # assumed: "the distillation temperature parameter", §3.5
+        "temperature": TEMPERATURE,  # assumed: "the distillation temperature parameter", §3.5
         "scale_tau2": False,  # eq. 7 literally: no τ²
         "weight_wasserstein": 1.0,  # eq. 7: a plain sum
         "weight_gradient": 1.0,

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gkd_core.losses.base import Loss, required
-from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
@@ -34,7 +34,7 @@ class KnowledgeDistillation(Loss):
         teacher: StagedNetwork | None,
         *,
         weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9,
-        temperature: Annotated[float, Field(gt=0.0)] = 4.0,
+        temperature: Annotated[float, Field(gt=0.0)] = TEMPERATURE,
     ) -> None:
         super().__init__()
         required(teacher, "kd")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.losses.base import Loss
-from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 from gkd_core.schemes.base import DistillationSpec, Scheme
@@ -29,7 +29,7 @@ class Amalgamation(Scheme):
     because = "each teacher gives soft labels for its own classes, and nothing else can be put together"
     reads = ("teacher.members",)
     teachers = "several"
-    temperature = 4.0
+    temperature = TEMPERATURE
 
     def takes(self, method: str) -> bool:
         """Soft labels alone."""
@@ -103,7 +103,7 @@ class AmalgamationLoss(Loss):
 
     columns: Tensor
 
-    def __init__(self, parts: Sequence[Sequence[int]], *, temperature: float = 4.0) -> None:
+    def __init__(self, parts: Sequence[Sequence[int]], *, temperature: float = TEMPERATURE) -> None:
         super().__init__()
         self.temperature = temperature
         self.sizes = [len(part) for part in parts]
