@@ -20,9 +20,10 @@ from gkd_core.evaluation.comparison import COLUMNS, DIGITS, Comparison, check_co
 from gkd_core.evaluation.evaluate import predict
 from gkd_core.evaluation.quality import top_k_correct
 from gkd_core.export.manifest import code_sha256
-from gkd_core.files import folder_digest, json_digest, read_json, whole_folder, write_json
+from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_replace, whole_folder, write_json
 from gkd_core.methods import METHODS
 from gkd_core.models.network import load_network
+from gkd_core.records import read_teacher
 from gkd_core.training.device import choose_device
 
 BATCH_SIZE = 250
@@ -56,13 +57,14 @@ def run(
     """
     chosen = list(dict.fromkeys([reference, *(methods or METHODS)]))
     check(params, chosen, seeds)
+    refuse_to_replace(out, [data, teacher], work)  # before hours of training
     rows = []
     with progress("compare", len(seeds) * len(chosen), unit="trainings") as advance:
         for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
             for method in chosen:
                 rows.append(run_trial(data, teacher, work, params, method, seed))
                 advance(1)
-    return write_comparison(rows, out=out, reference=reference, inputs=[data, teacher, work])
+    return write_comparison(rows, out=out, reference=reference, inputs=[data, teacher])
 
 
 def run_trial(data: Path, teacher: Path, work: Path, params: Params, method: str, seed: int) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, 
 
 
 def _names(teacher: Path) -> list[str]:
-    facts = read_json(teacher / "teacher.json", "the teacher folder", keys=["networks"])
+    facts = read_teacher(teacher)
     return [
         read_json(teacher / name / "model.json", "the teacher", keys=["name"])["name"] for name in facts["networks"]
     ]

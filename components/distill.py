@@ -8,11 +8,11 @@ from components.teacher import open_teachers, specification
 from gkd_core import __version__, schemes
 from gkd_core.config import Params
 from gkd_core.data.prepared import PreparedData
-from gkd_core.files import folder_digest, write_json
+from gkd_core.files import folder_digest, json_digest, write_json
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network
 from gkd_core.models.registry import refuse_unknown_name
-from gkd_core.records import read_teacher
+from gkd_core.records import read_teacher, read_teacher_of
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
 from gkd_core.training.trainer import Training
@@ -53,7 +53,7 @@ def run(
         if not off:
             return _train(params=params, reference=reference, **where)
         facts = {"trained": False, "role": reference, "reason": f"references.{reference} is false"}
-        with step_folder(out, [data, teacher, work]) as folder:
+        with step_folder(out, [data, teacher], work) as folder:
             write_json(folder / "training.json", facts)
         return facts
 
@@ -64,6 +64,8 @@ def _train(
     """`run`, in one process or in each of several."""
     refuse_unknown_name(params.student.name, "student.name")
     prepared = PreparedData.open(data)
+    if teacher is not None:
+        read_teacher_of(teacher, data=data, data_sha256=prepared.info.sha256)
     opened = _without_assistants if reference == "kd" else open_teachers
     teachers = [] if teacher is None else opened(teacher, prepared.info.classes)
     spec = _specification(params, reference, len(teachers))
@@ -73,6 +75,7 @@ def _train(
         "data_sha256": prepared.info.sha256,
         "teacher_digest": "" if teacher is None else folder_digest(teacher),
         "config_digest": params.digest("student", "train", "references" if reference else "distill"),
+        "budget_digest": _budget(params),
     }
 
     def create_student(seed: int) -> Network:
@@ -84,11 +87,19 @@ def _train(
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, f"the teacher folder {teacher}")
     training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=facts["role"])
     space = workspace(work / facts["role"], facts)
-    with step_folder(out, [data, teacher, work]) as folder:
+    with step_folder(out, [data, teacher], work) as folder:
         result = training.in_scheme(create_student, space)
         result.save(folder)
     remove_workspace(space)
     return result.facts
+
+
+def _budget(params: Params) -> str:
+    """Digest of what the student and its references share: the network and its training, wherever they ran."""
+    content = params.model_dump(mode="json", include={"student", "train"})
+    for hardware in ("device", "devices", "precision"):
+        del content["train"][hardware]
+    return json_digest(content)
 
 
 def _specification(params: Params, reference: Reference | None, teachers: int) -> DistillationSpec:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from components.export import trained_facts
 from components.graph import REFERENCES, SHOWN
 from components.teacher import open_teachers
 from gkd_core.config import EvaluateConfig, Params
@@ -29,11 +28,11 @@ from gkd_core.evaluation.statistics import paired_difference, wilson_interval
 from gkd_core.export.manifest import kept_precisions, read_manifest
 from gkd_core.export.onnx import write_onnx
 from gkd_core.export.session import run_session, session
-from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
+from gkd_core.files import file_digest, folder_digest, refuse_to_replace, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import load_network
 from gkd_core.models.topological import images_only
-from gkd_core.records import read_teacher, read_training
+from gkd_core.records import read_teacher, read_teacher_of, read_trained, read_training, refuse_other_budget
 from gkd_core.report import Findings, render_report
 from gkd_core.run_facts import run_facts
 from gkd_core.tables import Row, read_table
@@ -72,15 +71,21 @@ def run(
         GkdError: the folders do not belong together, or a network gives logits that are not finite.
     """
     start = time.monotonic()
+    inputs = [data, teacher, baseline, kd, student, deploy]
+    refuse_to_replace(out, inputs)  # before all is measured
     settings = params.evaluate
     prepared = PreparedData.open(data)
     info = prepared.info
     folders = {"baseline": baseline, "kd": kd, "student": student}
+    read_teacher_of(teacher, data=data, data_sha256=info.sha256)
     facts = {
-        role: trained_facts(folder, data_sha256=info.sha256, data=data, teacher=teacher)
+        role: read_trained(folder, role, data=data, data_sha256=info.sha256, teacher=teacher)
         for role, folder in folders.items()
         if role == "student" or read_training(folder, role)["trained"]
     }
+    for role in REFERENCES:
+        if role in facts:
+            refuse_other_budget(folders[role], role, facts[role], facts["student"])
     manifest = _own_manifest(deploy, student, data, info)
     histories = _histories(teacher, folders, facts)
     schedule = _thinned(read_table(student / "steps.csv"))
@@ -121,6 +126,7 @@ def run(
             "manifest": file_digest(deploy / "manifest.json"),
             "student": manifest["student_digest"],
             "teacher": folder_digest(teacher),
+            **{role: folder_digest(folders[role]) for role in REFERENCES if role in facts},
         },
     }
     for role, values in logits.items():
@@ -171,7 +177,7 @@ def run(
         manifest=manifest,
         configuration=_configuration(params),
     )
-    with whole_folder(out, [data, teacher, baseline, kd, student, deploy]) as folder:
+    with whole_folder(out, inputs) as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "timings.json", findings.timings)
         np.save(folder / "predictions.npy", exported.argmax(1).astype(np.int32))

@@ -21,8 +21,9 @@ from gkd_core.export.manifest import (
 from gkd_core.export.onnx import input_shape, parity, write_onnx
 from gkd_core.export.quantise import quantise, stratified_pick
 from gkd_core.export.session import run_session, session
-from gkd_core.files import folder_digest, read_json, whole_folder, write_json
+from gkd_core.files import folder_digest, whole_folder, write_json
 from gkd_core.models.network import load_network
+from gkd_core.records import read_teacher_of, read_trained
 from gkd_core.run_facts import run_facts
 
 
@@ -44,7 +45,8 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     start = time.monotonic()
     prepared = PreparedData.open(data)
     info, settings = prepared.info, params.export
-    training = trained_facts(student, data_sha256=info.sha256, data=data, teacher=teacher)
+    read_teacher_of(teacher, data=data, data_sha256=info.sha256)
+    training = read_trained(student, "student", data=data, data_sha256=info.sha256, teacher=teacher)
     network = load_network(student, info.classes)
     digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export"))
     with whole_folder(out, [data, teacher, student]) as folder:
@@ -153,24 +155,3 @@ def _int8(model: Path, file: Path, train: Split, settings: Int8Config) -> dict[s
 def _fp16(model: Path, file: Path) -> dict[str, Any]:
     to_half(model, file)
     return {}
-
-
-def trained_facts(student: Path, *, data_sha256: str, data: Path, teacher: Path) -> dict[str, Any]:
-    """A trained network's training.json, once it is sure that it learned from this data and this teacher.
-
-    Raises:
-        GkdError: it was not trained, or it learned from something else.
-    """
-    training: dict[str, Any] = read_json(student / "training.json", "the student folder", keys=["trained"])
-    if not training.get("trained"):
-        raise GkdError(
-            f"{student} holds no trained student ({training.get('reason', 'no reason given')}): run `gkd distill`"
-        )
-    read_json(student / "training.json", "the student folder", keys=["data_sha256", "teacher_digest", "config_digest"])
-    if training["data_sha256"] != data_sha256:
-        raise GkdError(f"the student in {student} was trained on other data than {data} holds: run `gkd distill` again")
-    if training["teacher_digest"] not in ("", folder_digest(teacher)):
-        raise GkdError(
-            f"the student in {student} learned from another teacher than the one in {teacher}: run `gkd distill` again"
-        )
-    return training

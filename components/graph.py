@@ -176,7 +176,6 @@ STEPS = (
         sections=("evaluate",),
         shows=True,
         parts={
-            "files.sha256": "out",
             "predictions.npy": "out",
             "report.html": "out",
             "timings.json": "out",

@@ -49,6 +49,21 @@ REPORT = "report"
 CORRECT = "correct.npy"  # whether the version was right on each test image, for a later challenger
 GATE = "gate"  # the folder with CORRECT
 CORRECT_TAG = "gkd.correct"  # sha256 of CORRECT
+METRICS_TAG = "gkd.metrics"  # sha256 of the report's metrics.json
+GUARDED = {
+    "gkd.manifest": f"{DEPLOY}/manifest.json",
+    METRICS_TAG: f"{REPORT}/metrics.json",
+    CORRECT_TAG: f"{GATE}/{CORRECT}",
+}
+LINEAGE_TAGS = {  # tags of a version, each with the manifest's value that it holds
+    "gkd.data": "data_sha256",
+    "gkd.teacher": "teacher_digest",
+    "gkd.student": "student_digest",
+    "gkd.config": "config_digest",
+    "gkd.code": "code_sha256",
+    "gkd.method": "method",
+    "gkd.network": "network",
+}
 LONG_PARAMS = "long_params.json"  # parameters above MLflow's limit, whole
 LONGEST_PARAM = 6000  # characters; MLflow cuts what is longer
 MODEL = "model"  # the logged ONNX model

@@ -17,6 +17,7 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
         GkdError: the data is missing, damaged, or cannot be split as asked; GUDHI is wanted and missing.
     """
     from gkd_core.data.prepare import write_prepared
+    from gkd_core.data.prepared import write_info
     from gkd_core.data.sources import open_source
     from gkd_core.data.topology import require_gudhi, write_topology
     from gkd_core.files import whole_folder
@@ -37,6 +38,6 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
             unreadable=data.unreadable,
         )
         if data.topology:
-            write_topology(folder)
+            write_info(folder, info.model_copy(update={"topology": write_topology(folder)}))
     summary = info.model_dump(mode="json")
     return {k: summary[k] for k in ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped")}

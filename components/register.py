@@ -20,6 +20,8 @@ from components.mlflow_store import (
     CORRECT_TAG,
     DEPLOY,
     GATE,
+    LINEAGE_TAGS,
+    METRICS_TAG,
     NETWORK,
     REPORT,
     RunRecord,
@@ -33,9 +35,17 @@ from gkd_core.config import Params
 from gkd_core.data.arrays import open_array
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import SMALLER, kept_precisions, read_manifest
-from gkd_core.files import file_digest, folder_digest, json_digest, read_json, whole_folder, write_json
+from gkd_core.files import (
+    file_digest,
+    folder_digest,
+    json_digest,
+    read_json,
+    refuse_to_replace,
+    whole_folder,
+    write_json,
+)
 from gkd_core.gate import Champion, Decision, GateRefused, decide
-from gkd_core.records import read_teacher, read_training
+from gkd_core.records import read_metrics, read_teacher, read_training
 from gkd_core.tables import Row, read_table
 
 SECTIONS = {step.output: step.sections for step in STEPS if step.trains}  # by role
@@ -67,19 +77,18 @@ def run(
         GkdError: the folders do not belong together, or the tracking store does not answer.
         GateRefused: the gate refused and `gate.on_refusal` is fail; `out` is complete.
     """
-    manifest, metrics = (
-        read_manifest(deploy),
-        read_json(
-            report / "metrics.json", "the report folder", keys=["data", "student", "onnx", "differences", "digests"]
-        ),
-    )
+    folders = {"teacher": teacher, "baseline": baseline, "kd": kd, "student": student}
+    inputs = [*folders.values(), deploy, report]
+    refuse_to_replace(out, inputs)  # before anything is registered
+    manifest, metrics = read_manifest(deploy), read_metrics(report)
+    metrics_digest = file_digest(report / "metrics.json")
     timings = read_json(report / "timings.json", "the report folder", keys=["onnx"])
     manifest_digest = file_digest(deploy / "manifest.json")
-    _belong_together(metrics, manifest, manifest_digest, student=student, deploy=deploy, report=report)
+    trained = _measured(metrics, manifest_digest, folders, deploy=deploy, report=report)
     correct = _correct(report, manifest, metrics)
     gate = params.gate.model_dump(exclude={"on_refusal"})
     latency = timings["onnx"]["latency_ms_p50"] if params.gate.max_latency_ms is not None else None
-    inputs = json_digest({"gate": gate, "metrics": metrics, "latency": latency})
+    decided_by = json_digest({"gate": gate, "metrics": metrics, "latency": latency})
 
     def judge(version: Version, champion: Champion | None) -> Decision:
         return decide(
@@ -89,16 +98,14 @@ def run(
             correct=correct,
             parity=max(manifest["parity"]["max_abs"], metrics["onnx"]["parity_max_abs"]),
             champion=champion,
-            held=version.tags.get("gkd.held") or None,
+            promotion_blocked=version.tags.get("gkd.held") or None,
             **gate,
         )
 
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
         np.save(Path(name) / CORRECT, correct)
-        folders = {"baseline": baseline, "kd": kd, "student": student}
         records = _teacher_records(teacher, metrics, timings, params)
-        records |= {role: [_record(role, folder, metrics, timings, params)] for role, folder in folders.items()
-                    if read_training(folder, role)["trained"]}  # fmt: skip
+        records |= {role: [_record(role, folders[role], metrics, timings, params)] for role in trained}
         records["student"] = [
             _with_deployment(records["student"][0], manifest_digest, deploy, report, Path(name) / CORRECT)
         ]
@@ -109,14 +116,14 @@ def run(
                 deploy / manifest["model"]["file"],
                 manifest,
                 _version_tags(manifest, manifest_digest, metrics, deploy)
-                | {CORRECT_TAG: file_digest(Path(name) / CORRECT)},
+                | {CORRECT_TAG: file_digest(Path(name) / CORRECT), METRICS_TAG: metrics_digest},
             )
-            decision = _settle(store, version, inputs, judge)
+            decision = _settle(store, version, decided_by, judge)
             aliases = store.aliases()
     number = version.number
     alias = next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if aliases.get(alias) == number), None)
-    with whole_folder(out, [teacher, baseline, kd, student, deploy, report]) as folder:
-        write_json(folder / "gate.json", decision)
+    with whole_folder(out, inputs) as folder:
+        write_json(folder / "gate.json", decision | {"metrics_sha256": metrics_digest})
         write_json(
             folder / "version.json",
             {
@@ -195,21 +202,27 @@ def _champion(store: Store, number: int | None) -> Champion | None:
     )
 
 
-def _belong_together(
-    metrics: dict[str, Any],
-    manifest: dict[str, Any],
-    manifest_digest: str,
-    *,
-    student: Path,
-    deploy: Path,
-    report: Path,
-) -> None:
-    if manifest["student_digest"] != folder_digest(student):
-        raise GkdError(
-            f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
-        )
-    if metrics["digests"]["manifest"] != manifest_digest:
+def _measured(
+    metrics: dict[str, Any], manifest_digest: str, folders: Mapping[str, Path], *, deploy: Path, report: Path
+) -> list[str]:
+    """The roles that were trained, once it is sure that the report measured these very folders.
+
+    Raises:
+        GkdError: a folder is of another kind, or the report measured another.
+    """
+    digests = metrics["digests"]
+    if digests["manifest"] != manifest_digest:
         raise GkdError(f"{report} measures another model than the one in {deploy}: run `gkd evaluate` again")
+    read_teacher(folders["teacher"])
+    trained = [role for role in ("baseline", "kd", "student") if read_training(folders[role], role)["trained"]]
+    for role in folders:
+        now = folder_digest(folders[role]) if role == "teacher" or role in trained else None
+        if digests.get(role) != now:
+            raise GkdError(
+                f"{report} measures another {role} than the one in {folders[role]}: give another --{role}, or run "
+                "`gkd evaluate` again"
+            )
+    return trained
 
 
 def _correct(report: Path, manifest: dict[str, Any], metrics: dict[str, Any]) -> NDArray[np.bool_]:
@@ -240,13 +253,7 @@ def _version_tags(
         "gkd.manifest": manifest_digest,
         "gkd.model": manifest["model"]["sha256"],
         **{f"gkd.model_{precision}": manifest[precision]["sha256"] for precision in kept_precisions(manifest)},
-        "gkd.data": manifest["data_sha256"],
-        "gkd.teacher": manifest["teacher_digest"],
-        "gkd.student": manifest["student_digest"],
-        "gkd.config": manifest["config_digest"],
-        "gkd.code": manifest["code_sha256"],
-        "gkd.method": manifest["method"],
-        "gkd.network": manifest["network"],
+        **{tag: manifest[key] for tag, key in LINEAGE_TAGS.items()},
         "gkd.version": __version__,
         "gkd.top1": repr(metrics["onnx"]["top1"]),
         "gkd.test_images": str(metrics["data"]["test_images"]),
@@ -273,7 +280,7 @@ def _teacher_records(
 
 def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str, Any], params: Params) -> RunRecord:
     """What a network's run holds: how it was trained, its curves, what it reached on the test images."""
-    training = read_training(folder, role)
+    training = read_training(folder, "network" if role == "teacher" else role)
     digest = folder_digest(folder)
     facts = {key: value for key, value in training.items() if not key.endswith(("_digest", "_sha256"))}
     # Those of today's params.yaml are the network's own only while its digest says so.

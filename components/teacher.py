@@ -12,7 +12,7 @@ from gkd_core.config import MethodConfig, Params, TeacherConfig
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.files import SIDECAR, folder_digest, json_digest, read_json, write_json
+from gkd_core.files import folder_digest, json_digest, read_json, write_json
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL, refuse_unknown_name
@@ -83,12 +83,12 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     space = workspace(work / "teacher", inputs)
     plan = _plan(teacher)
     _refuse_uncovered(teacher, prepared.info.classes)
-    with step_folder(out, [prepared.folder, work]) as folder:
+    with step_folder(out, [prepared.folder], work) as folder:
         before: Path | None = None
         for one in plan:
             make = partial(_train, one, prepared, teacher, inputs, space / f"{one.folder}.training", before)
             before = run_once(space / one.folder, make)
-            shutil.copytree(before, folder / one.folder, ignore=shutil.ignore_patterns(SIDECAR))
+            shutil.copytree(before, folder / one.folder)
         folders = [one.folder for one in plan]
         handed_on = folders[-1:] if teacher.assistants else folders
         _write_teacher(folder, handed_on, prepared, imported=False, trained=folders)

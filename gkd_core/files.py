@@ -1,8 +1,8 @@
 """Folders that appear whole or not at all, and the digests that name what is in them.
 
 Every file is written under a temporary name, flushed to disk, then renamed; every folder likewise. A reader never
-sees half of either, whatever kills the writer. A folder that became whole lists the sha256 of its files in
-`files.sha256`, so that `gkd verify` notices any byte that changes afterwards.
+sees half of either, whatever kills the writer. A folder says what it is (`kind_of`), so that nobody reads another for
+it, and nobody writes into it or over it by mistake.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def read_json(path: Path, what: str, *, keys: Iterable[str] = (), shape: Shape |
     except (FileNotFoundError, NotADirectoryError):
         raise GkdError(f"{what} {path.parent} has no {path.name}: run the step that makes it") from None
     except OSError as error:
-        raise GkdError(f"{path} cannot be read ({error.strerror}): mend that, or run its step again") from None
+        raise GkdError(f"{path} cannot be read ({error.strerror}): fix that, or run its step again") from None
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, endless digits, nested without end
         raise GkdError(f"{path} is not readable JSON ({error}): delete the folder and run its step again") from None
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
@@ -113,7 +113,7 @@ def _misfit(content: Any, shape: Any, place: str) -> str | None:
     if not isinstance(content, wanted) or (isinstance(content, bool) and shape is not bool):
         return f"has at {place!r} what is not {_NAMES[shape]}"
     if shape is float and not abs(content) <= sys.float_info.max:  # 1e999, or an integer that no float holds
-        return f"has at {place!r} a number beyond all measure"
+        return f"has at {place!r} NaN or infinity"
     return None
 
 
@@ -126,77 +126,127 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = ()) -> None:
-    """See that writing `out` loses nothing that is not a step's earlier result.
+# A finished folder is known by one file with these keys; of a training the role in it says the kind.
+_RECORDS = {
+    "bundle.json": ("bundle", ("gkd_version", "files")),  # before manifest.json, which a bundle has too
+    "dataset.json": ("data", ("sha256", "preparation")),
+    "teacher.json": ("teacher", ("networks", "classes")),
+    "training.json": ("", ("role", "trained")),
+    "manifest.json": ("deploy", ("gkd_version", "student_digest")),
+    "metrics.json": ("report", ("digests", "differences")),
+    "version.json": ("registration", ("manifest", "run_id")),
+    "comparison.json": ("comparison", ("reference", "pairs")),
+}
+# By kind: what it holds, and what writes it.
+_KINDS = {
+    "data": ("prepared images", "gkd prepare"),
+    "teacher": ("a teacher", "gkd teacher"),
+    "network": ("one network of a teacher", "gkd teacher"),
+    "baseline": ("the student trained alone", "gkd distill --reference baseline"),
+    "kd": ("the student taught by plain KD", "gkd distill --reference kd"),
+    "student": ("a distilled student", "gkd distill"),
+    "deploy": ("an exported model", "gkd export"),
+    "bundle": ("a bundle", "gkd bundle"),
+    "report": ("a report", "gkd evaluate"),
+    "registration": ("a registration", "gkd register"),
+    "comparison": ("a comparison of methods", "gkd compare"),
+}
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a finished folder of ours says it is: data, teacher, baseline, …; None for any other folder."""
+    for file, (kind, keys) in _RECORDS.items():
+        if not (folder / file).is_file():
+            continue
+        try:
+            content = read_json(folder / file, "the folder", keys=keys)
+        except GkdError:
+            continue
+        role = content.get("role")
+        return kind or ("network" if role in ("teacher", "assistant") else role if role in _KINDS else None)
+    return None
+
+
+def expect_kind(folder: Path, wanted: str) -> None:
+    """See that a folder is not of another kind than what is read from it. What is in it, its reader checks.
 
     Raises:
-        GkdError: `out` is a file or a link, the current folder or one above it, or it is or holds one of the
-            inputs, or anything that is not in its own `files.sha256` (but the .gitignore that DVC writes).
+        GkdError: it says that it is another.
+    """
+    found = kind_of(folder)
+    if found in (None, wanted) or (found, wanted) == ("bundle", "deploy"):  # a bundle has all that is read of deploy/
+        return
+    assert found is not None
+    what, command = _KINDS[wanted]
+    raise GkdError(f"{folder} holds {_KINDS[found][0]}, not {what}: give --{wanted} the folder that `{command}` wrote")
+
+
+def command_of(kind: str) -> str:
+    """The command that writes such a folder."""
+    return _KINDS[kind][1]
+
+
+def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None) -> None:
+    """See that writing `out` loses nothing but a step's earlier result, and leaves other results as they are.
+
+    Raises:
+        GkdError: `out` is a file or a link, the current folder or one above it; it is, holds or lies in one of the
+            inputs; it holds `work`; it lies in a finished folder of ours; or it holds something and is none itself.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
     place = out.resolve()
     if Path.cwd().is_relative_to(place):
         raise GkdError(f"--out {out} is the current folder or one above it: name a folder inside it")
-    for given in inputs:
-        if given is not None and given.resolve().is_relative_to(place):
+    for given in (*inputs, work):
+        source = None if given is None else given.resolve()
+        if source is None:
+            continue
+        if source.is_relative_to(place):
             raise GkdError(f"--out {out} would replace what is read from {given}: name another folder")
-    if out.is_dir():
-        _refuse_strangers(out)
-
-
-def _refuse_strangers(out: Path) -> None:
-    """Raises: GkdError: the folder holds what is not in its own list of files, or has things and no such list."""
-    there = sorted({entry.name for entry in out.iterdir()} - BESIDE)
-    if (out / SIDECAR).is_file():
-        try:
-            listed = sealed(out)
-        except GkdError as error:
-            raise GkdError(f"--out {out} is no folder that gkd left so ({error}): name another, or empty it") from None
-        for parent, folders, files in os.walk(out):
-            entries = [*files, *(name for name in folders if Path(parent, name).is_symlink())]
-            names = {Path(parent, name).relative_to(out).as_posix() for name in entries}
-            if strangers := sorted(names - listed.keys() - BESIDE - {SIDECAR}):
-                raise GkdError(
-                    f"--out {out} holds {strangers[0]}, which is not in its {SIDECAR}, so gkd did not write it: move "
-                    "it away, or name another folder"
-                )
-    elif there:
-        raise GkdError(
-            f"--out {out} holds {there[0]} and has no {SIDECAR}, so it is no folder that gkd wrote: name another, or "
-            "empty it"
-        )
-    if (out / ".gitignore").is_file() and not all(
-        line.startswith(b"/") for line in (out / ".gitignore").read_bytes().split(b"\n") if line
-    ):
-        raise GkdError(f"--out {out} holds a .gitignore that is not DVC's: move it away, or name another folder")
+        if place.is_relative_to(source) and given != work:
+            raise GkdError(f"--out {out} lies inside {given}, which is read: name a folder outside it")
+    for above in place.parents:
+        if (kind := kind_of(above)) is not None:
+            raise GkdError(
+                f"--out {out} lies inside {above}, which holds {_KINDS[kind][0]} and would be another then: name a "
+                "folder outside it"
+            )
+    if out.is_dir() and kind_of(out) is None:
+        there = sorted(entry.name for entry in out.iterdir() if entry.name != ".gitignore")  # which DVC leaves behind
+        if there:
+            raise GkdError(
+                f"--out {out} holds {there[0]} and is no finished folder that gkd wrote: name another, or empty it"
+            )
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
+def whole_folder(out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
 
-    An existing `out` of an earlier run stays as it was until the new one is complete. The last file written is the
-    list of all others, see `seal`.
+    An existing `out` of an earlier run stays as it was until the new one is complete.
 
     Args:
         out: where the folder will be.
-        inputs: what the block reads; `out` must not replace any of it.
+        inputs: what the block reads; `out` must neither replace any of it nor lie in it.
+        work: where checkpoints are; `out` must not replace it.
     Raises:
-        GkdError: `out` holds something that must not be lost, see `refuse_to_replace`.
+        GkdError: see `refuse_to_replace`; or no folder can be made there.
 
     >>> with whole_folder(Path("student")) as folder:  # doctest: +SKIP
     ...     (folder / "model.json").write_text("{}")
     """
-    refuse_to_replace(out, inputs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
+    refuse_to_replace(out, inputs, work)
     building = out.with_name(f".{out.name}.{os.getpid()}.building")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
-    building.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        building.mkdir()
+    except OSError as error:
+        raise GkdError(f"--out {out} cannot be made ({error.strerror}): name a folder elsewhere") from None
     try:
         yield building
-        seal(building)
         for file in building.rglob("*"):
             if file.is_file():
                 with file.open("rb") as stream:
@@ -245,52 +295,9 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-SIDECAR = "files.sha256"
-BESIDE = frozenset({".gitignore"})  # DVC writes it into a folder after the step
-SIDECAR_HEAD = "# sha256 of the lines below: "
-
-
-def seal(folder: Path) -> None:
-    """Write `files.sha256`: the sha256 of every file in the folder, as `sha256sum --check` reads it.
-
-    Its own first line holds the sha256 of the rest, so a changed byte in it shows as well. It is in no digest, for it
-    also speaks of files that vary by run.
-    """
-    files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    for name in (SIDECAR, *BESIDE):
-        files.pop(name, None)
-    lines = "".join(f"{file_digest(files[name])}  {name}\n" for name in sorted(files)).encode()
-    head = f"{SIDECAR_HEAD}{hashlib.sha256(lines).hexdigest()}\n".encode()
-    write_bytes(folder / SIDECAR, head + lines)
-
-
-def sealed(folder: Path) -> dict[str, str]:
-    """What `seal` wrote: sha256 by file name.
-
-    Raises:
-        GkdError: there is no such list, or it is not as it was written.
-    """
-    path = folder / SIDECAR
-    try:
-        head, _, lines = path.read_bytes().partition(b"\n")
-    except (FileNotFoundError, NotADirectoryError):
-        raise GkdError(
-            f"{folder} has no {SIDECAR}, the list of its files: run the step that makes it (again, if an earlier gkd "
-            "made it)"
-        ) from None
-    except OSError as error:
-        raise GkdError(f"{path} cannot be read ({error.strerror})") from None
-    if head != f"{SIDECAR_HEAD}{hashlib.sha256(lines).hexdigest()}".encode():
-        raise GkdError(f"{path} was changed: its first line is not the sha256 of the others")
-    try:
-        entries = [line.split("  ", 1) for line in lines.decode().split("\n")[:-1]]
-        return {name: digest for digest, name in entries}
-    except ValueError:  # not UTF-8, or a line of another form
-        raise GkdError(f"{path} is no list of hashes and names") from None
-
-
-# What varies from one run to the next by nature: times, hosts, pictures with dates in them, the list of their hashes.
-VARIES = frozenset({"run.json", "timings.json", "report.html", SIDECAR})
+# What varies from one run to the next by nature: times, hosts, pictures with dates in them. An earlier gkd listed the
+# hashes of them all in files.sha256.
+VARIES = frozenset({"run.json", "timings.json", "report.html", "files.sha256"})
 
 
 def folder_digest(folder: Path) -> str:

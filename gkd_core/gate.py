@@ -37,7 +37,7 @@ class Check:
     """One rule's outcome.
 
     Attributes:
-        check: the rule's name: baseline, champion, parity, size, latency, and held where it applies.
+        check: the rule's name: baseline, champion, parity, size, latency, and promotion_blocked where it applies.
         passed: also true for a rule that had nothing to compare or no limit, as `sentence` then says.
         value: what was measured; None when nothing was.
         limit: what `value` had to reach or stay within, slack included; None when there is no limit.
@@ -94,7 +94,7 @@ def decide(
     correct: NDArray[np.bool_],
     parity: float,
     champion: Champion | None,
-    held: str | None = None,
+    promotion_blocked: str | None = None,
     min_gain_over_baseline: float,
     max_drop_to_champion: float,
     confidence: float,
@@ -112,7 +112,7 @@ def decide(
         correct: [N] whether the challenger's ONNX was right on each test image.
         parity: largest |onnxruntime − torch| seen on a logit.
         champion: the current champion, or None while there is none.
-        held: why a person took the challenger back earlier; the gate does not overrule that.
+        promotion_blocked: why a person took the challenger back earlier; the gate does not overrule that.
         min_gain_over_baseline: top-1 the student must gain over the student alone, in [−1, 1].
         max_drop_to_champion: top-1 it may lose to the champion, in [0, 1].
         confidence: one-sided level of the two rules on accuracy, in (0.5, 1).
@@ -135,9 +135,11 @@ def decide(
             "{:.3f} ms".format,
         ),
     )
-    if held is not None:
-        sentence = f"it was taken back by hand ({held}), and only `gkd registry promote {version}` brings it back"
-        checks += (Check("held", False, None, None, sentence),)
+    if promotion_blocked is not None:
+        sentence = (
+            f"it was taken back by hand ({promotion_blocked}), and only `gkd registry promote {version}` brings it back"
+        )
+        checks += (Check("promotion_blocked", False, None, None, sentence),)
     failed = [check.sentence for check in checks if not check.passed]
     if failed:
         return Decision(False, checks, f"version {version} was refused: {'; '.join(failed)}")
@@ -180,8 +182,8 @@ def _against_champion(
             why = f"{who}, was measured on other data ({champion.data_sha256[:12]}, here {measured[:12]})"
         if new_data == "promote":
             return Check("champion", True, None, None, f"{why}: not compared, as gate.new_data is promote")
-        mend = "set gate.new_data to promote, or use `gkd registry promote`"
-        return Check("champion", False, None, None, f"{why}, so the two cannot be compared: {mend}")
+        fix = "set gate.new_data to promote, or use `gkd registry promote`"
+        return Check("champion", False, None, None, f"{why}, so the two cannot be compared: {fix}")
 
     if champion.correct is not None and champion.correct.shape == correct.shape:
         paired = paired_difference(correct, champion.correct)

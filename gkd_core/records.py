@@ -1,11 +1,11 @@
 """The small JSON files of the steps' folders, read with their types checked. Imports no torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gkd_core.errors import GkdError
-from gkd_core.files import Shape, read_json
+from gkd_core.files import Shape, command_of, expect_kind, folder_digest, read_json
 
 DIGESTS: Shape = {"data_sha256": str, "teacher_digest": str, "config_digest": str}
 
@@ -16,7 +16,9 @@ def read_teacher(folder: Path) -> dict[str, Any]:
     Raises:
         GkdError: it is missing, damaged, or names what is no folder's plain name.
     """
-    content = read_json(folder / "teacher.json", "the teacher folder", shape={"networks": [str]})
+    expect_kind(folder, "teacher")
+    shape: Shape = {"networks": [str], "data_sha256": str}
+    content = read_json(folder / "teacher.json", "the teacher folder", shape=shape)
     trained = content.get("trained", [])
     names = [*content["networks"], *(trained if isinstance(trained, list) else [trained])]
     wrong = next((name for name in names if not is_plain_name(name)), None)
@@ -26,17 +28,77 @@ def read_teacher(folder: Path) -> dict[str, Any]:
     return content
 
 
+def read_teacher_of(folder: Path, *, data: Path, data_sha256: str) -> dict[str, Any]:
+    """teacher.json of a teacher that was made for this data.
+
+    Raises:
+        GkdError: it was made for other data, or see `read_teacher`.
+    """
+    content = read_teacher(folder)
+    if content["data_sha256"] != data_sha256:
+        raise GkdError(
+            f"the teacher in {folder} was made for other data than {data} holds: run `gkd teacher` again, or give "
+            "another --teacher or --data"
+        )
+    return content
+
+
 def read_training(folder: Path, role: str) -> dict[str, Any]:
     """training.json of a network's folder; with `trained` false it only says why there is none (`reason`).
 
+    Args:
+        role: what the folder must hold: baseline, kd, student, or network for one of a teacher.
     Raises:
-        GkdError: it is missing or damaged, or speaks of a training without saying of which network on what.
+        GkdError: it holds another, is missing or damaged, or speaks of a training without saying of which network on
+            what.
     """
+    expect_kind(folder, role)
     path, what = folder / "training.json", f"the {role} folder"
     content = read_json(path, what, keys=["trained"])
     if content["trained"]:
         read_json(path, what, shape={"network": str, "method": str, **DIGESTS})
     return content
+
+
+def read_trained(folder: Path, role: str, *, data: Path, data_sha256: str, teacher: Path) -> dict[str, Any]:
+    """training.json of a network that was trained, on this data, and taught by this teacher if by any.
+
+    Raises:
+        GkdError: it was not trained, or on something else, or see `read_training`.
+    """
+    training = read_training(folder, role)
+    if not training["trained"]:
+        reason = training.get("reason", "no reason given")
+        raise GkdError(f"{folder} holds no trained network ({reason}): run `{command_of(role)}`")
+    again = f"run `{command_of(role)}` again, or give another --{role}"
+    if training["data_sha256"] != data_sha256:
+        raise GkdError(f"the {role} in {folder} was trained on other data than {data} holds: {again}")
+    if training["teacher_digest"] not in ("", folder_digest(teacher)):
+        raise GkdError(f"the {role} in {folder} learned from another teacher than the one in {teacher}: {again}")
+    return training
+
+
+def refuse_other_budget(folder: Path, role: str, reference: Mapping[str, Any], student: Mapping[str, Any]) -> None:
+    """See that a reference had the student's network and training: else what distillation gained is not known.
+
+    Args:
+        folder, role: of the reference.
+        reference, student: what their training.json hold.
+    Raises:
+        GkdError: the network or the training is another.
+    """
+    if reference.get("budget_digest") == student.get("budget_digest"):
+        return
+    differ = [
+        f"{key} {reference[key]}, the student {student[key]}"
+        for key in ("network", "epochs")
+        if reference.get(key) != student.get(key)
+    ]
+    raise GkdError(
+        f"the {role} in {folder} was trained on another budget than the student "
+        f"({'; '.join(differ) or 'the sections student and train differ'}), so the two cannot be compared: run "
+        f"`{command_of(role)}` again, or give another --{role}"
+    )
 
 
 def is_plain_name(name: Any) -> bool:
@@ -54,6 +116,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     Raises:
         GkdError: it is missing or damaged, or a measurement is no number.
     """
+    expect_kind(folder, "report")
     path, what = folder / "metrics.json", "the report folder"
     shape: dict[str, Any] = {
         "data": {"sha256": str, "source": str, "test_images": int},
@@ -102,6 +165,7 @@ def read_version(folder: Path) -> dict[str, Any]:
     Raises:
         GkdError: it is missing or damaged.
     """
+    expect_kind(folder, "registration")
     path, what = folder / "version.json", "the registration folder"
     content = read_json(path, what, keys=["alias"], shape={"name": str, "version": int, "manifest": str})
     if content["alias"] is not None:

@@ -22,7 +22,7 @@ from gkd_core.data.arrays import open_array
 from gkd_core.data.sources.base import SPLITS, SplitName
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
-from gkd_core.files import SIDECAR, file_digest, json_digest, read_json, sealed, write_json
+from gkd_core.files import expect_kind, file_digest, json_digest, read_json, write_json
 
 HEADER_BYTES = 128  # of a .npy file; numpy pads it to a multiple of 64, and ours are never longer
 
@@ -49,6 +49,7 @@ class DatasetInfo(BaseModel):
         augment: default augmentation of the source.
         dropped: files left out because they could not be read, relative to the data's root.
         preparation: how images were brought to size.
+        topology: sha256 of the persistence features by split, where there are any; they follow from the images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -65,6 +66,7 @@ class DatasetInfo(BaseModel):
     augment: AugmentDefaults
     dropped: tuple[str, ...] = ()
     preparation: str
+    topology: dict[SplitName, str] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,7 @@ class PreparedData:
         Raises:
             GkdError: there is no prepared data here, or it is damaged: one changed pixel is enough.
         """
+        expect_kind(folder, "data")
         content = read_json(folder / "dataset.json", "the data folder")
         try:
             info = DatasetInfo.model_validate(content)
@@ -133,12 +136,10 @@ class PreparedData:
         """
         if self.digest() != self.info.sha256:
             raise _damaged(self.folder, "an image or a label is not the one dataset.json was written for")
-        rows = [self.folder / name / "topology.npy" for name in SPLITS]
-        if any(path.is_file() for path in rows):  # in no digest, for they follow from the images
-            written = sealed(self.folder)
-            for path in rows:
-                if not path.is_file() or file_digest(path) != written.get(path.relative_to(self.folder).as_posix()):
-                    raise _damaged(path, f"it is not the one {SIDECAR} speaks of")
+        for name in SPLITS:
+            path, written = self.folder / name / "topology.npy", (self.info.topology or {}).get(name)
+            if (file_digest(path) if path.is_file() else None) != written:
+                raise _damaged(path, "it is not the one dataset.json was written for")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -244,7 +245,7 @@ def content_digest(
 
 def write_info(folder: Path, info: DatasetInfo) -> None:
     """Write dataset.json."""
-    write_json(folder / "dataset.json", json.loads(info.model_dump_json()))
+    write_json(folder / "dataset.json", json.loads(info.model_dump_json(exclude_none=True)))
 
 
 def _payload_hash(path: Path) -> str:

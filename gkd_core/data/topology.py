@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gkd_core.data.progress import progress
-from gkd_core.data.sources.base import SPLITS
+from gkd_core.data.sources.base import SPLITS, SplitName
 from gkd_core.errors import GkdError
+from gkd_core.files import file_digest
 
 FILTRATIONS = ("sublevel", "superlevel")  # dark things on bright ground, bright things on dark ground
 DIMENSIONS = (0, 1)  # components, cycles
@@ -89,9 +90,11 @@ def topology_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([vectorise(persistence_diagrams(intensity)) for intensity in intensities(images)])
 
 
-def write_topology(folder: Path) -> None:
+def write_topology(folder: Path) -> dict[SplitName, str]:
     """Write `topology.npy` beside each split's `images.npy` in a prepared folder.
 
+    Returns:
+        Their sha256 by split, for dataset.json.
     Raises:
         GkdError: GUDHI is not installed.
     """
@@ -106,6 +109,7 @@ def write_topology(folder: Path) -> None:
                 features[start : start + len(rows)] = topology_features(rows)
                 advance(len(rows))
             features.flush()
+    return {split: file_digest(folder / split / "topology.npy") for split in SPLITS}
 
 
 def _persistence(point: NDArray[np.float64]) -> float:

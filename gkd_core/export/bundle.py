@@ -18,11 +18,19 @@ from gkd_core import __version__, schemes
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import SMALLER, code_sha256, kept_precisions, model_entry, read_manifest
-from gkd_core.files import Shape, file_digest, folder_digest, read_json, whole_folder, write_bytes, write_json
+from gkd_core.files import (
+    Shape,
+    file_digest,
+    folder_digest,
+    read_json,
+    refuse_to_replace,
+    whole_folder,
+    write_bytes,
+    write_json,
+)
 from gkd_core.methods import METHODS, hyperparameters
 from gkd_core.records import read_card_metrics, read_training, read_version
 from gkd_core.redact import address_with_secret, redact
-from gkd_core.verify import Broken, check_files, check_some
 
 FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
@@ -89,7 +97,8 @@ def write_bundle(
         GkdError: the folders do not belong together or are not as their steps left them, the precision is not there,
             a name or URI is not valid.
     """
-    _unchanged(data=data, student=student, deploy=deploy, report=report, registration=registration)
+    inputs = [data, student, deploy, report, registration]
+    refuse_to_replace(out, inputs)
     manifest = read_manifest(deploy)
     chosen = model_entry(manifest, precision, f"the deploy folder {deploy}")
     info = PreparedData.open(data, check=False).info
@@ -145,7 +154,7 @@ def write_bundle(
         "queue_delay_us": QUEUE_DELAY_US,
         "header": _header(name, training, metrics, precision),
     }
-    with whole_folder(out, [data, student, deploy, report, registration]) as folder:
+    with whole_folder(out, inputs) as folder:
         entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest))]
         for file in ["manifest.json", *(Path(entry["file"]).name for entry in entries)]:
             shutil.copyfile(deploy / file, folder / file)
@@ -172,44 +181,19 @@ def write_bundle(
     return {"path": str(out), **bundle}
 
 
-def _unchanged(**folders: Path | None) -> None:
-    """See that what is read of the steps' folders is what they wrote.
-
-    Raises:
-        GkdError: a file is missing, changed or added, or a folder lacks its list.
-    """
-    some = {
-        "data": ["dataset.json"],
-        "report": ["metrics.json", WORST_TABLE],
-        "registration": ["version.json"],
-    }
-    for name, folder in folders.items():
-        if folder is None:
-            continue
-        if not folder.is_dir():
-            raise GkdError(f"the {name} folder {folder} does not exist: run the step that makes it, or name another")
-        try:
-            if name in some:
-                check_some(folder, *some[name])
-            else:
-                list(check_files(folder, name))
-        except Broken as error:
-            raise GkdError(f"{error}: run its step again") from None
-
-
 def _checked(
     manifest: dict[str, Any], info: DatasetInfo, *, data: Path, student: Path, deploy: Path, report: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """training.json and metrics.json, once it is sure that all folders speak of one model."""
+    training = read_training(student, "student")
+    if not training["trained"]:
+        raise GkdError(f"{student} holds no trained student: run `gkd distill`, then the steps after it")
     if manifest["student_digest"] != folder_digest(student):
         raise GkdError(
             f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
         )
     if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
         raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
-    training = read_training(student, "student")
-    if not training["trained"]:
-        raise GkdError(f"{student} holds no trained student: run `gkd distill`, then the steps after it")
     read_json(student / "training.json", "the student folder", shape=TRAINED)
     kept = kept_precisions(manifest)
     read_json(deploy / "manifest.json", "the deploy folder", shape={precision: JUDGED[precision] for precision in kept})

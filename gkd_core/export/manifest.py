@@ -12,7 +12,7 @@ from typing import Any
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import Shape, file_digest, json_digest, read_json, write_json
+from gkd_core.files import Shape, expect_kind, file_digest, json_digest, read_json, write_json
 from gkd_core.records import is_plain_name
 
 FORMAT = 1
@@ -158,6 +158,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         GkdError: manifest or a model missing, of another format, or a model is not the one it describes.
     """
+    expect_kind(folder, "deploy")
     path = folder / "manifest.json"
     manifest = read_json(path, "the deploy folder")
     if manifest.get("format") != FORMAT:

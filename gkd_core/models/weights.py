@@ -168,7 +168,12 @@ def _read(source: str | Path, option: str) -> tuple[dict[str, Tensor], str]:
                 f"{path} holds Python objects other than tensors, which are never loaded because they can run code: "
                 "save it again with torch.save(model.state_dict(), FILE)"
             ) from None
-        raise GkdError(f"{path} is damaged or no state-dict file ({_first_line(error)}): save it again") from None
+        # What torch says of a file that it cannot read advises to load it unsafely.
+        reason = _first_line(error) if path.suffix == ".safetensors" else "nothing that torch.save wrote"
+        raise GkdError(
+            f"{path} is damaged or no state-dict file ({reason}): save it again with "
+            "torch.save(model.state_dict(), FILE)"
+        ) from None
     return _tensors(content, str(path)), str(path)
 
 

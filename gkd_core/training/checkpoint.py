@@ -36,9 +36,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> dict[str, Any] | None:
         return None
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises zipfile, pickle and runtime errors alike
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GkdError(f"the checkpoint {path} is damaged ({reason}): delete it to train from the start") from None
+    except Exception:  # torch raises zipfile, pickle and runtime errors alike, and advises to load unsafely
+        raise GkdError(f"the checkpoint {path} is damaged: delete it to train from the start") from None
     if not isinstance(content, dict) or content.get("fingerprint") != fingerprint:
         raise GkdError(f"the checkpoint {path} belongs to other inputs or another configuration: delete it")
     found: dict[str, Any] = content

@@ -36,7 +36,7 @@ def run_once(folder: Path, make: Callable[[Path], Any]) -> Path:
 
 
 @contextlib.contextmanager
-def step_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path]:
+def step_folder(out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None) -> Iterator[Path]:
     """`whole_folder` for a step that may run in several processes: the first one's folder becomes `out`.
 
     The others' are thrown away, and all see `out` after the block. That takes storage that every machine sees.
@@ -46,7 +46,7 @@ def step_folder(out: Path, inputs: Iterable[Path | None] = ()) -> Iterator[Path]
             yield Path(folder)
             distributed.wait_for_all()
     else:
-        with whole_folder(out, inputs) as folder:
+        with whole_folder(out, inputs, work) as folder:
             yield folder
             distributed.wait_for_all()  # what stops one of them stops this one before the folder is `out`
     distributed.wait_for_all()

@@ -39,12 +39,23 @@ def verify(
     file = params or (PARAMS if target.startswith("models:/") else Path(target) / PARAMS)
     settings = Configuration(file, overrides).read() if params is not None or file.is_file() else None
     from components.verify import run
+    from gkd_core.verify import Broken
 
     chain = run(target, server=server, name=name, tracking=None if settings is None else settings.tracking)
-    if strict:
-        chain.refuse_gaps()
+    gaps = [link for link in chain.links if not link.holds]
+    if strict and chain.broken is None and (missing := [f"{gap.name} ({gap.found})" for gap in gaps if gap.wanted]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        chain.broken = Broken(f"not verified: {missing[0]}{more}; --strict wants all")
     _show(chain, target)
-    finish({"target": target, **chain.as_dict()})
+    finish(
+        {
+            "target": target,
+            "verified": chain.broken is None,
+            "broken": None if chain.broken is None else str(chain.broken),
+            "links": [{"link": link.name, "found": link.found} for link in chain.links if link.holds],
+            "not_walked": [{"link": gap.name, "reason": gap.found} for gap in gaps],
+        }
+    )
     if chain.broken is not None:
         raise chain.broken
 
@@ -61,10 +72,8 @@ def _show(chain: "Chain", target: str) -> None:
     table = Table(title=f"verify {escape(target)}", title_justify="left")
     for heading in ("link", "", "found"):
         table.add_column(heading)
-    for link in chain.links:
-        table.add_row(link.name, "[green]holds[/]", escape(link.found))
-    for gap in chain.gaps:
-        table.add_row(gap.name, "[yellow]not walked[/]", escape(gap.reason))
+    for link in sorted(chain.links, key=lambda link: not link.holds):
+        table.add_row(link.name, "[green]holds[/]" if link.holds else "[yellow]not verified[/]", escape(link.found))
     if chain.broken is not None:
         table.add_row("", "[red]broken[/]", escape(str(chain.broken)))
     screen.print(table)

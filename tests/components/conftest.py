@@ -99,7 +99,7 @@ def _finish(
         folder.mkdir(parents=True)
     classes = [str(digit) for digit in range(10)]
     _network(made.teacher / "resnet8", role="teacher", seed=100, data=data, config=params.digest("teacher"))
-    write_json(made.teacher / "teacher.json", {"networks": ["resnet8"], "source": None, "classes": classes})
+    write_json(made.teacher / "teacher.json", {"networks": ["resnet8"], "classes": classes, "data_sha256": data})
     references = params.digest("student", "train", "references")
     _network(made.baseline, role="baseline", seed=101, data=data, config=references)
     made.kd.mkdir()
@@ -133,12 +133,16 @@ def _finish(
     (made.report / "report.html").write_text("<p>report</p>")
     top1, size = round(right / count, 6), (made.deploy / "model.onnx").stat().st_size
     quality = {"top1": top1, "nll": 0.3, "parameters": 1000, "onnx_bytes": 5000, "network": "resnet8"}
+    quality |= {"top1_low": top1 - 0.02, "top1_high": top1 + 0.02}
     compared = {"difference": gain, "low": gain - 0.01, "high": gain + 0.01, "standard_error": 0.005}
     write_json(
         made.report / "metrics.json",
         {
             "data": {"sha256": data, "source": "digits", "test_images": count},
-            "digests": {"manifest": file_digest(made.deploy / "manifest.json"), "student": manifest["student_digest"]},
+            "digests": {
+                "manifest": file_digest(made.deploy / "manifest.json"),
+                **{role: folder_digest(getattr(made, role)) for role in ("teacher", "baseline", "student")},
+            },
             **dict.fromkeys(("teacher", "baseline", "student"), quality),
             "onnx": {"top1": top1, "parity_max_abs": 2e-6, "onnx_bytes": size},
             "differences": {"student_minus_baseline": compared},

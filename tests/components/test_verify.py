@@ -7,19 +7,18 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
-import torch
 
 from components import evaluate, register
 from components.verify import run
 from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
-from gkd_core.files import file_digest, folder_digest, json_digest, seal, write_json
-from gkd_core.models.network import load_network, save_network
+from gkd_core.files import file_digest, write_json
 from gkd_core.verify import FOLDERS, Broken
 from tests import forked
 
@@ -42,7 +41,6 @@ def whole(tmp_path_factory, project, empty_store) -> Path:
         evaluate.run(**folders, out=root / "report", params=params)
         folders = {name: root / name for name in STEPS if name != "data"}
         register.run(**folders, out=root / "registration", params=params)
-    (root / "report" / ".gitignore").write_text("/predictions.npy\n")  # DVC's
     return root
 
 
@@ -69,133 +67,79 @@ def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return forked.gkd(*arguments, cwd=cwd, env=kept)
 
 
+def flip(path: Path, place: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def gaps(chain: Any) -> dict[str, str]:
+    return {link.name: link.found for link in chain.links if not link.holds}
+
+
 def test_a_run_holds_from_the_data_to_the_registry(whole):
-    result = gkd("verify", cwd=whole)
+    result = gkd("verify", "--strict", cwd=whole)
     assert result.returncode == 0, result.stderr
     outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome["verified"] is True
     assert outcome["broken"] is None
-    names = [link["link"] for link in outcome["links"]]
-    for name in FOLDERS:
-        assert f"{name}: files" in names
-    for link in ("data", "data → teacher", "teacher → student", "student → manifest", "manifest → model.onnx",
-                 "deploy → report", "manifest → registration", "manifest → registry", "registry → file",
-                 "registry: deploy: files", "registry → deploy", "registry → gate"):  # fmt: skip
-        assert link in names
-    assert [gap["link"] for gap in outcome["not_walked"]] == ["kd", "manifest → server"]
+    assert {link["link"] for link in outcome["links"]} == {
+        "data → teacher", "data → baseline", "teacher → baseline", "data → student", "teacher → student",
+        "data → deploy", "teacher → deploy", "student → deploy", "deploy → model.onnx", "deploy → model_int8.onnx",
+        "data → report", "teacher → report", "baseline → report", "student → report", "deploy → report",
+        "deploy → registration", "report → registration", "deploy → registry", "registry → model",
+        "registry → deploy/manifest.json", "registry → report/metrics.json", "registry → gate/correct.npy",
+    }  # fmt: skip
+    assert [gap["link"] for gap in outcome["not_walked"]] == ["kd", "deploy → server"]
     assert "teacher → student" in result.stderr
-    assert "holds" in result.stderr
 
 
-def test_one_changed_byte_anywhere_is_found_and_its_file_named(copy):
-    files = [path for path in sorted(copy.rglob("*")) if path.is_file()]
-    assert {path.relative_to(copy).parts[0] for path in files} == set(FOLDERS)
-    assert {"run.json", "timings.json", "report.html", "history.csv", "files.sha256", "images.npy", ".gitignore"} <= {
-        path.name for path in files
-    }
-    assert run(str(copy), server=None, tracking=None).broken is None
-    for path in files:
-        content = path.read_bytes()
-        for place in {0, len(content) // 2, len(content) - 1}:
-            for flip in (1, 7) if path.name == ".gitignore" else (1,):  # 7 makes \r of \n
-                changed = bytearray(content)
-                changed[place] ^= flip
-                path.write_bytes(changed)
-                assert str(path) in broken(copy), f"byte {place} of {path}"
-        path.write_bytes(content)
+@pytest.mark.parametrize(
+    "file",
+    [
+        "data/train/images.npy", "data/test/labels.npy", "teacher/resnet8/model.safetensors", "teacher/teacher.json",
+        "baseline/model.safetensors", "student/model.safetensors", "student/training.json", "deploy/model.onnx",
+        "deploy/model_int8.onnx", "deploy/manifest.json", "report/metrics.json",
+    ],
+)  # fmt: skip
+def test_one_changed_byte_is_found_and_its_folder_named(file, copy):
+    path = copy / file
+    size = path.stat().st_size
+    for place in (size // 3, size // 2, size - 1):
+        flip(path, place)
+        assert f"{path.relative_to(copy).parts[0]}" in broken(copy).replace(str(copy), ""), place
+        flip(path, place)
     assert run(str(copy), server=None, tracking=None).broken is None
 
 
-def test_strictly_all_must_be_there(whole, copy):
-    """But no server was named, and plain KD was switched off: nobody wants those."""
-    result = gkd("verify", "--strict", cwd=whole)
-    assert result.returncode == 0, result.stderr
-    shutil.rmtree(copy / "teacher")
-    assert gkd("verify", cwd=copy).returncode == 0
+def test_what_no_later_step_noted_is_not_verified_and_said_to_be_so(copy):
+    shutil.rmtree(copy / "registration")
+    chain = run(str(copy), server=None, tracking=None)
+    assert chain.broken is None
+    assert "not verified" in gaps(chain)["report: bytes"]
+    for name in ("report", "deploy"):
+        shutil.rmtree(copy / name)
+    assert {"baseline: bytes", "student: bytes"} <= gaps(run(str(copy), server=None, tracking=None)).keys()
     result = gkd("verify", "--strict", cwd=copy)
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("gkd: teacher was not walked (it is not there), and ")
-    outcome = json.loads(result.stdout.splitlines()[-1])
-    assert outcome["verified"] is False
-    assert "--strict wants all" in outcome["broken"]
-
-
-def test_the_command_names_it_too_and_exits_with_1(copy):
-    page = copy / "report" / "report.html"
-    page.write_bytes(page.read_bytes().replace(b"<h1>", b"<h2>", 1))
-    result = gkd("verify", ".", cwd=copy)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("gkd: report/report.html was changed")
-    outcome = json.loads(result.stdout.splitlines()[-1])
-    assert outcome["verified"] is False
-    assert outcome["broken"].startswith("report/report.html was changed")
+    assert "--strict wants all" in json.loads(result.stdout.splitlines()[-1])["broken"]
     assert "Traceback" not in result.stderr
 
 
-def test_missing_and_added_files_are_named(copy):
-    for path in (copy / "teacher" / "teacher.json", copy / "student" / "run.json", copy / "kd" / "files.sha256"):
-        content = path.read_bytes()
-        path.unlink()
-        assert str(path.parent) in (sentence := broken(copy))
-        assert path.name in sentence
-        path.write_bytes(content)
-    added = copy / "data" / "train" / "more.npy"
-    added.write_bytes(b"")
-    assert f"{added} is not among the files" in broken(copy)
-    added.unlink()
-    added.symlink_to(copy)
-    assert f"{added} is no plain file" in broken(copy)
-    added.unlink()
-    assert run(str(copy), server=None, tracking=None).broken is None
+def test_a_folder_of_another_kind_breaks_the_chain(copy):
+    shutil.rmtree(copy / "baseline")
+    (copy / "kd").rename(copy / "baseline")
+    assert f"{copy / 'baseline'} holds the student taught by plain KD" in broken(copy)
 
 
-def test_only_dvcs_own_lines_may_stand_in_a_gitignore(copy):
-    ignored = copy / "report" / ".gitignore"
-    ignored.write_text("/predictions.npy\n/report.html\n/files.sha256\n/plots\n")
-    assert run(str(copy), server=None, tracking=None).broken is None
-    for line in ("*", "!metrics.json", "predictions.npy", "/nothing.npy", "/../data", "/.", "\x00"):
-        ignored.write_text(f"/predictions.npy\n{line}\n")
-        assert f"{ignored} holds more than the lines" in broken(copy), line
-    ignored.unlink()
-    ignored.symlink_to(copy / "report" / "metrics.json")
-    assert f"{ignored} is no plain file" in broken(copy)
-
-
-def test_a_list_that_was_made_to_fit_does_not_help(copy):
-    """The bytes and their list agree, and the dataset's own digest does not."""
-    path = copy / "data" / "train" / "images.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    seal(copy / "data")
-    assert "data is damaged (an image or a label" in broken(copy)
-
-
-def another(folder: Path) -> None:
-    """Other weights, with everything in their folder made to fit them."""
-    network = load_network(folder)
-    with torch.no_grad():
-        next(iter(network.classifier.parameters())).add_(0.1)
-    save_network(network, folder)
-
-
-def test_another_teacher_is_not_the_one_that_taught(copy):
-    another(copy / "teacher" / "resnet8")
-    seal(copy / "teacher")
-    assert "teacher.json speaks of other networks than those beside it" in broken(copy)
-    content = json.loads((copy / "teacher" / "teacher.json").read_text())
-    content["digest"] = json_digest({"resnet8": folder_digest(copy / "teacher" / "resnet8")})
-    write_json(copy / "teacher" / "teacher.json", content)
-    seal(copy / "teacher")
-    assert "was taught by another teacher than the one in" in broken(copy)
-    shutil.rmtree(copy / "baseline")  # it was shown the teacher, too
-    assert f"{copy / 'student'}: the student was taught by another teacher" in broken(copy)
-
-
-def test_a_model_of_another_student_is_named(copy):
-    another(copy / "student")
-    seal(copy / "student")
-    assert f"{copy / 'deploy'}: its model was exported from another student" in broken(copy)
+def test_the_command_exits_with_1_at_the_first_break(copy):
+    flip(copy / "deploy" / "model.onnx", 100)
+    result = gkd("verify", ".", cwd=copy)
+    assert result.returncode == 1
+    outcome = json.loads(result.stdout.splitlines()[-1])
+    assert outcome["verified"] is False
+    assert "deploy/model.onnx" in outcome["broken"]
+    assert result.stderr.splitlines()[-1] == f"gkd: {outcome['broken']}"
 
 
 @pytest.mark.parametrize("key", ["student_digest", "data_sha256", "classes", "method"])
@@ -209,67 +153,34 @@ def test_lineage_inside_the_model_must_be_the_manifests(key, copy):
     manifest = json.loads((copy / "deploy" / "manifest.json").read_text())
     manifest["model"]["sha256"] = file_digest(path)
     write_json(copy / "deploy" / "manifest.json", manifest)
-    seal(copy / "deploy")
     assert f"{path}: the {key} inside it is not the one in manifest.json" in broken(copy)
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "sentence"),
+    ("file", "change", "source"),
     [
-        ("baseline/training.json", {"data_sha256": "0"}, "the baseline was trained on other data"),
-        ("teacher/teacher.json", {"data_sha256": "0"}, "the teacher was trained on other data"),
-        ("student/training.json", {"data_sha256": "0"}, "the student was trained on other data"),
-        ("deploy/manifest.json", {"teacher_digest": "0"}, "differ in teacher_digest"),
-        ("deploy/manifest.json", {"config_digest": "0"}, "the config_digest inside it"),
-        ("deploy/manifest.json", {"classes": ["a"]}, "was made from other data"),
-        ("report/metrics.json", {"digests": {"manifest": "0", "student": "0", "teacher": "0"}}, "measures something"),
-        ("registration/version.json", {"manifest": "0"}, "speaks of another manifest"),
-        ("registration/version.json", {"manifest": 7}, "what is not text"),
+        ("teacher/teacher.json", {"data_sha256": "0"}, "data"),
+        ("baseline/training.json", {"data_sha256": "0"}, "data"),
+        ("student/training.json", {"teacher_digest": "0"}, "teacher"),
+        ("deploy/manifest.json", {"student_digest": "0"}, "student"),
+        ("registration/version.json", {"manifest": "0"}, "deploy"),
+        ("registration/gate.json", {"metrics_sha256": "0"}, "report"),
     ],
 )
-def test_a_step_that_speaks_of_another_is_named(file, change, sentence, copy):
+def test_a_step_that_was_made_from_another_is_named(file, change, source, copy):
     path = copy / file
     write_json(path, json.loads(path.read_text()) | change)
-    seal(path.parent)
-    assert sentence in broken(copy)
+    assert f"{path.parent} was made from another {source} than {copy / source} holds" in broken(copy)
 
 
-def test_a_deploy_folder_alone_says_what_it_could_not_walk(copy):
-    chain = run(str(copy / "deploy"), server=None, tracking=None)
-    assert chain.broken is None
-    assert [link.name for link in chain.links][:2] == ["deploy: files", "manifest → model.onnx"]
-    assert {"data", "teacher", "student", "student → manifest", "manifest → server"} <= {gap.name for gap in chain.gaps}
-    model = copy / "deploy" / "model.onnx"
-    model.write_bytes(model.read_bytes()[:-1])
-    assert f"{model} was changed" in broken(copy / "deploy")
-    seal(copy / "deploy")
-    assert "model.onnx is not the file its manifest describes" in broken(copy / "deploy")
-    (copy / "deploy" / "files.sha256").unlink()
-    assert "has no files.sha256" in broken(copy / "deploy")
-
-
-def test_a_bundle_needs_its_list_and_is_what_it_describes(copy):
+def test_a_bundle_is_what_it_describes(copy):
     bundle = as_bundle(copy / "deploy", "digits")
-    assert "bundle.json → files" in [link.name for link in run(str(bundle), server=None, tracking=None).links]
     model = bundle / "triton" / "digits" / "1" / "model.onnx"
-    content = model.read_bytes()
-    (bundle / "files.sha256").unlink()
-    assert "has no files.sha256" in broken(bundle)
-    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    result = gkd("verify", "deploy", cwd=copy)
-    assert result.returncode == 1
-    assert "deploy/triton/digits/1/model.onnx was changed" in result.stderr.splitlines()[-1]
-    seal(bundle)  # a list made to fit
-    assert f"{model} was changed: its sha256 is not the one in {bundle / 'bundle.json'}" in broken(bundle)
-    model.write_bytes(content)
-    added = bundle / "triton" / "digits" / "2.onnx"
-    added.write_bytes(b"")
-    seal(bundle)
-    assert f"{added} is none of the files" in broken(bundle)
-    added.unlink()
-    (bundle / "model.onnx").rename(copy / "elsewhere")
-    seal(bundle)
-    assert f"{bundle / 'model.onnx'} is missing: {bundle / 'bundle.json'} describes it" in broken(bundle)
+    assert run(str(bundle), server=None, tracking=None).broken is None
+    flip(model)
+    assert str(model) in broken(bundle)
+    model.unlink()
+    assert str(model) in broken(bundle)
 
 
 def test_what_is_no_run_is_wrong_usage(tmp_path):
@@ -279,10 +190,10 @@ def test_what_is_no_run_is_wrong_usage(tmp_path):
         assert error.value.exit_code == 2
     (tmp_path / "deploy").mkdir()
     for server in (
-        "ftp://x", "http://", "http://user:secret@host", "http://[::1", "http://127.0.0.1:x", "http://127.0.0.1:99999",
-        "http://a b/", "http://a/b c", "http://:80", "http://a\r\nb", "", "http://ä",
+        "ftp://x", "http://", "http://user:secret@host", "http://[::1", "http://127.0.0.1:x", "http://a b/",
+        "http://a/b c", "http://:80", "http://a\r\nb", "", "http://ä", "http://a?token=secret",
     ):  # fmt: skip
-        with pytest.raises(GkdError, match=r"is no address: write it as http://HOST:PORT") as error:
+        with pytest.raises(GkdError, match=r"is no address: write http://HOST:PORT") as error:
             run(str(tmp_path), server=server, tracking=None)
         assert error.value.exit_code == 2
         assert "secret" not in str(error.value)
@@ -319,67 +230,49 @@ def test_a_registered_version_is_walked_by_its_alias(with_store):
     chain = run("models:/gkd-student@challenger", server=None, tracking=tracking)
     assert chain.broken is None
     names = {link.name for link in chain.links}
-    assert {"student: files", "student → manifest", "manifest → registry", "registry → file"} <= names
+    assert {"student → deploy", "deploy → report", "deploy → registry", "registry → model"} <= names
     client(with_store).set_model_version_tag("gkd-student", "1", "gkd.student", "0" * 64)
-    assert "the tag gkd.student of version 1" in broken("models:/gkd-student/1", tracking=tracking)
-    with pytest.raises(GkdError, match="version or alias 'champon' is unknown"):
+    assert "its tag gkd.student is not" in broken("models:/gkd-student/1", tracking=tracking)
+    with pytest.raises(GkdError, match="version or alias 'champon' is unknown") as error:
         run("models:/gkd-student@champon", server=None, tracking=tracking)
+    assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize(
-    "file", ["deploy/model.onnx", "deploy/manifest.json", "deploy/run.json", "deploy/files.sha256", "gate/correct.npy"]
+    "file", ["deploy/model.onnx", "deploy/manifest.json", "report/metrics.json", "gate/correct.npy"]
 )
 @pytest.mark.parametrize("version", [True, False])
-def test_what_a_server_would_fetch_from_the_registry_is_walked(file, version, with_store, monkeypatch):
-    """One changed byte among the artifacts of the version's run, while all that is on disk beside it is whole."""
+def test_one_changed_byte_of_what_the_registry_keeps_is_found(file, version, with_store):
+    """Among the artifacts of the version's run, while all that is on disk beside it is whole."""
     tracking = TrackingConfig(uri=f"sqlite:///{with_store / 'mlflow.db'}")
     run_id = client(with_store).get_model_version("gkd-student", "1").run_id
     kept = Path(client(with_store).get_run(run_id).info.artifact_uri) / file
     target = "models:/gkd-student@challenger" if version else str(with_store)
     content = kept.read_bytes()
     try:
-        kept.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        flip(kept, -2)
         message = broken(target, tracking=tracking)
         kept.unlink()
-        if kept.name != "files.sha256":  # an earlier gkd left none: then the list is not walked
-            assert "models:/gkd-student/1: " in broken(target, tracking=tracking)
+        broken(target, tracking=tracking)
     finally:
         kept.write_bytes(content)
-    assert f"models:/gkd-student/1: {file}" in message
+    assert file.split("/")[0] in message
     assert "/tmp" not in message.replace(str(with_store), "")
     assert run(target, server=None, tracking=tracking).broken is None
 
 
-def test_a_list_made_to_fit_does_not_hide_another_model_in_the_registry(with_store):
-    run_id = client(with_store).get_model_version("gkd-student", "1").run_id
-    kept = Path(client(with_store).get_run(run_id).info.artifact_uri) / "deploy"
-    before = {path: path.read_bytes() for path in kept.iterdir()}
-    try:
-        model = kept / "model.onnx"
-        model.write_bytes(before[model][:-1] + b"x")
-        seal(kept)
-        assert "models:/gkd-student/1: deploy/model.onnx is not the file its manifest" in broken(with_store)
-        manifest = json.loads(before[kept / "manifest.json"])
-        manifest["model"]["sha256"] = file_digest(model)
-        write_json(kept / "manifest.json", manifest)
-        seal(kept)
-        assert "models:/gkd-student/1: deploy/manifest.json is not the one whose digest" in broken(with_store)
-    finally:
-        for path, content in before.items():
-            path.write_bytes(content)
-
-
-def test_a_version_of_before_its_gates_digest_was_kept(with_store):
-    client(with_store).delete_model_version_tag("gkd-student", "1", "gkd.correct")
+def test_a_version_of_before_its_digests_were_kept(with_store):
+    for tag in ("gkd.correct", "gkd.metrics"):
+        client(with_store).delete_model_version_tag("gkd-student", "1", tag)
     chain = run(str(with_store), server=None, tracking=None)
     assert chain.broken is None
-    assert "registry → gate" in [gap.name for gap in chain.gaps]
+    assert {"registry → gate/correct.npy", "registry → report/metrics.json"} <= gaps(chain).keys()
 
 
 def test_a_changed_tag_and_a_vanished_version_are_named(with_store):
     assert run(str(with_store), server=None, tracking=None).broken is None
     client(with_store).set_model_version_tag("gkd-student", "1", "gkd.data", "0" * 64)
-    assert "registry: the tag gkd.data of version 1" in broken(with_store)
+    assert "its tag gkd.data is not" in broken(with_store)
     client(with_store).delete_model_version("gkd-student", "1")
     assert "version or alias '1' is unknown" in broken(with_store)
 
@@ -442,13 +335,13 @@ def reply(root: Path, **change) -> dict:
 def test_the_running_server_is_asked_by_name_and_token(copy, served, monkeypatch):
     chain = run(str(copy), server=served.address, tracking=None)
     assert chain.broken is None
-    assert chain.links[-1].name == "manifest → server"
+    assert chain.links[-1].name == "deploy → server"
     monkeypatch.setenv("GKD_TOKEN", "sesame")
     assert run(str(copy / "deploy"), server=f"{served.address}/v2/models/mine", tracking=None).broken is None
     assert served.asked == [("/v2/models/gkd-student", None), ("/v2/models/mine", "Bearer sesame")]
 
 
-def test_a_redirect_is_not_followed_with_the_token(copy, served, monkeypatch):
+def test_the_token_goes_to_the_named_server_alone(copy, served, monkeypatch):
     monkeypatch.setenv("GKD_TOKEN", "sesame")
     elsewhere = Served(("127.0.0.1", 0), _Handler)
     elsewhere.reply, elsewhere.status, elsewhere.asked = served.reply, 200, []
@@ -457,13 +350,13 @@ def test_a_redirect_is_not_followed_with_the_token(copy, served, monkeypatch):
     try:
         for served.status in (301, 302, 307, 308):
             served.location = f"{elsewhere.address}/v2/models/gkd-student"
-            message = broken(copy / "deploy", server=served.address)
-            assert f"sends us elsewhere ({served.status})" in message
+            run(str(copy / "deploy"), server=served.address, tracking=None)
     finally:
         elsewhere.shutdown()
         thread.join()
         elsewhere.server_close()
-    assert elsewhere.asked == []
+    assert {token for _, token in elsewhere.asked} == {None}
+    assert {token for _, token in served.asked} == {"Bearer sesame"}
 
 
 def as_bundle(folder: Path, name: str) -> Path:
@@ -471,10 +364,9 @@ def as_bundle(folder: Path, name: str) -> Path:
     repository = folder / "triton" / name / "1"
     repository.mkdir(parents=True)
     shutil.copy(folder / "model.onnx", repository)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "files.sha256"]
+    files = [path for path in folder.rglob("*") if path.is_file()]
     listed = {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
-    write_json(folder / "bundle.json", {"name": name, "files": listed})
-    seal(folder)
+    write_json(folder / "bundle.json", {"gkd_version": "0", "name": name, "files": listed})
     return folder
 
 
@@ -490,7 +382,8 @@ def test_the_server_is_asked_by_the_bundles_name_the_versions_or_a_given_one(cop
     assert run("models:/OTHER@champion", server=served.address, tracking=tracking).broken is None
     assert [path for path, _ in served.asked] == [f"/v2/models/{name}" for name in ("digits", "given", "OTHER")]
     message = broken(bundle, server=served.address, name="mine")
-    assert message.endswith("it answers 404 Not Found: is it served under another name? pass --name")
+    assert "404" in message
+    assert "--name" in message
 
 
 @pytest.mark.parametrize(
@@ -499,7 +392,7 @@ def test_the_server_is_asked_by_the_bundles_name_the_versions_or_a_given_one(cop
         ({"model_sha256": "0"}, "its model_sha256 is not the one in"),
         ({"student_digest": "0"}, "its student_digest is not the one in"),
         ({"classes": ["cat"]}, "its classes is not the one in"),
-        ({"precision": "int4"}, "serves the precision 'int4', which"),
+        ({"precision": "int4"}, "its model_sha256 is not the one in"),
     ],
 )
 def test_a_server_of_another_model_is_named(change, sentence, copy, served):
@@ -517,10 +410,10 @@ def test_a_server_that_says_nothing_of_use_is_named(answer, copy, served):
 
 def test_a_server_that_refuses_or_is_not_there(copy, served):
     served.status = 404
-    assert "it answers 404" in broken(copy / "deploy", server=served.address)
+    assert "404" in broken(copy / "deploy", server=served.address)
     served.status = 401
     assert "set GKD_TOKEN" in broken(copy / "deploy", server=served.address)
-    assert "gives no metadata" in broken(copy / "deploy", server="http://127.0.0.1:9")
+    assert "gkd serve" in broken(copy / "deploy", server="http://127.0.0.1:9")
 
 
 # --- what it needs
@@ -538,43 +431,3 @@ def test_neither_torch_nor_mlflow_is_imported_for_folders(copy):
         env=environment | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-
-
-def test_assistants_are_walked_one_by_one(tmp_path, small_chain: Callable[[Path], Path]):
-    root = small_chain(tmp_path / "run")
-    chain = run(str(root), server=None, tracking=None)
-    assert chain.broken is None
-    first = root / "teacher" / "1-resnet8"
-    another(first)
-    content = json.loads((root / "teacher" / "teacher.json").read_text())
-    content["digest"] = json_digest({name: folder_digest(root / "teacher" / name) for name in content["trained"]})
-    write_json(root / "teacher" / "teacher.json", content)
-    seal(root / "teacher")
-    assert "2-resnet8: its network was taught by another one" in broken(root)
-
-
-@pytest.fixture
-def small_chain(few_digits) -> Callable[[Path], Path]:
-    """A teacher folder that holds a chain: a network and the assistant it taught."""
-
-    def make(root: Path) -> Path:
-        from components import teacher
-
-        params = parse_params(
-            {
-                "teacher": {
-                    "name": "resnet8",
-                    "assistants": ["resnet8"],
-                    "assistant_distill": {"method": "kd"},
-                    "train": {"epochs": 1, "device": "cpu"},
-                },
-                "distill": {"method": "kd", "scheme": "assistant"},
-            }
-        )
-        root.mkdir()
-        shutil.copytree(few_digits, root / "data")
-        seal(root / "data")
-        teacher.run(data=root / "data", out=root / "teacher", work=root / "work", params=params)
-        return root
-
-    return make

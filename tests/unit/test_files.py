@@ -36,7 +36,7 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
 def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
     with whole_folder(tmp_path / "out") as folder:
         (folder / "a").write_text("old")
-        (folder / "training.json").write_text("{}")
+        write_json(folder / "training.json", {"role": "student", "trained": True})
 
     def fail():
         with whole_folder(tmp_path / "out") as folder:
@@ -53,36 +53,48 @@ def test_a_new_folder_replaces_the_old_one_wholly(tmp_path):
     for name in ("a", "b"):
         with whole_folder(tmp_path / "out") as folder:
             (folder / name).write_text("x")
-            (folder / "training.json").write_text("{}")
-    assert names(tmp_path / "out") == ["b", "files.sha256", "training.json"]
+            write_json(folder / "training.json", {"role": "student", "trained": True})
+        (tmp_path / "out" / ".gitignore").write_text("/a")  # DVC's
+    assert names(tmp_path / "out") == [".gitignore", "b", "training.json"]
 
 
 def test_nothing_but_an_earlier_result_is_replaced(tmp_path, monkeypatch):
-    photos, file, link = tmp_path / "photos", tmp_path / "file", tmp_path / "link"
+    photos, file, link, work = (tmp_path / name for name in ("photos", "file", "link", "work"))
     (photos / "cat").mkdir(parents=True)
     file.write_text("x")
     link.symlink_to(photos)
-    monkeypatch.chdir(photos)
     teacher = tmp_path / "teacher"
     teacher.mkdir()
-    (teacher / "teacher.json").write_text("{}")
+    write_json(teacher / "teacher.json", {"networks": ["x"], "classes": []})
+    monkeypatch.chdir(photos)
     cases = [
         (photos / "cat", [photos / "cat" / "1.jpg"], "would replace what is read from"),
+        (photos / "new", [tmp_path / "photos"], "lies inside"),
         (photos, [], "is the current folder or one above it"),
         (tmp_path, [], "is the current folder or one above it"),
         (Path(), [], "is the current folder or one above it"),
         (file, [], "is a file"),
         (link, [], "is a link"),
         (teacher, [teacher], "would replace what is read from"),
+        (teacher / "below" / "deeper", [], "lies inside .*, which holds a teacher"),
+        (tmp_path / "runs", [tmp_path / "runs" / "work"], "would replace"),
     ]
-    monkeypatch.chdir(photos)
     for out, inputs, part in cases:
         with pytest.raises(GkdError, match=part), whole_folder(out, inputs):
             pytest.fail("the block ran")
+    refuse_to_replace(work / "out", [], work)  # `gkd compare` keeps finished trainings there
+    with pytest.raises(GkdError, match="would replace"):
+        refuse_to_replace(work, [], work / "deeper")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(GkdError, match=r"holds cat and has no files\.sha256, so it is no folder that gkd wrote"):
+    with pytest.raises(GkdError, match=r"holds cat and is no finished folder that gkd wrote"):
         refuse_to_replace(photos)
     assert names(tmp_path) == ["file", "link", "photos", "teacher"]
+
+
+def test_a_place_where_no_folder_can_be_is_named_and_not_our_temporary_one():
+    with pytest.raises(GkdError, match=r"^--out /proc/x cannot be made") as error, whole_folder(Path("/proc/x")):
+        pytest.fail("the block ran")
+    assert "building" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "training.json", "manifest.json", "metrics.json", "version.json"])
@@ -91,54 +103,9 @@ def test_a_file_named_as_ours_does_not_make_a_folder_ours(name, tmp_path):
     (web / "src").mkdir(parents=True)
     for file in ("index.html", "src/app.js", name):
         (web / file).write_text("{}")
-    with pytest.raises(GkdError, match=f"--out {web} holds .* and has no files.sha256"), whole_folder(web):
+    with pytest.raises(GkdError, match=f"--out {web} holds .* and is no finished folder"), whole_folder(web):
         pytest.fail("the block ran")
     assert (web / "src" / "app.js").exists()
-
-
-def test_what_joined_a_finished_folder_is_not_thrown_away(tmp_path):
-    out = tmp_path / "out"
-
-    def write():
-        with whole_folder(out) as folder:
-            (folder / "deep").mkdir()
-            (folder / "deep" / "a").write_text("1")
-
-    write()
-    (out / "deep" / "a").write_text("changed")  # still a file of ours
-    (out / ".gitignore").write_text("/files.sha256\n/deep\n")  # DVC's
-    write()
-    assert names(out) == ["deep", "files.sha256"]
-    link = tmp_path / "elsewhere"
-    link.mkdir()
-    for stranger, make in (
-        ("notes.txt", lambda path: path.write_text("mine")),
-        ("deep/notes.txt", lambda path: path.write_text("mine")),
-        ("deep/link", lambda path: path.symlink_to(link)),
-    ):
-        make(out / stranger)
-        with pytest.raises(GkdError, match=f"holds {stranger}, which is not in its files.sha256"):
-            write()
-        (out / stranger).unlink()
-    (out / ".gitignore").write_text("/deep\n*.log\n")
-    with pytest.raises(GkdError, match=r"a \.gitignore that is not DVC's"):
-        write()
-    (out / ".gitignore").unlink()
-    listed = (out / "files.sha256").read_bytes()
-    for content in (b"", listed[:-1], listed.replace(b"deep/a", b"deep/b")):
-        (out / "files.sha256").write_bytes(content)
-        with pytest.raises(GkdError, match="is no folder that gkd left so"):
-            write()
-    assert (out / "deep" / "a").read_text() == "1"
-
-
-def test_what_dvc_leaves_of_a_folder_it_emptied_is_replaced(tmp_path):
-    out = tmp_path / "report"
-    out.mkdir()
-    (out / ".gitignore").write_text("/predictions.npy\n/files.sha256\n")
-    with whole_folder(out) as folder:
-        (folder / "metrics.json").write_text("{}")
-    assert names(out) == ["files.sha256", "metrics.json"]
 
 
 def test_json_of_another_shape_is_named(tmp_path):
@@ -211,24 +178,6 @@ def test_an_unknown_name_suggests_the_nearest():
     assert "did you mean" not in unknown("x", "zzz", ["ce"])
 
 
-def test_a_whole_folder_lists_its_files_so_that_sha256sum_can_check_them(tmp_path):
-    with whole_folder(tmp_path / "out") as folder:
-        (folder / "deep").mkdir()
-        (folder / "deep" / "a b").write_text("abc")
-        (folder / "run.json").write_text("{}")
-    head, *lines = (tmp_path / "out" / "files.sha256").read_text().splitlines()
-    assert lines == [
-        f"{hashlib.sha256(b'abc').hexdigest()}  deep/a b",
-        f"{hashlib.sha256(b'{}').hexdigest()}  run.json",
-    ]
-    rest = "".join(f"{line}\n" for line in lines).encode()
-    assert head == f"# sha256 of the lines below: {hashlib.sha256(rest).hexdigest()}"
-    command = ["sha256sum", "--check", "--strict", "--quiet", "files.sha256"]
-    assert subprocess.run(command, cwd=tmp_path / "out", check=False).returncode == 0
-    (tmp_path / "out" / "run.json").write_text("[]")
-    assert subprocess.run(command, cwd=tmp_path / "out", check=False, capture_output=True).returncode != 0
-
-
 def test_json_is_what_it_is_asked_to_be(tmp_path):
     shape = {"model": {"file": str, "size_bytes": int}, "classes": [str], "top1": float, "passed": bool}
     good = {"model": {"file": "x", "size_bytes": 3, "more": None}, "classes": ["a"], "top1": 1, "passed": True}
@@ -242,7 +191,7 @@ def test_json_is_what_it_is_asked_to_be(tmp_path):
         ({"classes": "abc"}, "no list at 'classes'"),
         ({"classes": ["a", 2]}, "at 'classes.1' what is not text"),
         ({"top1": True}, "at 'top1' what is not a number"),
-        ({"top1": 10**400}, "at 'top1' a number beyond all measure"),
+        ({"top1": 10**400}, "at 'top1' NaN or infinity"),
         ({"passed": 1}, "at 'passed' what is not true or false"),
     ]:
         write_json(tmp_path / "x.json", good | change)
@@ -252,7 +201,7 @@ def test_json_is_what_it_is_asked_to_be(tmp_path):
 
 def test_a_number_that_python_takes_for_infinite_is_none(tmp_path):
     (tmp_path / "x.json").write_text('{"top1": -1e999}')
-    with pytest.raises(GkdError, match="at 'top1' a number beyond all measure"):
+    with pytest.raises(GkdError, match="at 'top1' NaN or infinity"):
         read_json(tmp_path / "x.json", "it", shape={"top1": float})
 
 

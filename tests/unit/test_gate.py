@@ -28,7 +28,7 @@ def judged(
     latency: float = 0.5,
     parity: float = 1e-6,
     version: int = 7,
-    held: str | None = None,
+    promotion_blocked: str | None = None,
     **limits,
 ):
     correct = bits(100, 90) if correct is None else correct
@@ -55,7 +55,7 @@ def judged(
         correct=correct,
         parity=parity,
         champion=champion,
-        held=held,
+        promotion_blocked=promotion_blocked,
         **defaults | limits,
     )
 
@@ -264,7 +264,7 @@ def test_all_that_failed_is_named():
 
 
 def test_the_gate_does_not_overrule_a_person():
-    decision = judged(held="2026-11-21: wrong on sevens")
+    decision = judged(promotion_blocked="2026-11-21: wrong on sevens")
     assert not decision.passed
     assert "taken back by hand (2026-11-21: wrong on sevens)" in decision.sentence
     assert "`gkd registry promote 7`" in decision.sentence

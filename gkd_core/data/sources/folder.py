@@ -42,6 +42,10 @@ def folder(root: Path, image_size: int | None, channels: int | None) -> Source:
     size, depth = image_size or 64, channels or 3
     files = {split: _files_by_class(place) for split, place in _split_folders(root).items()}
     classes = tuple(sorted(files["train"]))
+    if len(classes) == 1:
+        raise GkdError(
+            f"data.root {root} has one class, {classes[0]!r}: a classifier needs two folders of images or more"
+        )
     splits: dict[SplitName, Examples] = {}
     for split, by_class in files.items():
         if strangers := sorted(set(by_class) - set(classes)):
