@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components import mlflow_store as mlflow
-from components.model_source import default_name
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import kept_precisions, read_manifest
@@ -107,6 +106,8 @@ def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place
 
 def _server(server: str, token: Token | None, name: str | None, served: str, deploy: Path) -> Iterator[Link]:
     """What a running server says of the model it serves (Open Inference Protocol v2, model metadata)."""
+    from components.model_source import default_name  # the server's own rule
+
     manifest, address = read_manifest(deploy), (server if "://" in server else f"http://{server}").rstrip("/")
     if "/v2/models/" not in address:
         address = f"{address}/v2/models/{urllib.parse.quote(name or default_name(served), safe='')}"

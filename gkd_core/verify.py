@@ -113,8 +113,7 @@ def _models(folder: Path) -> Iterator[Link]:
         if wrong := next((key for key, value in (wanted | smaller).items() if inside.get(key) != value), None):
             raise Broken(f"{folder / FILES[precision]}: the {wrong} inside it is not the one in manifest.json")
         yield Link(f"deploy → {FILES[precision]}", "its bytes, the lineage and the classes inside it")
-    described = read_bundle(folder)["files"] if (folder / "bundle.json").is_file() else {}
-    for file, digest in described.items():
+    for file, digest in (read_bundle(folder)["files"] if (folder / "bundle.json").is_file() else {}).items():
         if not (folder / file).is_file() or file_digest(folder / file) != digest:
             raise Broken(f"{folder / file} is missing or was changed: bundle.json holds its sha256")
         yield Link(f"bundle.json → {file}", digest[:12])
