@@ -91,7 +91,7 @@ def run(
     schedule = _thinned(read_table(student / "steps.csv"))
     networks, names = _open_teacher(teacher, info.classes)
     networks |= {role: load_network(folders[role], info.classes) for role in facts}
-    names |= {role: networks[role].spec.name for role in facts}  # type: ignore[union-attr]
+    names |= {role: networks[role].spec.name for role in facts}  # type: ignore[union-attr, misc]
 
     test = prepared.test
     loader = Loader(
