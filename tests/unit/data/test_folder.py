@@ -133,7 +133,7 @@ def test_what_a_folder_may_lack_is_one_sentence(tmp_path: Path) -> None:
 
 def test_one_class_is_refused(tmp_path: Path) -> None:
     classes(tmp_path / "set", ("cat",))
-    with pytest.raises(GkdError, match="data.root .* has one class, 'cat'"):
+    with pytest.raises(GkdError, match=r"data\.root .* has one class, 'cat'"):
         write_prepared(open_source("folder", tmp_path / "set"), make(tmp_path / "out"))
 
 
