@@ -233,9 +233,9 @@ def _use_new_names(content: dict[str, Any]) -> list[str]:
                 _warn(old, new)
                 section[name] = value
     distill = content.get("distill")
-    if isinstance(distill, dict) and isinstance(old := distill.get("scheme"), str) and old in schemes.OLD_NAMES:
-        _warn(f"scheme {old}", schemes.OLD_NAMES[old])
-        distill["scheme"] = schemes.OLD_NAMES[old]
+    if isinstance(distill, dict) and isinstance(scheme := distill.get("scheme"), str) and scheme in schemes.OLD_NAMES:
+        _warn(f"scheme {scheme}", schemes.OLD_NAMES[scheme])
+        distill["scheme"] = schemes.OLD_NAMES[scheme]
     return twice
 
 
