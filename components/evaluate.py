@@ -90,8 +90,9 @@ def run(
     histories = _histories(teacher, folders, facts)
     schedule = _thinned(read_table(student / "steps.csv"))
     networks, names = _open_teacher(teacher, info.classes)
-    networks |= {role: load_network(folders[role], info.classes) for role in facts}
-    names |= {role: networks[role].spec.name for role in facts}  # type: ignore[union-attr, misc]
+    trained = {role: load_network(folders[role], info.classes) for role in facts}
+    networks |= trained
+    names |= {role: network.name for role, network in trained.items()}
 
     test = prepared.test
     loader = Loader(
