@@ -95,10 +95,13 @@ class Network(nn.Module):
 
         Args:
             seed: of the weights; None draws them from torch's global random state.
+        Raises:
+            GkdError: it wraps a module with a layer that cannot draw its weights anew.
         """
         if seed is not None:
             torch.manual_seed(seed)
-        return Network(self.spec, self.classes)
+        again = self.classifier.untrained() if isinstance(self.classifier, WrappedClassifier) else None
+        return Network(self.spec, self.classes, again)
 
     def select_classes(self, classes: tuple[str, ...] | None) -> None:
         """Give logits for these classes only, in this order (null: all, in the network's own).

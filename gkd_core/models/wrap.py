@@ -8,6 +8,7 @@ with what the one before it gave, perhaps through one of `BETWEEN`.
 """
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -133,6 +134,23 @@ class WrappedClassifier(Classifier):
             if name:
                 x = self.network.get_submodule(name)(x)
         return x
+
+    def untrained(self) -> "WrappedClassifier":
+        """A copy whose layers have drawn new weights, from torch's global random state.
+
+        Raises:
+            GkdError: a layer with weights has no `reset_parameters`; it is named.
+        """
+        copied = copy.deepcopy(self)
+        for name, layer in copied.network.named_modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+            elif next(layer.parameters(recurse=False), None) is not None:
+                raise GkdError(
+                    f"layer {name!r} of {type(self.network).__name__} has weights and no reset_parameters(), so no "
+                    "second network with other weights can be made of it: give it one, or choose another scheme"
+                )
+        return copied
 
     @property
     def pooled_linear(self) -> nn.Linear | None:

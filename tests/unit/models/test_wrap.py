@@ -7,9 +7,12 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from gkd_core.data.load import load_data
 from gkd_core.errors import GkdError
 from gkd_core.models.create import create_model, wrap
 from gkd_core.models.network import Network, load_network, save_network
+from gkd_core.models.weights import load_model
+from gkd_core.training.trainer import distill, train
 
 CLASSES = ("cat", "dog", "frog")
 SIZE = 64
@@ -170,3 +173,43 @@ def test_it_exports_like_any_other(tmp_path):
     write_onnx(network, tmp_path / "m.onnx", classes=CLASSES, channels=1, image_size=8)
     images = torch.randint(256, (7, 8, 8, 1), dtype=torch.uint8).numpy()
     assert parity(network, tmp_path / "m.onnx", images, tolerance=1e-4)["images"] == 7
+
+
+def plain() -> nn.Module:
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+def test_it_trains_with_averaged_weights_is_saved_and_teaches(few_digits, tmp_path):
+    data = load_data(few_digits)
+    teacher = wrap(plain(), ["1", "3"], "6", data=data)
+    train(teacher, data, epochs=2, ema_decay=0.5, device="cpu", out=tmp_path / "teacher")
+    images = torch.rand(2, 1, 8, 8)
+    loaded = load_model(tmp_path / "teacher", module=plain()).eval()
+    torch.testing.assert_close(loaded(images).logits, teacher(images).logits)
+    student = wrap(plain(), ["1", "3"], "6", data=data)
+    result = distill(student, teacher, data, method="gompertz", epochs=1, device="cpu")
+    assert {"train_wasserstein", "train_gradient", "train_kd"} <= set(result.history[0])
+
+
+def test_an_untrained_one_has_weights_of_its_own():
+    network = wrap(plain(), ["3"], "6", classes=list("0123456789"), image_size=8)
+    weights = [each.classifier.network[0].weight for each in (network, network.untrained(1), network.untrained(1))]
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[1], weights[2])
+
+
+def test_weights_that_cannot_be_drawn_anew_are_named():
+    module = plain()
+    module.scale = nn.Parameter(torch.ones(()))
+    network = wrap(nn.Sequential(module), head="0.6", classes=list("0123456789"), image_size=8)
+    with pytest.raises(GkdError, match=r"layer '0' .*reset_parameters"):
+        network.untrained(1)
+
+
+def test_peers_of_a_wrapped_network_learn_apart(few_digits):
+    data = load_data(few_digits)
+    network = wrap(plain(), ["3"], "6", data=data)
+    result = distill(network, None, data, method="kd", scheme="mutual", epochs=1, device="cpu")
+    assert result.facts["scheme"] == "mutual"
