@@ -62,7 +62,7 @@ def test_a_teacher_folder_gives_its_network(tmp_path):
     network = Network(NetworkSpec("resnet8", "auto", CLASSES, 3, 8, (0.5,) * 3, (0.5,) * 3))
     (tmp_path / "resnet8").mkdir()
     save_network(network, tmp_path / "resnet8")
-    write_json(tmp_path / "teacher.json", {"networks": ["resnet8"]})
+    write_json(tmp_path / "teacher.json", {"networks": ["resnet8"], "data_sha256": ""})
     assert same(take(tmp_path, classes=None), network.classifier.state_dict())
 
 
@@ -77,7 +77,7 @@ def test_a_teacher_folder_gives_its_network(tmp_path):
     ],
 )
 def test_a_teacher_folder_without_one_network_is_refused(tmp_path, content, sentence):
-    write_json(tmp_path / "teacher.json", content)
+    write_json(tmp_path / "teacher.json", {"data_sha256": "", **content})
     with pytest.raises(GkdError, match=sentence):
         take(tmp_path, classes=None)
 
