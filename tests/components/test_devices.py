@@ -132,7 +132,7 @@ def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_
     assert folder_digest(folder / "student") == folder_digest(whole / "student")
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("count", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_signal_while_the_processes_start_stops_all_with_one_sentence(count, tmp_path, few_digits):
     started = Started(few_digits, tmp_path)
     while len(workers := started.workers()) < count:
@@ -167,6 +167,7 @@ def test_a_pod_of_several_that_torchrun_did_not_start_is_refused(monkeypatch):
     assert launch.must_launch(params().train)
 
 
+@pytest.mark.slow
 def test_what_a_process_refuses_is_raised_as_the_steps_own_sentence(tmp_path, few_digits):
     taught = parse_params(PARAMS | {"distill": {"method": "kd"}})
     with pytest.raises(GkdError, match=r"^distill\.method kd learns from a teacher: pass --teacher FOLDER$"):

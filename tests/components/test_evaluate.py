@@ -149,6 +149,7 @@ def test_plots_hold_what_dvc_draws(project: Any, evaluated: Any) -> None:
     assert all(math.isfinite(float(row["validation_top1"])) for row in history)
 
 
+@pytest.mark.slow
 def test_twice_the_same_bytes_where_nothing_is_timed(project: Any, evaluated: Any, tmp_path: Path) -> None:
     evaluate.run(**project.inputs(), out=tmp_path / "report", params=project.params)
     assert folder_digest(tmp_path / "report") == folder_digest(evaluated[0])

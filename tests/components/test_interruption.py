@@ -125,6 +125,7 @@ def test_killed_while_a_checkpoint_is_being_written(moment, tmp_path, digits, te
     assert folder_digest(tmp_path / "student") == uninterrupted("gompertz")
 
 
+@pytest.mark.slow
 def test_another_configuration_never_resumes_an_old_run(tmp_path, digits, teacher, params_file):
     arguments = command(digits, teacher, params_file, tmp_path)
     assert forked.run(kills_itself, "written", "2", *arguments, cwd=tmp_path).returncode == -signal.SIGKILL

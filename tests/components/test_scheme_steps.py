@@ -305,6 +305,7 @@ def test_mutual_refuses_what_belongs_to_one_network(tmp_path, few_digits, key, v
         distill.run(data=few_digits, teacher=None, out=tmp_path / "s", work=tmp_path / "w", params=params)
 
 
+@pytest.mark.slow
 def test_several_teachers_are_evaluated_as_one(tmp_path, few_digits, parts):
     """Parts too: the report's teacher knows all classes."""
     from components import evaluate, export

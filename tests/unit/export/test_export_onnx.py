@@ -76,6 +76,7 @@ def test_the_file_is_self_contained_and_tells_nothing_of_the_machine(exported: P
     assert str(Path.cwd()).encode() not in content
 
 
+@pytest.mark.slow
 def test_another_process_in_another_folder_writes_the_same_bytes(exported: Path, tmp_path: Path) -> None:
     other = tmp_path / "elsewhere" / "other name.onnx"
     other.parent.mkdir()

@@ -22,6 +22,7 @@ from tests.unit.stripes import network
 from tests.unit.training import side_by_side
 
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow  # every method, in one process and in two
 
 
 def start(folder: Path, **told: str) -> subprocess.Popen:
@@ -33,7 +34,7 @@ def start(folder: Path, **told: str) -> subprocess.Popen:
 
 def finished(folder: Path, processes: list[subprocess.Popen]) -> list[dict]:
     for process in processes:
-        _, errors = process.communicate(timeout=280)
+        _, errors = process.communicate()
         assert process.returncode == 0, errors
     return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(len(processes))]
 
