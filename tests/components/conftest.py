@@ -28,7 +28,7 @@ class Project(NamedTuple):
 
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path) -> Project:
-    """Baseline and student trained, plain KD switched off, the student exported."""
+    """Baseline and student trained, plain KD switched off, the student exported in all precisions."""
     from components import distill, export
 
     params = parse_params(
@@ -36,6 +36,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Pat
             "student": {"name": "resnet8"},
             "train": {"epochs": 2, "device": "cpu"},
             "references": {"kd": False},
+            "export": {"fp16": True, "int8": {"min_agreement": 0.0, "max_accuracy_drop": 1.0}},
             "evaluate": {"latency_runs": 10},
             "tracking": {"uri": "http://user:secret@tracking.example"},
         }
@@ -48,6 +49,29 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Pat
     distill.run(**common, out=folders["student"])
     export.run(data=digits, teacher=teacher, student=folders["student"], out=folders["deploy"], params=params)
     return Project(data=digits, teacher=teacher, **folders, params=params)
+
+
+class Evaluated(NamedTuple):
+    """What the evaluate step made of the project: its folder, its summary, which splits it opened."""
+
+    report: Path
+    summary: dict[str, Any]
+    opened: list[str]
+
+
+@pytest.fixture(scope="session")
+def evaluated(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The project's report, made once."""
+    from components import evaluate
+    from gkd_core.data.prepared import PreparedData
+
+    opened: list[str] = []
+    split = PreparedData.split
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
+        out = tmp_path_factory.mktemp("evaluated") / "report"
+        summary = evaluate.run(**project.inputs(), out=out, params=project.params)
+    return Evaluated(out, summary, opened)
 
 
 class Finished(NamedTuple):

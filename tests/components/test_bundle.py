@@ -18,9 +18,8 @@ import yaml
 from google.protobuf import text_format
 from PIL import Image
 
-from components import evaluate, export, verify
+from components import verify
 from components.image import serve_image
-from gkd_core.config import parse_params
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.bundle import _markdown, _pbtxt, _yaml, write_bundle
@@ -46,17 +45,9 @@ def model_config(text: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def folders(project: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(project: Any, evaluated: Any) -> dict[str, Path]:
     """Deployed with all precisions, measured."""
-    root = tmp_path_factory.mktemp("run")
-    params = project.params.model_dump()
-    params["export"] |= {"fp16": True, "int8": {"min_agreement": 0.0, "max_accuracy_drop": 1.0}}
-    settings = parse_params(params)
-    inputs = project.inputs() | {"deploy": root / "deploy"}
-    common = {key: inputs[key] for key in ("data", "teacher", "student")}
-    export.run(**common, out=inputs["deploy"], params=settings)
-    evaluate.run(**inputs, out=root / "report", params=settings)
-    return {key: inputs[key] for key in ("data", "student", "deploy")} | {"report": root / "report"}
+    return {name: getattr(project, name) for name in ("data", "student", "deploy")} | {"report": evaluated.report}
 
 
 def make(folders: dict[str, Path], out: Path, **changes: Any) -> dict[str, Any]:
@@ -376,11 +367,6 @@ def test_folders_of_different_runs_are_refused(folders: dict[str, Path], tmp_pat
         with pytest.raises(GkdError, match=sentence):
             make({**folders, key: changed}, tmp_path / "out")
         assert not (tmp_path / "out").exists()
-
-
-def test_a_precision_that_was_not_kept_is_refused_with_its_reason(project: Any, folders: dict[str, Path]) -> None:
-    with pytest.raises(GkdError, match=r"has no fp16 model: export\.fp16 is false; take fp32"):
-        make({**folders, "deploy": project.deploy}, folders["report"].parent / "out", precision="fp16")
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,6 @@ from gkd_core.files import folder_digest
 from gkd_core.models.network import load_network
 
 
-@pytest.fixture(scope="module")
-def evaluated(project: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], list[str]]:
-    """The report folder, the summary, and which splits were opened."""
-    opened: list[str] = []
-    split = PreparedData.split
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
-        out = tmp_path_factory.mktemp("evaluated") / "report"
-        summary = evaluate.run(**project.inputs(), out=out, params=project.params)
-    return out, summary, opened
-
-
 def read(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as stream:
         return list(csv.DictReader(stream))
@@ -105,7 +93,6 @@ def test_int8_is_measured_on_test_beside_float32(project: Any, evaluated: Any) -
     assert summary["int8"] == {key: measured[key] for key in ("top1", "agreement_with_fp32")}
     page = (out / "report.html").read_text()
     assert "The int8 file is " in page
-    assert "There is no float16 file: export.fp16 is false." in page
 
 
 def test_the_test_images_are_opened_once_and_no_others(evaluated: Any) -> None:
