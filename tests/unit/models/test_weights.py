@@ -77,7 +77,8 @@ def test_a_teacher_folder_gives_its_network(tmp_path):
     ],
 )
 def test_a_teacher_folder_without_one_network_is_refused(tmp_path, content, sentence):
-    write_json(tmp_path / "teacher.json", {"data_sha256": "", **content})
+    content = {"data_sha256": "", **content} if isinstance(content, dict) else content
+    write_json(tmp_path / "teacher.json", content)
     with pytest.raises(GkdError, match=sentence):
         take(tmp_path, classes=None)
 
