@@ -128,5 +128,5 @@ def _refusal(source: Source, failed: dict[SplitName, dict[int, str]]) -> GkdErro
     more = "; …" if len(reasons) > NAMED_IN_SENTENCE else ""
     return GkdError(
         f"{len(reasons)} of {total} images cannot be read: {named}{more} — "
-        "mend or delete them, or set data.unreadable to drop"
+        "fix or delete them, or set data.unreadable to drop"
     )

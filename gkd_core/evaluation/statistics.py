@@ -40,7 +40,7 @@ def paired_difference(
 
     Only images on which the two disagree tell them apart, so this is far sharper than comparing two intervals. Half an
     image is added to each of the four cells (both right, only one, only the other, none) before Wald's formula, which
-    mends its coverage for small samples and for few disagreements.
+    corrects its coverage for small samples and for few disagreements.
 
     Args:
         correct, reference_correct: [N] whether each network was right on each image.

@@ -29,7 +29,7 @@ def audit(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
     [
         ([KNOWN], 0, "requirements.lock: 0 known vulnerabilities in 1 packages\n"),
         ([KNOWN, STRANGE], 0, "0 known vulnerabilities in 1 packages; 1 others are not in the database"),
-        ([KNOWN, BAD], 1, "requirements.lock: b 2: CVE-1 (mended in 3)\nrequirements.lock: 1 known vulnerabilities"),
+        ([KNOWN, BAD], 1, "requirements.lock: b 2: CVE-1 (fixed in 3)\nrequirements.lock: 1 known vulnerabilities"),
         ([STRANGE, STRANGE], 0, "requirements.lock: NOT audited, the database of vulnerabilities cannot be reached"),
     ],
 )

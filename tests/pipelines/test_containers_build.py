@@ -90,4 +90,4 @@ def test_the_engine_script_says_why_not(tmp_path):
         check=False,
     )
     assert done.returncode == 1
-    assert re.fullmatch(r"container engine: not to be had: no engine answers, and .*\n", done.stderr)
+    assert re.fullmatch(r"container engine: not available: no engine answers, and .*\n", done.stderr)

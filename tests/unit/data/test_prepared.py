@@ -181,7 +181,7 @@ def test_unreadable_files_are_refused_and_all_named(tmp_path: Path, caplog: pyte
         write_prepared(toy(bad=(3, 17, 30, 44)), tmp_path)
     assert str(error.value) == (
         "4 of 60 images cannot be read: 003.jpg (cut short); 017.jpg (cut short); 030.jpg (cut short); … — "
-        "mend or delete them, or set data.unreadable to drop"
+        "fix or delete them, or set data.unreadable to drop"
     )
     assert sorted(record.getMessage() for record in caplog.records) == [
         f"cannot read {name}.jpg: cut short" for name in ("003", "017", "030", "044")
