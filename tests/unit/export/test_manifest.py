@@ -8,7 +8,15 @@ import pytest
 
 from gkd_core.errors import GkdError
 from gkd_core.export import manifest as module
-from gkd_core.export.manifest import build_manifest, code_sha256, lineage, read_manifest, write_manifest
+from gkd_core.export.manifest import (
+    build_manifest,
+    code_sha256,
+    dropped_file,
+    lineage,
+    model_entry,
+    read_manifest,
+    write_manifest,
+)
 from gkd_core.files import file_digest
 
 TRAINING = {"data_sha256": "d" * 64, "teacher_digest": "t" * 64, "config_digest": "c" * 64}
@@ -138,3 +146,10 @@ def test_the_real_packages_are_found_from_any_folder(tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.stdout.split() == [code_sha256(), "False"]
+
+
+def test_a_precision_that_was_not_kept_is_refused_with_its_reason():
+    manifest = {"model": {"file": "model.onnx"}, "fp16": dropped_file("export.fp16 is false")}
+    assert model_entry(manifest, "fp32", "the folder deploy") == {"file": "model.onnx"}
+    with pytest.raises(GkdError, match=r"the folder deploy has no fp16 model: export\.fp16 is false; take fp32"):
+        model_entry(manifest, "fp16", "the folder deploy")
