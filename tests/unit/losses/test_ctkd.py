@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from gkd_core.losses.ctkd import CurriculumTemperature, reverse_gradient
 from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.training.learner import Learner
 from gkd_core.training.optimizer import create_optimizer
 
 
@@ -109,7 +110,7 @@ class TestMethod:
 
     def test_an_optimiser_step_raises_the_loss(self, pair):
         loss = CurriculumTemperature(*pair, epochs=10).double()
-        optimizer = create_optimizer(pair.student, loss, name="sgd", learning_rate=0.5)
+        optimizer = create_optimizer(Learner(pair.student, loss), name="sgd", learning_rate=0.5)
         student, teacher = logits(16, 4), logits(16, 4, seed=1)
         before = kd_loss(student, teacher, loss.temperature(20.0))
         before.backward()

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from gkd_core.losses.dynamickd import DynamicKD, entropy_corrected_kd_loss
 from gkd_core.losses.soft_labels import kd_loss
+from gkd_core.training.learner import Learner
 from gkd_core.training.optimizer import create_optimizer
 
 
@@ -97,7 +98,7 @@ class TestMethod:
 
     def test_no_weight_decay_on_the_controller(self, pair):
         loss = DynamicKD(*pair, per_sample=True)
-        optimizer = create_optimizer(pair.student, loss, name="sgd", learning_rate=0.1, weight_decay=5e-4)
+        optimizer = create_optimizer(Learner(pair.student, loss), name="sgd", learning_rate=0.1, weight_decay=5e-4)
         network, controller = optimizer.param_groups
         assert (network["weight_decay"], controller["weight_decay"]) == (5e-4, 0.0)
         assert [id(p) for p in controller["params"]] == [id(loss.log_scale), id(loss.slope)]
