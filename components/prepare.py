@@ -20,12 +20,13 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
     from gkd_core.data.prepared import write_info
     from gkd_core.data.sources import open_source
     from gkd_core.data.topology import require_gudhi, write_topology
-    from gkd_core.files import whole_folder
+    from gkd_core.files import refuse_to_replace, whole_folder
 
     data = params.data
     if data.topology:
         require_gudhi()
     root = Path(data.root).expanduser() if data.root is not None else None
+    refuse_to_replace(out, [root])
     source = open_source(data.source, root, data.image_size, data.channels)
     with whole_folder(out, [root]) as folder:
         info = write_prepared(

@@ -67,7 +67,7 @@ def change_json(file: Path, **values: Any) -> None:
         (lambda student: change_json(student / "training.json", teacher_digest="0"), "learned from another teacher"),
         (
             lambda student: change_json(student / "training.json", trained=False, reason="references.kd is false"),
-            r"holds no trained student \(references\.kd is false\)",
+            r"holds no trained network \(references\.kd is false\)",
         ),
         (lambda student: (student / "training.json").unlink(), "has no training.json"),
         (lambda student: (student / "model.safetensors").write_bytes(b"cut"), "is damaged"),
