@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gkd_core import losses as losses
     from gkd_core.data.load import load_data as load_data
+    from gkd_core.errors import GkdError as GkdError
     from gkd_core.evaluation.comparison import compare as compare
     from gkd_core.evaluation.evaluate import evaluate as evaluate
     from gkd_core.export.deploy import export_onnx as export_onnx
@@ -46,6 +47,7 @@ _HOME = {
     "export_onnx": "gkd_core.export.deploy",
     "list_models": "gkd_core.models.create",
     "list_methods": "gkd_core.methods",
+    "GkdError": "gkd_core.errors",
 }
 
 __all__ = [*_HOME, "losses"]

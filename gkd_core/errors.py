@@ -9,6 +9,13 @@ class GkdError(Exception):
 
     The message is one sentence that says what, where and how to fix it. The command line prints it without a
     traceback and exits with `exit_code`; nothing half-written stays behind.
+
+    Example:
+        >>> try:
+        ...     load_data("digitz")
+        ... except GkdError as error:
+        ...     print(error)
+        data source 'digitz' is unknown; did you mean 'digits'? ...
     """
 
     exit_code = 2

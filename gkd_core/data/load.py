@@ -192,8 +192,14 @@ def _labels(dataset: Labelled) -> NDArray[np.int64]:
         return rows
     targets = getattr(dataset, "targets", None)
     if targets is None or getattr(dataset, "target_transform", None) is not None:
-        targets = [int(dataset[position][1]) for position in range(len(dataset))]
-    return np.asarray(targets, dtype=np.int64)
+        targets = [dataset[position][1] for position in range(len(dataset))]
+    try:
+        numbers = np.asarray([float(target) for target in targets])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GkdError(f"a label is not a number ({error}): give positions in classes, counted from 0") from None
+    if (broken := ~(np.isfinite(numbers) & (numbers == np.trunc(numbers)))).any():
+        raise GkdError(f"label {numbers[broken][0]:g} is not whole: give positions in classes, counted from 0")
+    return numbers.astype(np.int64)
 
 
 def _pixels(image: Any, where: str) -> NDArray[np.uint8]:
@@ -217,5 +223,4 @@ def _pixels(image: Any, where: str) -> NDArray[np.uint8]:
         image = (image * 255).round()
     elif image.dtype != torch.uint8:
         raise GkdError(f"{where} is {image.dtype}: give uint8, or floats in [0, 1]")
-    pixels: NDArray[np.uint8] = image.to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return pixels
+    return np.ascontiguousarray(image.to(torch.uint8).permute(1, 2, 0).cpu().numpy())

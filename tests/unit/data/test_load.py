@@ -79,6 +79,23 @@ def test_data_sets_are_the_splits_they_are_given_as():
     assert not data.info.augment["flip"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_tensors_in_colour_are_kept_pixel_by_pixel(dtype):
+    pixels = torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = pixels if dtype == torch.uint8 else pixels / 255
+    data = load_data([TensorDataset(images, torch.arange(12) % 3)] * 3)
+    assert np.array_equal(data.train.images[:], pixels.permute(0, 2, 3, 1).numpy())
+
+
+def test_float_labels_must_be_whole():
+    images = torch.zeros(4, 1, 6, 6)
+    data = load_data([TensorDataset(images, torch.tensor([0.0, 1.0, 0.0, 1.0]))] * 3)
+    assert data.train.labels[:].tolist() == [0, 1, 0, 1]
+    for labels, named in ((torch.tensor([0.0, 1.5, 0.0, 1.0]), "label 1.5"), (torch.eye(4), "a label is not a number")):
+        with pytest.raises(GkdError, match=named):
+            load_data([TensorDataset(images, labels)] * 3)
+
+
 def test_a_split_that_is_missing_is_taken_from_train():
     data = load_data((tensors(60), tensors(9)), test_fraction=0.25)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [45, 9, 15]
