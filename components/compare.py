@@ -57,7 +57,7 @@ def run(
     """
     chosen = list(dict.fromkeys([reference, *(methods or METHODS)]))
     check(params, chosen, seeds)
-    refuse_to_replace(out, [data, teacher], work)  # before hours of training
+    refuse_to_replace(out, [data, teacher], work, kind="comparison")  # before hours of training
     rows = []
     with progress("compare", len(seeds) * len(chosen), unit="trainings") as advance:
         for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
@@ -104,7 +104,7 @@ def write_comparison(
         GkdError: there are no rows.
     """
     comparison = Comparison(rows, reference)
-    with whole_folder(out, list(inputs)) as folder:
+    with whole_folder(out, list(inputs), kind="comparison") as folder:
         comparison.save(folder)
     return comparison.as_dict()
 

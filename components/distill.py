@@ -53,7 +53,7 @@ def run(
         if not off:
             return _train(params=params, reference=reference, **where)
         facts = {"trained": False, "role": reference, "reason": f"references.{reference} is false"}
-        with step_folder(out, [data, teacher], work) as folder:
+        with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
             write_json(folder / "training.json", facts)
         return facts
 
@@ -87,7 +87,7 @@ def _train(
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, f"the teacher folder {teacher}")
     training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=facts["role"])
     space = workspace(work / facts["role"], facts)
-    with step_folder(out, [data, teacher], work) as folder:
+    with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
         result = training.in_scheme(create_student, space)
         result.save(folder)
     remove_workspace(space)

@@ -72,7 +72,7 @@ def run(
     """
     start = time.monotonic()
     inputs = [data, teacher, baseline, kd, student, deploy]
-    refuse_to_replace(out, inputs)  # before all is measured
+    refuse_to_replace(out, inputs, kind="report")  # before all is measured
     settings = params.evaluate
     prepared = PreparedData.open(data)
     info = prepared.info
@@ -178,7 +178,7 @@ def run(
         manifest=manifest,
         configuration=_configuration(params),
     )
-    with whole_folder(out, inputs) as folder:
+    with whole_folder(out, inputs, kind="report") as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "timings.json", findings.timings)
         np.save(folder / "predictions.npy", exported.argmax(1).astype(np.int32))

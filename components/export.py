@@ -49,7 +49,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     training = read_trained(student, "student", data=data, data_sha256=info.sha256, teacher=teacher)
     network = load_network(student, info.classes)
     digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export"))
-    with whole_folder(out, [data, teacher, student]) as folder:
+    with whole_folder(out, [data, teacher, student], kind="deploy") as folder:
         model = folder / MODEL_FILE
         write_onnx(
             network,

@@ -26,9 +26,9 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
     if data.topology:
         require_gudhi()
     root = Path(data.root).expanduser() if data.root is not None else None
-    refuse_to_replace(out, [root])
+    refuse_to_replace(out, [root], kind="data")
     source = open_source(data.source, root, data.image_size, data.channels)
-    with whole_folder(out, [root]) as folder:
+    with whole_folder(out, [root], kind="data") as folder:
         info = write_prepared(
             source,
             folder,

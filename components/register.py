@@ -79,7 +79,7 @@ def run(
     """
     folders = {"teacher": teacher, "baseline": baseline, "kd": kd, "student": student}
     inputs = [*folders.values(), deploy, report]
-    refuse_to_replace(out, inputs)  # before anything is registered
+    refuse_to_replace(out, inputs, kind="registration")  # before anything is registered
     manifest, metrics = read_manifest(deploy), read_metrics(report)
     metrics_digest = file_digest(report / "metrics.json")
     timings = read_json(report / "timings.json", "the report folder", keys=["onnx"])
@@ -122,7 +122,7 @@ def run(
             aliases = store.aliases()
     number = version.number
     alias = next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if aliases.get(alias) == number), None)
-    with whole_folder(out, inputs) as folder:
+    with whole_folder(out, inputs, kind="registration") as folder:
         write_json(folder / "gate.json", decision | {"metrics_sha256": metrics_digest})
         write_json(
             folder / "version.json",

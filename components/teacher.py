@@ -83,7 +83,7 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     space = workspace(work / "teacher", inputs)
     plan = _plan(teacher)
     _refuse_uncovered(teacher, prepared.info.classes)
-    with step_folder(out, [prepared.folder], work) as folder:
+    with step_folder(out, [prepared.folder], work, kind="teacher") as folder:
         before: Path | None = None
         for one in plan:
             make = partial(_train, one, prepared, teacher, inputs, space / f"{one.folder}.training", before)
@@ -241,7 +241,7 @@ def _import(prepared: PreparedData, out: Path, params: Params) -> dict[str, Any]
         "teacher_digest": "",
         "config_digest": params.digest("teacher"),
     }
-    with step_folder(out, [prepared.folder, Path(source)]) as folder:
+    with step_folder(out, [prepared.folder, Path(source)], kind="teacher") as folder:
         (folder / name).mkdir()
         save_network(network, folder / name)
         write_json(folder / name / "training.json", facts)

@@ -186,12 +186,17 @@ def command_of(kind: str) -> str:
     return _KINDS[kind][1]
 
 
-def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None) -> None:
+def refuse_to_replace(
+    out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None, *, kind: str | None = None
+) -> None:
     """See that writing `out` loses nothing but a step's earlier result, and leaves other results as they are.
 
+    Args:
+        kind: what `out` will be (`kind_of`), so that no finished folder of another kind is replaced; None is any.
     Raises:
         GkdError: `out` is a file or a link, the current folder or one above it; it is, holds or lies in one of the
-            inputs; it holds `work`; it lies in a finished folder of ours; or it holds something and is none itself.
+            inputs; it holds `work`; it lies in a finished folder of ours; it is one of another kind; or it holds
+            something and is none itself.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
@@ -207,12 +212,18 @@ def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = (), work: Path 
         if place.is_relative_to(source) and given != work:
             raise GkdError(f"--out {out} lies inside {given}, which is read: name a folder outside it")
     for above in place.parents:
-        if (kind := kind_of(above)) is not None:
+        if (around := kind_of(above)) is not None:
             raise GkdError(
-                f"--out {out} lies inside {above}, which holds {_KINDS[kind][0]} and would be another then: name a "
+                f"--out {out} lies inside {above}, which holds {_KINDS[around][0]} and would be another then: name a "
                 "folder outside it"
             )
-    if out.is_dir() and kind_of(out) is None:
+    present = kind_of(out)
+    if present is not None and kind is not None and present != kind:
+        raise GkdError(
+            f"--out {out} holds {_KINDS[present][0]}, which {_KINDS[kind][0]} would replace: name another folder, or "
+            "delete that one first"
+        )
+    if out.is_dir() and present is None:
         there = sorted(entry.name for entry in out.iterdir() if entry.name != ".gitignore")  # which DVC leaves behind
         if there:
             raise GkdError(
@@ -221,7 +232,9 @@ def refuse_to_replace(out: Path, inputs: Iterable[Path | None] = (), work: Path 
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None) -> Iterator[Path]:
+def whole_folder(
+    out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None, *, kind: str | None = None
+) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
 
     An existing `out` of an earlier run stays as it was until the new one is complete.
@@ -230,13 +243,14 @@ def whole_folder(out: Path, inputs: Iterable[Path | None] = (), work: Path | Non
         out: where the folder will be.
         inputs: what the block reads; `out` must neither replace any of it nor lie in it.
         work: where checkpoints are; `out` must not replace it.
+        kind: what it will be (`kind_of`): a finished folder of another kind is not replaced.
     Raises:
         GkdError: see `refuse_to_replace`; or no folder can be made there.
 
     >>> with whole_folder(Path("student")) as folder:  # doctest: +SKIP
     ...     (folder / "model.json").write_text("{}")
     """
-    refuse_to_replace(out, inputs, work)
+    refuse_to_replace(out, inputs, work, kind=kind)
     building = out.with_name(f".{out.name}.{os.getpid()}.building")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
     try:

@@ -98,7 +98,7 @@ def write_bundle(
             a name or URI is not valid.
     """
     inputs = [data, student, deploy, report, registration]
-    refuse_to_replace(out, inputs)
+    refuse_to_replace(out, inputs, kind="bundle")
     manifest = read_manifest(deploy)
     chosen = model_entry(manifest, precision, f"the deploy folder {deploy}")
     info = PreparedData.open(data, check=False).info
@@ -154,7 +154,7 @@ def write_bundle(
         "queue_delay_us": QUEUE_DELAY_US,
         "header": _header(name, training, metrics, precision),
     }
-    with whole_folder(out, inputs) as folder:
+    with whole_folder(out, inputs, kind="bundle") as folder:
         entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest))]
         for file in ["manifest.json", *(Path(entry["file"]).name for entry in entries)]:
             shutil.copyfile(deploy / file, folder / file)

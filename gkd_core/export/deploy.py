@@ -87,7 +87,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             write(path := Path(name) / MODEL_FILE)
             return path.read_bytes()
-    with whole_folder(Path(folder)) as building:
+    with whole_folder(Path(folder), kind="deploy") as building:
         found = write(path := building / MODEL_FILE)
         manifest = build_manifest(
             path,

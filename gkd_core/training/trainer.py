@@ -31,7 +31,7 @@ from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
-from gkd_core.files import json_digest
+from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
 from gkd_core.models.network import Network
 from gkd_core.schedules import Observer, create_schedule
@@ -147,6 +147,9 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
             f"the network has {len(network.classes)} classes, the data {data.info.source} has "
             f"{len(data.info.classes)}, or in another order: create it with classes=data.classes"
         )
+    kind = "student" if training.facts["role"] == "student" else "network"
+    if out is not None:
+        refuse_to_replace(Path(out), kind=kind)  # before hours of training
     training = replace(
         training,
         facts=training.facts
@@ -163,7 +166,7 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
         network.load_state_dict(result.network.state_dict())
         result = replace(result, network=network.eval())
     if out is not None:
-        with step_folder(Path(out)) as folder:
+        with step_folder(Path(out), kind=kind) as folder:
             result.save(folder)
     return result
 

@@ -36,7 +36,9 @@ def run_once(folder: Path, make: Callable[[Path], Any]) -> Path:
 
 
 @contextlib.contextmanager
-def step_folder(out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None) -> Iterator[Path]:
+def step_folder(
+    out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None, *, kind: str | None = None
+) -> Iterator[Path]:
     """`whole_folder` for a step that may run in several processes: the first one's folder becomes `out`.
 
     The others' are thrown away, and all see `out` after the block. That takes storage that every machine sees.
@@ -46,7 +48,7 @@ def step_folder(out: Path, inputs: Iterable[Path | None] = (), work: Path | None
             yield Path(folder)
             distributed.wait_for_all()
     else:
-        with whole_folder(out, inputs, work) as folder:
+        with whole_folder(out, inputs, work, kind=kind) as folder:
             yield folder
             distributed.wait_for_all()  # what stops one of them stops this one before the folder is `out`
     distributed.wait_for_all()

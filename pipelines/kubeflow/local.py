@@ -80,6 +80,8 @@ def run_pipeline(
     refuse_no_image(image())
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
+    if Path.cwd().is_relative_to(out.resolve()) or (out / "dvc.yaml").exists():
+        raise GkdError(f"--out {out} is a project, whose data, teacher, … this run would replace: name a folder inside")
     given = dict(arguments or {})
     content = read_sections(params)
     found = resolve(content, overrides or [], data_source=given.get("data_source", ""), mlflow=given.get("mlflow", ""))
@@ -87,7 +89,7 @@ def run_pipeline(
     _refuse_arguments(pipeline, given)
     folders = FOLDERS[which]
     for name in folders.values():
-        refuse_to_replace(out / name)
+        refuse_to_replace(out / name, kind=name)
     work = out / "work"
     if runner == "docker":
         from pipelines.kubeflow.containers import refuse_no_engine, user_of
@@ -177,7 +179,7 @@ def _hand_over(root: Path, out: Path, folders: dict[str, str]) -> list[str]:
     for task, name in folders.items():
         found = sorted((root / "artifacts").glob(f"**/{task}/{name}"))
         if found and found[0].is_dir():
-            with whole_folder(out / name) as building:
+            with whole_folder(out / name, kind=name) as building:
                 building.rmdir()
                 found[0].rename(building)
             made.append(name)

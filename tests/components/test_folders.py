@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,28 @@ def test_out_is_neither_in_what_is_finished_nor_in_what_is_read(
         assert str(out) in str(error.value)
         assert error.value.exit_code == 2
     assert folder_digest(run) == before
+
+
+@pytest.mark.parametrize("step", [*STEPS, "prepare"])
+def test_a_finished_folder_of_another_kind_is_not_replaced(
+    step: str, folders: dict[str, Path], project: Any, tmp_path: Path
+) -> None:
+    read = STEPS[step][1] if step in STEPS else []
+    writes = {"distill": "student", "export": "deploy", "evaluate": "report", "register": "registration"}
+    writes["prepare"] = "data"
+    for kind in KINDS:
+        if kind in read or kind == writes.get(step, step):
+            continue
+        out = tmp_path / kind
+        shutil.copytree(folders[kind], out)
+        before = folder_digest(out)
+        write = (
+            partial(call, step, folders) if step in STEPS else lambda out, params: prepare.run(out=out, params=params)
+        )
+        with pytest.raises(GkdError, match=r"--out .* would replace") as error:
+            write(out, project.params)
+        assert error.value.exit_code == 2
+        assert folder_digest(out) == before
 
 
 def test_images_are_not_prepared_into_their_own_folder(tmp_path: Path) -> None:

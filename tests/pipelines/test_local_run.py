@@ -277,6 +277,19 @@ def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
         run_pipeline(runner="subprocess", params=folder / "params.yaml", out=folder / "made")
 
 
+def test_a_project_is_not_replaced_by_a_run(folder, monkeypatch):
+    from gkd_core.errors import GkdError
+    from pipelines.kubeflow.local import run_pipeline
+
+    (folder / "project").mkdir()
+    (folder / "project" / "dvc.yaml").touch()
+    monkeypatch.chdir(folder)
+    for out in (Path(), Path(".."), folder / "project"):
+        with pytest.raises(GkdError, match="is a project") as error:
+            run_pipeline(runner="subprocess", params=folder / "params.yaml", out=out)
+        assert error.value.exit_code == 2
+
+
 @pytest.mark.slow
 def test_stopped_it_leaves_no_process_and_nothing_half_written(folder):
     process = subprocess.Popen(

@@ -219,3 +219,18 @@ def test_a_file_too_large_to_be_ours_is_not_read(tmp_path):
         stream.truncate(1 << 30)
     with pytest.raises(GkdError, match="far more than gkd writes"):
         read_json(tmp_path / "x.json", "it")
+
+
+@pytest.mark.parametrize("present", ["student", "kd", "baseline"])
+def test_a_finished_folder_of_another_kind_is_not_replaced(present, tmp_path):
+    out = tmp_path / "student"
+    with whole_folder(out, kind=present) as folder:
+        write_json(folder / "training.json", {"role": present, "trained": True})
+    before = folder_digest(out)
+    for kind in {"data", "teacher", "network", "student", "kd", "baseline", "bundle"} - {present}:
+        with pytest.raises(GkdError, match=r"--out .* would replace: name another"), whole_folder(out, kind=kind):
+            pytest.fail("the block ran")
+        assert folder_digest(out) == before
+    with whole_folder(out, kind=present) as folder:  # its own kind, and whoever names none, may
+        write_json(folder / "training.json", {"role": present, "trained": False})
+    refuse_to_replace(out)
