@@ -61,6 +61,7 @@ class History(Sequence[Row]):
     def plot(self) -> "Figure":
         """Loss terms on the left, accuracies with β(t) on the right."""
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         figure = Figure(figsize=(10, 3.5), layout="constrained")
         losses, accuracies = figure.subplots(1, 2)
@@ -76,6 +77,8 @@ class History(Sequence[Row]):
         weight.set_ylabel("β")
         losses.set(xlabel="epoch", ylabel="loss")
         accuracies.set(xlabel="epoch", ylabel="top-1 [%]")
+        for axis in (losses.xaxis, accuracies.xaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         losses.legend()
         accuracies.legend()
         return figure

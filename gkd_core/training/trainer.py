@@ -416,7 +416,7 @@ class Trainer:
         history = copy.deepcopy(state.history)
         facts = self.facts | self.learner.on_train_end(history)
         epoch = state.best_epoch if best else self.config.epochs
-        kept = history[epoch - 1]
+        selected = history[epoch - 1]
         return Result(
             network=self.network,
             history=History(history),
@@ -424,8 +424,8 @@ class Trainer:
                 "trained": True,
                 "epochs": len(history),
                 "selected_epoch": epoch,
-                "validation_top1": kept["validation_top1"],
-                "validation_nll": kept["validation_nll"],
+                "validation_top1": selected["validation_top1"],
+                "validation_nll": selected["validation_nll"],
                 **facts,
             },
             checkpoint=self.checkpoint,
