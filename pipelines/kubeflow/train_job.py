@@ -4,8 +4,8 @@
 its last lines when it fails. The controller sets PET_* in the job's containers, so that a plain
 `python -m torch.distributed.run …` there knows the other nodes.
 
-The manifest is ours because the SDK's `TrainerClient.train` takes no variables from secrets, no processes per node and no
-labels; and so is the waiting, because its `wait_for_job_status` ends at the first question that goes unanswered.
+The manifest is ours because the SDK's `TrainerClient.train` takes no variables from secrets, no processes per node and
+no labels; and so is the waiting, because its `wait_for_job_status` ends at the first question that goes unanswered.
 """
 
 import contextlib
