@@ -8,6 +8,7 @@ its small distribution (mlflow-skinny), and a command that asks no registry impo
 
 import atexit
 import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -77,6 +78,7 @@ WORKING = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 LONGEST_PAUSE = 10  # seconds between two tries to reach the server
+ABANDONED = 15 * 60  # seconds after which what is half-written on a server is nobody's any more
 
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 UNAUTHORISED = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
@@ -155,17 +157,34 @@ def connect(settings: TrackingConfig, *, again: str, create: bool = False) -> It
 
     Args:
         again: the command to run again after a failure, for the error.
-        create: make a database that is not there; whoever only reads must not.
+        create: make a database that is not there; whoever only reads must not. Whoever may make one is alone: others
+            who ask the same of a SQLite database wait until the block ends.
     Raises:
         GkdError: it does not answer after `settings.attempts` tries or falls silent later, refuses us, or is no
             tracking store. What was logged until then is found again by the next call.
     """
     uri = resolve_uri(settings.uri)
-    with _errors_as_sentences(uri, again):
+    with _errors_as_sentences(uri, again), _alone(uri if create else "") as alone:
         with http_settings(PROBING):
-            _reach(uri, settings.attempts, create)
+            _reach(uri, settings.attempts, create, "--tracking-uri" if again == "gkd serve" else "--set tracking.uri=…")
         with http_settings(WORKING):
-            yield Store(uri, settings)
+            yield Store(uri, settings, alone=alone)
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[bool]:
+    """One process at a time: hold the lock file beside a SQLite database. For another address, False: nobody waits."""
+    if (file := database_file(uri)) is None:
+        yield False
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("a") as lock:  # never removed: whoever waits holds it open
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _note(f"another process writes to {redact(uri)}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield True
 
 
 def parse_address(address: str) -> tuple[str, str]:
@@ -219,10 +238,12 @@ def download_network(address: str, settings: TrackingConfig) -> Path:
 class Store:
     """A tracking store that has answered: its runs, and the versions of one registered model."""
 
-    def __init__(self, uri: str, settings: TrackingConfig) -> None:
+    def __init__(self, uri: str, settings: TrackingConfig, *, alone: bool = False) -> None:
+        """`alone`: nobody else writes to the store meanwhile, so that what is half-written there is nobody's."""
         from mlflow import MlflowClient
 
         self.uri = uri
+        self._alone = alone
         self.name = settings.model_name
         self._experiment_name = settings.experiment
         self._client = MlflowClient(uri)
@@ -237,7 +258,7 @@ class Store:
         for run in self._client.search_runs(experiments, condition, ViewType.ACTIVE_ONLY, order_by=oldest_first):
             if run.data.tags.get("gkd.complete") == "true":
                 return str(run.info.run_id)
-            if run.info.status == "RUNNING":  # whoever made it was killed; if not, its tags will say complete yet
+            if run.info.status == "RUNNING" and self._abandoned(run.info.start_time):
                 self._client.set_terminated(run.info.run_id, "FAILED")
 
         tags = record.tags | {"gkd.key": record.key} | ({"mlflow.parentRunId": parent} if parent else {})
@@ -249,6 +270,10 @@ class Store:
                 self._client.set_terminated(run_id, "FAILED")
             raise
         return run_id
+
+    def _abandoned(self, since_ms: int) -> bool:
+        """Whether whoever began to write something then was killed, and is not just busy with it elsewhere."""
+        return self._alone or time.time() - since_ms / 1000 > ABANDONED
 
     def _fill(self, run_id: str, record: RunRecord) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -316,6 +341,8 @@ class Store:
     def register(self, run_id: str, model: Path, manifest: dict[str, Any], tags: dict[str, str]) -> Version:
         """Log the ONNX file as it is and register it as a new version, with all its tags from the first moment.
 
+        A version that another process made of the same manifest meanwhile is returned instead.
+
         Args:
             run_id: the student's run.
             model: the ONNX file.
@@ -327,6 +354,8 @@ class Store:
             if self._registered() is None:
                 with _made_by_another():
                     self._client.create_registered_model(self.name)
+            if (meanwhile := self.find_version(tags["gkd.manifest"])) is not None:
+                return meanwhile
             made = self._client.create_model_version(
                 self.name, f"{MODELS}{model_id}", run_id, tags=tags, await_creation_for=0, model_id=model_id
             )
@@ -340,7 +369,8 @@ class Store:
         for logged in self._client.search_logged_models([experiment], _tagged("gkd.manifest", manifest_digest)):
             if logged.status == "READY":
                 return str(logged.model_id)
-            self._client.delete_logged_model(logged.model_id)
+            if self._abandoned(logged.creation_timestamp):
+                self._client.delete_logged_model(logged.model_id)
         # Made beforehand: log_model alone would look for the experiment in the surroundings, not in the run.
         logged = self._client.create_logged_model(experiment, MODEL, run_id, tags={"gkd.manifest": manifest_digest})
         mlflow.onnx.log_model(
@@ -488,8 +518,8 @@ def _made_by_another() -> Iterator[None]:
             raise
 
 
-def _reach(uri: str, attempts: int, create: bool) -> None:
-    """One small question to the store, asked up to `attempts` times."""
+def _reach(uri: str, attempts: int, create: bool, option: str) -> None:
+    """One small question to the store, asked up to `attempts` times. `option` names another one, for the error."""
     database = uri.split(":")[0].split("+")[0] in DATABASES
     if database and importlib.util.find_spec("sqlalchemy") is None:
         raise GkdError(
@@ -499,7 +529,7 @@ def _reach(uri: str, attempts: int, create: bool) -> None:
     ask = _ask_database if database else _ask_server
     for attempt in range(attempts):
         try:
-            ask(uri, create)
+            ask(uri, create, option)
             break
         except Exception as error:
             if attempt + 1 == attempts or not _may_pass(error):
@@ -509,13 +539,13 @@ def _reach(uri: str, attempts: int, create: bool) -> None:
             time.sleep(pause)
 
 
-def _ask_server(uri: str, create: bool) -> None:
+def _ask_server(uri: str, create: bool, option: str) -> None:
     from mlflow import MlflowClient
 
     MlflowClient(uri).search_experiments(max_results=1)
 
 
-def _ask_database(uri: str, create: bool) -> None:
+def _ask_database(uri: str, create: bool, option: str) -> None:
     """Asked directly: MLflow itself would try a database that is down for nearly an hour."""
     import sqlalchemy
 
@@ -529,8 +559,8 @@ def _ask_database(uri: str, create: bool) -> None:
             engine.dispose()
     if not there and not create:
         raise GkdError(
-            f"there is no tracking store at {redact(uri)}: `gkd register` makes one; another is named by tracking.uri, "
-            "MLFLOW_TRACKING_URI or --tracking-uri"
+            f"there is no tracking store at {redact(uri)}: `gkd register` makes one; another is named by "
+            f"MLFLOW_TRACKING_URI or {option}, or by tracking.uri in params.yaml"
         )
     if not there:
         _note(f"making the tracking store {redact(uri)} (some seconds)")

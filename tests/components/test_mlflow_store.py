@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from mlflow import MlflowClient
 from components import mlflow_store, register
 from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
+from gkd_core.export.manifest import read_manifest
 from gkd_core.files import file_digest, folder_digest
 from gkd_core.models.network import load_network
 from tests import forked
@@ -127,24 +129,44 @@ def test_no_command_that_reads_makes_a_store(command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_four_processes_that_start_at_once_make_one_store(tmp_path, finish):
+def test_registers_that_start_at_once_make_one_store_and_one_version_a_run(tmp_path, finish):
     (tmp_path / "params.yaml").write_text("{}")
-    for seed in range(4):
+    for seed in range(2):
         finish(tmp_path / f"run{seed}", seed=seed)
 
-    def register_one(seed: int):
-        folders = [f"--{name}={tmp_path / f'run{seed}' / name}" for name in Finished._fields]
-        return forked.gkd("register", *folders, f"--out=registration{seed}", cwd=tmp_path, timeout=800)
+    def register_one(number: int):
+        folders = [f"--{name}={tmp_path / f'run{number // 4}' / name}" for name in Finished._fields]
+        return forked.gkd("register", *folders, f"--out=registration{number}", cwd=tmp_path, timeout=800)
 
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(register_one, range(4)))
-    assert [result.returncode for result in results] == [0] * 4, [result.stderr for result in results]
+    with ThreadPoolExecutor(5) as pool:
+        results = list(pool.map(register_one, range(5)))  # four of one run, one of another
+    assert [result.returncode for result in results] == [0] * 5, [result.stderr for result in results]
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    assert sorted(int(made.version) for made in client.search_model_versions("name = 'gkd-student'")) == [1, 2, 3, 4]
+    assert sorted(int(made.version) for made in client.search_model_versions("name = 'gkd-student'")) == [1, 2]
     assert "champion" in client.get_registered_model("gkd-student").aliases
-    said = {line for result in results for line in result.stderr.splitlines() if "tracking store" in line}
-    assert said == {"making the tracking store sqlite:///mlflow.db (some seconds)"}
+    written = [json.loads((tmp_path / f"registration{n}" / "version.json").read_text()) for n in range(5)]
+    assert {tuple(version["runs"]["student"]) for version in written[:4]} == {(written[0]["run_id"],)}
+    assert {version["version"] for version in written[:4]} == {written[0]["version"]} != {written[4]["version"]}
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    assert {run.info.status for run in client.search_runs(experiments)} == {"FINISHED"}
+    assert len(client.search_logged_models(experiments)) == 2
+    assert sum("making the tracking store" in result.stderr for result in results) == 1
     assert not list(tmp_path.glob(".mlflow-*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        (["registry", "list"], "--set tracking.uri="),
+        (["verify", "models:/gkd-student@champion"], "--set tracking.uri="),
+        (["predict", "digit.png", "--model", "models:/gkd-student@champion"], "--tracking-uri"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_the_option_that_is_advised_is_one_of_the_command(command, option, tmp_path):
+    (tmp_path / "params.yaml").write_text("{}")
+    result = forked.gkd(*command, cwd=tmp_path)
+    assert [name for name in ("--set tracking.uri=", "--tracking-uri") if name in result.stderr] == [option]
 
 
 # Runs.
@@ -169,6 +191,38 @@ def test_a_parameter_above_mlflow_s_limit_is_kept_whole_beside_the_run(store_uri
     assert json.loads(params["text"])["length"] == 6001
     whole = json.loads(Path(client.download_artifacts(run_id, "long_params.json")).read_text())
     assert whole == {"classes": classes, "text": "x" * 6001}
+
+
+@pytest.mark.parametrize(
+    ("alone", "minutes", "status"), [(True, 0, "FAILED"), (False, 0, "RUNNING"), (False, 20, "FAILED")]
+)
+def test_a_run_that_another_may_be_writing_is_left_to_it(alone, minutes, status, store_uri):
+    client = MlflowClient(store_uri)
+    began = int((time.time() - 60 * minutes) * 1000)
+    other = client.create_run("0", tags={"gkd.key": "k"}, start_time=began).info.run_id
+    with connected(store_uri, create=alone) as store:
+        assert store.log_run(record("k")) != other
+    assert client.get_run(other).info.status == status
+
+
+def test_a_version_and_a_model_that_another_makes_meanwhile_stand(tmp_path, finish, store_uri, monkeypatch):
+    client, folders = MlflowClient(store_uri), finish(tmp_path / "run")
+    client.create_registered_model("gkd-student")
+    manifest, tags = read_manifest(folders.deploy), {"gkd.manifest": "0" * 64}
+    half = client.create_logged_model("0", tags=tags)  # theirs, while ours is logged
+    log_model = mlflow_store.Store._log_model
+
+    def meanwhile(*arguments):
+        made = log_model(*arguments)
+        client.create_model_version("gkd-student", "/models/theirs", tags=tags)
+        return made
+
+    monkeypatch.setattr(mlflow_store.Store, "_log_model", meanwhile)
+    with connected(store_uri, create=False) as store:
+        run_id = store.log_run(record("k"))
+        assert store.register(run_id, folders.deploy / "model.onnx", manifest, tags).number == 1
+        assert [version.number for version in store.versions()] == [1]
+    assert client.get_logged_model(half.model_id).status == "PENDING"
 
 
 def test_the_same_key_is_the_same_run_whatever_the_platform_opened(store_uri, monkeypatch):
@@ -337,6 +391,7 @@ print(load_model("models:/gkd-student@champion", tracking_uri=sys.argv[1]).sha25
 @pytest.mark.timeout(900)
 def test_a_server_killed_midway_loses_nothing_and_doubles_nothing(server, tmp_path, finish, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setattr(mlflow_store, "ABANDONED", 0)
     params = parse_params({"tracking": {"uri": server.uri, "attempts": 2}})
     folders = finish(tmp_path / "run", params=params)
     log_artifacts, calls = MlflowClient.log_artifacts, []
