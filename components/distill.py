@@ -84,7 +84,8 @@ def _train(
         return create_model(student.name, stem=student.stem, data=prepared, seed=seed, **view)
 
     student = create_student(params.train.seed)
-    schemes.get(spec.scheme).check_teachers(spec, teachers, student, f"the teacher folder {teacher}")
+    where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"
+    schemes.get(spec.scheme).check_teachers(spec, teachers, student, where)
     training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=facts["role"])
     space = workspace(work / facts["role"], facts)
     with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:

@@ -178,6 +178,7 @@ def _train(
         teachers=teachers,
         facts={"role": "assistant" if one.assistant else "teacher", **inputs},
         title=one.title,
+        section="teacher.train",
     )
     training.run(work).save(folder)
 

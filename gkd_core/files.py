@@ -187,53 +187,64 @@ def command_of(kind: str) -> str:
 
 
 def refuse_to_replace(
-    out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None, *, kind: str | None = None
+    out: Path,
+    inputs: Iterable[Path | None] = (),
+    work: Path | None = None,
+    *,
+    kind: str | None = None,
+    option: str = "--out",
 ) -> None:
     """See that writing `out` loses nothing but a step's earlier result, and leaves other results as they are.
 
     Args:
         kind: what `out` will be (`kind_of`), so that no finished folder of another kind is replaced; None is any.
+        option: what the caller calls `out`, for the error.
     Raises:
         GkdError: `out` is a file or a link, the current folder or one above it; it is, holds or lies in one of the
             inputs; it holds `work`; it lies in a finished folder of ours; it is one of another kind; or it holds
             something and is none itself.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise GkdError(f"--out {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
+        raise GkdError(f"{option} {out} is a {'link' if out.is_symlink() else 'file'}: name a folder")
     place = out.resolve()
     if Path.cwd().is_relative_to(place):
-        raise GkdError(f"--out {out} is the current folder or one above it: name a folder inside it")
+        raise GkdError(f"{option} {out} is the current folder or one above it: name a folder inside it")
     for given in (*inputs, work):
         source = None if given is None else given.resolve()
         if source is None:
             continue
         if source.is_relative_to(place):
-            raise GkdError(f"--out {out} would replace what is read from {given}: name another folder")
+            raise GkdError(f"{option} {out} would replace what is read from {given}: name another folder")
         if place.is_relative_to(source) and given != work:
-            raise GkdError(f"--out {out} lies inside {given}, which is read: name a folder outside it")
+            raise GkdError(f"{option} {out} lies inside {given}, which is read: name a folder outside it")
     for above in place.parents:
         if (around := kind_of(above)) is not None:
             raise GkdError(
-                f"--out {out} lies inside {above}, which holds {_KINDS[around][0]} and would be another then: name a "
-                "folder outside it"
+                f"{option} {out} lies inside {above}, which holds {_KINDS[around][0]} and would be another then: name "
+                "a folder outside it"
             )
     present = kind_of(out)
     if present is not None and kind is not None and present != kind:
         raise GkdError(
-            f"--out {out} holds {_KINDS[present][0]}, which {_KINDS[kind][0]} would replace: name another folder, or "
-            "delete that one first"
+            f"{option} {out} holds {_KINDS[present][0]}, which {_KINDS[kind][0]} would replace: name another folder, "
+            "or delete that one first"
         )
     if out.is_dir() and present is None:
         there = sorted(entry.name for entry in out.iterdir() if entry.name != ".gitignore")  # which DVC leaves behind
         if there:
             raise GkdError(
-                f"--out {out} holds {there[0]} and is no finished folder that gkd wrote: name another, or empty it"
+                f"{option} {out} holds {there[0]} and is no finished folder that gkd wrote: name another, or empty it"
             )
 
 
 @contextlib.contextmanager
 def whole_folder(
-    out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None, *, kind: str | None = None
+    out: Path,
+    inputs: Iterable[Path | None] = (),
+    work: Path | None = None,
+    *,
+    kind: str | None = None,
+    option: str = "--out",
 ) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when the block ends well and vanishes when it does not.
 
@@ -244,13 +255,14 @@ def whole_folder(
         inputs: what the block reads; `out` must neither replace any of it nor lie in it.
         work: where checkpoints are; `out` must not replace it.
         kind: what it will be (`kind_of`): a finished folder of another kind is not replaced.
+        option: what the caller calls `out`, for the error.
     Raises:
         GkdError: see `refuse_to_replace`; or no folder can be made there.
 
     >>> with whole_folder(Path("student")) as folder:  # doctest: +SKIP
     ...     (folder / "model.json").write_text("{}")
     """
-    refuse_to_replace(out, inputs, work, kind=kind)
+    refuse_to_replace(out, inputs, work, kind=kind, option=option)
     building = out.with_name(f".{out.name}.{os.getpid()}.building")
     replaced = out.with_name(f".{out.name}.{os.getpid()}.replaced")
     try:
@@ -258,7 +270,7 @@ def whole_folder(
         _sweep(out)
         building.mkdir()
     except OSError as error:
-        raise GkdError(f"--out {out} cannot be made ({error.strerror}): name a folder elsewhere") from None
+        raise GkdError(f"{option} {out} cannot be made ({error.strerror}): name a folder elsewhere") from None
     try:
         yield building
         for file in building.rglob("*"):

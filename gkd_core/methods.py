@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from gkd_core.errors import GkdError
-from gkd_core.mistakes import mistakes
+from gkd_core.mistakes import Mistake, mistakes, unknown_key, warn_renamed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,6 +169,14 @@ def list_methods() -> list[str]:
     return list(METHODS)
 
 
+RENAMED: dict[str, dict[str, str]] = {
+    "kd": {"alpha": "weight"},
+    "dkd": {"alpha": "weight_target", "beta": "weight_non_target"},
+    "dist": {"beta": "weight_inter", "gamma": "weight_intra"},
+    "self-distillation": {"alpha": "weight"},
+}
+"""Method → {old name: name}. The old one may still be used."""
+
 # Keyword-only arguments of a loss that are facts of the training, not choices: whoever trains passes those it takes.
 RUN_FACTS = ("seed", "epochs", "train_labels")
 
@@ -225,15 +234,36 @@ def options_model(method: str) -> type[BaseModel]:
 
 
 def check_hyperparameters(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, checked against the types and limits in the signature of the method's loss.
+    """`given` by today's names, checked against the types and limits in the signature of the method's loss.
 
     Raises:
         GkdError: unknown names, wrong types, values out of range: all of them, a line each.
     """
-    model = options_model(method)
-    try:
-        checked = model.model_validate(given)
-    except ValidationError as error:
-        wrong = mistakes(error, model, at=("distill", "options", method), what="option")
-        raise GkdError("\n".join(mistake.sentence for mistake in wrong)) from None
+    at = ("distill", "options", method)
+    renamed = RENAMED.get(method, {})
+    for old in given.keys() & renamed.keys():
+        if renamed[old] in given:
+            raise GkdError(f"{'.'.join(at)}.{old} is the old name of {renamed[old]}, and both are given: leave it out")
+        warn_renamed(old, renamed[old])
+    given = {renamed.get(name, name): value for name, value in given.items()}
+    if wrong := list(wrong_hyperparameters(method, given, at)):
+        raise GkdError("\n".join(mistake.sentence for mistake in wrong))
+    checked = options_model(method).model_validate(given)
     return {name: getattr(checked, name) for name in given}
+
+
+def wrong_hyperparameters(method: str, given: dict[str, Any], at: tuple[str, ...]) -> Iterator[Mistake]:
+    """All that is wrong with them.
+
+    Args:
+        at: where the user gave them.
+    """
+    model = options_model(method)
+    for name in given:
+        if name not in model.model_fields:
+            place = (*at, str(name))
+            yield Mistake(place, unknown_key(place, model.model_fields, "option", RENAMED.get(method)))
+    try:
+        model.model_validate({name: value for name, value in given.items() if name in model.model_fields})
+    except ValidationError as error:
+        yield from mistakes(error, model, at=at)

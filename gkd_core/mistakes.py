@@ -2,6 +2,7 @@
 
 import difflib
 import reprlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -78,6 +79,11 @@ def unknown_key(
     near = difflib.get_close_matches(key, [*names, *renamed], n=1, cutoff=0.5)
     guess = f" did you mean {'.'.join([*section, renamed.get(near[0], near[0])])!r}?" if near else ""
     return f"{what} {'.'.join(place)!r} is unknown;{guess} Known: {', '.join(names) or '(it has none)'}"
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Say that a name is read, but not for ever."""
+    warnings.warn(f"{old} is called {new} now: the old name will not be read for ever", FutureWarning, stacklevel=3)
 
 
 def _fields(model: Any, place: list[Any]) -> list[str]:

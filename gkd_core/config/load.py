@@ -1,7 +1,6 @@
 """From a YAML file, or a mapping, and the command line's overrides to checked `Params`; all mistakes told at once."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,12 +8,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gkd_core import schemes
+from gkd_core import methods, schemes
 from gkd_core.config import options
 from gkd_core.config.checks import contradictions
 from gkd_core.config.schema import Params, whole
 from gkd_core.errors import GkdError
-from gkd_core.mistakes import Mistake, mistakes
+from gkd_core.mistakes import Mistake, mistakes, warn_renamed
 
 METHOD_SECTIONS = ("distill", "teacher.assistant_distill")
 
@@ -26,7 +25,7 @@ RENAMED = {
 } | {
     f"{section}.options.{method}.{old}": f"{section}.options.{method}.{new}"
     for section in METHOD_SECTIONS
-    for method, names in options.RENAMED.items()
+    for method, names in methods.RENAMED.items()
     for old, new in names.items()
 }
 """Old key → key. A file may still use the old one."""
@@ -203,7 +202,7 @@ def _apply(content: dict[str, Any], override: str) -> tuple[str, ...]:
         raise GkdError(f"--set {override!r}: the value is not YAML") from None
     for old, new in RENAMED.items():
         if f"{key}.".startswith(f"{old}."):
-            _warn(old, new)
+            warn_renamed(old, new)
             key = new + key.removeprefix(old)
     place = tuple(key.split("."))
     for parent in place[:-1]:
@@ -230,14 +229,10 @@ def _use_new_names(content: dict[str, Any]) -> list[str]:
             if name in section:
                 twice.append(f"{old} is the old name of {new}, and both are given: leave {old} out")
             else:
-                _warn(old, new)
+                warn_renamed(old, new)
                 section[name] = value
     distill = content.get("distill")
     if isinstance(distill, dict) and isinstance(scheme := distill.get("scheme"), str) and scheme in schemes.OLD_NAMES:
-        _warn(f"scheme {scheme}", schemes.OLD_NAMES[scheme])
+        warn_renamed(f"scheme {scheme}", schemes.OLD_NAMES[scheme])
         distill["scheme"] = schemes.OLD_NAMES[scheme]
     return twice
-
-
-def _warn(old: str, new: str) -> None:
-    warnings.warn(f"{old} is called {new} now: the old name will not be read for ever", FutureWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""The options of methods and schemes in `params.yaml`: types, limits, and old names."""
+"""The options of methods and schemes in `params.yaml`: types and limits."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -8,15 +8,7 @@ from pydantic import ValidationError
 
 from gkd_core import methods, schemes
 from gkd_core.config.schema import MethodConfig
-from gkd_core.mistakes import Mistake, mistakes, unknown_key
-
-RENAMED: dict[str, dict[str, str]] = {
-    "kd": {"alpha": "weight"},
-    "dkd": {"alpha": "weight_target", "beta": "weight_non_target"},
-    "dist": {"beta": "weight_inter", "gamma": "weight_intra"},
-    "self-distillation": {"alpha": "weight"},
-}
-"""Method → {old name: name}. params.yaml may still use the old one."""
+from gkd_core.mistakes import Mistake, mistakes
 
 
 def can_train() -> bool:
@@ -44,7 +36,7 @@ def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:
     }
     for method, chosen in given.items():
         if chosen:
-            yield from _check_method(method, chosen, (*at, "options", method))
+            yield from methods.wrong_hyperparameters(method, chosen, (*at, "options", method))
     method = section.get("method", MethodConfig.model_fields["method"].default)
     temperature = section.get("temperature")
     if temperature is None or method not in methods.METHODS:
@@ -77,15 +69,3 @@ def check_scheme(distill: Any) -> Iterator[Mistake]:
                 model.model_validate(chosen)
             except ValidationError as error:
                 yield from mistakes(error, model, at=("distill", "scheme_options", name))
-
-
-def _check_method(method: str, given: dict[str, Any], at: tuple[str, ...]) -> Iterator[Mistake]:
-    model = methods.options_model(method)
-    for name in given:
-        if name not in model.model_fields:
-            place = (*at, str(name))
-            yield Mistake(place, unknown_key(place, model.model_fields, "option", RENAMED.get(method)))
-    try:
-        model.model_validate({name: value for name, value in given.items() if name in model.model_fields})
-    except ValidationError as error:
-        yield from mistakes(error, model, at=at)

@@ -96,7 +96,7 @@ def load_data(
         )
 
     if kept is not None:
-        with whole_folder(kept, kind="data") as folder:
+        with whole_folder(kept, kind="data", option="cache") as folder:
             prepare(folder)
         return PreparedData.open(kept, check=False)
     temporary = Path(tempfile.mkdtemp(prefix="gkd-data-"))

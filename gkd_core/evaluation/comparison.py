@@ -193,8 +193,15 @@ def compare(
     """
     from gkd_core.evaluation.evaluate import evaluate
     from gkd_core.models.create import create_model
+    from gkd_core.models.network import Network, expect_network
     from gkd_core.training.trainer import distill
 
+    expect_network(teacher, "teacher")
+    if isinstance(student, Network) or not (isinstance(student, str) or callable(student)):
+        raise GkdError(
+            f"student is a {type(student).__name__}: give a name from list_models, or a function seed → network, for "
+            "every training begins with a new one"
+        )
     chosen = list(dict.fromkeys([reference, *methods]))
     check_contenders(chosen, seeds, "methods", "seeds", reference="reference")
     rows: list[dict[str, Any]] = []

@@ -13,7 +13,8 @@ from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.quality import PerClass, agreement, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import wilson_interval
-from gkd_core.models.network import Network
+from gkd_core.models.ensemble import Ensemble
+from gkd_core.models.network import Network, expect_network
 from gkd_core.training.device import choose_device
 
 BATCH_SIZE = 250
@@ -106,7 +107,7 @@ def evaluate(
         confidence: of the interval.
         device: "auto", "cpu", "cuda", …
     Raises:
-        GkdError: the data has other classes, or a network gives NaN or infinity.
+        GkdError: an argument is of another kind, the data has other classes, or a network gives NaN or infinity.
 
     Example:
         >>> data = load_data("digits")
@@ -114,6 +115,13 @@ def evaluate(
         >>> result.low <= result.top1 <= result.high
         True
     """
+    expect_network(network, "network")
+    if teacher is not None and not isinstance(teacher, Ensemble):
+        expect_network(teacher, "teacher")
+    if not isinstance(data, Split | PreparedData):
+        raise GkdError(f"data is a {type(data).__name__}: give what load_data returns, or one of its splits")
+    if not 0 < confidence < 1:
+        raise GkdError(f"confidence is {confidence}: give a number between 0 and 1")
     for each in (network, teacher):
         if isinstance(data, PreparedData) and getattr(each, "classes", data.classes) != data.classes:
             raise GkdError(

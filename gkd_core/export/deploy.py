@@ -9,7 +9,7 @@ import numpy as np
 from gkd_core.export.manifest import MODEL_FILE, build_manifest, write_manifest
 from gkd_core.export.onnx import InputForm, input_shape, parity, write_onnx
 from gkd_core.files import whole_folder
-from gkd_core.models.network import Network
+from gkd_core.models.network import Network, expect_network
 
 TOLERANCE = 1e-4  # of a logit, between onnxruntime and torch
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
@@ -58,14 +58,15 @@ def export_onnx(
     Returns:
         The path of model.onnx; without a folder its bytes.
     Raises:
-        GkdError: an operation that cannot be exported, or a logit that differs by more than 1e-4; `folder` holds
-            something that must not be lost.
+        GkdError: `network` is none of gkd's; an operation that cannot be exported, or a logit that differs by more than
+            1e-4; `folder` holds something that must not be lost.
 
     Example:
         >>> content = export_onnx(create_model("resnet8", classes=["cat", "dog"], image_size=16))
         >>> type(content), len(content) > 300_000
         (<class 'bytes'>, True)
     """
+    expect_network(network, "network")
     size, depth = image_size or network.spec.image_size, channels or network.spec.in_channels
 
     def write(path: Path) -> dict[str, object]:
@@ -87,7 +88,7 @@ def export_onnx(
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             write(path := Path(name) / MODEL_FILE)
             return path.read_bytes()
-    with whole_folder(Path(folder), kind="deploy") as building:
+    with whole_folder(Path(folder), kind="deploy", option="folder") as building:
         found = write(path := building / MODEL_FILE)
         manifest = build_manifest(
             path,

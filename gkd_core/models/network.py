@@ -61,6 +61,20 @@ class NetworkSpec:
         return next((fault for fault, there in faults.items() if there), None)
 
 
+def expect_network(given: object, what: str) -> "Network":
+    """The same.
+
+    Args:
+        what: the caller calls it, for the error.
+    Raises:
+        GkdError: it is something else.
+    """
+    if isinstance(given, Network):
+        return given
+    shown = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+    raise GkdError(f"{what} is {shown}, not a network of gkd's: give one from create_model, load_model or wrap")
+
+
 class Network(nn.Module):
     """Images in [0, 1] in, `Output` out; preprocessing inside.
 

@@ -176,14 +176,14 @@ class Scheme(ABC):
         """See that as many networks teach as it wants, and that they know what it wants.
 
         Args:
-            where: the teachers come from, for the sentence.
+            where: the teachers come from, or the option that takes one, for the sentence.
         Raises:
             GkdError: they do not go together.
         """
         if self.teachers == "none" or not METHODS[spec.method].teacher:
             return
         if not teachers:
-            raise GkdError(f"distill.method {spec.method} learns from a teacher: pass --teacher FOLDER")
+            raise GkdError(f"distill.method {spec.method} learns from a teacher: pass {where}")
         if self.teachers == "one" and len(teachers) > 1:
             from gkd_core.schemes import reading
 

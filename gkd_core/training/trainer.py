@@ -33,7 +33,8 @@ from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
-from gkd_core.models.network import Network
+from gkd_core.methods import RENAMED, hyperparameters
+from gkd_core.models.network import Network, expect_network
 from gkd_core.schedules import Observer, create_schedule
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training import distributed
@@ -71,7 +72,7 @@ def train(
         seed: of the order of images and of augmentation.
         settings: fields of `train` in params.yaml: epochs, batch_size, learning_rate, optimizer, device, …
     Raises:
-        GkdError: a setting is unknown or wrong, or the training came to NaN or infinity.
+        GkdError: an argument or a setting is unknown or wrong, or the training came to NaN or infinity.
 
     Example:
         >>> import gkd_core as gkd
@@ -81,6 +82,8 @@ def train(
         >>> len(result.history)
         1
     """
+    expect_network(network, "network")
+    _expect_data(data)
     training = Training(network, data, _config(seed, settings), facts={"role": "teacher"}, title="network")
     return _run_alone(training, work, out)
 
@@ -123,10 +126,32 @@ def distill(
         'kd'
     """
     spec = DistillationSpec(method, options or {}, schedule, curve or {}, scheme, scheme_options or {})
-    teachers = [teacher] if isinstance(teacher, Network) else list(teacher or [])
-    schemes.get(scheme).check_teachers(spec, teachers, student, "teacher")
+    expect_network(student, "student")
+    _expect_data(data)
+    several = teacher if isinstance(teacher, list | tuple) else [] if teacher is None else [teacher]
+    teachers = [expect_network(each, "teacher") for each in several]
+    if any(each is student for each in teachers):
+        raise GkdError("student and teacher are the same network: create the student by itself")
+    schemes.get(scheme).check_teachers(spec, teachers, student, "the argument teacher")
+    _refuse_options(settings, spec)
     training = Training(student, data, _config(seed, settings), spec, tuple(teachers), {"role": "student"}, "student")
     return _run_alone(training, work, out)
+
+
+def _expect_data(data: object) -> None:
+    if not isinstance(data, PreparedData):
+        raise GkdError(f"data is a {type(data).__name__}: give what load_data returns")
+
+
+def _refuse_options(settings: dict[str, Any], spec: DistillationSpec) -> None:
+    """Raises: GkdError: among the settings of the training is one of the method or the scheme."""
+    places = {
+        "options": (f"method {spec.method}", {*hyperparameters(spec.method), *RENAMED.get(spec.method, {})}),
+        "scheme_options": (f"scheme {spec.scheme}", {*schemes.get(spec.scheme).options.model_fields}),
+    }
+    for argument, (owner, names) in places.items():
+        for name in settings.keys() & names - TrainingConfig.model_fields.keys():
+            raise GkdError(f"{name} is an option of {owner}: pass {argument}={{{name!r}: {settings[name]!r}}}")
 
 
 def _config(seed: int, settings: dict[str, Any]) -> TrainingConfig:
@@ -148,8 +173,11 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
             f"{len(data.info.classes)}, or in another order: create it with classes=data.classes"
         )
     kind = "student" if training.facts["role"] == "student" else "network"
+    for place in [] if work is None else [Path(work), *Path(work).parents]:
+        if place.exists() and not place.is_dir():
+            raise GkdError(f"work {work} cannot be a folder, for {place} is a file: name a folder")
     if out is not None:
-        refuse_to_replace(Path(out), kind=kind)  # before hours of training
+        refuse_to_replace(Path(out), kind=kind, option="out")  # before hours of training
     training = replace(
         training,
         facts=training.facts
@@ -166,7 +194,7 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
         network.load_state_dict(result.network.state_dict())
         result = replace(result, network=network.eval())
     if out is not None:
-        with step_folder(Path(out), kind=kind) as folder:
+        with step_folder(Path(out), kind=kind, option="out") as folder:
             result.save(folder)
     return result
 
@@ -193,6 +221,7 @@ class Training:
         facts: digests of everything that the result depends on, and more for the record; a checkpoint written under
             others is refused.
         title: what to call it in progress and errors.
+        section: where the user wrote `config`, for errors.
     """
 
     network: Network
@@ -202,6 +231,7 @@ class Training:
     teachers: tuple[Network, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     title: str = "network"
+    section: str = "train"
 
     def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
         """Train as the scheme wants it: once, or in generations.
@@ -253,8 +283,7 @@ class Trainer:
         self.network = network = training.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         scheme = schemes.get(spec.scheme)
         scheme.check_training(config)
-        section = "teacher.train" if training.facts.get("role") in ("teacher", "assistant") else "train"
-        refuse_wide_augmentation(config.augment, data.info.image_size, section=section)
+        refuse_wide_augmentation(config.augment, data.info.image_size, section=training.section)
         self.loader, self.validation = loaders(data, config, self.device)
         self.teacher = scheme.create_teacher(
             spec,

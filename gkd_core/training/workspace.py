@@ -37,7 +37,12 @@ def run_once(folder: Path, make: Callable[[Path], Any]) -> Path:
 
 @contextlib.contextmanager
 def step_folder(
-    out: Path, inputs: Iterable[Path | None] = (), work: Path | None = None, *, kind: str | None = None
+    out: Path,
+    inputs: Iterable[Path | None] = (),
+    work: Path | None = None,
+    *,
+    kind: str | None = None,
+    option: str = "--out",
 ) -> Iterator[Path]:
     """`whole_folder` for a step that may run in several processes: the first one's folder becomes `out`.
 
@@ -48,7 +53,7 @@ def step_folder(
             yield Path(folder)
             distributed.wait_for_all()
     else:
-        with whole_folder(out, inputs, work, kind=kind) as folder:
+        with whole_folder(out, inputs, work, kind=kind, option=option) as folder:
             yield folder
             distributed.wait_for_all()  # what stops one of them stops this one before the folder is `out`
     distributed.wait_for_all()

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from gkd_core.config import parse_params
-from gkd_core.config.options import RENAMED
 from gkd_core.errors import GkdError
-from gkd_core.methods import METHODS, hyperparameters
+from gkd_core.methods import METHODS, RENAMED, check_hyperparameters, hyperparameters
 
 ROOT = Path(__file__).parents[3]
 
@@ -94,6 +93,15 @@ def test_the_digest_knows_the_options_of_the_chosen_method_and_scheme_alone():
     assert digest(options={"kd": {"temperature": 2.0}}) != digest()
     peers = {"scheme": "mutual", "scheme_options": {"mutual": {"peers": 3}}}
     assert digest(**peers) != digest(scheme="mutual")
+
+
+def test_the_library_reads_an_old_name_with_a_warning_and_guesses_it_behind_a_slip():
+    with pytest.warns(FutureWarning, match="alpha is called weight"):
+        assert check_hyperparameters("kd", {"alpha": 0.5}) == {"weight": 0.5}
+    with pytest.raises(GkdError, match=r"alhpa.* did you mean '.*weight'"):
+        check_hyperparameters("kd", {"alhpa": 0.5})
+    with pytest.raises(GkdError, match="both are given"):
+        check_hyperparameters("kd", {"alpha": 0.5, "weight": 0.5})
 
 
 def test_what_options_were_called_before_is_no_option_of_today():

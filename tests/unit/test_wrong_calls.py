@@ -1,0 +1,76 @@
+"""A wrong call of a public function is one sentence in that call's words, before anything is trained."""
+
+import pytest
+from torchvision.models import resnet18
+
+import gkd_core as gkd
+from gkd_core.models.network import Network
+
+
+@pytest.fixture(scope="module")
+def data():
+    return gkd.load_data("digits", train_images=100)
+
+
+def network(data, seed: int = 0) -> Network:
+    return gkd.create_model("resnet8", data=data, seed=seed)
+
+
+def sentence(call, *arguments, **keywords) -> str:
+    with pytest.raises(gkd.GkdError) as caught:
+        call(*arguments, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["resnet8", resnet18(num_classes=10)], ids=["a name", "a module"])
+def test_what_is_no_network_is_named_with_the_ways_to_get_one(data, given):
+    student = network(data)
+    calls = [
+        ("network", gkd.train, (given, data)),
+        ("student", gkd.distill, (given, student, data)),
+        ("teacher", gkd.distill, (student, given, data)),
+        ("network", gkd.evaluate, (given, data)),
+        ("network", gkd.export_onnx, (given,)),
+        ("teacher", gkd.compare, ("resnet8", given, data)),
+    ]
+    for name, call, arguments in calls:
+        said = sentence(call, *arguments)
+        assert said.startswith(f"{name} is ")
+        assert all(way in said for way in ("create_model", "load_model", "wrap"))
+    assert sentence(gkd.evaluate, student, data, teacher=given).startswith("teacher is ")
+
+
+def test_data_is_what_load_data_returns(data):
+    for call, arguments in ((gkd.train, ()), (gkd.distill, (network(data, 1),)), (gkd.evaluate, ())):
+        assert "load_data" in sentence(call, network(data), *arguments, [1, 2])
+
+
+def test_a_teacher_is_asked_for_and_is_another_network_than_the_student(data):
+    student = network(data)
+    said = sentence(gkd.distill, student, None, data, method="kd")
+    assert "teacher" in said
+    assert "--" not in said
+    assert "the same network" in sentence(gkd.distill, student, student, data, method="kd")
+    assert "seed → network" in sentence(gkd.compare, student, network(data, 1), data)
+
+
+def test_an_option_of_the_method_is_sent_to_options(data):
+    said = sentence(gkd.distill, network(data), network(data, 1), data, method="kd", temperature=2)
+    assert "options={'temperature': 2}" in said
+    said = sentence(gkd.distill, network(data), network(data, 1), data, scheme="born_again", method="kd", generations=2)
+    assert "scheme_options={'generations': 2}" in said
+
+
+def test_folders_that_cannot_be_are_named_by_their_argument_before_the_training(data, tmp_path):
+    file = tmp_path / "g.pt"
+    file.touch()
+    assert sentence(gkd.train, network(data), data, work=file, epochs=1).startswith("work ")
+    assert sentence(gkd.train, network(data), data, work=file / "below", epochs=1).startswith("work ")
+    assert sentence(gkd.train, network(data), data, out=file, epochs=10**6).startswith("out ")
+    assert sentence(gkd.export_onnx, network(data), file).startswith("folder ")
+    assert sentence(gkd.load_data, "digits", cache=tmp_path / "g.pt" / "below").startswith("cache ")
+
+
+def test_confidence_is_a_probability(data):
+    assert "between 0 and 1" in sentence(gkd.evaluate, network(data), data, confidence=2.0)
