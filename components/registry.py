@@ -1,11 +1,16 @@
 """What is registered, and who is champion: list, promote, go back. Decisions by hand; the gate's are register.py's."""
 
 import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from components.mlflow_store import Store, Version, connect
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
+from gkd_core.records import read_gate, read_version
+from gkd_core.verify import Broken, Link
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous_champion"
 
@@ -59,6 +64,33 @@ def rollback(settings: TrackingConfig, *, reason: str = "rolled back by hand") -
         if champion is not None:
             store.tag(champion, {"gkd.held": f"{_today()}: {reason}"})
         return _make_champion_by_hand(store, previous, reason)
+
+
+def compare_registration(folder: Path, store: Store, version: Version) -> Iterator[Link]:
+    """What only the registry can tell of a registration folder: the gate's decision, the run, and the alias.
+
+    An alias that has moved on since proves nothing, so that it is told and not held against the folder.
+    """
+    gate, noted = read_gate(folder), read_version(folder)
+    gate.pop("metrics_sha256", None)  # the report's
+    decided = json.dumps(gate, ensure_ascii=False, sort_keys=True)  # as the tag was written
+    where = f"version {version.number} of {store.name}"
+    if "gate.record" in version.tags and version.tags["gate.record"] != decided:
+        raise Broken(
+            f"{folder / 'gate.json'} is not what the tag gate.record of {where} holds: run `gkd register` again"
+        )
+    if noted.get("run_id") != version.run_id:
+        raise Broken(f"{folder / 'version.json'} names another run than {where}: run `gkd register` again")
+    known = "gate.record" in version.tags
+    found = f"the gate's decision on {where}" if known else f"not verified: {where} has no tag gate.record"
+    yield Link("registration → registry", found, holds=known)
+    there = [alias for alias, number in store.aliases().items() if number == version.number]
+    now = f"{where} is {', '.join(sorted(there)) or 'without alias'}"
+    if noted["alias"] in there or not (noted["alias"] or there):
+        yield Link("registration: alias", now)
+    else:
+        found = f"not verified: version.json says {noted['alias']}, now {now}"
+        yield Link("registration: alias", found, holds=False, wanted=False)
 
 
 def make_champion(store: Store, number: int) -> None:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components import mlflow_store as mlflow
+from components.registry import compare_registration
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import kept_precisions, read_manifest
@@ -21,6 +22,7 @@ from gkd_core.serving.authorisation import VARIABLE, Token, read_token
 from gkd_core.verify import FOLDERS, LINEAGE, Broken, Chain, Link, walk_folders
 
 STORED = {"student": mlflow.NETWORK, "deploy": mlflow.DEPLOY, "report": mlflow.REPORT}
+REGISTERED = {"deploy", "registration"}  # the folders that only a registry can confirm
 ADDRESS = r"(https?://)?([\w.-]+|\[[\da-fA-F:.]+\])(:\d{1,5})?(/[^?#\s]*)?"
 HINTS = {401: f"set {VARIABLE} to the server's token", 404: "is it served under another name? pass --name"}
 
@@ -44,12 +46,13 @@ def run(target: str, *, server: str | None, tracking: TrackingConfig | None, nam
     settings, elsewhere = tracking or TrackingConfig(), os.environ.get("MLFLOW_TRACKING_URI")
     if settings.uri is None and not elsewhere and (database := mlflow.checkout_of(root) / "mlflow.db").is_file():
         settings = settings.model_copy(update={"uri": f"sqlite:///{database.resolve()}"})
-    if chain.broken is None and {"registration", "deploy"} <= folders.keys():
+    if chain.broken is None and folders.keys() >= REGISTERED:
         version = read_version(folders["registration"])
         uri = f"{mlflow.MODELS}{version['name']}/{version['version']}"
     with tempfile.TemporaryDirectory(prefix="gkd-") as place:
         if uri is None or (folders and settings.uri is None and not elsewhere) or not find_spec("mlflow"):
-            chain.links.append(Link("deploy → registry", "nothing says where it is, or gkd[track] lacks", holds=False))
+            why = "not verified: nothing says where the registry is, or gkd[track] lacks"
+            chain.links += [Link(f"{name} → registry", why, holds=False) for name in folders if name in REGISTERED]
         else:
             chain.walk(_version(uri, folders, settings, Path(place)))
         if "deploy" not in folders and uri == target:
@@ -83,9 +86,8 @@ def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place
             folders |= stored
             yield from walk_folders(folders)
         manifest, tags = read_manifest(stored["deploy"]), version.tags  # compares the models' bytes
-        wanted = {tag: manifest[key] for tag, key in mlflow.LINEAGE_TAGS.items()} | {
-            "gkd.model": manifest["model"]["sha256"]
-        }
+        wanted = {tag: manifest[key] for tag, key in mlflow.LINEAGE_TAGS.items()}
+        wanted["gkd.model"] = manifest["model"]["sha256"]
         wanted["gkd.manifest"] = file_digest(folders["deploy"] / "manifest.json")
         if wrong := next((tag for tag, value in wanted.items() if tags.get(tag) != value), None):
             raise Broken(f"{uri}: its tag {wrong} is not what {folders['deploy']} says")
@@ -95,13 +97,11 @@ def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place
             raise Broken(f"{uri} holds another ONNX file than {folders['deploy']}, or none")
         yield Link("registry → model", f"{wanted['gkd.model'][:12]} is what version {version.number} serves")
         for tag, file in mlflow.GUARDED.items():
-            if tag not in tags:
-                yield Link(f"registry → {file}", f"version {version.number} has no tag {tag}", holds=False)
-                continue
-            kept = store.download(version, file, place)
-            if kept is None or file_digest(kept) != tags[tag]:
+            kept = store.download(version, file, place) if tag in tags else None
+            if tag in tags and (kept is None or file_digest(kept) != tags[tag]):
                 raise Broken(f"{place / file} is missing or was changed: the tag {tag} holds its sha256")
-            yield Link(f"registry → {file}", tags[tag][:12])
+            yield Link(f"registry → {file}", tags.get(tag, "")[:12] or f"it has no tag {tag}", holds=tag in tags)
+        yield from compare_registration(folders["registration"], store, version) if "registration" in folders else ()
 
 
 def _server(server: str, token: Token | None, name: str | None, served: str, deploy: Path) -> Iterator[Link]:

@@ -83,12 +83,14 @@ def test_a_run_holds_from_the_data_to_the_registry(whole):
     outcome = json.loads(result.stdout.splitlines()[-1])
     assert outcome["verified"] is True
     assert outcome["broken"] is None
-    assert {link["link"] for link in outcome["links"]} == {
+    links = {link["link"] for link in outcome["links"]} - {"deploy → model_fp16.onnx"}  # kept, or just not
+    assert links == {
         "data → teacher", "data → baseline", "teacher → baseline", "data → student", "teacher → student",
         "data → deploy", "teacher → deploy", "student → deploy", "deploy → model.onnx", "deploy → model_int8.onnx",
         "data → report", "teacher → report", "baseline → report", "student → report", "deploy → report",
         "deploy → registration", "report → registration", "deploy → registry", "registry → model",
         "registry → deploy/manifest.json", "registry → report/metrics.json", "registry → gate/correct.npy",
+        "registration → registry", "registration: alias",
     }  # fmt: skip
     assert [gap["link"] for gap in outcome["not_walked"]] == ["kd", "deploy → server"]
     assert "teacher → student" in result.stderr
@@ -275,6 +277,35 @@ def test_a_changed_tag_and_a_vanished_version_are_named(with_store):
     assert "its tag gkd.data is not" in broken(with_store)
     client(with_store).delete_model_version("gkd-student", "1")
     assert "version or alias '1' is unknown" in broken(with_store)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("gate.json", lambda content: {"passed": not content["passed"]}),
+        ("gate.json", lambda content: {"sentence": "all is well"}),
+        ("version.json", lambda content: {"run_id": "0" * 32}),
+        ("version.json", lambda content: {"version": 2}),
+        ("version.json", lambda content: {"name": "other"}),
+    ],
+)
+def test_what_the_registration_says_is_compared_with_the_registry(file, change, copy, whole):
+    tracking = TrackingConfig(uri=f"sqlite:///{whole / 'mlflow.db'}")
+    path = copy / "registration" / file
+    content = json.loads(path.read_text())
+    write_json(path, content | change(content))
+    broken(copy, tracking=tracking)
+    assert "registration → registry" in gaps(run(str(copy), server=None, tracking=None)), "nobody to ask"
+
+
+def test_an_alias_that_is_not_the_registry_s_is_told(copy, whole):
+    tracking = TrackingConfig(uri=f"sqlite:///{whole / 'mlflow.db'}")
+    path = copy / "registration" / "version.json"
+    assert "registration: alias" not in gaps(run(str(copy), server=None, tracking=tracking))
+    write_json(path, json.loads(path.read_text()) | {"alias": "previous_champion"})
+    chain = run(str(copy), server=None, tracking=tracking)
+    assert chain.broken is None
+    assert "says previous_champion" in gaps(chain)["registration: alias"]
 
 
 # --- the server
