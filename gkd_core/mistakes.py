@@ -61,6 +61,11 @@ def mistakes(
                 yield Mistake(place, ".".join([*place[:-1], sentence]) if starts else f"{name}: {sentence}")
             case "missing":
                 yield Mistake(place, f"{name} is missing")
+            case "model_type" | "dict_type":
+                keys = _fields(model, inside) if found["type"] == "model_type" else []
+                section = f"{{{keys[0] if keys else 'key'}: …}}"
+                section = section if not place or place[-1].isdigit() else f"{place[-1]}: {section}"
+                yield Mistake(place, f"{name} is {reprlib.repr(found['input'])}: it must be a section ({section})")
             case _:
                 message = found["msg"][0].lower() + found["msg"][1:]
                 yield Mistake(place, f"{name} is {reprlib.repr(found['input'])}: {message}")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from gkd_core import methods, schemes
 from gkd_core.config import options
-from gkd_core.config.checks import contradictions
+from gkd_core.config.checks import contradictions, unknown_networks
 from gkd_core.config.schema import Params, whole
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes, warn_renamed
@@ -117,7 +117,9 @@ def parse_params(content: dict[str, Any], overrides: Sequence[str] = (), where: 
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
         try:
-            given[_apply(content, override)] = f"--set {override}"
+            place = _apply(content, override)
+            given.pop(place, None)  # what is given twice is given by the last
+            given[place] = f"--set {override}"
         except GkdError as error:
             wrong.append(str(error))
     wrong += [f"{where}: {sentence}" for sentence in _use_new_names(content)]  # an override may be a whole section
@@ -165,13 +167,14 @@ def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
     found = [*options.check(content.get("distill"), ("distill",)), *options.check_scheme(content.get("distill"))]
     if isinstance(teacher, dict):
         found += options.check(teacher.get("assistant_distill"), ("teacher", "assistant_distill"))
+    unknown = list(unknown_networks(content))
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        return None, [*mistakes(error, Params), *found]
+        return None, [*mistakes(error, Params), *found, *unknown]
     if not found:  # what sections say against each other is asked of sections that are valid
         found += [Mistake((), sentence, contradiction=True) for sentence in contradictions(params)]
-    return params, found
+    return params, [*found, *unknown]
 
 
 def _source(mistake: Mistake, given: dict[tuple[str, ...], str], where: str) -> str:
@@ -185,7 +188,7 @@ def _source(mistake: Mistake, given: dict[tuple[str, ...], str], where: str) -> 
             and re.search(rf"(?<![\w.]){re.escape('.'.join(path[size:]))}(?!\w)", mistake.sentence)
         ]
         return " with ".join([where, *part])
-    for path, text in given.items():
+    for path, text in reversed(given.items()):  # the last that wrote it
         if all(a == b for a, b in zip(path, mistake.place, strict=False)):
             return text
     return where

@@ -82,7 +82,7 @@ class DataConfig(Section):
     source: str = "digits"
     """`digits`, `cifar10`, `cifar100`, `folder`, or `torchvision:NAME` (any torchvision classification set)."""
     root: str | None = None
-    """Folder the data is in (`folder`), or is downloaded to and read from (the others). Enters no digest."""
+    """Folder the data is in (`folder`), or is downloaded to and read from (CIFAR, torchvision). Enters no digest."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Side of the prepared square images in pixels; null keeps the source's own (`folder`: 64)."""
     channels: Literal[1, 3] | None = None
@@ -101,6 +101,12 @@ class DataConfig(Section):
     topology: bool = False
     """Also compute persistence features of every image, for `teacher.topological` (needs the extra `gkd[topology]`;
     some milliseconds an image)."""
+
+    def contradictions(self) -> Iterator[str]:
+        if self.root is not None and self.source == "digits":
+            yield f"root is {self.root} but source is digits, which reads no folder: set source to folder"
+        if self.unreadable == "drop" and self.source != "folder":
+            yield f"unreadable is drop but source is {self.source}: only folder has files that may not be readable"
 
 
 class AugmentConfig(Section):

@@ -7,10 +7,12 @@ name (vgg11, vgg13, vgg16, vgg19) the plain name means the CIFAR family and `tor
 
 import difflib
 import importlib
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gkd_core.errors import GkdError, unknown
-from gkd_core.models.classifier import Classifier
+
+if TYPE_CHECKING:
+    from gkd_core.models.classifier import Classifier
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "resnet": (
@@ -61,7 +63,7 @@ def torchvision_name(name: str) -> str:
 
 def create_classifier(
     name: str, num_classes: int, *, in_channels: int = 3, image_size: int = 32, stem: str = "auto"
-) -> Classifier:
+) -> "Classifier":
     """A freshly initialised network, from torch's global random state.
 
     Args:
@@ -92,7 +94,7 @@ def create_classifier(
                 f"network{f' ({TORCHVISION}{name})' if name in _torchvision_names() else ''}"
             )
         family: Any = importlib.import_module(f"gkd_core.models.cifar.{module}")
-        return cast(Classifier, family.build(name, num_classes, in_channels=in_channels, image_size=image_size))
+        return cast("Classifier", family.build(name, num_classes, in_channels=in_channels, image_size=image_size))
     refuse_unknown_name(name)
     from gkd_core.models.torchvision import build
 

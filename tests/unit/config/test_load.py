@@ -84,6 +84,32 @@ def test_the_file_and_each_override_are_blamed_for_what_they_wrote(tmp_path):
         assert sum(message.startswith(start) for message in messages) == 1, start
 
 
+def test_the_last_override_that_wrote_a_value_is_blamed(tmp_path):
+    for overrides, part in (
+        (("data.seed=x", "data=5"), "data is 5: it must be a section (data: {source: …})"),
+        (("train={epochs: ten}", "train.epochs=0"), "train.epochs is 0"),
+        (("train.epochs=0", "train.seed=1", "train.epochs=ten"), "train.epochs is 'ten'"),
+    ):
+        (message,) = refused(tmp_path, "", *overrides)
+        assert message.startswith(f"--set {overrides[-1]}: {part}")
+
+
+def test_a_value_where_a_section_belongs_is_told_with_the_form_of_one(tmp_path):
+    (message,) = refused(tmp_path, "train: 5\n")
+    assert message == "p.yaml: train is 5: it must be a section (train: {epochs: …})"
+
+
+def test_networks_that_there_are_not_are_told_with_everything_else(tmp_path):
+    text = "teacher: {name: resnet21, members: [{name: wrn_16_3}, {}]}\n"
+    overrides = ["student.name=resnet9", "teacher.assistants=[resnet20, vgg99]", "train.epoch=3"]
+    messages = refused(tmp_path, text, *overrides)
+    starts = ["p.yaml: teacher.name 'resnet21'", "p.yaml: teacher.members.0.name 'wrn_16_3'"]
+    starts += [f"--set {overrides[0]}: student.name 'resnet9'", f"--set {overrides[1]}: teacher.assistants.1 'vgg99'"]
+    starts += ["--set train.epoch=3: "]
+    for start in starts:
+        assert sum(message.startswith(start) for message in messages) == 1, (start, messages)
+
+
 def test_an_override_that_contradicts_the_file_is_blamed_with_it(tmp_path):
     (message,) = refused(tmp_path, "train: {batch_size: 9}\n", "train.devices=2", "train.epochs=7")
     assert message.startswith("p.yaml with --set train.devices=2: train: ")

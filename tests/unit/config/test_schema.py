@@ -58,6 +58,9 @@ def test_a_wrong_value_is_named_with_its_key_and_the_way_out(content, parts):
         ({"distill": {"curve": {"inflection": 0.3, "saturation": 0.8, "b": 2.0}}}, ["inflection", "b and c"]),
         ({"teacher": {"classes": ["a"]}}, ["teacher: ", "classes", "source"]),
         ({"teacher": {"source": "x.pt", "mean": [0.5]}}, ["teacher: ", "mean", "std"]),
+        ({"data": {"root": "photos"}}, ["data: ", "root is photos", "source is digits"]),
+        ({"data": {"unreadable": "drop"}}, ["data: ", "unreadable is drop", "source is digits"]),
+        ({"data": {"unreadable": "drop", "source": "cifar10"}}, ["unreadable is drop", "source is cifar10"]),
         ({"export": {"int8": {"percentile": 99.0}}}, ["export.int8: ", "percentile", "minmax"]),
     ],
 )
@@ -92,7 +95,8 @@ def test_a_section_with_nothing_below_it_has_its_defaults():
 
 def test_the_digest_follows_content_not_notation_nor_place():
     plain = Params().digest("data", "train")
-    assert parse_params({"data": {"root": "/elsewhere"}}).digest("data", "train") == plain
+    cifar = [{"source": "cifar10"}, {"source": "cifar10", "root": "/elsewhere"}]
+    assert len({parse_params({"data": data}).digest("data", "train") for data in cifar}) == 1
     assert parse_params({"train": {"epochs": 20}}).digest("data", "train") == plain  # the default, written out
     assert parse_params({"train": {"epochs": 21}}).digest("data", "train") != plain
     assert parse_params({"gate": {"max_parity": 1.0}}).digest("data", "train") == plain
