@@ -89,11 +89,7 @@ def look(root: Path) -> Photos:
     Raises:
         GkdError: it is no folder of two classes or more, or none of its images can be read.
     """
-    if not root.is_dir():
-        raise GkdError(f"--data {root} is {'not a folder' if root.exists() else 'not there'}: name a folder of images")
-    source = folder(root, None, None)
-    if len(source.classes) < 2:
-        raise GkdError(f"{root} has one class, {source.classes[0]!r}: a classifier needs two or more, a folder each")
+    source = folder(root, None, None, option="--data")
     train = source.splits["train"]
     numbers = Counter(train.labels.tolist())
     sides, modes = [], set()

@@ -141,11 +141,9 @@ def test_a_finished_folder_of_another_kind_is_not_replaced(
         out = tmp_path / kind
         shutil.copytree(folders[kind], out)
         before = folder_digest(out)
-        write = (
-            partial(call, step, folders) if step in STEPS else lambda out, params: prepare.run(out=out, params=params)
-        )
+        write: Callable[..., Any] = partial(call, step, folders) if step in STEPS else prepare.run
         with pytest.raises(GkdError, match=r"--out .* would replace") as error:
-            write(out, project.params)
+            write(out=out, params=project.params)
         assert error.value.exit_code == 2
         assert folder_digest(out) == before
 

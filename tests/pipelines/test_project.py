@@ -113,7 +113,7 @@ def test_without_git_it_tells_what_is_left_to_do(tmp_path, images, monkeypatch):
         ("project", "nowhere", "nowhere"),
         ("project", "images/cat", "images/cat"),
         ("project", "images/cat/0.png", "images/cat/0.png"),
-        ("project", "one", "one has one class, 'cat'"),
+        ("project", "one", "gkd: --data one has one class, 'cat'"),
         ("project", "broken", "broken"),
         ("full", "images", "full"),
         ("full/file", "images", "full/file"),

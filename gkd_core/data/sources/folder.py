@@ -25,26 +25,27 @@ SPLIT_FOLDERS: dict[str, SplitName] = {
 }
 
 
-def folder(root: Path, image_size: int | None, channels: int | None) -> Source:
+def folder(root: Path, image_size: int | None, channels: int | None, *, option: str = "data.root") -> Source:
     """The images below a folder; nothing is decoded yet.
 
     Args:
         root: folder of classes, or of ready splits.
         image_size: side in pixels; null is 64.
         channels: 1 or 3; null is 3.
+        option: what named the folder, for the errors.
     Raises:
         GkdError: no such folder, no images, an empty class, a class train does not have, splits that are ambiguous.
     """
     if not root.is_dir():
         raise GkdError(
-            f"data.root {root} is {'not a folder' if root.exists() else 'not there'}: name a folder of images"
+            f"{option} {root} is {'not a folder' if root.exists() else 'not there'}: name a folder of images"
         )
     size, depth = image_size or 64, channels or 3
     files = {split: _files_by_class(place) for split, place in _split_folders(root).items()}
     classes = tuple(sorted(files["train"]))
     if len(classes) == 1:
         raise GkdError(
-            f"data.root {root} has one class, {classes[0]!r}: a classifier needs two folders of images or more"
+            f"{option} {root} has one class, {classes[0]!r}: a classifier needs two folders of images or more"
         )
     splits: dict[SplitName, Examples] = {}
     for split, by_class in files.items():
