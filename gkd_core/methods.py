@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,14 +181,18 @@ RENAMED: dict[str, dict[str, str]] = {
 RUN_FACTS = ("seed", "epochs", "train_labels")
 
 
-def _keywords(method: str) -> dict[str, inspect.Parameter]:
-    signature = inspect.signature(METHODS[method].load(), eval_str=True)
+def _keywords(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    signature = inspect.signature(loss, eval_str=True)
     return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def hyperparameters(method: str) -> dict[str, inspect.Parameter]:
     """A method's hyperparameters: the keyword-only arguments of its loss that are no facts of the training."""
-    return {name: parameter for name, parameter in _keywords(method).items() if name not in RUN_FACTS}
+    return _hyperparameters(METHODS[method].load())
+
+
+def _hyperparameters(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {name: parameter for name, parameter in _keywords(loss).items() if name not in RUN_FACTS}
 
 
 def create_loss(
@@ -213,7 +217,7 @@ def create_loss(
         GkdError: the method does not go with these networks, or hyperparameters contradict each other.
     """
     facts = {"seed": seed, "epochs": epochs, "train_labels": train_labels}
-    taken = {name: fact for name, fact in facts.items() if name in _keywords(method)}
+    taken = {name: fact for name, fact in facts.items() if name in _keywords(METHODS[method].load())}
     create: Any = METHODS[method].load()
     loss: Loss = create(student, teacher, **taken, **hyperparameters)
     return loss
@@ -222,12 +226,21 @@ def create_loss(
 @functools.cache
 def options_model(method: str) -> type[BaseModel]:
     """A method's hyperparameters as a model: types and limits from the signature of its loss."""
+    return model_of(METHODS[method].load(), f"{method} options")
+
+
+def model_of(loss: Callable[..., Any], name: str) -> type[BaseModel]:
+    """The hyperparameters of a loss's class, or of its constructor, as a model.
+
+    Raises:
+        NameError: an annotation names what is not there when the program runs.
+    """
     fields: dict[str, Any] = {
-        name: (p.annotation, p.default if p.default is not p.empty else Field())
-        for name, p in hyperparameters(method).items()
+        key: (Any if p.annotation is p.empty else p.annotation, p.default if p.default is not p.empty else Field())
+        for key, p in _hyperparameters(loss).items()
     }
     return create_model(
-        f"{method} options",
+        name,
         __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True),
         **fields,
     )

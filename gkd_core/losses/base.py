@@ -5,17 +5,25 @@ In the examples of this package `student` and `teacher` are networks of 4 classe
 """
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_core.errors import GkdError
-from gkd_core.models.classifier import Output
+from gkd_core.methods import model_of
+from gkd_core.mistakes import mistakes
+from gkd_core.models.classifier import Output, StagedNetwork
 
 T = TypeVar("T")
+
+PARTS = {name for name in vars(StagedNetwork) if not name.startswith("_")} | {*Output._fields}
+"""What a loss may ask of a network and of its output."""
 
 LARGEST_WARMUP = 0.25  # of the training; the benchmark that the papers chose their warm-ups for has 240 epochs
 
@@ -30,13 +38,16 @@ class Loss(nn.Module, ABC):
     The constructor takes the two networks (see `StagedNetwork`; teacher None for a method without), which do not become
     submodules, and keyword-only arguments. Facts of the training are `seed`, `epochs` and `train_labels`, where a
     method needs them; all others are hyperparameters with a type, limits (`Annotated[float, Field(gt=0)]`) and a
-    default: `gkd methods` and the configuration read them there.
+    default: `gkd methods` and the configuration read them there, and the constructor of every subclass keeps to them.
 
     Class attributes:
         hard_labels: the method needs integer labels, so mixup is refused.
         feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
     Attributes:
         label_smoothing: ε of the cross-entropy, set by whoever trains.
+    Raises:
+        ValueError: a hyperparameter is of another type or beyond its limits.
+        GkdError: a network, or its output in the call, lacks what the loss asks of it.
 
     Example:
         >>> class Margin(Loss):
@@ -52,6 +63,19 @@ class Loss(nn.Module, ABC):
     hard_labels = False
     feature_maps = False
     label_smoothing: float = 0.0
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "__init__" in vars(cls):
+            cls.__init__ = _checked(cls.__init__, cls.__name__)  # type: ignore[method-assign]
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """`forward`, with one sentence about what is no `Output`."""
+        try:
+            return super().__call__(*arguments, **keywords)
+        except AttributeError as error:
+            _refuse_foreign(error, self)
+            raise
 
     @abstractmethod
     def forward(
@@ -84,6 +108,45 @@ class Loss(nn.Module, ABC):
         """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         return [{"params": parameters}] if parameters else []
+
+
+def _checked(construct: Callable[..., None], name: str) -> Callable[..., None]:
+    """A loss's constructor that looks at its hyperparameters first. Its signature stays what it was."""
+
+    @functools.cache
+    def model() -> type[BaseModel] | None:
+        try:
+            return model_of(construct, name)
+        except NameError:  # an annotation for type checkers alone
+            return None
+
+    @functools.wraps(construct)
+    def checked(self: Loss, *arguments: Any, **keywords: Any) -> None:
+        options = model()
+        given = {key: value for key, value in keywords.items() if options and key in options.model_fields}
+        if options and given:
+            try:
+                options.model_validate(given)
+            except ValidationError as error:
+                wrong = [each.sentence for each in mistakes(error, options, at=(name,)) if each.place[1] in given]
+                if wrong:  # one that is missing is Python's to say
+                    raise ValueError("; ".join(wrong)) from None
+        try:
+            construct(self, *arguments, **keywords)
+        except AttributeError as error:
+            _refuse_foreign(error, self)
+            raise
+
+    return checked
+
+
+def _refuse_foreign(error: AttributeError, loss: Loss) -> None:
+    """Raises: GkdError: what lacks the attribute should have been a network, or the output of one."""
+    if error.name in PARTS and error.obj is not loss:
+        raise GkdError(
+            f"{type(loss).__name__} asks for {error.name}, and a {type(error.obj).__name__} has none: make a network "
+            "of your module with gkd.wrap, and call the loss with what such networks give, an Output each"
+        ) from None
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
