@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from components import mlflow_store as mlflow
+from components.graph import MAKER
 from components.registry import compare_registration
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
@@ -19,7 +20,7 @@ from gkd_core.files import file_digest
 from gkd_core.records import read_version
 from gkd_core.redact import redact
 from gkd_core.serving.authorisation import VARIABLE, Token, read_token
-from gkd_core.verify import FOLDERS, LINEAGE, Broken, Chain, Link, walk_folders
+from gkd_core.verify import LINEAGE, Broken, Chain, Link, walk_folders
 
 STORED = {"student": mlflow.NETWORK, "deploy": mlflow.DEPLOY, "report": mlflow.REPORT}
 REGISTERED = {"deploy", "registration"}  # the folders that only a registry can confirm
@@ -42,7 +43,7 @@ def run(target: str, *, server: str | None, tracking: TrackingConfig | None, nam
     token = None if server is None else read_token(None)  # one that is none is wrong usage, not a broken chain
     root, chain, uri = Path(target), Chain(), target if target.startswith(mlflow.MODELS) else None
     folders = {} if uri else _folders(root)
-    chain.walk(walk_folders(folders) if folders else iter(()))
+    chain.walk(walk_folders(folders, MAKER) if folders else iter(()))
     settings, elsewhere = tracking or TrackingConfig(), os.environ.get("MLFLOW_TRACKING_URI")
     if settings.uri is None and not elsewhere and (database := mlflow.checkout_of(root) / "mlflow.db").is_file():
         settings = settings.model_copy(update={"uri": f"sqlite:///{database.resolve()}"})
@@ -69,11 +70,9 @@ def run(target: str, *, server: str | None, tracking: TrackingConfig | None, nam
 def _folders(root: Path) -> dict[str, Path]:
     """The steps' folders in a run's folder by step; a deploy folder or bundle is itself one."""
     alone = (root / "manifest.json").is_file()
-    if found := {"deploy": root} if alone else {name: root / name for name in FOLDERS if (root / name).is_dir()}:
+    if found := {"deploy": root} if alone else {name: root / name for name in MAKER if (root / name).is_dir()}:
         return found
-    raise GkdError(
-        f"{root} is no folder of a run, of `gkd export` or `gkd bundle`: name one, or {mlflow.MODELS}NAME@ALIAS"
-    )
+    raise GkdError(f"{root} is no run's folder, no deploy folder and no bundle: name one, or {mlflow.MODELS}NAME@ALIAS")
 
 
 def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place: Path) -> Iterator[Link]:
@@ -84,7 +83,7 @@ def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place
             raise Broken(f"{uri} came without its deploy folder, so nothing can serve it: register it again")
         if not folders:
             folders |= stored
-            yield from walk_folders(folders)
+            yield from walk_folders(folders, MAKER)
         manifest, tags = read_manifest(stored["deploy"]), version.tags  # compares the models' bytes
         wanted = {tag: manifest[key] for tag, key in mlflow.LINEAGE_TAGS.items()}
         wanted["gkd.model"] = manifest["model"]["sha256"]

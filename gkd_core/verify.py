@@ -4,7 +4,7 @@ A link compares what was noted of a folder with what it holds now; what nobody n
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from gkd_core.export.session import session
 from gkd_core.files import file_digest, folder_digest
 from gkd_core.records import read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version
 
-FOLDERS = ("data", "teacher", "baseline", "kd", "student", "deploy", "report", "registration")
+MEASURED = ("teacher", "baseline", "kd", "student")
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
 
 
@@ -51,11 +51,11 @@ class Chain:
             self.broken = error if isinstance(error, Broken) else Broken(str(error))
 
 
-def walk_folders(folders: dict[str, Path]) -> Iterator[Link]:
-    """Every link within and between folders by step, in order. Raises GkdError where one does not hold."""
+def walk_folders(folders: dict[str, Path], order: Iterable[str]) -> Iterator[Link]:
+    """Every link within and between folders by step, in this order. Raises GkdError where one does not hold."""
     digests: dict[str, str] = {}
     noted = {"data", "registration"}  # the one holds its own digest, the other is compared with the registry
-    for name in FOLDERS:
+    for name in order:
         if name not in folders:
             yield Link(name, "it is not there", holds=False)
             continue
@@ -94,7 +94,7 @@ def _notes(name: str, folder: Path) -> tuple[dict[str, str | None], str]:
             noted = {"data": facts["data_sha256"], **{k: facts[f"{k}_digest"] for k in ("teacher", "student")}}
         case "report":
             metrics, now = read_metrics(folder), file_digest(folder / "metrics.json")
-            noted = {role: metrics["digests"].get(role) for role in FOLDERS[1:5] if role in metrics}
+            noted = {role: metrics["digests"].get(role) for role in MEASURED if role in metrics}
             noted |= {"data": metrics["data"]["sha256"], "deploy": metrics["digests"]["manifest"]}
         case _:
             noted = {"deploy": read_version(folder)["manifest"], "report": read_gate(folder).get("metrics_sha256")}

@@ -15,11 +15,12 @@ import onnx
 import pytest
 
 from components import evaluate, register
+from components.graph import MAKER
 from components.verify import run
 from gkd_core.config import TrackingConfig, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, write_json
-from gkd_core.verify import FOLDERS, Broken
+from gkd_core.verify import Broken
 from tests import forked
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def whole(tmp_path_factory, project, empty_store) -> Path:
 def copy(tmp_path, whole, monkeypatch) -> Path:
     """The steps' folders alone, to be changed; no registry."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name in FOLDERS:
+    for name in MAKER:
         shutil.copytree(whole / name, tmp_path / "run" / name)
     return tmp_path / "run"
 
