@@ -5,6 +5,11 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from gkd_core.models.depth import parameter_depths
+
+POSITIONS = ("class_token", "pos_embedding", "relative_position_bias_table")
+"""What torchvision calls a transformer's class token and its positions."""
+
 
 class Output(NamedTuple):
     """One forward pass.
@@ -72,6 +77,20 @@ class Classifier(nn.Module, ABC):
         Gradients with respect to the last stage have a closed form where it is given.
         """
         return None
+
+    @property
+    def head_layers(self) -> tuple[str, ...]:
+        """Names of the layers that make the logits, new where the classes are: the last one, unless overridden."""
+        *_, last = self.state_dict()
+        return (last.rpartition(".")[0],)
+
+    def parameter_depths(self) -> dict[str, int]:
+        """Depth of every parameter by its name: 0 in the stem, the largest in `head_layers` and there alone."""
+        return parameter_depths(self, self.head_layers)
+
+    def undecayed(self) -> frozenset[str]:
+        """Names of the parameters that are spared together with biases and norms where weight decay spares these."""
+        return frozenset(name for name, _ in self.named_parameters() if name.endswith(POSITIONS))
 
 
 class StagedClassifier(Classifier):

@@ -82,10 +82,13 @@ class Network(nn.Module):
         spec: what to build.
         classes: class names whose logits are wanted, in order; null takes all of the network's own.
         classifier: what gives the logits; null builds the architecture `spec.name`, freshly initialised.
+    Attributes:
+        pretrained: its weights were learnt before, so training them is fine-tuning.
     Raises:
         GkdError: a wanted class is not among the network's.
     """
 
+    pretrained = False
     mean: Tensor
     std: Tensor
     luma: Tensor
@@ -265,6 +268,7 @@ def load_network(folder: Path, classes: tuple[str, ...] | None = None, *, module
             if name in weights and weights[name].dtype != value.dtype:
                 raise ValueError(f"{name} is {weights[name].dtype}, not {value.dtype}")
         network.classifier.load_state_dict(weights)
+        network.pretrained = True
     except GkdError:
         raise
     except FileNotFoundError:

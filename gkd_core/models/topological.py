@@ -47,6 +47,11 @@ class TopologicalClassifier(PooledClassifier):
         assert layer is not None
         return layer
 
+    @property
+    def head_layers(self) -> tuple[str, ...]:
+        """Both blocks of the joined layer."""
+        return (*(f"base.{name}" for name in self.base.head_layers), "topology")
+
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """The convolutional network's feature maps."""
         return self.base.features(images)

@@ -234,6 +234,7 @@ def _load(network: Network, state: dict[str, Tensor], where: str, *, classes_giv
     if broken:
         raise GkdError(f"{where} holds weights that are no finite numbers ({broken[0]}): take another checkpoint")
     network.classifier.load_state_dict(state)
+    network.pretrained = True
 
 
 def _auxiliary(key: str) -> bool:

@@ -158,6 +158,11 @@ class WrappedClassifier(Classifier):
         layer = self.network.get_submodule(self.last)
         return layer if self.pools_only and isinstance(layer, nn.Linear) else None
 
+    @property
+    def head_layers(self) -> tuple[str, ...]:
+        """The layer that was named as the head."""
+        return (f"network.{self.last}",)
+
     def _leaves_before_the_last(self) -> list[nn.Module]:
         last = self.network.get_submodule(self.last)
         layers = [self.network.get_submodule(name) for _, name in self.steps if name]
