@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gkd_core.config import Params, TrainingConfig, parse_params
+from gkd_core.config import Params, TrainingConfig, params_of_sections
 from gkd_core.errors import GkdError
 from gkd_core.files import write_json
 from gkd_core.training.device import choose_device
@@ -70,7 +70,7 @@ def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: 
         folder = Path(temporary)
         call = {
             "step": step,
-            "params": params.model_dump(mode="json", exclude_unset=True),
+            "params": params.model_dump(mode="json"),
             "paths": {name: str(value) for name, value in arguments.items() if isinstance(value, Path)},
             "others": {name: value for name, value in arguments.items() if not isinstance(value, Path)},
         }
@@ -193,7 +193,7 @@ def main(folder: Path) -> None:
     try:
         run = importlib.import_module(call["step"]).run
         paths = {name: Path(path) for name, path in call["paths"].items()}
-        facts = run(**paths, **call["others"], params=parse_params(call["params"]))
+        facts = run(**paths, **call["others"], params=params_of_sections(call["params"]))
     except SystemExit as stop:
         os._exit(stop.code if isinstance(stop.code, int) else 1)  # see below
     except Exception as error:

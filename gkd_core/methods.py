@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from gkd_core.losses.base import Loss
     from gkd_core.models.classifier import StagedNetwork
 
-SCHEDULES = ("gompertz", "reversed-gompertz", "adaptive-gompertz", "linear", "cosine", "constant")
+_GOMPERTZ = ("beta_min", "beta_max", "b", "c", "inflection", "saturation")
+SCHEDULES: dict[str, tuple[str, ...]] = {
+    "gompertz": _GOMPERTZ,
+    "reversed-gompertz": _GOMPERTZ,
+    "adaptive-gompertz": _GOMPERTZ,
+    "linear": ("beta_min", "beta_max"),
+    "cosine": ("beta_min", "beta_max"),
+    "constant": ("beta_max",),
+}
+"""β(t) by name, and which parts of `curve` it reads."""
 
 
 @dataclass(frozen=True)
@@ -280,3 +289,6 @@ def wrong_hyperparameters(method: str, given: dict[str, Any], at: tuple[str, ...
         model.model_validate({name: value for name, value in given.items() if name in model.model_fields})
     except ValidationError as error:
         yield from mistakes(error, model, at=at)
+        return
+    for sentence in METHODS[method].load().contradictions(given):
+        yield Mistake(at, f"{'.'.join(at)}.{sentence}", contradiction=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from gkd_core import schemes
 from gkd_core.config.options import can_train
-from gkd_core.config.schema import AugmentConfig, Params
+from gkd_core.config.schema import AugmentConfig, Params, Section
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake
 
@@ -23,6 +23,21 @@ def contradictions(params: Params) -> Iterator[str]:
     except GkdError as error:
         yield str(error)
     yield from schemes.check(params)
+
+
+def unread(section: Section, at: tuple[str, ...] = ()) -> Iterator[Mistake]:
+    """What the user wrote in a section, or in one below it, that nothing reads.
+
+    Asked of what a user wrote, not of a section that was written out with its defaults.
+
+    Args:
+        at: the section's place.
+    """
+    for sentence in section.unread():
+        yield Mistake(at, f"{'.'.join(at)}: {sentence}", contradiction=True)
+    for name, value in section:
+        if isinstance(value, Section):
+            yield from unread(value, (*at, name))
 
 
 def unknown_networks(content: dict[str, Any]) -> Iterator[Mistake]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gkd_core import methods, schemes
 from gkd_core.config import options
-from gkd_core.config.checks import contradictions, unknown_networks
-from gkd_core.config.schema import Params, whole
+from gkd_core.config.checks import contradictions, unknown_networks, unread
+from gkd_core.config.schema import Params, Section, whole
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes, warn_renamed
 
@@ -31,7 +31,7 @@ RENAMED = {
 """Old key → key. A file may still use the old one."""
 
 
-T = TypeVar("T", bound=BaseModel)
+T = TypeVar("T", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
@@ -156,9 +156,12 @@ def parse_section(section: type[T], content: dict[str, Any], name: str) -> T:
         GkdError: something is wrong, a sentence each.
     """
     try:
-        return section.model_validate(content)
+        parsed = section.model_validate(content)
     except ValidationError as error:
         raise GkdError("\n".join(found.sentence for found in mistakes(error, section, at=(name,)))) from None
+    if wrong := list(unread(parsed, (name,))):
+        raise GkdError("\n".join(found.sentence for found in wrong))
+    return parsed
 
 
 def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
@@ -174,6 +177,7 @@ def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
         return None, [*mistakes(error, Params), *found, *unknown]
     if not found:  # what sections say against each other is asked of sections that are valid
         found += [Mistake((), sentence, contradiction=True) for sentence in contradictions(params)]
+        found += unread(params)
     return params, [*found, *unknown]
 
 

@@ -64,6 +64,10 @@ class Section(BaseModel):
         """What its fields say against each other, a sentence each."""
         yield from ()
 
+    def unread(self) -> Iterator[str]:
+        """What was given although the rest of the section leaves it without effect, a sentence each."""
+        yield from ()
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, content: Any) -> Any:
@@ -192,6 +196,12 @@ class TrainingConfig(Section):
         if self.devices > 1 and self.device == "mps":
             yield f"device is mps, of which there is one, but devices is {self.devices}: set devices to 1"
 
+    def unread(self) -> Iterator[str]:
+        if "momentum" in self.model_fields_set and self.optimizer != "sgd":
+            yield f"momentum is given but optimizer is {self.optimizer}: only sgd reads momentum, so leave it out"
+        if "decay_factor" in self.model_fields_set and self.schedule != "multistep":
+            yield f"decay_factor is given but schedule is {self.schedule}: only multistep reads it, so leave it out"
+
 
 class NetworkConfig(Section):
     """Which network to build."""
@@ -294,6 +304,19 @@ class MethodConfig(Section):
             for method, chosen in value.items()
         }
 
+    def unread(self) -> Iterator[str]:
+        schedule = self.schedule or methods.METHODS[self.method].schedule
+        if self.method == "ce" and self.schedule is not None:
+            yield f"schedule is {schedule} but method ce has no term for it to weigh: set schedule to null"
+        reads = () if self.method == "ce" else methods.SCHEDULES[schedule]
+        for name, field in CurveConfig.model_fields.items():
+            # The defaults stand in many files, whatever their method, and say nothing.
+            if name not in reads and (value := getattr(self.curve, name)) != field.default:
+                yield (
+                    f"curve.{name} is {value:g} but method {self.method} with schedule {schedule} does not read it: "
+                    "leave it out, or take another schedule"
+                )
+
     def hyperparameters(self) -> dict[str, Any]:
         """The chosen method's arguments: its options, with `temperature` put in."""
         temperature = {} if self.temperature is None else {"temperature": self.temperature}
@@ -389,6 +412,10 @@ class TeacherConfig(NetworkConfig):
         if self.source is None and (self.classes or self.mean or self.image_size):
             yield "classes, mean, std and image_size describe an imported state-dict, but source is null"
 
+    def unread(self) -> Iterator[str]:
+        if self.assistant_distill.model_fields_set and not self.assistants:
+            yield "assistant_distill is given but assistants is empty: name them, or leave assistant_distill out"
+
 
 class ReferencesConfig(Section):
     """What the student is compared with: the same network on the same budget, trained without the method."""
@@ -401,6 +428,11 @@ class ReferencesConfig(Section):
     """Weight of the soft labels in plain KD, cross-entropy has the rest; null is the default of method `kd`."""
     kd_temperature: Positive | None = None
     """τ of plain KD; null is the default of method `kd`."""
+
+    def unread(self) -> Iterator[str]:
+        for name in ("kd_weight", "kd_temperature"):
+            if not self.kd and (value := getattr(self, name)) is not None:
+                yield f"{name} is {value:g} but kd is false, so nothing is trained by it: leave it out"
 
 
 class EvaluateConfig(Section):

@@ -7,7 +7,7 @@ In the examples of this package `student` and `teacher` are networks of 4 classe
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -68,6 +68,17 @@ class Loss(nn.Module, ABC):
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
             cls.__init__ = _checked(cls.__init__, cls.__name__)  # type: ignore[method-assign]
+
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        """What hyperparameters say against each other, each sentence beginning with the name of one.
+
+        The configuration asks when it is read, so that nobody trains a teacher first.
+
+        Args:
+            given: by name; the others have their defaults.
+        """
+        yield from ()
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """`forward`, with one sentence about what is no `Output`."""

@@ -1,6 +1,7 @@
 """The Gompertz method: feature, gradient and soft-label losses together; β(t) is applied by the training loop."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -42,6 +43,15 @@ ASSUMED = ("solver", "epsilon", "iterations", "projections", "position_weight", 
 PRESETS["tuned"] = PRESETS["paper"] | {"normalise": "teacher_rms", "scale_tau2": True}
 
 
+READ_BY: dict[str, tuple[Solver, ...]] = {
+    "epsilon": ("sinkhorn",),
+    "iterations": ("sinkhorn",),
+    "projections": ("sliced",),
+    "position_weight": ("sinkhorn", "exact"),
+}
+"""Options of some solvers only."""
+
+
 class Gompertz(Loss):
     """CE(z_S, y) and, for β(t) to multiply, L_wass + L_grad + L_kd.
 
@@ -74,6 +84,17 @@ class Gompertz(Loss):
     """
 
     feature_maps = True
+
+    @classmethod
+    def contradictions(cls, given: Mapping[str, Any]) -> Iterator[str]:
+        """An option of another solver than the chosen one."""
+        solver = given.get("solver") or PRESETS[given.get("preset", "tuned")]["solver"]
+        for option, solvers in READ_BY.items():
+            if given.get(option) and solver not in solvers:
+                yield (
+                    f"{option} is {given[option]:g} but solver {solver} does not read it: take solver "
+                    f"{' or '.join(solvers)}, or leave {option} out"
+                )
 
     def __init__(
         self,
@@ -111,11 +132,17 @@ class Gompertz(Loss):
         )
         self.weight_gradient: float = default["weight_gradient"] if weight_gradient is None else weight_gradient
         self.weight_kd: float = default["weight_kd"] if weight_kd is None else weight_kd
-        if self.position_weight and self.solver not in ("sinkhorn", "exact"):
-            raise GkdError(
-                f"gompertz.position_weight is {self.position_weight:g} but solver {self.solver} knows "
-                "no positions: take solver sinkhorn or exact, or set position_weight to 0"
-            )
+        for sentence in self.contradictions(
+            {
+                "solver": solver,
+                "preset": preset,
+                "epsilon": epsilon,
+                "iterations": iterations,
+                "projections": projections,
+                "position_weight": position_weight,
+            }
+        ):
+            raise GkdError(f"gompertz.{sentence}")
         teacher = required(teacher, "gompertz")
         # In a tuple, because a network assigned to an attribute would become part of the loss: its parameters would
         # enter the optimiser twice and the loss's checkpoint.

@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
-from gkd_core.config import TrainingConfig, parse_section, refuse_wide_augmentation
+from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_wide_augmentation
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
@@ -125,6 +125,7 @@ def distill(
         >>> result.facts["method"]
         'kd'
     """
+    parse_section(MethodConfig, {"method": method, "schedule": schedule, "curve": curve}, "distill")
     spec = DistillationSpec(method, options or {}, schedule, curve or {}, scheme, scheme_options or {})
     expect_network(student, "student")
     _expect_data(data)

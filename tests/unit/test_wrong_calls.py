@@ -62,6 +62,14 @@ def test_an_option_of_the_method_is_sent_to_options(data):
     assert "scheme_options={'generations': 2}" in said
 
 
+def test_what_is_given_and_nothing_reads_is_refused(data):
+    networks = network(data), network(data, 1)
+    assert "curve.b is 1" in sentence(gkd.distill, *networks, data, method="kd", curve={"b": 1.0})
+    assert "momentum" in sentence(gkd.train, networks[0], data, optimizer="adamw", momentum=0.5)
+    said = sentence(gkd.distill, *networks, data, options={"solver": "sliced", "epsilon": 0.1})
+    assert "epsilon is 0.1 but solver sliced" in said
+
+
 def test_folders_that_cannot_be_are_named_by_their_argument_before_the_training(data, tmp_path):
     file = tmp_path / "g.pt"
     file.touch()

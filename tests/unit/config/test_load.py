@@ -153,10 +153,12 @@ def test_an_old_name_is_read_with_a_warning_that_tells_the_new_one(old, written,
     for part in reversed(old.split(".")):
         content = {part: content}
     method = {"method": "kd"}  # which every scheme takes
+    chain = ["distill.scheme=assistant", "teacher.assistants=[resnet8]", "teacher.assistant_distill.method=kd"]
+    rest = chain if old.startswith("teacher.assistant_distill") else []
     override = f"{old}={yaml.safe_dump(written, default_flow_style=True).splitlines()[0]}"
     for given, overrides in ((content, []), ({}, [override])):
         with pytest.warns(FutureWarning) as said:
-            params = parse_params({**given, "distill": method | given.get("distill", {})}, overrides)
+            params = parse_params({**given, "distill": method | given.get("distill", {})}, [*overrides, *rest])
         assert value(params, new) == written
         assert [(old in str(one.message), new in str(one.message)) for one in said] == [(True, True)]
 

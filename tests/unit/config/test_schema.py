@@ -2,7 +2,7 @@
 
 import pytest
 
-from gkd_core.config import Params, parse_params
+from gkd_core.config import Params, params_of_sections, parse_params
 from gkd_core.errors import GkdError
 
 
@@ -68,6 +68,47 @@ def test_keys_of_a_section_that_contradict_each_other_are_both_named(content, pa
     (message,) = refused(content)
     for part in parts:
         assert part in message
+
+
+UNREAD = [
+    ({"train": {"optimizer": "adamw", "momentum": 0.9}}, ["train: ", "momentum", "adamw", "leave it out"]),
+    ({"teacher": {"train": {"optimizer": "adamw", "momentum": 0.5}}}, ["teacher.train: ", "momentum", "adamw"]),
+    ({"train": {"decay_factor": 0.1}}, ["train: ", "decay_factor", "cosine", "multistep"]),
+    ({"distill": {"method": "kd", "curve": {"c": 1.0}}}, ["distill: ", "curve.c is 1", "method kd", "constant"]),
+    ({"distill": {"schedule": "linear", "curve": {"b": 1.0}}}, ["distill: ", "curve.b is 1", "linear"]),
+    ({"distill": {"schedule": "constant", "curve": {"beta_min": 0.3}}}, ["curve.beta_min is 0.3", "constant"]),
+    ({"distill": {"method": "ce", "curve": {"beta_max": 2.0}}}, ["curve.beta_max is 2", "method ce"]),
+    ({"distill": {"method": "ce", "schedule": "linear"}}, ["distill: ", "schedule is linear", "ce", "null"]),
+    (
+        {"distill": {"options": {"gompertz": {"solver": "sliced", "iterations": 5}}}},
+        ["distill.options.gompertz.iterations is 5", "sliced", "sinkhorn"],
+    ),
+    (
+        {"distill": {"options": {"gompertz": {"projections": 8}}}},
+        ["distill.options.gompertz.projections is 8", "sinkhorn", "sliced"],
+    ),
+    ({"teacher": {"assistant_distill": {"method": "gompertz"}}}, ["teacher: ", "assistant_distill", "assistants"]),
+    ({"references": {"kd": False, "kd_weight": 0.5}}, ["references: ", "kd_weight is 0.5", "kd is false"]),
+]
+
+
+@pytest.mark.parametrize(("content", "parts"), UNREAD)
+def test_what_is_given_and_nothing_reads_is_refused(content, parts):
+    (message,) = refused(content)
+    for part in parts:
+        assert part in message
+
+
+def test_what_is_read_or_was_not_given_is_taken():
+    for taken in (
+        {"train": {"optimizer": "adamw"}},
+        {"train": {"schedule": "multistep", "milestones": [3], "decay_factor": 0.1}},
+        {"distill": {"method": "kd", "curve": {"beta_min": 0.1, "beta_max": 1.0, "b": None}}},  # the defaults
+        {"distill": {"method": "kd", "schedule": "reversed-gompertz", "curve": {"b": 1.0}}},
+        {"distill": {"options": {"gompertz": {"solver": "sliced", "projections": 8, "position_weight": 0.0}}}},
+    ):
+        whole = parse_params(taken).model_dump()
+        assert params_of_sections(whole).model_dump() == whole  # as a task of a pipeline has it, with all defaults
 
 
 def test_all_mistakes_are_told_at_once_a_line_each():

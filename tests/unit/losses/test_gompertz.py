@@ -65,10 +65,9 @@ def test_every_option_belongs_to_both_presets_and_replaces_its_value(pair_of):
     assert set(options.values()) == {None}
     assert set(options) == set(PRESETS["paper"]) == set(PRESETS["tuned"])
     given = {
-        "solver": "exact",
+        "solver": "sinkhorn",
         "epsilon": 0.5,
         "iterations": 7,
-        "projections": 9,
         "position_weight": 0.25,
         "normalise": "teacher_rms",
         "r": 0.0,
@@ -78,10 +77,12 @@ def test_every_option_belongs_to_both_presets_and_replaces_its_value(pair_of):
         "weight_gradient": 0.0,
         "weight_kd": 3.0,
     }
-    assert set(given) == set(options)
+    sliced = {"solver": "sliced", "projections": 9}
+    assert set(given) | set(sliced) == set(options)
     for preset in ("paper", "tuned"):
-        loss = Gompertz(*pair_of(), preset=preset, **check_hyperparameters("gompertz", given))
-        assert {name: getattr(loss, name) for name in given} == given
+        for some in (given, sliced):
+            loss = Gompertz(*pair_of(), preset=preset, **check_hyperparameters("gompertz", some))
+            assert {name: getattr(loss, name) for name in some} == some
         untouched = Gompertz(*pair_of(), preset=preset)
         assert {name: getattr(untouched, name) for name in options} == PRESETS[preset]
 
@@ -257,10 +258,17 @@ class TestRefuses:
         with pytest.raises(GkdError, match=f"the {role} no-maps has none"):
             Gompertz(*make_pair(networks["student"], networks["teacher"]))
 
-    @pytest.mark.parametrize("solver", ["sliced", "quantile"])
-    def test_positions_without_a_ground_cost(self, pair_of, solver):
-        with pytest.raises(GkdError, match=f"position_weight is 0.5 but solver {solver}"):
-            Gompertz(*pair_of(), solver=solver, position_weight=0.5)
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"solver": "sliced", "position_weight": 0.5}, "position_weight is 0.5 but solver sliced"),
+            ({"solver": "quantile", "epsilon": 0.5}, "epsilon is 0.5 but solver quantile"),
+            ({"preset": "paper", "projections": 8}, "projections is 8 but solver sinkhorn"),
+        ],
+    )
+    def test_options_of_another_solver(self, pair_of, given, words):
+        with pytest.raises(GkdError, match=words):
+            Gompertz(*pair_of(), **given)
 
     @pytest.mark.parametrize(
         ("given", "words"),
