@@ -165,6 +165,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def expect_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:
+    """Raises: ValueError: the shapes differ."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{student_name} {tuple(student.shape)} and {teacher_name} {tuple(teacher.shape)} differ in shape"
+        )
+
+
 def full_precision(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
     """A block in which autocast does not turn products back into half types, on the tensor's device."""
     device = tensor.device.type

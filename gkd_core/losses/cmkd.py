@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required
 from gkd_core.losses.dist import pearson_correlation
 from gkd_core.losses.logit_standardisation import refuse_two_classes, standardise
 from gkd_core.models.classifier import Output, StagedNetwork
@@ -56,13 +56,14 @@ def cmkd_loss(
         smoothness: of the soft ranks.
         direction: hard samples count more by rank, as written above, or by value (h and 1 − h exchanged).
     Raises:
-        ValueError: fewer than three classes.
+        ValueError: shapes differ, or fewer than three classes.
 
     Example:
         >>> z = torch.tensor([[2.0, 0.0, -1.0]])
         >>> bool(cmkd_loss(3 * z + 1, z).abs() < 1e-6)
         True
     """
+    expect_same_shape("student logits", student_logits, "teacher logits", teacher_logits)
     student, teacher = standardise(student_logits), standardise(teacher_logits.detach())
     by_value = 1 - pearson_correlation(student, teacher)
     by_rank = 1 - pearson_correlation(soft_rank(student, smoothness), soft_rank(teacher, smoothness))

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gkd_core.data import shards
-from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required
 from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -55,11 +55,7 @@ def relation_losses(
         >>> [round(value.item(), 3) for value in relation_losses(z, -z)]
         [2.0, 2.0]
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
-            "differ in shape"
-        )
+    expect_same_shape("student logits", student_logits, "teacher logits", teacher_logits)
     student = (at_least_float32(student_logits) / temperature).softmax(1)
     teacher = (at_least_float32(teacher_logits.detach()) / temperature).softmax(1)
     inter = 1 - pearson_correlation(student, teacher).mean()

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, required, warmup_length
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required, warmup_length
 from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -37,11 +37,9 @@ def decoupled_kl(
         >>> decoupled_kl(z, z, torch.tensor([0]))
         (tensor([0.]), tensor([0.]))
     """
-    if student_logits.shape != teacher_logits.shape or labels.ndim != 1:
-        raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
-            f"one shape [B, C], and labels {tuple(labels.shape)} be integer labels [B]"
-        )
+    expect_same_shape("student logits", student_logits, "teacher logits", teacher_logits)
+    if labels.ndim != 1:
+        raise ValueError(f"labels {tuple(labels.shape)} must be integer labels [B]")
     student_split, student_others = _split(at_least_float32(student_logits) / temperature, labels)
     teacher_split, teacher_others = _split(at_least_float32(teacher_logits.detach()) / temperature, labels)
     return _kl(teacher_split, student_split), _kl(teacher_others, student_others)

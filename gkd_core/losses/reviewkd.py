@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, full_precision, required, warmup_length
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, full_precision, required, warmup_length
 from gkd_core.losses.feature_maps import student_and_teacher_stages
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -34,11 +34,7 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
         >>> hierarchical_context_loss(torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8))
         tensor(1.)
     """
-    if student_features.ndim != 4 or student_features.shape != teacher_features.shape:
-        raise ValueError(
-            f"student features {tuple(student_features.shape)} and teacher features {tuple(teacher_features.shape)} "
-            "differ in shape"
-        )
+    expect_same_shape("student features", student_features, "teacher features", teacher_features)
     student = at_least_float32(student_features)
     teacher = at_least_float32(teacher_features.detach()).to(student.dtype)
     weight = total = 1.0

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss, at_least_float32, full_precision
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, full_precision
 from gkd_core.losses.feature_maps import Shape, stages_of
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
 from gkd_core.models.classifier import Output, StagedNetwork
@@ -27,8 +27,7 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
         >>> feature_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
         tensor(25.)
     """
-    if features.ndim != 2 or features.shape != target.shape:
-        raise ValueError(f"features {tuple(features.shape)} and target {tuple(target.shape)} differ in shape")
+    expect_same_shape("features", features, "target", target)
     features = at_least_float32(features)
     return (features - at_least_float32(target.detach()).to(features.dtype)).square().sum(1).mean()
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import at_least_float32
+from gkd_core.losses.base import at_least_float32, expect_same_shape
 
 TEMPERATURE = 4.0
 """τ of every method whose published default is 4: the CIFAR-100 benchmark's."""
@@ -25,11 +25,7 @@ def soft_label_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: f
         >>> soft_label_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]))
         tensor(0.1109)
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
-            "differ in shape"
-        )
+    expect_same_shape("student logits", student_logits, "teacher logits", teacher_logits)
     if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
     student = functional.log_softmax(at_least_float32(student_logits) / temperature, dim=1)

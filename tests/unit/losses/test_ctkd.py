@@ -6,12 +6,7 @@ from torch.nn import functional
 
 from gkd_core.losses.ctkd import CurriculumTemperature, reverse_gradient
 from gkd_core.losses.soft_labels import kd_loss
-from gkd_core.training.learner import Learner
-from gkd_core.training.optimizer import create_optimizer
-
-
-def logits(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
+from tests.unit.losses.draws import logits
 
 
 @pytest.fixture
@@ -31,10 +26,6 @@ def test_the_gradient_is_reversed_and_the_value_is_not(strength):
 class TestLearnedTemperature:
     """`kd_loss` with τ as a tensor."""
 
-    def test_same_value_as_with_a_number(self):
-        student, teacher = logits(4, 6), logits(4, 6, seed=1)
-        assert kd_loss(student, teacher, torch.tensor(3.0)).item() == kd_loss(student, teacher, 3.0).item()
-
     def test_gradcheck_in_tau_and_student(self):
         teacher, tau = logits(3, 4, seed=1), torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda s, t: kd_loss(s, teacher, t), (logits(3, 4).requires_grad_(), tau))
@@ -46,25 +37,12 @@ class TestLearnedTemperature:
 
 
 class TestCurriculum:
-    def test_half_a_cosine_over_ten_epochs(self, pair):
-        loss = CurriculumTemperature(*pair, epochs=240)
-        got = [loss.strength(t) for t in (0.0, 2.5, 5.0, 10.0, 240.0)]
-        assert got == pytest.approx([0.0, (1 - math.sqrt(0.5)) / 2, 0.5, 1.0, 1.0])
-
     def test_the_authors_values_at_whole_epochs(self, pair):
         """Their factor falls from 0 to −1: (cos(iπ/10) + 1)/2 · (0 − −1) + −1."""
         loss = CurriculumTemperature(*pair, epochs=240)
         for epoch in range(1, 13):
             theirs = (math.cos(min(epoch, 10) * math.pi / 10) + 1) * 0.5 - 1
             assert -loss.strength(epoch) == pytest.approx(theirs, abs=1e-15)
-
-    @pytest.mark.parametrize(("epochs", "given", "expected"), [(8, None, 2.0), (8, 10.0, 10.0), (40, None, 10.0)])
-    def test_a_short_training_has_a_short_curriculum_unless_told(self, pair, epochs, given, expected):
-        loss = CurriculumTemperature(*pair, epochs=epochs, curriculum_epochs=given)
-        assert loss.curriculum_epochs == expected
-
-    def test_no_curriculum_begins_whole(self, pair):
-        assert CurriculumTemperature(*pair, epochs=8, curriculum_epochs=0.0).strength(0.0) == 1.0
 
 
 class TestMethod:
@@ -97,25 +75,10 @@ class TestMethod:
         (plain,) = torch.autograd.grad(kd_loss(student, teacher, tau), student)
         torch.testing.assert_close(student.grad, plain)
 
-    def test_cross_entropy_leaves_tau_alone_and_the_teacher_gets_nothing(self, pair, make_batch):
+    def test_cross_entropy_leaves_tau_alone(self, pair, make_batch):
         loss = CurriculumTemperature(*pair, epochs=240)
-        batch = make_batch(pair)
-        teacher = batch.teacher.logits.requires_grad_()
-        terms = loss(*batch, epoch=5.0)
-        unused = torch.autograd.grad(terms["ce"], loss.raw_temperature, retain_graph=True, allow_unused=True)
-        assert unused == (None,)
-        terms["kd"].backward()
-        assert teacher.grad is None
-        assert loss.raw_temperature.grad.abs() > 0
-
-    def test_an_optimiser_step_raises_the_loss(self, pair):
-        loss = CurriculumTemperature(*pair, epochs=10).double()
-        optimizer = create_optimizer(Learner(pair.student, loss), name="sgd", learning_rate=0.5)
-        student, teacher = logits(16, 4), logits(16, 4, seed=1)
-        before = kd_loss(student, teacher, loss.temperature(20.0))
-        before.backward()
-        optimizer.step()
-        assert kd_loss(student, teacher, loss.temperature(20.0)).item() > before.item()
+        terms = loss(*make_batch(pair), epoch=5.0)
+        assert torch.autograd.grad(terms["ce"], loss.raw_temperature, allow_unused=True) == (None,)
 
     def test_tau_stays_in_its_range(self, pair):
         loss = CurriculumTemperature(*pair, epochs=10, temperature_start=2.0, temperature_range=5.0)

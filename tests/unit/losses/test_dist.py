@@ -6,10 +6,7 @@ from scipy.stats import pearsonr
 from torch.nn import functional
 
 from gkd_core.losses.dist import Dist, pearson_correlation, relation_losses
-
-
-def logits(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
+from tests.unit.losses.draws import logits, normal
 
 
 def both(student, teacher, temperature=4.0):
@@ -54,11 +51,6 @@ def test_a_batch_of_one_has_no_relation_within_classes():
     assert torch.autograd.grad(inter, student)[0].abs().sum() > 0
 
 
-def test_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="differ in shape"):
-        relation_losses(logits(2, 3), logits(2, 4))
-
-
 def test_the_method_weighs_as_the_authors_do_and_squares_tau_once(make_network, make_pair, make_batch):
     pair = make_pair(make_network(seed=1), make_network(seed=2))
     batch = make_batch(pair)
@@ -69,26 +61,11 @@ def test_the_method_weighs_as_the_authors_do_and_squares_tau_once(make_network, 
     assert terms["intra"].item() == pytest.approx(2 * 16 * intra.item())
 
 
-def vectors(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def test_scipy_agrees_on_correlations():
-    x, y = vectors(5, 9), vectors(5, 9, seed=1)
-    expected = [pearsonr(a, b).statistic for a, b in zip(x.numpy(), y.numpy(), strict=True)]
-    assert pearson_correlation(x, y).tolist() == pytest.approx(expected, abs=1e-13)
-
-
-def test_gradcheck_of_the_correlation():
-    x, y = vectors(3, 5).requires_grad_(), vectors(3, 5, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(pearson_correlation, (x, y))
-
-
 @pytest.mark.parametrize("constant", [0.0, 0.1, -7.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_constant_vector_correlates_with_nothing_and_gets_no_gradient(constant, dtype):
     x = torch.full((1, 7), constant, dtype=dtype, requires_grad=True)
-    y = vectors(1, 7).to(dtype).requires_grad_()
+    y = normal(1, 7).to(dtype).requires_grad_()
     correlation = pearson_correlation(x, y)
     correlation.sum().backward()
     assert correlation.item() == 0.0

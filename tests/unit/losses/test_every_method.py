@@ -3,7 +3,6 @@
 A new method joins by being in METHODS; nothing is to be added here.
 """
 
-import copy
 import inspect
 
 import pytest
@@ -90,10 +89,14 @@ class Given:
     def __init__(self, name: str, options: dict, **networks: bool) -> None:
         self.student = Own(4, seed=1, **networks)
         self.teacher = Own(6, seed=2, **{"pooled": False} | networks).eval().requires_grad_(False)
-        teacher = self.teacher if METHODS[name].teacher else None
-        self.loss = create_loss(name, self.student, teacher, options, **FACTS)
+        self.loss = self.create(name, options)
         self.images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))
         self.labels = TRAIN_LABELS[INDICES]
+
+    def create(self, name: str, options: dict, **facts: int) -> Loss:
+        return create_loss(
+            name, self.student, self.teacher if METHODS[name].teacher else None, options, **FACTS | facts
+        )
 
     def outputs(self) -> tuple[Output, Output]:
         with torch.no_grad():
@@ -103,6 +106,18 @@ class Given:
     def terms(self, labels: Tensor | None = None) -> dict[str, Tensor]:
         labels = self.labels if labels is None else labels
         return self.loss(*self.outputs(), labels, epoch=0.5, indices=INDICES)
+
+
+def numbers(terms: dict[str, Tensor]) -> dict[str, float]:
+    return {name: term.item() for name, term in terms.items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def in_type(output: Output, dtype: torch.dtype) -> list:
+    return [each.to(dtype) if isinstance(each, Tensor) else tuple(s.to(dtype) for s in each) for each in output]
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -186,19 +201,52 @@ class TestOneStep:
             sum(given.terms().values()).backward()
 
     def test_two_instances_share_no_state(self, name, options):
-        """Counters and hooks on the class are shared by all: the second instance must start where the first did."""
+        """A counter on the class is shared by all: the second instance must start where the first did."""
         first, second = Given(name, options), Given(name, options)
-        classes = {cls for module in first.loss.modules() for cls in type(module).__mro__}
-        classes = {cls for cls in classes if cls.__module__.startswith("gkd_core")}
-        assert {type(first.loss), Loss} <= classes
-        before = {cls: kept_by(cls) for cls in classes}
         results = []
         for given in (first, first, second):
             torch.manual_seed(0)
-            results.append({key: value.item() for key, value in given.terms().items()})
+            results.append(numbers(given.terms()))
         assert results[2] == results[0]
-        for cls in classes:
-            assert same_content(kept_by(cls), before[cls]), f"{cls.__name__} keeps something that all instances share"
+
+    def test_what_it_trains_comes_from_its_seed_alone(self, name, options):
+        given = Given(name, options)
+        before = torch.get_rng_state()
+        again, other = (given.create(name, options, seed=seed).state_dict() for seed in (0, 1))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert same(again, given.loss.state_dict())
+        seeded = "seed" in inspect.signature(METHODS[name].load()).parameters
+        assert not again or same(again, other) != seeded
+
+    def test_a_checkpoint_holds_all_that_it_remembers(self, name, options, tmp_path):
+        """Nothing but the state dict and the generator is kept: a resumed run must not start from a fresh memory."""
+        given = Given(name, options)
+        sum(given.terms().values()).backward()
+        if groups := given.loss.parameter_groups():
+            torch.optim.SGD(groups, lr=0.1).step()
+        torch.save(given.loss.state_dict(), tmp_path / "loss.pt")
+        fresh = given.create(name, options)
+        for value in fresh.state_dict().values():
+            value.zero_()
+        fresh.load_state_dict(torch.load(tmp_path / "loss.pt", weights_only=True))
+        results = []
+        for loss in (given.loss, fresh):
+            torch.manual_seed(0)
+            results.append(numbers(loss(*given.outputs(), given.labels, epoch=0.5, indices=INDICES)))
+        assert results[0] == results[1]
+        assert same(fresh.state_dict(), given.loss.state_dict())
+
+    def test_half_types_are_computed_in_float32(self, name, options):
+        given, results = Given(name, options), []
+        student, teacher = given.outputs()
+        for dtype in (torch.float32, torch.bfloat16):
+            halves = [Output(*in_type(output, dtype)) for output in (student, teacher)]
+            torch.manual_seed(0)
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                terms = given.create(name, options)(*halves, given.labels, epoch=0.5, indices=INDICES)
+            assert {term.dtype for term in terms.values()} == {torch.float32}
+            results.append(numbers(terms))
+        assert results[1] == pytest.approx(results[0], rel=0.1, abs=0.01)
 
     def test_labels_may_be_probabilities_unless_the_method_needs_integers(self, name, options):
         whole = functional.one_hot(TRAIN_LABELS[INDICES], CLASSES).float()
@@ -218,11 +266,11 @@ class TestOneStep:
         plain, smoothed = Given(name, options), Given(name, options)
         smoothed.loss.label_smoothing = 0.4
         torch.manual_seed(0)
-        expected = plain.terms()
+        expected = numbers(plain.terms())
         torch.manual_seed(0)
-        got = smoothed.terms()
-        assert not torch.allclose(got.pop("ce"), expected.pop("ce"))
-        assert {key: value.item() for key, value in got.items()} == {k: v.item() for k, v in expected.items()}
+        got = numbers(smoothed.terms())
+        assert got.pop("ce") != pytest.approx(expected.pop("ce"))
+        assert got == expected
 
 
 def test_cross_entropy_with_smoothing_by_hand():
@@ -234,46 +282,6 @@ def test_cross_entropy_with_smoothing_by_hand():
     assert loss.cross_entropy(logits, torch.tensor([0])).item() == pytest.approx(expected.item(), rel=1e-6)
     assert loss.cross_entropy(logits.bfloat16(), torch.tensor([0])).dtype == torch.float32
     assert loss.cross_entropy(logits.double(), torch.tensor([0])).dtype == torch.float64
-
-
-def kept_by(cls: type) -> dict:
-    """A copy of the data in a class's own attributes: what changes later, within a list or a tensor too, shows."""
-    return {
-        name: copy.deepcopy(value)
-        for name, value in vars(cls).items()
-        if not (
-            name.startswith(("__", "_abc_"))  # Python's own; the second is how abstract classes remember subclasses
-            or callable(value)
-            or isinstance(value, property | staticmethod | classmethod)
-        )
-    }
-
-
-def same_content(first: object, second: object) -> bool:
-    """Equality in depth, where tensors are compared by their elements."""
-    if type(first) is not type(second):
-        return False
-    match first:
-        case Tensor():
-            return torch.equal(first, second)
-        case dict():
-            return first.keys() == second.keys() and all(same_content(first[k], second[k]) for k in first)
-        case list() | tuple():
-            return len(first) == len(second) and all(map(same_content, first, second))
-    return bool(first == second)
-
-
-def test_state_in_a_class_is_noticed_however_deep():
-    class Counting:
-        calls: tuple[dict, ...] = ({"seen": [1], "sum": torch.zeros(2)},)
-
-    before = kept_by(Counting)
-    assert same_content(kept_by(Counting), before)
-    Counting.calls[0]["seen"].append(2)
-    assert not same_content(kept_by(Counting), before)
-    Counting.calls[0]["seen"].pop()
-    Counting.calls[0]["sum"] += 1
-    assert not same_content(kept_by(Counting), before)
 
 
 LOGITS_ONLY = [name for name, method in METHODS.items() if method.reads == "logits"]
@@ -290,7 +298,7 @@ def test_a_method_that_needs_logits_looks_at_nothing_else(name):
             outputs = [Output(z, (), z.new_empty(len(z), 0)) for z, _, _ in outputs]
         terms = given.loss(*outputs, given.labels, epoch=0.5, indices=INDICES)
         gradient = torch.autograd.grad(sum(terms.values()), outputs[0].logits)[0]
-        results.append(({key: value.item() for key, value in terms.items()}, gradient))
+        results.append((numbers(terms), gradient))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
 
@@ -316,6 +324,25 @@ def test_a_method_that_learns_from_a_teacher_refuses_to_do_without(name):
     given = Given(name, {})
     with pytest.raises(GkdError, match=rf"{name} learns from a teacher"):
         given.loss(given.student(given.images), None, given.labels, indices=INDICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "published"),
+    [("ctkd", "curriculum_epochs", 10.0), ("dkd", "warmup_epochs", 20.0), ("reviewkd", "warmup_epochs", 20.0)],
+)
+def test_a_short_training_has_a_short_warm_up_unless_told(name, option, published):
+    networks = Own(4), Own(6)
+    for epochs, given, expected in ((8, None, 2.0), (8, 9.0, 9.0), (8, 0.0, 0.0), (240, None, published)):
+        loss = create_loss(name, *networks, {option: given}, **FACTS | {"epochs": epochs})
+        assert getattr(loss, option) == expected
+
+
+@pytest.mark.parametrize("name", ["cmkd", "logit-standardisation"])
+def test_what_standardises_logits_refuses_two_classes(name):
+    student = Own(4)
+    student.num_classes = 2
+    with pytest.raises(GkdError, match=rf"method {name} .* 2 classes: take kd"):
+        create_loss(name, student, Own(6), {}, **FACTS)
 
 
 class Shared(shards.Shards):
@@ -361,6 +388,19 @@ class TestEntry:
     def test_its_loss_is_public(self, name):
         loss_class = METHODS[name].load()
         assert getattr(losses, loss_class.__name__) is loss_class
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("ce", {}),
+        ("kd", {"weight": 0.9, "temperature": 4.0}),
+        ("self-distillation", {"weight": 0.3, "weight_features": 0.03, "temperature": 3.0, "scale_tau2": False}),
+    ],
+)
+def test_defaults_are_the_published_ones(name, published):
+    """Those of the other methods are seen in the values of their terms."""
+    assert {key: parameter.default for key, parameter in hyperparameters(name).items()} == published
 
 
 def test_every_public_name_is_there():

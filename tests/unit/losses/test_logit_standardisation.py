@@ -6,13 +6,9 @@ import torch
 from scipy.stats import zscore
 from torch.nn import functional
 
-from gkd_core.errors import GkdError
 from gkd_core.losses.logit_standardisation import LogitStandardisation, standardise
 from gkd_core.losses.soft_labels import kd_loss
-
-
-def logits(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
+from tests.unit.losses.draws import logits
 
 
 def loss(student, teacher, temperature=2.0):
@@ -51,23 +47,6 @@ def test_the_gradient_moves_neither_mean_nor_scale():
     loss(student, logits(4, 7, seed=1)).backward()
     assert student.grad.sum(1).abs().max() < 1e-12
     assert (student.grad * (student - student.mean(1, keepdim=True))).sum(1).abs().max() < 1e-6
-
-
-def test_constant_logits_stay_finite():
-    student = torch.zeros(2, 5, requires_grad=True)
-    value = loss(student, logits(2, 5, dtype=torch.float32))
-    value.backward()
-    assert value.isfinite()
-    assert student.grad.isfinite().all()
-
-
-def test_two_classes_are_refused(make_network, make_pair):
-    with pytest.raises(ValueError, match="2 classes"):
-        standardise(logits(3, 2))
-    pair = make_pair(make_network(), make_network(seed=1))
-    pair.student.classes = ("a", "b")
-    with pytest.raises(GkdError, match=r"method logit-standardisation .* 2 classes: take kd"):
-        LogitStandardisation(*pair)
 
 
 def test_the_method_weighs_as_the_authors_do_and_squares_tau_once(make_network, make_pair, make_batch):

@@ -3,10 +3,7 @@ import torch
 from torch.nn import functional
 
 from gkd_core.losses.reviewkd import Fusion, ReviewKD, hierarchical_context_loss
-
-
-def maps(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+from tests.unit.losses.draws import normal
 
 
 class TestHierarchicalContext:
@@ -26,15 +23,11 @@ class TestHierarchicalContext:
         # On 1 × 1 there are no levels below.
         assert hierarchical_context_loss(zeros[..., :1, :1] + 3, zeros[..., :1, :1]).item() == 9.0
 
-    def test_refuses_maps_that_do_not_fit(self):
-        with pytest.raises(ValueError, match="differ in shape"):
-            hierarchical_context_loss(maps(2, 3, 4, 4), maps(2, 3, 2, 2))
-
 
 class TestFusion:
     def test_attention_chooses_between_the_stage_and_what_is_deeper(self):
         fusion = Fusion(3, 4, 5, fuse=True).double()
-        stage, deeper = maps(2, 3, 4, 4), maps(2, 4, 2, 2, seed=1)
+        stage, deeper = normal(2, 3, 4, 4), normal(2, 4, 2, 2, seed=1)
         for bias, expected in (
             ((50.0, -50.0), fusion.enter(stage)),
             ((-50.0, 50.0), deeper.repeat_interleave(2, 2).repeat_interleave(2, 3)),
@@ -46,13 +39,13 @@ class TestFusion:
             assert torch.allclose(compared, fusion.leave(expected))
 
     def test_the_teachers_grid_is_taken(self):
-        compared, handed_on = Fusion(3, 4, 5, fuse=False).double()(maps(2, 3, 4, 4), None, (8, 2))
+        compared, handed_on = Fusion(3, 4, 5, fuse=False).double()(normal(2, 3, 4, 4), None, (8, 2))
         assert compared.shape == (2, 5, 8, 2)
         assert handed_on.shape == (2, 4, 8, 2)
 
     def test_gradcheck(self):
         fusion = Fusion(2, 3, 2, fuse=True).double()
-        arguments = maps(3, 2, 2, 2).requires_grad_(), maps(3, 3, 1, 1, seed=1).requires_grad_()
+        arguments = normal(3, 2, 2, 2).requires_grad_(), normal(3, 3, 1, 1, seed=1).requires_grad_()
         assert torch.autograd.gradcheck(lambda s, d: fusion(s, d, (2, 2))[0], arguments)
 
 
@@ -83,48 +76,6 @@ class TestMethod:
         assert [f.enter[0].weight.shape[:2] for f in loss.fusions] == [(64, 16), (64, 32), (64, 64), (64, 64)]
         assert [f.leave[0].weight.shape[:2] for f in loss.fusions] == [(64, 64), (128, 64), (256, 64), (256, 64)]
         assert [f.attend is not None for f in loss.fusions] == [True, True, True, False]
-
-    @pytest.mark.parametrize(
-        ("epochs", "given", "expected"), [(240, None, 20), (10, None, 2.5), (10, 8.0, 8.0), (10, 0.0, 0.0)]
-    )
-    def test_warmup(self, make_staged, make_pair, make_batch, epochs, given, expected):
-        pair = make_pair(make_staged(), make_staged(seed=1))
-        loss, batch = ReviewKD(*pair, epochs=epochs, warmup_epochs=given), make_batch(pair)
-        assert loss.warmup_epochs == expected
-        whole = loss(*batch, epoch=1000.0)["review"]
-        start = loss(*batch, epoch=0.0)["review"]
-        assert torch.allclose(start, whole if expected == 0 else torch.zeros(()))
-        if expected:
-            half = loss(*batch, epoch=expected / 2)["review"]
-            assert half.item() == pytest.approx(whole.item() / 2, rel=1e-5)
-
-    def test_only_the_fusions_belong_to_it_and_both_learn(self, make_staged, make_pair, make_batch):
-        pair = make_pair(make_staged(), make_staged(seed=1))
-        loss = ReviewKD(*pair, epochs=10)
-        assert {name.split(".")[0] for name in loss.state_dict()} == {"fusions"}
-        loss(*make_batch(pair), epoch=9.0)["review"].backward()
-        assert all(p.grad is not None for p in loss.parameters())
-        assert pair.student.classifier.conv1.weight.grad.abs().sum() > 0
-        assert all(p.grad is None for p in pair.teacher.parameters())
-
-    def test_seeded_without_touching_the_global_generator(self, make_staged):
-        before = torch.get_rng_state()
-        student, teacher = make_staged(), make_staged(seed=1)
-        torch.set_rng_state(before)
-        one, same, other = (ReviewKD(student, teacher, epochs=10, seed=s).state_dict() for s in (0, 0, 1))
-        assert torch.equal(torch.get_rng_state(), before)
-        assert all(torch.equal(one[name], same[name]) for name in one)
-        assert not torch.equal(one["fusions.0.enter.0.weight"], other["fusions.0.enter.0.weight"])
-
-    def test_half_outputs_and_autocast_are_computed_in_float32(self, make_staged, make_pair, make_batch):
-        pair = make_pair(make_staged(), make_staged(seed=1))
-        batch, loss = make_batch(pair), ReviewKD(*pair, epochs=10).eval()
-        half = batch.student._replace(stages=tuple(s.bfloat16() for s in batch.student.stages))
-        batch = batch._replace(student=half)
-        plain = loss(*batch, epoch=9.0)["review"]
-        with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(loss(*batch, epoch=9.0)["review"], plain)
-        assert plain.dtype == torch.float32
 
     @pytest.mark.parametrize("teacher", ["vgg8", "MobileNetV2", "ShuffleNetV2"])
     def test_other_stages_and_grids(self, make_staged, make_pair, make_batch, teacher):

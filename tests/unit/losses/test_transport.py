@@ -18,10 +18,7 @@ from gkd_core.losses.transport import (
     sliced_distance,
 )
 from gkd_core.losses.wasserstein import wasserstein_loss
-
-
-def points(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.unit.losses.draws import normal
 
 
 def uniform(count):
@@ -39,7 +36,7 @@ def pot_plan(cost, epsilon, iterations):
 @pytest.mark.parametrize("epsilon", [0.02, 0.3])
 @pytest.mark.parametrize("iterations", [1, 2, 11, 12, 100])
 def test_the_plan_is_that_of_plain_log_domain_iterations(n, m, epsilon, iterations):
-    cost = torch.cdist(points(2, n, 5), points(2, m, 5, seed=1))
+    cost = torch.cdist(normal(2, n, 5), normal(2, m, 5, seed=1))
     plan = sinkhorn_plan(cost, epsilon, iterations)
     for b in range(2):
         expected = pot_plan(cost[b], epsilon * cost[b].mean().item(), iterations)
@@ -49,7 +46,7 @@ def test_the_plan_is_that_of_plain_log_domain_iterations(n, m, epsilon, iteratio
 @pytest.mark.parametrize(("n", "m"), [(16, 16), (9, 16)])
 def test_value_and_gradient_against_pot(n, m):
     """POT's own envelope gradient of the regularised value; both run to convergence, agreement 1e-9."""
-    x, y = points(1, n, 6), points(1, m, 6, seed=1)
+    x, y = normal(1, n, 6), normal(1, m, 6, seed=1)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     value = sinkhorn_distance(torch.cdist(ours, y), epsilon=0.05, iterations=2000)
     value.sum().backward()
@@ -63,7 +60,7 @@ def test_value_and_gradient_against_pot(n, m):
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (5, 8)])
 def test_gradient_is_that_of_the_regularised_value(n, m):
     """Central differences of min ⟨P, C⟩ + ε·KL(P ‖ a⊗b), run to convergence at fixed ε: agreement 1e-9."""
-    x, y = points(1, n, 3), points(1, m, 3, seed=1)
+    x, y = normal(1, n, 3), normal(1, m, 3, seed=1)
     cost = torch.cdist(x, y)
     epsilon = 0.2 * cost.mean().item()
 
@@ -89,8 +86,8 @@ def test_gradient_is_that_of_the_regularised_value(n, m):
 
 @pytest.mark.parametrize(("grid", "tolerance", "least_cosine"), [(8, 0.03, 0.8), (2, 0.03, 0.93)])
 def test_default_settings_against_the_exact_distance(grid, tolerance, least_cosine):
-    student = functional.relu(points(8, 16, grid, grid))
-    teacher = functional.relu(points(8, 16, grid, grid, seed=1))
+    student = functional.relu(normal(8, 16, grid, grid))
+    teacher = functional.relu(normal(8, 16, grid, grid, seed=1))
     values, gradients = [], []
     for solver in ("sinkhorn", "exact"):
         leaf = student.clone().requires_grad_()
@@ -104,7 +101,7 @@ def test_default_settings_against_the_exact_distance(grid, tolerance, least_cosi
 
 
 def test_float32_is_near_float64_and_underflow_does_no_harm():
-    cost = torch.cdist(points(4, 64, 8), points(4, 64, 8, seed=1))
+    cost = torch.cdist(normal(4, 64, 8), normal(4, 64, 8, seed=1))
     for epsilon, tolerance in ((0.02, 1e-4), (0.002, 1e-3)):  # the latter: C/ε reaches far below what float32 can hold
         low = sinkhorn_distance(cost.float(), epsilon=epsilon, iterations=200)
         assert low.dtype == torch.float32
@@ -112,15 +109,15 @@ def test_float32_is_near_float64_and_underflow_does_no_harm():
 
 
 def test_rows_carry_their_mass_exactly_and_columns_when_converged():
-    plan = sinkhorn_plan(torch.cdist(points(2, 10, 3), points(2, 15, 3, seed=1)), 0.1, 500)
+    plan = sinkhorn_plan(torch.cdist(normal(2, 10, 3), normal(2, 15, 3, seed=1)), 0.1, 500)
     assert torch.allclose(plan.sum(2), torch.full((2, 10), 0.1, dtype=torch.float64), atol=1e-14)
     assert torch.allclose(plan.sum(1), torch.full((2, 15), 1 / 15, dtype=torch.float64), atol=1e-9)
 
 
 def test_each_sample_has_its_own_epsilon():
     near, far = (
-        torch.cdist(points(1, 6, 3), points(1, 6, 3, seed=1)),
-        100 * torch.cdist(points(1, 6, 3), points(1, 6, 3)),
+        torch.cdist(normal(1, 6, 3), normal(1, 6, 3, seed=1)),
+        100 * torch.cdist(normal(1, 6, 3), normal(1, 6, 3)),
     )
     both = sinkhorn_distance(torch.cat([near, far]))
     assert torch.allclose(both[0], sinkhorn_distance(near)[0], atol=1e-14)
@@ -137,14 +134,14 @@ def test_unequal_numbers_by_hand():
 
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_one_dimension_against_scipy(n, m):
-    x, y = points(3, n), points(3, m, seed=1)
+    x, y = normal(3, n), normal(3, m, seed=1)
     expected = [wasserstein_distance(x[i].numpy(), y[i].numpy()) for i in range(3)]
     assert one_dimensional_distance(x, y).tolist() == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(("student_grid", "teacher_grid"), [((4, 4), (4, 4)), ((2, 3), (5, 5))])
 def test_quantile_is_scipys_distance_per_channel(student_grid, teacher_grid):
-    student, teacher = points(2, 3, *student_grid), points(2, 3, *teacher_grid, seed=1)
+    student, teacher = normal(2, 3, *student_grid), normal(2, 3, *teacher_grid, seed=1)
     expected = np.mean(
         [wasserstein_distance(student[b, c].flatten(), teacher[b, c].flatten()) for b in range(2) for c in range(3)]
     )
@@ -155,7 +152,7 @@ def test_quantile_is_scipys_distance_per_channel(student_grid, teacher_grid):
 @pytest.mark.parametrize(("n", "m"), SIZES)
 @pytest.mark.parametrize("dimension", [2, 8])
 def test_sliced_against_pot_with_the_same_directions(n, m, dimension):
-    x, y = points(2, n, dimension), points(2, m, dimension, seed=1)
+    x, y = normal(2, n, dimension), normal(2, m, dimension, seed=1)
     directions = random_directions(dimension, 20, 3, x)
     value = sliced_distance(x, y, directions) / math.sqrt(math.pi * dimension / 2)
     for b in range(2):
@@ -173,7 +170,7 @@ def test_directions_are_unit_seeded_and_leave_the_global_generator_alone():
 
 
 def test_seed_reaches_the_directions():
-    student, teacher = points(2, 4, 2, 2), points(2, 4, 2, 2, seed=1)
+    student, teacher = normal(2, 4, 2, 2), normal(2, 4, 2, 2, seed=1)
     one, again, other = (wasserstein_loss(student, teacher, solver="sliced", seed=seed) for seed in (1, 1, 2))
     assert one == again
     assert one != other

@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from gkd_core.losses.wasserstein import SOLVERS, positions, wasserstein_loss
-
-
-def features(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+from tests.unit.losses.draws import normal as features
 
 
 def cloud(points):
@@ -141,12 +138,3 @@ class TestPositions:
 def test_refuses_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         wasserstein_loss(features(1, 2, 2, 2), features(1, 2, 2, 2), **arguments)
-
-
-def test_refuses_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match="channels"):
-        wasserstein_loss(features(1, 2, 2, 2), features(1, 3, 2, 2))
-    with pytest.raises(ValueError, match="batch"):
-        wasserstein_loss(features(1, 2, 2, 2), features(2, 2, 2, 2))
-    with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
-        wasserstein_loss(features(1, 2, 2), features(1, 2, 2))
