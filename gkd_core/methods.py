@@ -42,8 +42,8 @@ class Method:
     Attributes:
         summary: one line.
         source: where it was published.
-        published: the formula was read in the paper or its authors' code; else it is a reconstruction.
         loss: "module:Class" of the nn.Module that computes it (see `gkd_core.losses.base.Loss`).
+        published: the formula was read in the paper or its authors' code; else it is a reconstruction.
         schedule: weight over time when the user names none.
         teacher: it learns from a teacher.
         reads: how far it looks into the networks; schemes with several teachers have only logits to offer.
@@ -51,8 +51,8 @@ class Method:
 
     summary: str
     source: str
-    published: bool
     loss: str
+    published: bool = True
     schedule: str = "constant"
     teacher: bool = True
     reads: Literal["logits", "embeddings", "feature maps"] = "logits"
@@ -68,20 +68,17 @@ METHODS: dict[str, Method] = {
     "ce": Method(
         summary="Cross-entropy alone: the student without a teacher.",
         source="the baseline of every comparison",
-        published=True,
         loss="gkd_core.losses.cross_entropy:CrossEntropy",
         teacher=False,
     ),
     "kd": Method(
         summary="Soft labels of the teacher at a temperature.",
         source="Hinton et al. 2015, arXiv:1503.02531",
-        published=True,
         loss="gkd_core.losses.kd:KnowledgeDistillation",
     ),
     "gompertz": Method(
         summary="Wasserstein feature loss, gradient matching and soft labels, weighted by a Gompertz curve.",
         source="Yang & Qin 2025, arXiv:2510.21649",
-        published=True,
         loss="gkd_core.losses.gompertz:Gompertz",
         schedule="gompertz",
         reads="feature maps",
@@ -101,66 +98,56 @@ METHODS: dict[str, Method] = {
     "crd": Method(
         summary="Contrast of the embeddings with a memory of the other network's, over all training images.",
         source="Tian et al. 2020, arXiv:1910.10699",
-        published=True,
         loss="gkd_core.losses.crd:ContrastiveRepresentation",
         reads="embeddings",
     ),
     "dkd": Method(
         summary="Soft labels decoupled into the target's part and the other classes' part.",
         source="Zhao et al. 2022, arXiv:2203.08679",
-        published=True,
         loss="gkd_core.losses.dkd:DecoupledKD",
     ),
     "dist": Method(
         summary="Pearson correlation of the predictions between classes and within them.",
         source="Huang et al. 2022, arXiv:2205.10536",
-        published=True,
         loss="gkd_core.losses.dist:Dist",
     ),
     "logit-standardisation": Method(
         summary="Soft labels of z-scored logits, free of the teacher's scale.",
         source="Sun et al. 2024, arXiv:2403.01427",
-        published=True,
         loss="gkd_core.losses.logit_standardisation:LogitStandardisation",
     ),
     "ctkd": Method(
         summary="Soft labels at a temperature that learns against the student, step by step.",
         source="Li et al. 2023, arXiv:2211.16231",
-        published=True,
         loss="gkd_core.losses.ctkd:CurriculumTemperature",
     ),
     "fitnet": Method(
         summary="The teacher's middle feature map as a hint for the student's, through a trained regressor.",
         source="Romero et al. 2015, arXiv:1412.6550",
-        published=True,
         loss="gkd_core.losses.fitnet:FitNet",
         reads="feature maps",
     ),
     "at": Method(
         summary="Attention transfer: where the feature maps of each stage are large.",
         source="Zagoruyko & Komodakis 2017, arXiv:1612.03928",
-        published=True,
         loss="gkd_core.losses.attention:AttentionTransfer",
         reads="feature maps",
     ),
     "rkd": Method(
         summary="Distances and angles between the embeddings of a batch.",
         source="Park et al. 2019, arXiv:1904.05068",
-        published=True,
         loss="gkd_core.losses.rkd:RelationalDistillation",
         reads="embeddings",
     ),
     "reviewkd": Method(
         summary="Each of the teacher's stages from the student's same stage and all its deeper ones, fused.",
         source="Chen et al. 2021, arXiv:2104.09044",
-        published=True,
         loss="gkd_core.losses.reviewkd:ReviewKD",
         reads="feature maps",
     ),
     "self-distillation": Method(
         summary="Be Your Own Teacher: heads on the shallow stages learn from labels and from the network's end.",
         source="Zhang et al. 2019, arXiv:1905.08094",
-        published=True,
         loss="gkd_core.losses.self_distillation:SelfDistillation",
         teacher=False,
         reads="feature maps",
@@ -226,10 +213,9 @@ def create_loss(
         GkdError: the method does not go with these networks, or hyperparameters contradict each other.
     """
     facts = {"seed": seed, "epochs": epochs, "train_labels": train_labels}
-    taken = {name: fact for name, fact in facts.items() if name in _keywords(METHODS[method].load())}
-    create: Any = METHODS[method].load()
-    loss: Loss = create(student, teacher, **taken, **hyperparameters)
-    return loss
+    create: Callable[..., Loss] = METHODS[method].load()
+    taken = {name: fact for name, fact in facts.items() if name in _keywords(create)}
+    return create(student, teacher, **taken, **hyperparameters)
 
 
 @functools.cache

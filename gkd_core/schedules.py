@@ -7,24 +7,20 @@ a torch tensor and gives back the same kind.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from gkd_core.errors import GkdError, unknown
 from gkd_core.learning_curve import FEWEST_POINTS, LearningCurve, fit_learning_curve, rise
+from gkd_core.methods import SCHEDULES
 
 # "Saturated" means this part of the rise is done.
 SATURATED = 0.99
 
 
-class Schedule(Protocol):
-    """β as a function of the time in epochs."""
-
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
+Schedule = Callable[[Any], Any]
+"""β as a function of the time in epochs: a number, a numpy array or a torch tensor in, the same kind out."""
 
 
 @runtime_checkable
@@ -82,32 +78,9 @@ class Gompertz:
         c = -math.log(-math.log(SATURATED)) / ((saturation - inflection) * epochs)
         return cls(beta_min, beta_max, b=c * inflection * epochs, c=c)
 
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
     def __call__(self, time: Any) -> Any:
         """β at `time`, in epochs."""
         return self.beta_min + (self.beta_max - self.beta_min) * rise(time, self.b, self.c)
-
-
-@dataclass(frozen=True)
-class Reversed:
-    """Another schedule run backwards: β(T − t).
-
-    Source: §2 of the Gompertz paper argues for guidance that fades, its eq. 6 for one that grows; this is the former.
-    """
-
-    schedule: Schedule
-    epochs: float
-
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
-    def __call__(self, time: Any) -> Any:
-        """β at `time`, in epochs."""
-        return self.schedule(self.epochs - time)
 
 
 class AdaptiveGompertz:
@@ -150,10 +123,6 @@ class AdaptiveGompertz:
             return f"β follows the fixed curve: {len(accuracies)} of {FEWEST_POINTS} accuracies"
         return "β follows the fixed curve: the student's accuracies do not make one"
 
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
     def __call__(self, time: Any) -> Any:
         """β at `time`, in epochs."""
         progress = self._progress(time)
@@ -163,55 +132,6 @@ class AdaptiveGompertz:
     def _progress(self, time: Any) -> Any:
         curve = self._curve or self.fixed
         return rise(time, curve.b, curve.c)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """A straight line from β_min at 0 to β_max at `epochs`; constant outside."""
-
-    beta_min: float
-    beta_max: float
-    epochs: float
-
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
-    def __call__(self, time: Any) -> Any:
-        """β at `time`, in epochs."""
-        return self.beta_min + (self.beta_max - self.beta_min) * _fraction(time, self.epochs)
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Half a cosine from β_min at 0 to β_max at `epochs`; constant outside."""
-
-    beta_min: float
-    beta_max: float
-    epochs: float
-
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
-    def __call__(self, time: Any) -> Any:
-        """β at `time`, in epochs."""
-        return self.beta_min + (self.beta_max - self.beta_min) * (1 - _cos(math.pi * _fraction(time, self.epochs))) / 2
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same weight throughout."""
-
-    beta: float = 1.0
-
-    @overload
-    def __call__(self, time: float) -> float: ...
-    @overload
-    def __call__(self, time: Any) -> Any: ...
-    def __call__(self, time: Any) -> Any:
-        """β, in the shape of `time`."""
-        return self.beta + 0.0 * time
 
 
 def create_schedule(
@@ -228,7 +148,9 @@ def create_schedule(
     """A schedule by name.
 
     Args:
-        name: gompertz, reversed-gompertz, adaptive-gompertz, linear, cosine or constant (which is `beta_max`).
+        name: gompertz; reversed-gompertz, the same run backwards (§2 of the Gompertz paper argues for guidance that
+            fades, its eq. 6 for one that grows); adaptive-gompertz; linear, a straight line, and cosine, half a cosine,
+            from `beta_min` at 0 to `beta_max` at `epochs`; or constant, which is `beta_max`.
         epochs: length of the training.
         beta_min, beta_max: β before and after the rise.
         b, c: shape of the Gompertz curve; the paper gives neither. None is b = 2, c = 7 / epochs, which puts β at
@@ -237,39 +159,30 @@ def create_schedule(
     Raises:
         GkdError: the name is unknown, or the shape is not a curve that rises.
     """
-    make: dict[str, Callable[[], Schedule]] = {
-        "gompertz": lambda: _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation),
-        "reversed-gompertz": lambda: Reversed(
-            _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation), epochs
-        ),
-        "adaptive-gompertz": lambda: AdaptiveGompertz(
-            _gompertz(epochs, beta_min, beta_max, b, c, inflection, saturation), epochs
-        ),
-        "linear": lambda: Linear(beta_min, beta_max, epochs),
-        "cosine": lambda: Cosine(beta_min, beta_max, epochs),
-        "constant": lambda: Constant(beta_max),
-    }
-    if name not in make:
-        raise GkdError(unknown("distill.schedule", name, make))
-    return make[name]()
-
-
-def _gompertz(
-    epochs: float,
-    beta_min: float,
-    beta_max: float,
-    b: float | None,
-    c: float | None,
-    inflection: float | None,
-    saturation: float | None,
-) -> Gompertz:
+    height = beta_max - beta_min
+    match name:
+        case "linear":
+            return lambda time: beta_min + height * _fraction(time, epochs)
+        case "cosine":
+            return lambda time: beta_min + height * (1 - _cos(math.pi * _fraction(time, epochs))) / 2
+        case "constant":
+            return lambda time: beta_max + 0.0 * time
+    if name not in SCHEDULES:
+        raise GkdError(unknown("distill.schedule", name, SCHEDULES))
     if inflection is None and saturation is None:
-        return Gompertz(beta_min, beta_max, 2.0 if b is None else b, 7.0 / epochs if c is None else c)
-    if inflection is None or saturation is None:
+        curve = Gompertz(beta_min, beta_max, 2.0 if b is None else b, 7.0 / epochs if c is None else c)
+    elif inflection is None or saturation is None:
         raise GkdError("distill.curve.inflection and distill.curve.saturation go together: give both or neither")
-    if b is not None or c is not None:
+    elif b is not None or c is not None:
         raise GkdError("distill.curve.inflection and saturation replace b and c: give one pair, not both")
-    return Gompertz.from_fractions(beta_min, beta_max, inflection=inflection, saturation=saturation, epochs=epochs)
+    else:
+        curve = Gompertz.from_fractions(beta_min, beta_max, inflection=inflection, saturation=saturation, epochs=epochs)
+    match name:
+        case "reversed-gompertz":
+            return lambda time: curve(epochs - time)
+        case "adaptive-gompertz":
+            return AdaptiveGompertz(curve, epochs)
+    return curve
 
 
 def _cos(value: Any) -> Any:

@@ -1,9 +1,12 @@
 """Data for a notebook or a script: whatever holds labelled images, as prepared data."""
 
+import contextlib
+import functools
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,8 +22,12 @@ from gkd_core.data.prepare import write_prepared
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import KNOWN, open_source
 from gkd_core.data.sources.base import SPLITS, Examples, Source
+from gkd_core.data.sources.folder import folder as folder_of_images
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import whole_folder
+
+# Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
+PARAMETERS = re.compile(r"(?<![\w./-])data\.(source|root|train_images|validation_fraction|test_fraction|unreadable)\b")
 
 
 class Labelled(Sized, Protocol):
@@ -82,32 +89,38 @@ def load_data(
     prepared = Path(source) if isinstance(source, str | Path) and Path(source, "dataset.json").is_file() else kept
     if prepared is not None and prepared.exists():
         return _as_asked(PreparedData.open(prepared), image_size, channels, classes)
-    found = _open(source, root, image_size, channels, classes)
-
-    def prepare(folder: Path) -> None:
-        write_prepared(
-            found,
-            folder,
+    with _in_words_of_this_call():
+        prepare = functools.partial(
+            write_prepared,
+            _open(source, root, image_size, channels, classes),
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             train_images=train_images,
             seed=seed,
             unreadable=unreadable,
         )
+        if kept is not None:
+            with whole_folder(kept, kind="data", option="cache") as folder:
+                prepare(folder)
+            return PreparedData.open(kept, check=False)
+        temporary = Path(tempfile.mkdtemp(prefix="gkd-data-"))
+        try:
+            prepare(temporary)
+            data = PreparedData.open(temporary, check=False)
+        except BaseException:
+            shutil.rmtree(temporary)
+            raise
+        weakref.finalize(data, shutil.rmtree, temporary, ignore_errors=True)  # arrays that are open stay readable
+        return data
 
-    if kept is not None:
-        with whole_folder(kept, kind="data", option="cache") as folder:
-            prepare(folder)
-        return PreparedData.open(kept, check=False)
-    temporary = Path(tempfile.mkdtemp(prefix="gkd-data-"))
+
+@contextlib.contextmanager
+def _in_words_of_this_call() -> Iterator[None]:
+    """What params.yaml calls `data.train_images` is the argument `train_images` here."""
     try:
-        prepare(temporary)
-        data = PreparedData.open(temporary, check=False)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
-    weakref.finalize(data, shutil.rmtree, temporary, ignore_errors=True)  # arrays that are open stay readable
-    return data
+        yield
+    except GkdError as error:
+        raise GkdError(PARAMETERS.sub(r"\1", str(error))) from None
 
 
 def _as_asked(
@@ -140,12 +153,13 @@ def _open(
         return _datasets(source, image_size, channels, classes)
     if classes is not None:
         raise GkdError("classes names the classes of data sets of your own, and this source has its own: leave it out")
-    if isinstance(source, str) and (source in KNOWN or source.startswith("torchvision:")) and source != "folder":
+    known = [name for name in KNOWN if name != "folder"]
+    if isinstance(source, str) and (source in known or source.startswith("torchvision:")):
         return open_source(source, Path(root) if root is not None else None, image_size, channels)
-    if not Path(source).is_dir():
-        known = [name for name in KNOWN if name != "folder"]
+    place = Path(source).expanduser()
+    if not place.is_dir():
         raise GkdError(unknown("data source", str(source), [*known, "a folder of images", "Datasets of your own"]))
-    return open_source("folder", Path(source).expanduser(), image_size, channels)
+    return folder_of_images(place, image_size, channels, option="source")
 
 
 def _datasets(

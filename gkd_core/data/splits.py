@@ -67,41 +67,39 @@ def _some(
             f"data.train_images is {count}, but {source.name} leaves {len(positions)} images to train on: lower it, or "
             "set it to null"
         )
-    too_few = GkdError(
-        f"data.train_images is {count}, too few for the {len(source.classes)} classes of {source.name} to be in it in "
-        "proportion: raise it"
-    )
-    try:
-        kept, _ = train_test_split(positions, train_size=count, random_state=seed, stratify=labels[positions])
-    except ValueError:  # fewer images in one part than there are classes
-        raise too_few from None
-    if not np.bincount(labels[kept], minlength=len(source.classes)).all():
-        raise too_few
-    return np.sort(kept)
+    parts = _stratified(labels, positions, seed, train_size=count)
+    if parts is None or set(labels[parts[0]]) != set(labels[positions]):
+        raise GkdError(
+            f"data.train_images is {count}, too few for the {len(source.classes)} classes of {source.name} to be in it "
+            "in proportion: raise it"
+        )
+    return parts[0]
 
 
 def _take(
     source: Source, labels: NDArray[np.int64], positions: NDArray[np.int64], name: str, fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions that stay and positions taken, each class in proportion and in both."""
-    counts = np.bincount(labels[positions], minlength=len(source.classes))
-    parameter = f"data.{name}_fraction"
-    scarce = int(np.argmin(counts))
-    few = int(counts[scarce])
-    too_few = GkdError(
-        f"class {source.classes[scarce]!r} of {source.name} has {few} image{'' if few == 1 else 's'} to "
-        f"split, too few for a {name} split of {fraction:g}: give it {int(np.ceil(1 / fraction))} or more, remove the "
-        f"class, or raise {parameter}"
-    )
-    if few < 2:
-        raise too_few
+    parts = _stratified(labels, positions, seed, test_size=fraction)
+    if parts is None or not set(labels[parts[0]]) == set(labels[parts[1]]) == set(labels[positions]):
+        counts = np.bincount(labels[positions], minlength=len(source.classes))
+        scarce = int(np.argmin(counts))
+        raise GkdError(
+            f"class {source.classes[scarce]!r} of {source.name} has {counts[scarce]} "
+            f"image{'' if counts[scarce] == 1 else 's'} to split, too few for a {name} split of {fraction:g}: give it "
+            f"{int(np.ceil(1 / fraction))} or more, remove the class, or raise data.{name}_fraction"
+        )
+    return parts
+
+
+def _stratified(
+    labels: NDArray[np.int64], positions: NDArray[np.int64], seed: int, **size: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Two parts of the positions, each class in proportion; None where one part has fewer images than classes."""
     try:
-        kept, taken = train_test_split(positions, test_size=fraction, random_state=seed, stratify=labels[positions])
-    except ValueError:  # fewer images in one part than there are classes
-        raise too_few from None
-    for part in (kept, taken):
-        if not np.bincount(labels[part], minlength=len(source.classes)).all():
-            raise too_few
+        kept, taken = train_test_split(positions, random_state=seed, stratify=labels[positions], **size)
+    except ValueError:
+        return None
     return np.sort(kept), np.sort(taken)
 
 

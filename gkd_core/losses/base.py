@@ -202,3 +202,8 @@ def warmup_length(given: float | None, *, published: float, epochs: int) -> floa
         epochs: length of this training.
     """
     return min(published, LARGEST_WARMUP * epochs) if given is None else given
+
+
+def warmed_up(epoch: float, length: float) -> float:
+    """How much of a warm-up of so many epochs is over at time t in epochs, from 0 to 1; one of length 0 is over."""
+    return min(epoch / length, 1.0) if length else 1.0

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core.losses.base import Loss, required, warmup_length
+from gkd_core.losses.base import Loss, required, warmed_up, warmup_length
 from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -90,8 +90,7 @@ class CurriculumTemperature(Loss):
 
     def strength(self, epoch: float) -> float:
         """λ at time t in epochs."""
-        fraction = min(epoch / self.curriculum_epochs, 1.0) if self.curriculum_epochs else 1.0
-        return (1 - math.cos(math.pi * fraction)) / 2
+        return (1 - math.cos(math.pi * warmed_up(epoch, self.curriculum_epochs))) / 2
 
     def temperature(self, epoch: float) -> Tensor:
         """τ, [], whose gradient is reversed as strongly as it is at time t in epochs."""

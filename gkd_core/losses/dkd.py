@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required, warmup_length
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required, warmed_up, warmup_length
 from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -117,10 +117,6 @@ class DecoupledKD(Loss):
         self.temperature = temperature
         self.warmup_epochs = warmup_length(warmup_epochs, published=WARMUP_EPOCHS, epochs=epochs)
 
-    def warmup(self, epoch: float) -> float:
-        """w at time t in epochs."""
-        return min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
-
     def forward(
         self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
     ) -> dict[str, Tensor]:
@@ -128,4 +124,7 @@ class DecoupledKD(Loss):
         teacher = required(teacher, "dkd")
         weights = self.weight_target, self.weight_non_target
         decoupled = dkd_loss(student.logits, teacher.logits, labels, *weights, self.temperature)
-        return {"ce": self.cross_entropy(student.logits, labels), "dkd": self.warmup(epoch) * decoupled}
+        return {
+            "ce": self.cross_entropy(student.logits, labels),
+            "dkd": warmed_up(epoch, self.warmup_epochs) * decoupled,
+        }

@@ -8,7 +8,15 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, full_precision, required, warmup_length
+from gkd_core.losses.base import (
+    Loss,
+    at_least_float32,
+    expect_same_shape,
+    full_precision,
+    required,
+    warmed_up,
+    warmup_length,
+)
 from gkd_core.losses.feature_maps import student_and_teacher_stages
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -140,7 +148,7 @@ class ReviewKD(Loss):
             with full_precision(stage):
                 compared, handed_on = fusion(stage, handed_on, tuple(target.shape[2:]))
             losses.append(hierarchical_context_loss(compared, target))
-        warmth = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        warmth = warmed_up(epoch, self.warmup_epochs)
         return {
             "ce": self.cross_entropy(student.logits, labels),
             "review": self.weight * warmth * torch.stack(losses).sum(),

@@ -116,24 +116,20 @@ def _open_splits(source: str, kind: type, root: Path, options: dict[str, Any]) -
         fixed["root"] = str(root)
     if "download" in arguments:
         fixed["download"] = True
-    if "train" in arguments and "train" not in options:
-        choices: dict[SplitName, list[dict[str, Any]]] = {"train": [{"train": True}], "test": [{"train": False}]}
-    elif "split" in arguments and "split" not in options:
-        choices = {split: [{"split": word} for word in words] for split, words in SPLIT_WORDS.items()}
-    else:
-        choices = {"train": [{}]}
-    missing = [
-        n for n, p in arguments.items() if p.default is p.empty and n not in fixed and n not in ("train", "split")
-    ]
-    if "split" in arguments and "train" in arguments and "split" not in options:
-        missing = ["split"]
-    if missing:
+    chooses = next((word for word in ("train", "split") if word in arguments and word not in options), None)
+    choices: dict[SplitName, tuple[Any, ...]] = {"train": (None,)}
+    if chooses == "train":
+        choices = {"train": (True,), "test": (False,)}
+    elif chooses == "split":
+        choices = {**SPLIT_WORDS}
+    needed = (name for name, argument in arguments.items() if argument.default is argument.empty)
+    if missing := [name for name in needed if name not in fixed and name != chooses]:
         raise GkdError(f"{source} needs {missing[0]}: write it as {source}{'&' if options else '?'}{missing[0]}=…")
     opened: dict[SplitName, Any] = {}
-    for split, attempts in choices.items():
-        for attempt in attempts:
+    for split, words in choices.items():
+        for word in words:
             with contextlib.suppress(_NoSuchSplit):
-                opened[split] = _open(source, kind, root, {**fixed, **attempt}, attempt.get("split"))
+                opened[split] = _open(source, kind, root, {**fixed, **({chooses: word} if chooses else {})}, word)
                 break
     return opened
 
@@ -142,14 +138,14 @@ class _NoSuchSplit(Exception):
     """The set has no split by this word."""
 
 
-def _open(source: str, kind: type, root: Path, arguments: dict[str, Any], word: str | None) -> Any:
+def _open(source: str, kind: type, root: Path, arguments: dict[str, Any], word: str | bool | None) -> Any:
     try:
         # torchvision prints what it downloads; stdout is for the result.
         with contextlib.redirect_stdout(sys.stderr), _careful_extraction():
             return kind(**arguments)
     except Exception as error:  # network, archives, missing packages: torchvision has no common base for its errors
         # Sets check the word before anything else, so a refused word is not a failed download.
-        if word is not None and f"Unknown value '{word}'" in str(error):
+        if f"Unknown value '{word}'" in str(error):
             raise _NoSuchSplit from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GkdError(

@@ -134,12 +134,27 @@ def test_data_sets_that_do_not_fit_are_refused_in_one_sentence(datasets, options
 
 @pytest.mark.parametrize(
     ("source", "options", "named"),
-    [("digitz", {}, "digits"), ("digits", {"classes": ["a"]}, "classes"), ("digits", {"test_fraction": 0.001}, "test")],
+    [
+        ("digitz", {}, "digits"),
+        ("digits", {"classes": ["a"]}, "classes names"),
+        ("digits", {"test_fraction": 0.001}, "or raise test_fraction"),
+        ("digits", {"train_images": 5000}, "train_images is 5000"),
+        ("torchvision:FashonMNIST", {}, "source: the torchvision set 'FashonMNIST' is unknown"),
+        ("one", {}, "source one has one class, 'cat'"),
+        ("two", {}, "or set unreadable to drop"),
+    ],
 )
-def test_a_source_that_is_not_there_or_does_not_split_is_one_sentence(source, options, named):
+def test_a_source_that_is_not_there_or_does_not_split_is_one_sentence(source, options, named, tmp_path, monkeypatch):
+    """In the words of this call: there is no `data.test_fraction` in a notebook."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one/cat", "two/cat", "two/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(10):
+            (tmp_path / name / f"{number}.png").write_text("no picture")
     with pytest.raises(GkdError) as raised:
         load_data(source, **options)
     assert named in str(raised.value)
+    assert "data." not in str(raised.value)
 
 
 def test_fewer_training_images_may_be_asked_for():
