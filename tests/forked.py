@@ -39,19 +39,29 @@ def run(
     env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Call a function of a module, `program(*arguments)`, in such a process."""
-    context = multiprocessing.get_context("forkserver")
-    _have_a_server(context)
-    settings = dict(os.environ if env is None else env)
     with tempfile.TemporaryDirectory() as folder:
-        said = [Path(folder) / "stdout", Path(folder) / "stderr"]
-        process = context.Process(target=_begin, args=(program, arguments, str(cwd), settings, *map(str, said)))
-        process.start()
+        process = start(program, *arguments, cwd=cwd, said=Path(folder), env=env)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
             raise subprocess.TimeoutExpired(list(arguments), timeout)
-        output, errors = (file.read_text() for file in said)
+        output, errors = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
     return subprocess.CompletedProcess(list(arguments), process.exitcode, output, errors)
+
+
+def start(
+    program: Callable[..., None], *arguments: str, cwd: Path, said: Path, env: Mapping[str, str] | None = None
+) -> multiprocessing.process.BaseProcess:
+    """The same without waiting for its end; its output is in `stdout` and `stderr` in the folder `said`."""
+    context = multiprocessing.get_context("forkserver")
+    _have_a_server(context)
+    files = [said / "stdout", said / "stderr"]
+    for file in files:
+        file.touch()
+    settings = dict(os.environ if env is None else env)
+    process = context.Process(target=_begin, args=(program, arguments, str(cwd), settings, *map(str, files)))
+    process.start()
+    return process
 
 
 def command(*arguments: str) -> None:

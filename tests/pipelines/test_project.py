@@ -16,7 +16,6 @@ from PIL import Image
 from gkd_core.config import load_params
 from gkd_core.errors import GkdError
 from pipelines.project import choose, create_project, look
-from tests import forked
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "emu": (40, 60, 200)}
@@ -74,31 +73,32 @@ def test_a_class_with_few_images_is_in_every_split_or_is_named(images):
         choose(look(images))
 
 
-def test_the_project_is_whole_and_finds_its_images_from_where_it_is(tmp_path, images):
-    elsewhere = tmp_path / "deep" / "below"
-    for out, root in ((tmp_path / "project", "../images"), (elsewhere / "project", str(images))):
-        made = create_project(out, images)
-        params = load_params(out / "params.yaml")
-        assert params.data.source == "folder"
-        assert params.data.root == root
-        assert params.train.epochs == made["settings"]["epochs"]
-        stages = yaml.safe_load((out / "dvc.yaml").read_text())["stages"]
-        sections = yaml.safe_load((out / "params.yaml").read_text())
-        assert {name for stage in stages.values() for name in stage["params"]} <= set(sections), "DVC misses one"
-        read = {path for stage in stages.values() for path in stage.get("deps", [])}
-        floors = ("gkd_core", "components", "pipelines")
-        assert not [path for path in read if path.split("/")[0] in floors], "a source file of a checkout"
-        assert stages["prepare"]["deps"] == ["${data.root}"]
-        assert any("'cat' has 10" in sentence for sentence in made["warnings"])
-        assert (out / ".git").is_dir()
-        assert (out / ".dvc" / "config").is_file()
+def test_the_project_is_whole(tmp_path, images):
+    out = tmp_path / "project"
+    made = create_project(out, images)
+    params = load_params(out / "params.yaml")
+    assert params.data.source == "folder"
+    assert params.data.root == "../images"
+    assert params.train.epochs == made["settings"]["epochs"]
+    stages = yaml.safe_load((out / "dvc.yaml").read_text())["stages"]
+    sections = yaml.safe_load((out / "params.yaml").read_text())
+    assert {name for stage in stages.values() for name in stage["params"]} <= set(sections), "DVC misses one"
+    read = {path for stage in stages.values() for path in stage.get("deps", [])}
+    floors = ("gkd_core", "components", "pipelines")
+    assert not [path for path in read if path.split("/")[0] in floors], "a source file of a checkout"
+    assert stages["prepare"]["deps"] == ["${data.root}"]
+    assert any("'cat' has 10" in sentence for sentence in made["warnings"])
+    assert (out / ".git").is_dir()
+    assert (out / ".dvc" / "config").is_file()
 
 
-def test_a_project_inside_a_repository_makes_no_second_one(tmp_path, images):
-    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    create_project(tmp_path / "project", images)
-    assert not (tmp_path / "project" / ".git").exists()
-    assert (tmp_path / "project" / ".dvc").is_dir()
+def test_a_project_inside_a_repository_makes_no_second_one_and_finds_images_elsewhere(tmp_path, images):
+    for repository in (".git", ".dvc"):
+        (tmp_path / "deep" / repository).mkdir(parents=True)
+    out = tmp_path / "deep" / "project"
+    create_project(out, images)
+    assert sorted(file.name for file in out.glob(".*")) == [".dvcignore", ".gitignore"]
+    assert load_params(out / "params.yaml").data.root == str(images)
 
 
 def test_without_git_it_tells_what_is_left_to_do(tmp_path, images, monkeypatch):
@@ -108,20 +108,8 @@ def test_without_git_it_tells_what_is_left_to_do(tmp_path, images, monkeypatch):
     assert (tmp_path / "project" / "params.yaml").is_file()
 
 
-@pytest.mark.parametrize(
-    ("out", "data", "named"),
-    [
-        ("project", "nowhere", "nowhere"),
-        ("project", "images/cat", "images/cat"),
-        ("project", "images/cat/0.png", "images/cat/0.png"),
-        ("project", "one", "gkd: --data one has one class, 'cat'"),
-        ("project", "broken", "broken"),
-        ("full", "images", "full"),
-        ("full/file", "images", "full/file"),
-        ("images/project", "images", "images"),
-    ],
-)
-def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, images, out, data, named):
+def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     (tmp_path / "one" / "cat").mkdir(parents=True)
@@ -130,12 +118,20 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, images, out, d
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "0.jpg").write_bytes(b"no image")
     before = sorted(tmp_path.rglob("*"))
-    result = forked.gkd("init", out, "--data", data, cwd=tmp_path)
-    assert result.returncode == 2
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("gkd: ")
-    assert named in line
-    assert sorted(tmp_path.rglob("*")) == before
+    for out, data, named in (
+        ("project", "nowhere", "nowhere"),
+        ("project", "images/cat", "images/cat"),
+        ("project", "images/cat/0.png", "images/cat/0.png"),
+        ("project", "one", "--data one has one class, 'cat'"),
+        ("project", "broken", "broken"),
+        ("full", "images", "full"),
+        ("full/file", "images", "full/file"),
+        ("images/project", "images", "images"),
+    ):
+        with pytest.raises(GkdError, match=named) as caught:
+            create_project(Path(out), Path(data))
+        assert "\n" not in str(caught.value)
+        assert sorted(tmp_path.rglob("*")) == before, (out, data)
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,29 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FORBIDDEN = {
-    "gkd_core": {"components", "pipelines", "kfp", "dvc", "mlflow", "kubeflow"},
-    "components": {"pipelines"},
+    "gkd_core": {"components", "pipelines", "kfp", "dvc", "mlflow", "kubeflow", "typer"},
+    "components": {"pipelines", "kfp", "kubeflow", "typer"},
     "pipelines": set(),
 }
 
 
-def imported_names(file: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+def imported(file: Path, *, for_types: bool = True) -> set[str]:
+    """The modules that a file names in its imports, wherever in it; `from a import b` may mean `a` or `a.b`."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def packages(file: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(file)}
 
 
 @pytest.mark.parametrize("floor", FORBIDDEN)
@@ -31,19 +40,13 @@ def test_a_floor_imports_only_from_below(floor):
     files = list((ROOT / floor).rglob("*.py"))
     assert files
     for file in files:
-        climbing = imported_names(file) & FORBIDDEN[floor]
+        climbing = packages(file) & FORBIDDEN[floor]
         assert not climbing, f"{file.relative_to(ROOT)} imports {climbing}"
 
 
-def test_dvc_is_imported_in_one_place():
-    users = [f.name for f in (ROOT / "components").rglob("*.py") if "dvc" in imported_names(f)]
-    assert users == ["dvc_source.py"]
-
-
-def test_mlflow_is_imported_in_one_place():
-    # What writes needs all of MLflow; what serves does with the small distribution.
-    users = sorted(f.name for f in (ROOT / "components").rglob("*.py") if "mlflow" in imported_names(f))
-    assert users == ["mlflow_store.py"]
+@pytest.mark.parametrize(("package", "place"), [("dvc", "dvc_source.py"), ("mlflow", "mlflow_store.py")])
+def test_a_platform_is_imported_in_one_place(package, place):
+    assert [file.name for file in (ROOT / "components").rglob("*.py") if package in packages(file)] == [place]
 
 
 def loaded_by(code: str) -> set[str]:
@@ -60,18 +63,8 @@ def test_help_imports_nothing_heavy():
     assert not loaded_by(code) & (HEAVY | {"numpy", "pydantic", "yaml", "PIL"})
 
 
-def test_configuration_and_method_names_need_no_torch():
-    assert not loaded_by("import gkd_core.config; gkd_core.config.Params()") & HEAVY
-
-
-def test_the_science_needs_no_platform():
-    modules = [
-        ".".join(f.relative_to(ROOT).with_suffix("").parts)
-        for f in (ROOT / "gkd_core").rglob("*.py")
-        if f.name != "__init__.py"
-    ]
-    platforms = {"mlflow", "dvc", "kfp", "kubeflow", "typer"}
-    assert not loaded_by("\n".join(f"import {name}" for name in modules)) & platforms
+def test_reading_the_shipped_params_yaml_imports_nothing_heavy():
+    assert not loaded_by("from gkd_core.config import load_params; load_params()") & HEAVY
 
 
 def test_what_serves_needs_nothing_of_what_trains():
@@ -82,29 +75,14 @@ def test_what_serves_needs_nothing_of_what_trains():
     assert not loaded_by(code) & trains
 
 
-def imported_modules(file: Path, known: set[str]) -> set[str]:
-    """Our modules that a file imports anywhere in it, but for annotations only; packages' own __init__ left out."""
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found & known
-
-
 def test_no_module_imports_itself_round_a_circle():
     files = {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
         for floor in FORBIDDEN
         for file in (ROOT / floor).rglob("*.py")
     }
-    packages = {name for name, file in files.items() if file.name == "__init__.py"}
-    graph = {name: imported_modules(file, set(files)) - packages - {name} for name, file in files.items()}
+    inits = {name for name, file in files.items() if file.name == "__init__.py"}
+    graph = {name: imported(file, for_types=False) & (files.keys() - inits - {name}) for name, file in files.items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
