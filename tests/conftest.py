@@ -1,5 +1,7 @@
 """Small real things that many tests need: the digits, prepared once, and networks trained on them for a moment."""
 
+import fcntl
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,25 +32,45 @@ def small(**sections: dict) -> Params:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    """The digits, prepared."""
-    from components import prepare
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """A function (name, fill) → folder: the first of pytest-xdist's processes that asks fills it for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    out = tmp_path_factory.mktemp("digits") / "data"
-    prepare.run(out=out, params=small())
-    return out
+    def made(name: str, fill: Callable[[Path], Any]) -> Path:
+        folder = root / name
+        with (root / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if lock.tell() == 0:
+                folder.mkdir()
+                fill(folder)
+                lock.write("made")
+        return folder
+
+    return made
 
 
 @pytest.fixture(scope="session")
-def few_digits(tmp_path_factory, digits) -> Path:
+def digits(made_once) -> Path:
+    """The digits, prepared."""
+    from components import prepare
+
+    return made_once("digits", lambda folder: prepare.run(out=folder / "data", params=small())) / "data"
+
+
+@pytest.fixture(scope="session")
+def few_digits(made_once, digits) -> Path:
     """A few of the digits, prepared: for tests that train many networks."""
+    return made_once("few", lambda folder: _few(digits, folder / "data")) / "data"
+
+
+def _few(digits: Path, folder: Path) -> None:
     import numpy as np
 
     from gkd_core.data.prepared import PreparedData, write_info
 
     counts = {"train": 100, "validation": 50, "test": 40}
     whole = PreparedData.open(digits)
-    folder = tmp_path_factory.mktemp("few") / "data"
     for name, count in counts.items():
         split = whole.split(name)
         (folder / name).mkdir(parents=True)
@@ -56,17 +78,17 @@ def few_digits(tmp_path_factory, digits) -> Path:
         np.save(folder / name / "labels.npy", split.labels[:count])
     info = whole.info.model_copy(update={"counts": counts})
     write_info(folder, info.model_copy(update={"sha256": PreparedData(folder, info).digest()}))
-    return folder
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory, digits) -> Path:
+def teacher(made_once, digits) -> Path:
     """A teacher folder: a resnet8 after two epochs."""
     from components import teacher as step
 
-    folder = tmp_path_factory.mktemp("teacher")
-    step.run(data=digits, out=folder / "teacher", work=folder / "work", params=small())
-    return folder / "teacher"
+    def train(folder: Path) -> None:
+        step.run(data=digits, out=folder / "teacher", work=folder / "work", params=small())
+
+    return made_once("teacher", train) / "teacher"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A whole run on the digits, each training a moment long, made once; a finished run in small; an empty store."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from gkd_core.config import Params, parse_params
+
+MadeOnce = Callable[[str, Callable[[Path], Any]], Path]
 
 
 class Project(NamedTuple):
@@ -27,7 +30,7 @@ class Project(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Path) -> Project:
+def project(made_once: MadeOnce, digits: Path, teacher: Path) -> Project:
     """Baseline and student trained, plain KD switched off, the student exported in all precisions."""
     from components import distill, export
 
@@ -41,14 +44,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, digits: Path, teacher: Pat
             "tracking": {"uri": "http://user:secret@tracking.example"},
         }
     )
-    root = tmp_path_factory.mktemp("project")
-    folders = {name: root / name for name in ("baseline", "kd", "student", "deploy")}
-    common = {"data": digits, "teacher": teacher, "work": root / "work", "params": params}
-    distill.run(**common, out=folders["baseline"], reference="baseline")
-    distill.run(**common, out=folders["kd"], reference="kd")
-    distill.run(**common, out=folders["student"])
-    export.run(data=digits, teacher=teacher, student=folders["student"], out=folders["deploy"], params=params)
-    return Project(data=digits, teacher=teacher, **folders, params=params)
+
+    def fill(root: Path) -> None:
+        common = {"data": digits, "teacher": teacher, "work": root / "work", "params": params}
+        distill.run(**common, out=root / "baseline", reference="baseline")
+        distill.run(**common, out=root / "kd", reference="kd")
+        distill.run(**common, out=root / "student")
+        export.run(data=digits, teacher=teacher, student=root / "student", out=root / "deploy", params=params)
+
+    root = made_once("project", fill)
+    return Project(digits, teacher, *(root / name for name in ("baseline", "kd", "student", "deploy")), params)
 
 
 class Evaluated(NamedTuple):
@@ -60,18 +65,21 @@ class Evaluated(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def evaluated(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
-    """The project's report, made once."""
+def evaluated(project: Project, made_once: MadeOnce) -> Evaluated:
+    """The project's report."""
     from components import evaluate
     from gkd_core.data.prepared import PreparedData
 
-    opened: list[str] = []
-    split = PreparedData.split
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
-        out = tmp_path_factory.mktemp("evaluated") / "report"
-        summary = evaluate.run(**project.inputs(), out=out, params=project.params)
-    return Evaluated(out, summary, opened)
+    def fill(root: Path) -> None:
+        opened: list[str] = []
+        split = PreparedData.split
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PreparedData, "split", lambda self, name: opened.append(name) or split(self, name))
+            summary = evaluate.run(**project.inputs(), out=root / "report", params=project.params)
+        (root / "seen.json").write_text(json.dumps([summary, opened]))
+
+    root = made_once("evaluated", fill)
+    return Evaluated(root / "report", *json.loads((root / "seen.json").read_text()))
 
 
 class Finished(NamedTuple):
@@ -243,14 +251,16 @@ def _no_tracking_from_outside() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_store(made_once: MadeOnce) -> Path:
     """A tracking database with nothing in it; MLflow takes many seconds to make one, so tests copy this."""
     from components.mlflow_store import connect
     from gkd_core.config import TrackingConfig
 
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    with connect(TrackingConfig(uri=f"sqlite:///{file}"), again="", create=True):
-        return file
+    def fill(folder: Path) -> None:
+        with connect(TrackingConfig(uri=f"sqlite:///{folder / 'mlflow.db'}"), again="", create=True):
+            pass
+
+    return made_once("store", fill) / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

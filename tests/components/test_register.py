@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from components import evaluate, register, registry
+from components import register, registry
 from components.mlflow_store import Store
 from gkd_core.config import Params, parse_params
 from gkd_core.errors import GkdError
@@ -119,11 +119,10 @@ def test_running_again_registers_nothing_and_reports_the_same(registration, tmp_
     assert len(client.search_logged_models([e.experiment_id for e in client.search_experiments()])) == 1
 
 
-def test_on_what_the_steps_really_leave(project, tmp_path, store_uri):
+def test_on_what_the_steps_really_leave(project, evaluated, tmp_path, store_uri):
     made = {name: folder for name, folder in project.inputs().items() if name != "data"}
-    evaluate.run(**project.inputs(), out=tmp_path / "report", params=project.params)
     params = project.params.model_copy(update={"tracking": with_store(store_uri).tracking})
-    summary = register.run(**made, report=tmp_path / "report", out=tmp_path / "out", params=params)
+    summary = register.run(**made, report=evaluated.report, out=tmp_path / "out", params=params)
     assert summary["registry"]["version"] == 1
     logged = MlflowClient(store_uri).get_run(summary["runs"]["student"][0]).data
     assert logged.params["train.epochs"] == "2"

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-from components import evaluate, register
+from components import register
 from components.graph import MAKER
 from components.verify import run
 from gkd_core.config import TrackingConfig, parse_params
@@ -24,24 +24,18 @@ from gkd_core.verify import Broken
 from tests import forked
 
 ROOT = Path(__file__).parents[2]
-STEPS = ("data", "teacher", "baseline", "kd", "student", "deploy", "report")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, project, empty_store) -> Path:
+def whole(tmp_path_factory, project, evaluated, empty_store) -> Path:
     """A run's folder as `dvc repro` leaves it, with the registry's database."""
     root = tmp_path_factory.mktemp("whole")
-    for name, folder in project.inputs().items():
+    for name, folder in (project.inputs() | {"report": evaluated.report}).items():
         shutil.copytree(folder, root / name)
     shutil.copy(empty_store, root / "mlflow.db")
     params = parse_params(project.params.model_dump() | {"tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"}})
-    folders = {name: root / name for name in STEPS if name != "report"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
-            patch.delenv(name, raising=False)
-        evaluate.run(**folders, out=root / "report", params=params)
-        folders = {name: root / name for name in STEPS if name != "data"}
-        register.run(**folders, out=root / "registration", params=params)
+    folders = {name: root / name for name in (*project.inputs(), "report") if name != "data"}
+    register.run(**folders, out=root / "registration", params=params)
     return root
 
 
