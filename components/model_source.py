@@ -12,7 +12,8 @@ from components.mlflow_store import DEPLOY, MODELS, Version, connect, http_setti
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
-from gkd_core.files import file_digest, read_json
+from gkd_core.files import file_digest
+from gkd_core.records import read_bundle
 from gkd_core.serving.model import InvalidModelError, Model, ModelFile
 from gkd_core.serving.reload import Source, file_fingerprint
 
@@ -59,7 +60,7 @@ def default_name(model: str) -> str:
     if model.startswith(MODELS):
         return parse_address(model)[0]
     if (Path(model) / BUNDLE_FILE).is_file():
-        return str(read_json(Path(model) / BUNDLE_FILE, "the bundle", shape={"name": str})["name"])
+        return str(read_bundle(Path(model))["name"])
     return DEFAULT_NAME
 
 

@@ -10,10 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic_core import from_json
 
 from gkd_core.errors import GkdError
 
@@ -41,7 +43,9 @@ def write_json(path: Path, content: Any) -> None:
 
 LARGEST_JSON = 1 << 26  # bytes; ours have some thousand
 
-Shape = Mapping[str, Any]
+
+Shape = Mapping[Any, Any]
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def read_json(path: Path, what: str, *, keys: Iterable[str] = (), shape: Shape | None = None) -> dict[str, Any]:
@@ -50,71 +54,55 @@ def read_json(path: Path, what: str, *, keys: Iterable[str] = (), shape: Shape |
     Args:
         what: the thing in the user's words, for the error ("the teacher folder").
         keys: what it must have.
-        shape: what it must have and of which type: `str`, `int`, `float` (an integer is one too), `bool`, `list`,
-            `dict`, a mapping for an object with keys of its own, or `[type]` for a list of that.
+        shape: what it must have and of which type: one that pydantic knows, a mapping for an object with keys of its
+            own, `{str: type}` for one with any keys, or `[type]` for a list. NaN and infinity are no `float`.
     Raises:
         GkdError: there is no such file, it is not a JSON object, or a key is missing or of another type.
 
     >>> read_json(Path("teacher.json"), "the teacher folder", shape={"networks": [str]})  # doctest: +SKIP
     """
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise GkdError(f"{path} has {path.stat().st_size} bytes, far more than gkd writes: run its step again")
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        json.dumps(
-            content, ensure_ascii=False
-        ).encode()  # half a character (\ud800) could be neither printed nor hashed
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise GkdError(f"{path} has {size} bytes, far more than gkd writes: run its step again")
+        content = from_json(path.read_bytes(), allow_inf_nan=False)
     except (FileNotFoundError, NotADirectoryError):
         raise GkdError(f"{what} {path.parent} has no {path.name}: run the step that makes it") from None
     except OSError as error:
         raise GkdError(f"{path} cannot be read ({error.strerror}): fix that, or run its step again") from None
-    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, endless digits, nested without end
+    except ValueError as error:
         raise GkdError(f"{path} is not readable JSON ({error}): delete the folder and run its step again") from None
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing or not isinstance(content, dict):
-        lacks = f"lacks {missing[0]!r}" if missing else "holds no JSON object"
-        raise GkdError(f"{path} {lacks}, so it is not what gkd wrote: run its step again")
-    if (misfit := _misfit(content, shape or {}, "")) is not None:
-        raise GkdError(f"{path} {misfit}, so it is not what gkd wrote: run its step again")
+    if not isinstance(content, dict):
+        raise GkdError(f"{path} holds no JSON object, so it is not what gkd wrote: run its step again")
+    expect_shape(path, content, dict.fromkeys(keys, Any) | dict(shape or {}))
     return content
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
+def expect_shape(path: Path, content: dict[str, Any], shape: Shape) -> None:
+    """See that what was read from `path` is of a shape as `read_json` takes it.
+
+    Raises:
+        GkdError: a key is missing or of another type.
+    """
+    try:
+        _type(shape).model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        reason = reason[0].lower() + reason[1:]
+        found = f"lacks {place!r}" if first["type"] == "missing" else f"has a wrong {place!r} ({reason})"
+        raise GkdError(f"{path} {found}, so it is not what gkd wrote: run its step again") from None
 
 
-_NAMES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}
-
-
-def _misfit(content: Any, shape: Any, place: str) -> str | None:
-    """What is first not of the shape that `read_json` was given; None when all is."""
-    if isinstance(shape, Mapping):
-        if not isinstance(content, dict):
-            return f"has no object at {place!r}"
-        for key, inner in shape.items():
-            where = f"{place}.{key}" if place else key
-            if key not in content:
-                return f"lacks {where!r}"
-            if (misfit := _misfit(content[key], inner, where)) is not None:
-                return misfit
-        return None
+def _type(shape: Any) -> Any:
+    """What pydantic calls a shape."""
     if isinstance(shape, list):
-        if not isinstance(content, list):
-            return f"has no list at {place!r}"
-        return next((m for i, item in enumerate(content) if (m := _misfit(item, shape[0], f"{place}.{i}"))), None)
-    wanted = (int, float) if shape is float else shape
-    if not isinstance(content, wanted) or (isinstance(content, bool) and shape is not bool):
-        return f"has at {place!r} what is not {_NAMES[shape]}"
-    if shape is float and not abs(content) <= sys.float_info.max:  # 1e999, or an integer that no float holds
-        return f"has at {place!r} NaN or infinity"
-    return None
+        return list[_type(shape[0])]  # type: ignore[misc]
+    if not isinstance(shape, Mapping):
+        return shape
+    if str in shape:
+        return dict[str, _type(shape[str])]  # type: ignore[misc]
+    fields: Any = {f"field{n}": (_type(inner), Field(alias=key)) for n, (key, inner) in enumerate(shape.items())}
+    return create_model("Shape", __config__=STRICT, **fields)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,12 +2,23 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 from gkd_core.errors import GkdError
-from gkd_core.files import Shape, command_of, expect_kind, folder_digest, read_json
+from gkd_core.files import Shape, command_of, expect_kind, expect_shape, folder_digest, read_json
 
-DIGESTS: Shape = {"data_sha256": str, "teacher_digest": str, "config_digest": str}
+ROLES = ("teacher", "baseline", "kd", "student")  # of the networks that a report measures
+
+
+def _plain_name(name: str) -> str:
+    if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+        raise ValueError(f"{name!r} is no plain name")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]  # of a file or folder in a folder, and no way out of it
 
 
 def read_teacher(folder: Path) -> dict[str, Any]:
@@ -17,14 +28,10 @@ def read_teacher(folder: Path) -> dict[str, Any]:
         GkdError: it is missing, damaged, or names what is no folder's plain name.
     """
     expect_kind(folder, "teacher")
-    shape: Shape = {"networks": [str], "data_sha256": str}
-    content = read_json(folder / "teacher.json", "the teacher folder", shape=shape)
-    trained = content.get("trained", [])
-    names = [*content["networks"], *(trained if isinstance(trained, list) else [trained])]
-    wrong = next((name for name in names if not is_plain_name(name)), None)
-    if wrong is not None or not content["networks"]:
-        reason = "lists no network" if wrong is None else f"lists {wrong!r}, which is no folder's name"
-        raise GkdError(f"{folder / 'teacher.json'} {reason}: run the teacher step again")
+    path, names = folder / "teacher.json", Annotated[list[PlainName], Field(min_length=1)]
+    content = read_json(path, "the teacher folder", shape={"networks": names, "data_sha256": str})
+    if content.get("trained"):
+        expect_shape(path, content, {"trained": names})
     return content
 
 
@@ -53,10 +60,11 @@ def read_training(folder: Path, role: str) -> dict[str, Any]:
             what.
     """
     expect_kind(folder, role)
-    path, what = folder / "training.json", f"the {role} folder"
-    content = read_json(path, what, keys=["trained"])
+    path = folder / "training.json"
+    content = read_json(path, f"the {role} folder", keys=["trained"])
     if content["trained"]:
-        read_json(path, what, shape={"network": str, "method": str, **DIGESTS})
+        names = ("network", "method", "data_sha256", "teacher_digest", "config_digest")
+        expect_shape(path, content, dict.fromkeys(names, str))
     return content
 
 
@@ -101,11 +109,6 @@ def refuse_other_budget(folder: Path, role: str, reference: Mapping[str, Any], s
     )
 
 
-def is_plain_name(name: Any) -> bool:
-    """Whether it is the name of a file or folder in a folder, and no way out of it."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
-
-
 MEASURED: Shape = {"top1": float, "top1_low": float, "top1_high": float, "parameters": int, "onnx_bytes": int}
 DIFFERENCE: Shape = {"difference": float, "low": float, "high": float, "standard_error": float}
 
@@ -117,19 +120,17 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         GkdError: it is missing or damaged, or a measurement is no number.
     """
     expect_kind(folder, "report")
-    path, what = folder / "metrics.json", "the report folder"
-    shape: dict[str, Any] = {
+    path = folder / "metrics.json"
+    shape: Shape = {
         "data": {"sha256": str, "source": str, "test_images": int},
         "digests": {"manifest": str, "student": str},
         "onnx": {"top1": float, "parity_max_abs": float, "onnx_bytes": int},
-        "differences": dict,
-        "teacher": {},
-        "student": {},
+        "differences": {str: DIFFERENCE},
+        "teacher": MEASURED,
+        "student": MEASURED,
     }
-    content = read_json(path, what, shape=shape)
-    roles = [role for role in ("teacher", "baseline", "kd", "student") if role in content]
-    differences: Shape = {"differences": dict.fromkeys(content["differences"], DIFFERENCE)}
-    read_json(path, what, shape={**dict.fromkeys(roles, MEASURED), **differences})
+    content = read_json(path, "the report folder", shape=shape)
+    expect_shape(path, content, {role: MEASURED for role in ROLES if role in content})
     return content
 
 
@@ -147,16 +148,14 @@ def read_card_metrics(folder: Path, smaller: Iterable[str]) -> dict[str, Any]:
         GkdError: it is missing or damaged, or lacks a measurement, or one is no number.
     """
     content = read_metrics(folder)
-    roles = [role for role in ("teacher", "baseline", "kd", "student") if role in content]
-    shape: dict[str, Any] = dict.fromkeys(roles, TOLD)
-    for role in roles:
-        if "agreement_with_teacher" in content[role]:
-            shape[role] = {**TOLD, "agreement_with_teacher": float}
-    shape["student"] = {**shape["student"], "macs": int}
+    shape: dict[str, Any] = {"data": {"confidence": float}}
+    for role in ROLES:
+        if role in content:
+            compared = {"agreement_with_teacher": float} if "agreement_with_teacher" in content[role] else {}
+            shape[role] = {**TOLD, **compared, **({"macs": int} if role == "student" else {})}
     shape |= {precision: {**SMALLER, "agreement_with_fp32": float} for precision in smaller}
-    return read_json(
-        folder / "metrics.json", "the report folder", shape={**shape, "data": {"confidence": float, "test_images": int}}
-    )
+    expect_shape(folder / "metrics.json", content, shape)
+    return content
 
 
 def read_version(folder: Path) -> dict[str, Any]:
@@ -166,11 +165,8 @@ def read_version(folder: Path) -> dict[str, Any]:
         GkdError: it is missing or damaged.
     """
     expect_kind(folder, "registration")
-    path, what = folder / "version.json", "the registration folder"
-    content = read_json(path, what, keys=["alias"], shape={"name": str, "version": int, "manifest": str})
-    if content["alias"] is not None:
-        read_json(path, what, shape={"alias": str})
-    return content
+    shape: Shape = {"name": str, "version": int, "manifest": str, "alias": str | None}
+    return read_json(folder / "version.json", "the registration folder", shape=shape)
 
 
 def read_gate(folder: Path) -> dict[str, Any]:
@@ -189,6 +185,4 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     Raises:
         GkdError: it is missing or damaged.
     """
-    path, what = folder / "bundle.json", "the bundle"
-    content = read_json(path, what, shape={"name": str, "files": dict})
-    return read_json(path, what, shape={"files": dict.fromkeys(content["files"], str)})
+    return read_json(folder / "bundle.json", "the bundle", shape={"name": str, "files": {str: str}})

@@ -20,9 +20,9 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import SMALLER, code_sha256, kept_precisions, model_entry, read_manifest
 from gkd_core.files import (
     Shape,
+    expect_shape,
     file_digest,
     folder_digest,
-    read_json,
     refuse_to_replace,
     whole_folder,
     write_bytes,
@@ -194,9 +194,9 @@ def _checked(
         )
     if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
         raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
-    read_json(student / "training.json", "the student folder", shape=TRAINED)
+    expect_shape(student / "training.json", training, TRAINED)
     kept = kept_precisions(manifest)
-    read_json(deploy / "manifest.json", "the deploy folder", shape={precision: JUDGED[precision] for precision in kept})
+    expect_shape(deploy / "manifest.json", manifest, {precision: JUDGED[precision] for precision in kept})
     metrics = read_card_metrics(report, kept)
     if metrics["digests"]["manifest"] != file_digest(deploy / "manifest.json"):
         raise GkdError(f"{report} measures another model than the one in {deploy}: run `gkd evaluate` again")

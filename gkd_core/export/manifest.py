@@ -12,8 +12,8 @@ from typing import Any
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import Shape, expect_kind, file_digest, json_digest, read_json, write_json
-from gkd_core.records import is_plain_name
+from gkd_core.files import Shape, expect_kind, expect_shape, file_digest, json_digest, read_json, write_json
+from gkd_core.records import PlainName
 
 FORMAT = 1
 PACKAGES = ("gkd_core", "components", "pipelines")
@@ -23,7 +23,7 @@ FILES = {"fp32": MODEL_FILE, "int8": "model_int8.onnx", "fp16": "model_fp16.onnx
 SMALLER = tuple(precision for precision in FILES if precision != "fp32")
 
 # What readers count on.
-ENTRY: Shape = {"file": str, "sha256": str, "size_bytes": int}
+ENTRY: Shape = {"file": PlainName, "sha256": str, "size_bytes": int}
 SHAPE: Shape = {
     "model": {**ENTRY, "opset": int, "input": str, "input_name": str, "input_shape": [int], "output": str},
     "classes": [str],
@@ -164,10 +164,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise GkdError(f"{path} is not a manifest of format {FORMAT}: run `gkd export` again")
     kept = kept_precisions(manifest)
-    read_json(path, "the deploy folder", shape={**SHAPE, **dict.fromkeys(kept, ENTRY)})
+    expect_shape(path, manifest, {**SHAPE, **dict.fromkeys(kept, ENTRY)})
     for entry in (manifest["model"], *(manifest[name] for name in kept)):
-        if not is_plain_name(entry["file"]):
-            raise GkdError(f"{path} names the file {entry['file']!r}, which is not beside it: run `gkd export` again")
         model = folder / entry["file"]
         if not model.is_file():
             raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_core.errors import GkdError
-from gkd_core.files import Shape, read_json, write_bytes, write_json
+from gkd_core.files import Shape, expect_shape, read_json, write_bytes, write_json
 from gkd_core.models.classifier import Classifier, Output
 from gkd_core.models.registry import create_classifier
 from gkd_core.models.wrap import WRAPPED, WrappedClassifier
@@ -289,7 +289,7 @@ def read_spec(folder: Path) -> NetworkSpec:
     numbers: Shape = {"in_channels": int, "image_size": int, "mean": [float], "std": [float]}
     content = read_json(path, "the network folder", shape={"name": str, "stem": str, "classes": [str], **numbers})
     if str(content["name"]).startswith(WRAPPED):
-        read_json(path, "the network folder", shape={"stages": [str], "head": str})
+        expect_shape(path, content, {"stages": [str], "head": str})
     known = {part.name for part in fields(NetworkSpec)}
     if strangers := sorted(set(content) - known):
         raise GkdError(f"{path} does not describe a network ({strangers[0]!r} is no part of one): make it again")

@@ -195,6 +195,6 @@ def test_a_deploy_folder_other_than_the_registered_one_is_refused(registered, tm
 def test_names(tmp_path):
     assert default_name("deploy") == "gkd-student"
     assert default_name(str(tmp_path)) == "gkd-student"
-    (tmp_path / "bundle.json").write_text('{"name": "birds"}')
+    (tmp_path / "bundle.json").write_text('{"name": "birds", "files": {}}')
     assert default_name(str(tmp_path)) == "birds"
     assert default_name("models:/birds@champion") == "birds"

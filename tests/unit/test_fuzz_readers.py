@@ -343,7 +343,7 @@ def test_an_alias_used_soberly_is_fine(tmp_path: Path) -> None:
         ({"std": [0.0]}, "std is not above 0"),
         ({"mean": [0.1, 0.2]}, "one for each channel"),
         ({"name": "resnet9000"}, "resnet9000"),
-        ({"name": 3}, "what is not text"),
+        ({"name": 3}, "a wrong 'name'"),
         ({"more": 3}, "'more' is no part of one"),
     ],
 )

@@ -70,8 +70,8 @@ def test_a_teacher_folder_gives_its_network(tmp_path):
     ("content", "sentence"),
     [
         ({"networks": ["a", "b"]}, r"holds 2 networks \(a, b\)"),
-        ({"networks": []}, "lists no network"),
-        ({"networks": ["../a"]}, "lists '../a', which is no folder's name"),
+        ({"networks": []}, "a wrong 'networks' .*at least 1 item"),
+        ({"networks": ["../a"]}, "a wrong 'networks.0' .*'../a' is no plain name"),
         ({"network": "a"}, "lacks 'networks'"),
         ([], "holds no JSON object"),
     ],
