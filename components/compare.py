@@ -16,7 +16,7 @@ from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import COLUMNS, DIGITS, Comparison, check_contenders
+from gkd_core.evaluation.comparison import COLUMNS, Comparison, check_contenders
 from gkd_core.evaluation.evaluate import predict
 from gkd_core.evaluation.quality import top_k_correct
 from gkd_core.export.manifest import code_sha256
@@ -24,6 +24,7 @@ from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_repl
 from gkd_core.methods import METHODS
 from gkd_core.models.network import load_network
 from gkd_core.records import read_teacher
+from gkd_core.tables import rounded
 from gkd_core.training.device import choose_device
 
 BATCH_SIZE = 250
@@ -162,8 +163,8 @@ def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, 
         "student": network.name,
         "method": params.distill.method,
         "seed": params.train.seed,
-        "top1": round(float(top_k_correct(logits, prepared.test.labels, 1).mean()), DIGITS),
-        "validation_top1": round(facts["validation_top1"], DIGITS),
+        "top1": rounded(float(top_k_correct(logits, prepared.test.labels, 1).mean())),
+        "validation_top1": rounded(facts["validation_top1"]),
         "schedule": facts["schedule"],
         "seconds": read_json(folder / "student" / "run.json", "the finished run", keys=["seconds"])["seconds"],
     }

@@ -1,10 +1,9 @@
 """The evaluate step: all networks and the exported student on the test images, which only this step opens."""
 
-import csv
-import io
 import math
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,10 @@ from gkd_core.models.topological import images_only
 from gkd_core.records import read_teacher, read_teacher_of, read_trained, read_training, refuse_other_budget
 from gkd_core.report import Findings, render_report
 from gkd_core.run_facts import run_facts
-from gkd_core.tables import Row, read_table
+from gkd_core.tables import Row, read_table, rounded, write_table
 from gkd_core.training.device import choose_device
 
 BATCH_SIZE = 250
-DIGITS = 6  # decimals in metrics.json: more than any test set resolves, fewer than the order of additions disturbs
 SCHEDULE_POINTS = 1000
 
 
@@ -89,9 +87,10 @@ def run(
     manifest = _own_manifest(deploy, student, data, info)
     histories = _histories(teacher, folders, facts)
     schedule = _thinned(read_table(student / "steps.csv"))
-    networks, names = _open_teacher(teacher, info.classes)
+    teachers = open_teachers(teacher, info.classes)
     trained = {role: load_network(folders[role], info.classes) for role in facts}
-    networks |= trained
+    networks = {"teacher": teachers[0] if len(teachers) == 1 else Ensemble(teachers, info.classes), **trained}
+    names = {"teacher": " + ".join(network.name for network in teachers)}
     names |= {role: network.name for role, network in trained.items()}
 
     test = prepared.test
@@ -158,7 +157,7 @@ def run(
     timings, sizes = _cost_as_onnx(countable, deploy, manifest, test.images[:1], info, params)
     for role, size in sizes.items():
         metrics[role]["onnx_bytes"] = size
-    metrics = _rounded(metrics)
+    metrics = rounded(metrics)
     # Two significant digits: this one is all rounding error, and six decimals would leave nothing of it.
     metrics["onnx"]["parity_max_abs"] = _largest(exported, logits["student"])
     for precision, values in smaller.items():
@@ -205,13 +204,6 @@ def _own_manifest(deploy: Path, student: Path, data: Path, info: DatasetInfo) ->
     if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
         raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
     return manifest
-
-
-def _open_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The teacher under its role, several networks as one ensemble; and its name."""
-    networks = open_teachers(folder, classes)
-    together = networks[0] if len(networks) == 1 else Ensemble(networks, classes)
-    return {"teacher": together}, {"teacher": " + ".join(network.spec.name for network in networks)}
 
 
 def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence: float) -> dict[str, float]:
@@ -291,18 +283,12 @@ def _classes(
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), DIGITS)
+    return None if math.isnan(value) else rounded(float(value))
 
 
 def _confusion(logits: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
     counts = np.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return round(value, DIGITS) if isinstance(value, float) else value
 
 
 def _configuration(params: Params) -> dict[str, Any]:
@@ -329,43 +315,27 @@ def _write_plots(folder: Path, findings: Findings, logits: NDArray[np.float32], 
     """The tables behind the figures, in the forms `dvc plots` reads."""
     folder.mkdir()
     classes = findings.classes
-    _write_csv(
-        folder / "confusion.csv",
-        [
-            {"actual": classes[actual], "predicted": classes[predicted]}
-            for actual, predicted in zip(labels, logits.argmax(1), strict=True)
-        ],
-    )
-    _write_csv(
-        folder / "history.csv",
-        [{"network": role, **row} for role, rows in findings.histories.items() for row in rows],
-    )
-    _write_csv(folder / "schedule.csv", findings.schedule)
-    _write_csv(folder / "per_class.csv", findings.per_class)
-    _write_csv(
-        folder / "calibration.csv", [row for role, bins in findings.reliability.items() for row in _bins(role, bins)]
-    )
+    pairs = zip(labels, logits.argmax(1), strict=True)
+    tables: dict[str, Iterable[Mapping[str, Any]]] = {
+        "confusion": ({"actual": classes[actual], "predicted": classes[predicted]} for actual, predicted in pairs),
+        "history": ({"network": role, **row} for role, rows in findings.histories.items() for row in rows),
+        "schedule": findings.schedule,
+        "per_class": findings.per_class,
+        "calibration": (row for role, bins in findings.reliability.items() for row in _bins(role, bins)),
+    }
+    for name, rows in tables.items():
+        write_table(folder / f"{name}.csv", rows)
 
 
 def _bins(role: str, bins: Reliability) -> list[dict[str, Any]]:
     return [
         {
             "network": role,
-            "low": round(float(bins.edges[i]), DIGITS),
-            "high": round(float(bins.edges[i + 1]), DIGITS),
+            "low": rounded(float(bins.edges[i])),
+            "high": rounded(float(bins.edges[i + 1])),
             "confidence": _known(bins.confidence[i]),
             "accuracy": _known(bins.accuracy[i]),
             "count": int(bins.count[i]),
         }
         for i in range(len(bins.count))
     ]
-
-
-def _write_csv(path: Path, rows: list[Any]) -> None:
-    """Rows with differing columns are put under the union of them, in order of appearance; None is an empty cell."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())

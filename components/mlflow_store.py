@@ -569,7 +569,7 @@ def _ask_database(uri: str, create: bool, option: str) -> None:
 
 
 def _make_database(file: Path) -> None:
-    """Whole or not at all: MLflow's migrations bear neither a second process at the same moment nor a kill."""
+    """Whole or not at all, for MLflow's migrations bear no kill; whoever calls it is alone (`_alone`)."""
     from mlflow import MlflowClient
 
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -577,13 +577,7 @@ def _make_database(file: Path) -> None:
         made = Path(name).absolute() / "made.db"
         MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)
         whole = shutil.copyfile(made, made.with_name("whole.db"))  # MLflow goes on holding the other one open
-        try:
-            os.link(whole, file)
-        except FileExistsError:
-            pass  # another process was faster
-        except OSError:  # a disk without hard links
-            if not file.exists():
-                whole.rename(file)
+        whole.rename(file)
 
 
 def _may_pass(error: BaseException) -> bool:

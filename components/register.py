@@ -8,6 +8,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from gkd_core.files import (
 )
 from gkd_core.gate import Champion, Decision, GateRefused, decide
 from gkd_core.records import read_metrics, read_teacher, read_training
-from gkd_core.tables import Row, read_table
+from gkd_core.tables import read_table
 
 SECTIONS = {step.output: step.sections for step in STEPS if step.trains}  # by role
 ATTEMPTS = 5  # decisions made anew because somebody else moved champion meanwhile
@@ -189,10 +190,10 @@ def _champion(store: Store, number: int | None) -> Champion | None:
     version = store.version(str(number))
     top1 = version.tags.get("gkd.top1")
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
-        kept = store.download(version, f"{GATE}/{CORRECT}", Path(name))
+        file = store.download(version, f"{GATE}/{CORRECT}", Path(name))
         try:
-            correct = None if kept is None else np.array(open_array(kept), dtype=bool)
-        except ValueError:  # damaged in the store: as good as not kept
+            correct = None if file is None else np.array(open_array(file), dtype=bool)
+        except ValueError:  # damaged in the store: as good as none
             correct = None
     return Champion(
         version=number,
@@ -296,14 +297,14 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
             if precision in metrics:
                 final |= _flat({precision: metrics[precision] | timings.get(precision, {})}, separator="_")
         final |= _flat(metrics["differences"], separator="_")
-    how = training.get("method")
+    how, history = training.get("method"), folder / "history.csv"  # an imported network has none
     return RunRecord(
         key=digest,
         name=f"{role} {training['network']}" + (f" ({how})" if role == "student" else ""),
         tags={"gkd.role": role, "gkd.digest": digest, "gkd.data": training["data_sha256"]}
         | _checkout(folder / "run.json"),
         params=_flat(facts),
-        history=_history(folder / "history.csv"),
+        history=read_table(history) if history.exists() else [],
         metrics={k: float(v) for k, v in final.items() if isinstance(v, int | float) and not isinstance(v, bool)},
         artifacts={NETWORK: folder},
     )
@@ -311,20 +312,12 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
 
 def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, report: Path, correct: Path) -> RunRecord:
     """The student's run belongs to one export of it, as its version does."""
-    return RunRecord(
+    return replace(
+        record,
         key=manifest_digest,
-        name=record.name,
         tags=record.tags | {"gkd.manifest": manifest_digest},
-        params=record.params,
-        history=record.history,
-        metrics=record.metrics,
         artifacts=record.artifacts | {DEPLOY: deploy, REPORT: report, GATE: correct},
     )
-
-
-def _history(file: Path) -> list[Row]:
-    """history.csv, a row an epoch; an imported network has none."""
-    return read_table(file) if file.exists() else []
 
 
 def _flat(content: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:

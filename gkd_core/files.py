@@ -141,6 +141,11 @@ _KINDS = {
 }
 
 
+def record_of(folder: Path) -> str | None:
+    """The file of a folder that says what it holds, by its name; None where there is none."""
+    return next((file for file in _RECORDS if (folder / file).is_file()), None)
+
+
 def kind_of(folder: Path) -> str | None:
     """What a finished folder of ours says it is: data, teacher, baseline, …; None for any other folder."""
     for file, (kind, keys) in _RECORDS.items():

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.statistics import paired_difference
+from gkd_core.tables import DIGITS, rounded
 
 TOLERANCE = 1e-9
-DIGITS = 6  # decimals kept of a value or a limit, as in metrics.json
 
 
 class GateRefused(GkdError):
@@ -211,14 +211,14 @@ def _unpaired_error(first: float, second: float, count: int) -> float:
 
 
 def _at_least(check: str, value: float, limit: float, sentence: str) -> Check:
-    return Check(check, value >= limit - TOLERANCE, round(value, DIGITS), round(limit, DIGITS), sentence)
+    return Check(check, value >= limit - TOLERANCE, rounded(value), rounded(limit), sentence)
 
 
 def _at_most(check: str, value: float, limit: float | None, what: str, show: Callable[[float], str]) -> Check:
-    kept = float(f"{value:.{DIGITS}g}")
+    shown = float(f"{value:.{DIGITS}g}")
     if limit is None:
-        return Check(check, True, kept, None, f"{what} {show(value)}, no limit is set")
-    return Check(check, value <= limit + TOLERANCE, kept, limit, f"{what} {show(value)}, {show(limit)} is allowed")
+        return Check(check, True, shown, None, f"{what} {show(value)}, no limit is set")
+    return Check(check, value <= limit + TOLERANCE, shown, limit, f"{what} {show(value)}, {show(limit)} is allowed")
 
 
 def _points(fraction: float) -> str:

@@ -1,14 +1,37 @@
-"""history.csv, steps.csv and their like: tables of numbers, read back."""
+"""history.csv, steps.csv and their like: written, and tables of numbers read back."""
 
 import csv
+import io
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from gkd_core.errors import GkdError
+from gkd_core.files import write_bytes
 
 LARGEST_CSV = 1 << 29  # bytes; a million steps take some sixty million
 
+DIGITS = 6  # decimals of a measurement: more than any test set resolves, fewer than the order of additions disturbs
+
 Row = dict[str, float | None]
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as CSV, under the union of their columns in order of appearance; None is an empty cell."""
+    rows = list(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def rounded(value: Any) -> Any:
+    """A number, or those in nested objects, with `DIGITS` decimals; everything else as it is."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    return round(value, DIGITS) if isinstance(value, float) else value
 
 
 def read_table(path: Path) -> list[Row]:

@@ -12,10 +12,9 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import FILES, kept_precisions, read_manifest
 from gkd_core.export.session import session
-from gkd_core.files import file_digest, folder_digest
-from gkd_core.records import read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version
+from gkd_core.files import expect_kind, file_digest, folder_digest, record_of
+from gkd_core.records import ROLES, read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version
 
-MEASURED = ("teacher", "baseline", "kd", "student")
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
 
 
@@ -51,17 +50,29 @@ class Chain:
             self.broken = error if isinstance(error, Broken) else Broken(str(error))
 
 
+@dataclass(frozen=True)
+class _Notes:
+    """What a folder notes of those it was made from, by their names, and what later steps note of it (None: nothing)"""
+
+    sources: dict[str, str | None]
+    digest: str | None
+
+
 def walk_folders(folders: dict[str, Path], order: Iterable[str]) -> Iterator[Link]:
-    """Every link within and between folders by step, in this order. Raises GkdError where one does not hold."""
+    """Every link within and between folders by name, in this order. Raises GkdError where one does not hold."""
     digests: dict[str, str] = {}
-    noted = {"data", "registration"}  # the one holds its own digest, the other is compared with the registry
+    unconfirmed = set()
     for name in order:
         if name not in folders:
             yield Link(name, "it is not there", holds=False)
             continue
-        sources, digests[name] = _notes(name, folders[name])
-        noted.update(sources)
-        for source, digest in sources.items():
+        record = record_of(folders[name])
+        notes = _notes(name, folders[name], record)
+        if notes.digest is not None:
+            digests[name] = notes.digest
+            unconfirmed |= {name} if record != "dataset.json" else set()  # which holds its own digest
+        unconfirmed -= notes.sources.keys()
+        for source, digest in notes.sources.items():
             if digest is None or source not in digests:
                 reason = f"there is no {source} folder" if digest else "an earlier gkd noted no digest"
                 yield Link(f"{source} → {name}", reason, holds=False)
@@ -69,37 +80,41 @@ def walk_folders(folders: dict[str, Path], order: Iterable[str]) -> Iterator[Lin
                 raise Broken(f"{folders[name]} was made from another {source} than {folders[source]} holds")
             else:
                 yield Link(f"{source} → {name}", digest[:12])
-        if name == "deploy":
+        if record in ("bundle.json", "manifest.json"):
             yield from _models(folders[name])
-        if name in ("baseline", "kd", "student") and not sources:
+        if record == "training.json" and not notes.sources:
             yield Link(name, "it was not trained", holds=False, wanted=False)
-            noted.add(name)
-    for name in sorted(digests.keys() - noted):
+            unconfirmed.discard(name)
+    for name in sorted(unconfirmed):
         yield Link(f"{name}: bytes", "not verified: no later step that is here noted their digest", holds=False)
 
 
-def _notes(name: str, folder: Path) -> tuple[dict[str, str | None], str]:
-    """The digests a folder notes of what it was made from, by step, and what later steps note of it, as it is now."""
-    noted: dict[str, str | None]
-    match name:
-        case "data":
-            noted, now = {}, PreparedData.open(folder).info.sha256  # compares every byte of the arrays
-        case "teacher":
-            noted, now = {"data": read_teacher(folder)["data_sha256"]}, folder_digest(folder)
-        case "baseline" | "kd" | "student":
+def _notes(name: str, folder: Path, record: str | None) -> _Notes:
+    """What stands in a folder's record."""
+    sources: dict[str, str | None]
+    now: str | None
+    expect_kind(folder, name)
+    match record:
+        case "dataset.json":
+            sources, now = {}, PreparedData.open(folder).info.sha256  # compares every byte of the arrays
+        case "teacher.json":
+            sources, now = {"data": read_teacher(folder)["data_sha256"]}, folder_digest(folder)
+        case "training.json":
             training, now = read_training(folder, name), folder_digest(folder)
-            noted = {"data": training.get("data_sha256", ""), "teacher": training.get("teacher_digest", "")}
-        case "deploy":
+            sources = {"data": training.get("data_sha256", ""), "teacher": training.get("teacher_digest", "")}
+        case "bundle.json" | "manifest.json":
             facts, now = read_manifest(folder), file_digest(folder / "manifest.json")  # compares the models' bytes
-            noted = {"data": facts["data_sha256"], **{k: facts[f"{k}_digest"] for k in ("teacher", "student")}}
-        case "report":
+            sources = {"data": facts["data_sha256"], **{k: facts[f"{k}_digest"] for k in ("teacher", "student")}}
+        case "metrics.json":
             metrics, now = read_metrics(folder), file_digest(folder / "metrics.json")
-            noted = {role: metrics["digests"].get(role) for role in MEASURED if role in metrics}
-            noted |= {"data": metrics["data"]["sha256"], "deploy": metrics["digests"]["manifest"]}
+            sources = {role: metrics["digests"].get(role) for role in ROLES if role in metrics}
+            sources |= {"data": metrics["data"]["sha256"], "deploy": metrics["digests"]["manifest"]}
+        case "version.json":  # itself compared with the registry
+            sources, now = {"deploy": read_version(folder)["manifest"]}, None
+            sources["report"] = read_gate(folder).get("metrics_sha256")
         case _:
-            noted = {"deploy": read_version(folder)["manifest"], "report": read_gate(folder).get("metrics_sha256")}
-            now = ""
-    return {step: digest for step, digest in noted.items() if digest != ""}, now
+            raise Broken(f"{folder} has no file that says what it holds: run the step that makes it")
+    return _Notes({source: digest for source, digest in sources.items() if digest != ""}, now)
 
 
 def _models(folder: Path) -> Iterator[Link]:

@@ -93,12 +93,26 @@ def teacher(made_once, digits) -> Path:
 
 @pytest.fixture(scope="session")
 def make_deploy() -> Callable[..., Path]:
-    """A function that writes a deploy folder with a small convolutional network, without torch; see `_deploy`."""
-    return _deploy
+    """A function that writes a deploy folder with a small convolutional network, without torch; see `deploy_folder`."""
+    return deploy_folder
 
 
-def _deploy(folder: Path, *, seed: int = 0, side: int = 8, channels: int = 1, count: int = 10) -> Path:
-    """Pixels [B, side, side, channels] → convolution, rectifier, mean over places, linear layer → `count` logits."""
+def deploy_folder(
+    folder: Path,
+    *,
+    seed: int = 0,
+    side: int = 8,
+    channels: int = 1,
+    count: int = 10,
+    lineage: dict[str, str] | None = None,
+    **described: Any,
+) -> Path:
+    """Pixels [B, side, side, channels] → convolution, rectifier, mean over places, linear layer → `count` logits.
+
+    Args:
+        lineage: digests; made up unless given.
+        described: what the manifest says otherwise.
+    """
     import json
 
     import numpy as np
@@ -131,23 +145,26 @@ def _deploy(folder: Path, *, seed: int = 0, side: int = 8, channels: int = 1, co
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    classes = tuple(f"class {number}" for number in range(count))
+    classes = described.get("classes", tuple(f"class {number}" for number in range(count)))
     digests = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
-    lineage = dict.fromkeys(digests, str(seed % 10) * 64)
+    lineage = lineage or dict.fromkeys(digests, str(seed % 10) * 64)
     helper.set_model_props(model, {**lineage, "classes": json.dumps(classes), "input": "uint8_nhwc"})
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     manifest = build_manifest(
         folder / "model.onnx",
         input="uint8_nhwc",
         input_shape=(side, side, channels),
         opset=18,
-        classes=classes,
         lineage=lineage,
-        method="gompertz",
-        network="small",
-        preprocessing={},
-        parity={"max_abs": 0.0},
+        **{
+            "classes": classes,
+            "method": "gompertz",
+            "network": "small",
+            "preprocessing": {},
+            "parity": {"max_abs": 0.0},
+            **described,
+        },
     )
     write_manifest(folder, manifest)
     onnx.checker.check_model(model, full_check=True)

@@ -1,7 +1,5 @@
 """Methods compared fairly: the same data, teacher, student, budget and seeds, and differences paired by seed."""
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +11,12 @@ from scipy import stats
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes, write_json
 from gkd_core.methods import METHODS
+from gkd_core.tables import rounded, write_table
 
 if TYPE_CHECKING:
     from gkd_core.data.prepared import PreparedData
     from gkd_core.models.network import Network
 
-DIGITS = 6
 COLUMNS = ("teacher", "student", "method", "seed", "top1", "validation_top1", "schedule", "seconds")
 
 
@@ -129,7 +127,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """{"teacher → student": [{"method", "seeds", "mean", "deviation", "difference"}, …]}, the best first."""
-        return {pair: [_rounded(asdict(standing)) for standing in rows] for pair, rows in self.pairs.items()}
+        return {pair: [rounded(asdict(standing)) for standing in rows] for pair, rows in self.pairs.items()}
 
     def __repr__(self) -> str:
         return self.markdown()
@@ -149,11 +147,8 @@ class Comparison:
         write_json(folder / "comparison.json", {"reference": self.reference, "pairs": self.as_dict()})
         write_bytes(folder / "comparison.md", self.markdown().encode())
         write_bytes(folder / "comparison.svg", self.plot().encode())
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(sorted(self.rows, key=lambda row: (_pair(row), row["method"], row["seed"])))
-        write_bytes(folder / "runs.csv", text.getvalue().encode())
+        runs = sorted(self.rows, key=lambda row: (_pair(row), row["method"], row["seed"]))
+        write_table(folder / "runs.csv", ({name: row.get(name) for name in COLUMNS} for row in runs))
 
 
 def compare(
@@ -216,8 +211,8 @@ def compare(
                     "student": network.name,
                     "method": method,
                     "seed": seed,
-                    "top1": round(evaluate(network, data.test).top1, DIGITS),
-                    "validation_top1": round(result.facts["validation_top1"], DIGITS),
+                    "top1": rounded(evaluate(network, data.test).top1),
+                    "validation_top1": rounded(result.facts["validation_top1"]),
                     "schedule": result.facts["schedule"],
                     "seconds": round(result.seconds, 1),
                 }
@@ -270,9 +265,3 @@ def _table(pair: str, rows: Sequence[Standing], reference: str) -> str:
 
 def _pair(row: Mapping[str, Any]) -> str:
     return f"{row['teacher']} → {row['student']}"
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    return round(value, DIGITS) if isinstance(value, float) else value

@@ -1,6 +1,5 @@
 """What a training gives back: the network, its history as a table and a plot, and facts about it."""
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from gkd_core.files import read_json, write_bytes, write_json
+from gkd_core.files import read_json, write_json
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.run_facts import run_facts
+from gkd_core.tables import write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,10 +112,13 @@ class Result:
         where all that varies from run to run is."""
         folder = Path(folder)
         save_network(self.network, folder)
-        _write_csv(folder / "history.csv", list(self.history[0]), [list(row.values()) for row in self.history])
+        write_table(folder / "history.csv", self.history)
         per_epoch = len(self.steps) // len(self.history)
-        rows = [[i + 1, i / per_epoch, rate, beta] for i, (rate, beta) in enumerate(self.steps.tolist())]
-        _write_csv(folder / "steps.csv", ["step", "epoch", "learning_rate", "beta"], rows)
+        steps = (
+            {"step": i + 1, "epoch": i / per_epoch, "learning_rate": rate, "beta": beta}
+            for i, (rate, beta) in enumerate(self.steps.tolist())
+        )
+        write_table(folder / "steps.csv", steps)
         write_json(folder / "training.json", self.facts)
         device = self.network.mean.device
         throughput = {"images_per_second": round(self.images_per_second, 1)}
@@ -125,11 +128,3 @@ class Result:
 def reopen(folder: Path, classes: tuple[str, ...]) -> tuple[Network, dict[str, Any]]:
     """Network and facts of a finished training from its folder."""
     return load_network(folder, classes), read_json(folder / "training.json", "the finished training")
-
-
-def _write_csv(path: Path, header: list[str], rows: list[list[float]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())

@@ -48,12 +48,11 @@ def step_folder(
 
     The others' are thrown away, and all see `out` after the block. That takes storage that every machine sees.
     """
-    if distributed.rank():
-        with tempfile.TemporaryDirectory(prefix="gkd-") as folder:
-            yield Path(folder)
-            distributed.wait_for_all()
+    if distributed.rank() == 0:
+        building: Any = whole_folder(out, inputs, work, kind=kind, option=option)
     else:
-        with whole_folder(out, inputs, work, kind=kind, option=option) as folder:
-            yield folder
-            distributed.wait_for_all()  # what stops one of them stops this one before the folder is `out`
+        building = tempfile.TemporaryDirectory(prefix="gkd-")
+    with building as folder:
+        yield Path(folder)
+        distributed.wait_for_all()  # what stops one of them stops the first before the folder is `out`
     distributed.wait_for_all()

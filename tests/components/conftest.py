@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from gkd_core.config import Params, parse_params
+from tests.conftest import deploy_folder
 
 MadeOnce = Callable[[str, Callable[[Path], Any]], Path]
 
@@ -122,12 +123,12 @@ def _finish(
     """Folders under `root`: another seed is another student of the same teacher; `right` of `count` images right."""
     import numpy as np
 
-    from gkd_core.export.manifest import build_manifest, lineage, write_manifest
+    from gkd_core.export.manifest import lineage
     from gkd_core.files import file_digest, folder_digest, write_json
 
     params = params or Params()
     made = Finished(*(root / name for name in Finished._fields))
-    for folder in (made.teacher, made.deploy, made.report / "plots"):
+    for folder in (made.teacher, made.report / "plots"):
         folder.mkdir(parents=True)
     classes = [str(digit) for digit in range(10)]
     _network(made.teacher / "resnet8", role="teacher", seed=100, data=data, config=params.digest("teacher"))
@@ -140,21 +141,15 @@ def _finish(
     config = params.digest("student", "train", "distill")
     _network(made.student, role="student", seed=seed, data=data, config=config, teacher=teacher_digest)
 
-    _onnx(made.deploy / "model.onnx", seed)
     training = {"data_sha256": data, "teacher_digest": teacher_digest, "config_digest": config}
-    manifest = build_manifest(
-        made.deploy / "model.onnx",
-        input="uint8_nhwc",
-        input_shape=(8, 8, 1),
-        opset=18,
+    deploy_folder(
+        made.deploy,
+        seed=seed,
         classes=tuple(classes),
         lineage=lineage(training, student_digest=folder_digest(made.student), export_digest="e" * 64),
-        method="gompertz",
         network="resnet8",
-        preprocessing={},
         parity={"max_abs": 1e-6, "batch_sizes": [1, 2], "images": 3},
     )
-    write_manifest(made.deploy, manifest)
     write_json(made.deploy / "run.json", {"git_revision": "abc123", "git_dirty": False, "host": "here"})
 
     labels = np.arange(count) % 10
@@ -217,29 +212,6 @@ def _network(folder: Path, *, role: str, seed: int, data: str, config: str, teac
     rows = "".join(f"{epoch},0.0{epoch},{2.0 / epoch},0.{epoch}\n" for epoch in (1, 2, 3))
     (folder / "history.csv").write_text("epoch,learning_rate,train_loss,validation_top1\n" + rows)
     write_json(folder / "run.json", {"git_revision": "abc123", "git_dirty": True, "host": "there"})
-
-
-def _onnx(file: Path, seed: int) -> None:
-    """Pixels as they are, one linear layer."""
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    weight = np.random.default_rng(seed).normal(size=(64, 10)).astype(np.float32)
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-            helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-        ],
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 1])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
-        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([-1, 64]), "shape")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    file.write_bytes(model.SerializeToString(deterministic=True))
 
 
 @pytest.fixture(scope="session", autouse=True)

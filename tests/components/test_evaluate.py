@@ -148,10 +148,6 @@ def test_the_report_tells_no_secrets(evaluated: Any) -> None:
     assert "tracking.example" not in page
 
 
-def change_json(file: Path, **values: Any) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
-
 def poison(student: Path) -> None:
     """Weights that are numbers no longer."""
     from safetensors.torch import load_file, save_file
@@ -164,18 +160,7 @@ def poison(student: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "sentence"),
     [
-        ("student", lambda folder: change_json(folder / "training.json", seed=9), "exported from another student than"),
-        (
-            "deploy",
-            lambda folder: change_json(folder / "manifest.json", data_sha256="0"),
-            "was made from other data than",
-        ),
         ("deploy", lambda folder: (folder / "model.onnx").write_bytes(b"x"), r"sha256 differs"),
-        (
-            "baseline",
-            lambda folder: change_json(folder / "training.json", data_sha256="0"),
-            "baseline.* on other data than",
-        ),
         ("baseline", lambda folder: (folder / "training.json").unlink(), "the baseline folder .* has no training.json"),
         ("baseline", poison, "the baseline resnet8 gives logits that are not finite on the test images"),
         (
@@ -185,7 +170,7 @@ def poison(student: Path) -> None:
         ),
     ],
 )
-def test_folders_that_do_not_belong_together_are_refused(
+def test_damaged_folders_are_refused(
     project: Any, tmp_path: Path, name: str, damage: Callable[[Path], None], sentence: str
 ) -> None:
     folder = tmp_path / name

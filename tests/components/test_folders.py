@@ -90,6 +90,7 @@ def changed(folder: Path, to: Path, file: str, **facts: Any) -> Path:
         ("evaluate", "baseline", "training.json", {"budget_digest": "0", "epochs": 9}, "epochs 9, the student 2"),
         ("evaluate", "baseline", "training.json", {"budget_digest": "0"}, "another budget"),
         ("evaluate", "student", "training.json", {"teacher_digest": "0"}, "another teacher"),
+        ("evaluate", "student", "training.json", {"seed": 9}, "exported from another student"),
         ("evaluate", "deploy", "manifest.json", {"data_sha256": "0"}, "made from other data"),
         ("register", "baseline", "training.json", {"epochs": 9}, "another baseline"),
         ("register", "teacher", "teacher.json", {"imported": True}, "another teacher"),

@@ -3,10 +3,8 @@
 import contextlib
 import hashlib
 import http.server
-import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -107,22 +105,23 @@ def test_reading_makes_no_store(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "option"),
     [
-        ["registry", "list"],
-        ["registry", "promote", "1"],
-        ["registry", "rollback"],
-        ["verify", "models:/gkd-student@champion"],
-        ["serve", "models:/gkd-student@champion", "--port", "0"],
-        ["predict", "digit.png", "--model", "models:/gkd-student@champion"],
+        (["registry", "list"], "--set tracking.uri="),
+        (["registry", "promote", "1"], "--set tracking.uri="),
+        (["registry", "rollback"], "--set tracking.uri="),
+        (["verify", "models:/gkd-student@champion"], "--set tracking.uri="),
+        (["serve", "models:/gkd-student@champion", "--port", "0"], "--tracking-uri"),
+        (["predict", "digit.png", "--model", "models:/gkd-student@champion"], "--tracking-uri"),
     ],
-    ids=lambda command: " ".join(command[:2]),
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )
-def test_no_command_that_reads_makes_a_store(command, tmp_path):
+def test_no_command_that_reads_makes_a_store_and_its_own_option_is_advised(command, option, tmp_path):
     (tmp_path / "params.yaml").write_text("{}")
     result = forked.gkd(*command, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert "sqlite:///mlflow.db" in result.stderr
+    assert [name for name in ("--set tracking.uri=", "--tracking-uri") if name in result.stderr] == [option]
     assert "Traceback" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
@@ -152,21 +151,6 @@ def test_registers_that_start_at_once_make_one_store_and_one_version_a_run(tmp_p
     assert len(client.search_logged_models(experiments)) == 2
     assert sum("making the tracking store" in result.stderr for result in results) == 1
     assert not list(tmp_path.glob(".mlflow-*"))
-
-
-@pytest.mark.parametrize(
-    ("command", "option"),
-    [
-        (["registry", "list"], "--set tracking.uri="),
-        (["verify", "models:/gkd-student@champion"], "--set tracking.uri="),
-        (["predict", "digit.png", "--model", "models:/gkd-student@champion"], "--tracking-uri"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
-)
-def test_the_option_that_is_advised_is_one_of_the_command(command, option, tmp_path):
-    (tmp_path / "params.yaml").write_text("{}")
-    result = forked.gkd(*command, cwd=tmp_path)
-    assert [name for name in ("--set tracking.uri=", "--tracking-uri") if name in result.stderr] == [option]
 
 
 # Runs.
@@ -235,8 +219,8 @@ def test_the_same_key_is_the_same_run_whatever_the_platform_opened(store_uri, mo
         {"MLFLOW_RUN_ID": opened[1].run_id},
         {"MLFLOW_RUN_ID": "0" * 32},
     ]
-    for first, second in itertools.product(range(len(surroundings)), repeat=2):
-        made = []
+    for first in range(len(surroundings)):
+        second, made = (first + 2) % len(surroundings), []
         for number in (first, second):
             with monkeypatch.context() as patch:
                 for name, value in surroundings[number].items():
@@ -325,11 +309,13 @@ def test_a_file_that_is_no_database(tmp_path):
 
 
 @contextlib.contextmanager
-def answering(status: int, body: bytes) -> Iterator[str]:
-    """A web server that gives everybody the same answer."""
+def answering(status: int, body: bytes, awake: threading.Event | None = None) -> Iterator[str]:
+    """A web server that gives everybody the same answer, once it is awake."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def answer(self):
+            if awake is not None:
+                awake.wait()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -351,6 +337,7 @@ def answering(status: int, body: bytes) -> Iterator[str]:
     [
         (401, b"who are you", "refuses us .*401.*set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
         (403, b'{"error_code": "PERMISSION_DENIED", "message": "not you"}', "refuses us .*not you"),
+        (403, b"Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts 127.0.0.1:[0-9]+"),
         (404, b"no such page", "is not an MLflow tracking server"),
         (200, b"<html>welcome</html>", "is not an MLflow tracking server"),
         (503, b"come back later", "does not answer .*503"),
@@ -429,10 +416,10 @@ def test_a_server_killed_midway_loses_nothing_and_doubles_nothing(server, tmp_pa
     # The same bytes through the server's own artifact store.
     version = client.get_model_version("gkd-student", "1")
     with mlflow_store.connect(params.tracking, again="gkd register") as store:
-        kept = store.download(store.version("champion"), "deploy/model.onnx", tmp_path)
-    assert kept.read_bytes() == (folders.deploy / "model.onnx").read_bytes()
+        copy = store.download(store.version("champion"), "deploy/model.onnx", tmp_path)
+    assert copy.read_bytes() == (folders.deploy / "model.onnx").read_bytes()
     stored = list((server.folder / "artifacts").rglob(f"{version.source.rpartition('/')[2]}/artifacts/model.onnx"))
-    assert [file.read_bytes() for file in stored] == [kept.read_bytes()]
+    assert [file.read_bytes() for file in stored] == [copy.read_bytes()]
     # A server has mlflow-skinny, without what the whole MLflow brings.
     small = [sys.executable, "-c", SMALL, server.uri]
     result = subprocess.run(small, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
@@ -442,28 +429,24 @@ def test_a_server_killed_midway_loses_nothing_and_doubles_nothing(server, tmp_pa
     )
 
 
-def test_a_server_that_does_not_know_its_own_name_is_told_of_allowed_hosts(server):
+@pytest.mark.slow
+def test_a_real_server_that_does_not_know_its_own_name_is_told_of_allowed_hosts(server):
     other = f"127.1:{server.port}"  # the same machine by a name that the server was not started for
-    with pytest.raises(GkdError, match=f"--allowed-hosts {other}") as error, connected(f"http://{other}"):
+    with pytest.raises(GkdError, match=f"--allowed-hosts {other}"), connected(f"http://{other}"):
         pass
-    assert "PASSWORD" not in str(error.value)
 
 
-def test_a_server_that_hangs_is_asked_again_until_it_answers(server, monkeypatch):
+def test_a_server_that_hangs_is_asked_again_until_it_answers(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    notes = []
+    notes, awake = [], threading.Event()
 
     def wake(text):
         notes.append(text)
-        server.send(signal.SIGCONT)
+        awake.set()
 
     monkeypatch.setattr(mlflow_store, "_note", wake)
-    server.send(signal.SIGSTOP)
-    try:
-        with connected(server.uri, attempts=10) as store:
-            store.versions()
-    finally:
-        server.send(signal.SIGCONT)
+    with answering(200, b"{}", awake) as uri, connected(uri, attempts=10):
+        pass
     assert notes
     assert all("trying again in" in note for note in notes)
 

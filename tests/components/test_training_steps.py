@@ -13,22 +13,24 @@ from gkd_core.files import file_digest, folder_digest
 TRAIN = {"epochs": 2, "device": "cpu", "select": "best"}
 
 
-def test_no_training_step_opens_the_test_split(tmp_path, digits, teacher, monkeypatch):
+def test_no_training_step_opens_the_test_split(tmp_path, few_digits, monkeypatch):
     opened = []
     split = PreparedData.split
     monkeypatch.setattr(PreparedData, "split", lambda self, name: (opened.append(name), split(self, name))[1])
     params = parse_params(
         {"teacher": {"name": "resnet8", "train": TRAIN}, "student": {"name": "resnet8"}, "train": TRAIN}
     )
-    teacher_step.run(data=digits, out=tmp_path / "teacher", work=tmp_path / "work", params=params)
+    where = {"data": few_digits, "work": tmp_path / "work", "params": params}
+    teacher_step.run(**where, out=tmp_path / "teacher")
     for reference in (None, "baseline", "kd"):
-        out = tmp_path / str(reference)
-        distill.run(data=digits, teacher=teacher, out=out, work=tmp_path / "work", params=params, reference=reference)
+        distill.run(**where, teacher=tmp_path / "teacher", out=tmp_path / str(reference), reference=reference)
     assert {"train", "validation"} == set(opened)
 
 
 @pytest.mark.parametrize("method", ["gompertz", "crd"])  # crd draws at random in every step
-def test_the_seed_decides_everything_whatever_ran_before(method, tmp_path, digits, teacher):
+def test_the_seed_decides_everything_whatever_ran_before(method, tmp_path, few_digits):
+    short = parse_params({"teacher": {"name": "resnet8", "train": {"epochs": 1, "device": "cpu"}}})
+    teacher_step.run(data=few_digits, out=tmp_path / "teacher", work=tmp_path / "work", params=short)
     digests = []
     for i, seed in enumerate((5, 5, 6)):
         torch.manual_seed(100 + i)
@@ -40,7 +42,8 @@ def test_the_seed_decides_everything_whatever_ran_before(method, tmp_path, digit
                 "train": {"epochs": 1, "device": "cpu", "seed": seed},
             }
         )
-        distill.run(data=digits, teacher=teacher, out=tmp_path / str(i), work=tmp_path / "work", params=params)
+        where = {"data": few_digits, "teacher": tmp_path / "teacher", "work": tmp_path / "work"}
+        distill.run(**where, out=tmp_path / str(i), params=params)
         digests.append(file_digest(tmp_path / str(i) / "model.safetensors"))
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]

@@ -58,8 +58,8 @@ def broken(root: Path | str, **more) -> str:
 
 
 def gkd(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    return forked.gkd(*arguments, cwd=cwd, env=kept)
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    return forked.gkd(*arguments, cwd=cwd, env=ours)
 
 
 def flip(path: Path, place: int = 0) -> None:
@@ -236,23 +236,28 @@ def test_a_registered_version_is_walked_by_its_alias(with_store):
 
 
 @pytest.mark.parametrize(
-    "file", ["deploy/model.onnx", "deploy/manifest.json", "report/metrics.json", "gate/correct.npy"]
+    ("file", "version"),
+    [
+        ("deploy/model.onnx", True),
+        ("deploy/manifest.json", False),
+        ("report/metrics.json", True),
+        ("gate/correct.npy", False),
+    ],
 )
-@pytest.mark.parametrize("version", [True, False])
 def test_one_changed_byte_of_what_the_registry_keeps_is_found(file, version, with_store):
     """Among the artifacts of the version's run, while all that is on disk beside it is whole."""
     tracking = TrackingConfig(uri=f"sqlite:///{with_store / 'mlflow.db'}")
     run_id = client(with_store).get_model_version("gkd-student", "1").run_id
-    kept = Path(client(with_store).get_run(run_id).info.artifact_uri) / file
+    artifact = Path(client(with_store).get_run(run_id).info.artifact_uri) / file
     target = "models:/gkd-student@challenger" if version else str(with_store)
-    content = kept.read_bytes()
+    content = artifact.read_bytes()
     try:
-        flip(kept, -2)
+        flip(artifact, -2)
         message = broken(target, tracking=tracking)
-        kept.unlink()
+        artifact.unlink()
         broken(target, tracking=tracking)
     finally:
-        kept.write_bytes(content)
+        artifact.write_bytes(content)
     assert file.split("/")[0] in message
     assert "/tmp" not in message.replace(str(with_store), "")
     assert run(target, server=None, tracking=tracking).broken is None

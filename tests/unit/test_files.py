@@ -200,7 +200,7 @@ def test_json_is_what_it_is_asked_to_be(tmp_path):
         with pytest.raises(GkdError, match=part):
             read_json(file, "it", shape=shape)
     file.write_text('{"top1": -1e999}')
-    with pytest.raises(GkdError, match="a wrong 'top1' .*finite"):
+    with pytest.raises(GkdError, match=r"a wrong 'top1' .*finite"):
         read_json(file, "it", shape={"top1": float})
 
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
 from PIL import Image
 
 from gkd_core.config import load_params
@@ -23,7 +21,7 @@ from gkd_core.data.images import FORMATS, Unreadable, read_image
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources.base import SPLITS
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import build_manifest, read_manifest, write_manifest
+from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import session
 from gkd_core.files import write_json
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
@@ -40,6 +38,7 @@ from gkd_core.records import (
 from gkd_core.serving.model import Model, ModelFile
 from gkd_core.tables import read_table
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.conftest import deploy_folder
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = int(os.environ.get("GKD_FUZZ_EXAMPLES", "40"))
@@ -50,7 +49,6 @@ fuzz = settings(
 slow_fuzz = settings(fuzz, max_examples=max(10, EXAMPLES // 2))
 
 CLASSES = tuple("0123456789")
-LINEAGE = dict.fromkeys(("data_sha256", "teacher_digest", "student_digest", "config_digest"), "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +63,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Pat
     write_json(network / "training.json", training | {"config_digest": ""})
     (network / "history.csv").write_text("epoch,train_loss,validation_top1\n1,2.25,0.5\n2,1.5,\n")
     write_json(root / "teacher.json", {"networks": ["resnet8"], "data_sha256": "0"})
-    _onnx(root / "model.onnx")
-    manifest = build_manifest(
-        root / "model.onnx", input="uint8_nhwc", input_shape=(8, 8, 1), opset=18, classes=CLASSES, lineage=LINEAGE,
-        method="kd", network="resnet8", preprocessing={}, parity={"max_abs": 1e-6},
-    )  # fmt: skip
-    write_manifest(root, manifest)
+    deploy_folder(root, classes=CLASSES)
     write_json(root / "version.json", {"name": "x", "version": 1, "manifest": "0" * 64, "alias": "champion"})
     write_json(
         root / "gate.json", {"passed": True, "reasons": [{"check": "size", "passed": True, "sentence": "small enough"}]}
@@ -96,23 +89,6 @@ def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Pat
         noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(noise).save(root / f"image.{kind.lower()}", format=kind)
     return root
-
-
-def _onnx(file: Path) -> None:
-    weight = helper.make_tensor("weight", TensorProto.FLOAT, [64, 10], np.ones(640, np.float32).tobytes(), raw=True)
-    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [-1, 64])
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-            helper.make_node("Reshape", ["pixels", "shape"], ["flat"]),
-            helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-        ],
-        "small",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 1])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
-        [weight, shape],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), file)
 
 
 # --- what may stand in a file
