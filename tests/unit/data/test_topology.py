@@ -19,7 +19,6 @@ from gkd_core.data.topology import (
     vectorise,
 )
 from gkd_core.errors import GkdError
-from gkd_core.files import folder_digest
 
 RING = np.zeros((9, 9))
 RING[2:7, 2:7] = 0.8
@@ -31,18 +30,13 @@ def prominent(diagram, least=0.5):
 
 
 def small_digits(**data):
-    return parse_params({"data": {"image_size": 4, **data}})
+    return parse_params({"data": {"image_size": 4, "train_images": 100, **data}})
 
 
 class TestDiagrams:
     def test_one_bright_ring_is_one_cycle(self):
         _, _, components, cycles = persistence_diagrams(RING)
         # Bright things: born at 1 − 0.8. The disc inside closes at 1 − 0.1; the ring itself never dies.
-        assert prominent(cycles) == [pytest.approx((0.2, 0.9))]
-        assert prominent(components) == [pytest.approx((0.2, 1.0))]
-
-    def test_a_dark_ring_is_the_same_in_the_other_filtration(self):
-        components, cycles, *_ = persistence_diagrams(1 - RING)
         assert prominent(cycles) == [pytest.approx((0.2, 0.9))]
         assert prominent(components) == [pytest.approx((0.2, 1.0))]
 
@@ -90,10 +84,6 @@ class TestVector:
         assert first.argmax() == 3 * 8 + 2
         assert not second.any()
 
-    def test_twice_the_points_is_twice_the_image(self):
-        diagrams = persistence_diagrams(RING)
-        assert np.allclose(vectorise([np.repeat(d, 2, 0) for d in diagrams]), 2 * vectorise(diagrams))
-
     def test_colours_by_their_luma(self):
         colours = np.array([[[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]]], dtype=np.uint8)
         assert np.allclose(intensities(colours)[0], [[0.299, 0.587], [0.114, 1.0]], atol=0.5 / 255)
@@ -110,10 +100,6 @@ class TestVector:
         # Neither a mirror nor a turn changes what is connected or enclosed.
         assert np.allclose(topology_features(images[:, :, ::-1]), features)
         assert np.allclose(topology_features(np.rot90(images, axes=(1, 2))), features)
-
-    def test_all_features_are_finite_at_the_extremes(self):
-        for value in (0, 255):
-            assert np.isfinite(topology_features(np.full((1, 4, 4, 1), value, np.uint8))).all()
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +125,6 @@ class TestPrepare:
         assert sorted(p.name for p in (tmp_path / "data" / "train").iterdir()) == ["images.npy", "labels.npy"]
         assert PreparedData.open(prepared).info.model_copy(update={"topology": None}) == plain.info
         assert PreparedData.open(prepared).digest() == plain.info.sha256
-
-    def test_again_the_same_bytes(self, prepared, tmp_path):
-        prepare.run(out=tmp_path / "data", params=small_digits(topology=True))
-        assert folder_digest(tmp_path / "data") == folder_digest(prepared)
 
     def test_a_damaged_table_is_noticed(self, prepared, tmp_path):
         for split in ("train", "validation", "test"):

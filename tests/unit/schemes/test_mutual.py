@@ -54,34 +54,6 @@ def test_a_gradient_reaches_a_peer_only_as_the_one_that_learns():
     torch.testing.assert_close(w.grad, (w.softmax(1) - z.softmax(1)).detach())
 
 
-def test_peers_that_agree_have_nothing_to_learn_from_each_other():
-    z = torch.randn(5, 4, requires_grad=True)
-    loss = mutual_loss([z, z.detach().clone().requires_grad_()])
-    loss.backward()
-    assert abs(loss.item()) < 1e-7
-    assert z.grad.abs().max() < 1e-7
-
-
-def test_gradcheck_permutation_and_half_precision():
-    # With several peers a difference quotient sees the targets move too, which the gradient must not: fix all but one.
-    fixed = torch.randn(3, 4, dtype=torch.float64)
-    z = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    target = fixed.softmax(1)
-
-    def learning(x):
-        return (target * (target.log() - x.log_softmax(1))).sum(1).mean()
-
-    torch.autograd.gradcheck(learning, (z,))
-    (got,) = torch.autograd.grad(mutual_loss([z, fixed]), z)
-    (expected,) = torch.autograd.grad(learning(z), z)
-    torch.testing.assert_close(got, expected)
-    order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(mutual_loss([z[order], fixed[order]]), mutual_loss([z, fixed]))
-    half = mutual_loss([z.bfloat16(), fixed.bfloat16()])
-    assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(mutual_loss([z, fixed]).item(), rel=0.05)
-
-
 def test_the_terms_are_sums_over_peers():
     student = network()
     learner = learner_of(student, peers=3).train()

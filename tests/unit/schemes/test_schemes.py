@@ -62,11 +62,6 @@ def test_what_each_takes():
     assert inside["amalgamation"] == ["kd"]
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_how_far_a_method_looks_is_what_its_loss_says(name):
-    assert METHODS[name].load().feature_maps == (METHODS[name].reads == "feature maps")
-
-
 @pytest.mark.parametrize("scheme", schemes.names())
 def test_a_method_that_makes_no_sense_is_refused_in_one_sentence_naming_both(scheme):
     for method in METHODS:

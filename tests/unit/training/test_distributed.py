@@ -3,10 +3,7 @@
 Batch norms keep their statistics here, for on a CPU each process normalises its own part (CUDA has SyncBatchNorm).
 """
 
-import importlib
 import os
-import pkgutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-import gkd_core.losses
-from gkd_core.losses.base import Loss
 from gkd_core.training import distributed
 from tests.unit.stripes import network
 from tests.unit.training import side_by_side
@@ -25,31 +20,19 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow  # every method, in one process and in two
 
 
-def start(folder: Path, **told: str) -> subprocess.Popen:
-    folder.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | told
-    command = [sys.executable, "-m", side_by_side.__name__, folder]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def finished(folder: Path, processes: list[subprocess.Popen]) -> list[dict]:
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=True) for rank in range(len(processes))]
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[dict, list[dict]]:
     """What one process comes to, and each of two."""
     folder = tmp_path_factory.mktemp("side by side")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    two = [start(folder / "two", RANK=rank, LOCAL_RANK=rank, **told) for rank in ("0", "1")]
-    one = start(folder / "one")
-    return finished(folder / "one", [one])[0], finished(folder / "two", two)
+
+    def run(name: str, *launcher: str) -> list[dict]:
+        (folder / name).mkdir()
+        command = [sys.executable, *launcher, "-m", side_by_side.__name__, folder / name]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+        return [torch.load(file, weights_only=True) for file in sorted((folder / name).iterdir())]
+
+    (one,) = run("one")
+    return one, run("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def names() -> list[str]:
@@ -82,16 +65,6 @@ def test_both_processes_resume_each_with_its_own_random_numbers(results):
             assert torch.equal(result["resumed"]["state"][key], value), key
     states = [result["uninterrupted"]["state"] for result in both]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0]), "the processes drifted apart"
-
-
-def every_loss() -> set[type[Loss]]:
-    for module in pkgutil.walk_packages(gkd_core.losses.__path__, "gkd_core.losses."):
-        importlib.import_module(module.name)
-
-    def below(kind: type[Loss]) -> set[type[Loss]]:
-        return {kind}.union(*(below(child) for child in kind.__subclasses__()))
-
-    return {kind for kind in below(Loss) - {Loss} if kind.__module__.startswith("gkd_core.")}
 
 
 def test_alone_nothing_is_asked_of_anybody():
