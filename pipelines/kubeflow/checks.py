@@ -5,6 +5,7 @@ before anything is made or sent, by the same functions.
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,6 +84,36 @@ def refuse_password(given: Any) -> None:
             f"the address {address} holds a password or a token, which everybody who sees the pipeline would see: "
             "leave it out, and give it from a secret that the profile names (MLflow's as MLFLOW_TRACKING_URI)"
         )
+
+
+# Kubeflow's kinds of parameters, as they come out of YAML; text that looks like a number must stay text.
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "STRING": ((str,), "text"),
+    "NUMBER_INTEGER": ((int,), "a whole number"),
+    "NUMBER_DOUBLE": ((int, float), "a number"),
+    "BOOLEAN": ((bool,), "true or false"),
+    "LIST": ((list,), "a list"),
+    "STRUCT": ((dict,), "keys and values"),
+}
+
+
+def refuse_arguments(known: dict[str, Any], given: dict[str, Any]) -> None:
+    """See that a pipeline has the arguments, and their values are of its kinds.
+
+    Args:
+        known: `root.inputDefinitions.parameters` of the compiled pipeline.
+        given: values by name.
+    Raises:
+        GkdError: there is no such argument, or it is of another kind.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise GkdError(unknown("--argument", name, sorted(known) or ["none"]))
+        types, words = _KINDS[known[name]["parameterType"]]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            shown = json.dumps(value, default=str)
+            quotes = f", with quotes: --argument '{name}=\"{shown}\"'" if words == "text" else ""
+            raise GkdError(f"--argument {name} is {shown}, but must be {words}{quotes}")
 
 
 def refuse_own_store(name: str, uri: str) -> None:

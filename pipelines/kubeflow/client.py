@@ -113,7 +113,8 @@ class Cluster:
                 raise
             raise ClusterError(_unreachable(str(error.__context__.reason), self.host)) from None
         except (transport.HTTPError, OSError) as error:
-            raise ClusterError(_unreachable(_without(_cause(error), self.secrets), self.host)) from None
+            cause = str(getattr(error, "reason", None) or error).rpartition(": ")[2]  # the innermost of nested errors
+            raise ClusterError(_unreachable(_without(cause, self.secrets), self.host)) from None
         except ValueError as error:  # a field unknown to this version of the client, two experiments of one name
             words = " ".join(_without(str(error), self.secrets).split())
             raise ClusterError(f"kfp's client does not go on with {self.host}'s answer: {words}", status=200) from None
@@ -320,22 +321,3 @@ def _unreachable(cause: str, host: str) -> str:
         return f"{host} did not answer in time: check --host, and whether a tunnel or proxy stands between"
     cause = " ".join(cause.split())[:LONGEST_QUOTE]
     return f"{host} cannot be reached ({cause}): check --host, and that a port-forward to it still runs"
-
-
-def _cause(error: Exception) -> str:
-    """The innermost reason of urllib3's nested errors, in a few words."""
-    import urllib3.exceptions as transport
-
-    reason = getattr(error, "reason", None) or error
-    match reason:
-        case transport.NameResolutionError():
-            return "its name is unknown"
-        case transport.NewConnectionError():  # to urllib3 a kind of ConnectTimeoutError
-            return str(reason).rpartition(": ")[2]
-        case transport.ConnectTimeoutError() | transport.ReadTimeoutError():
-            return "timed out"
-        case transport.SSLError():
-            return "ssl"
-        case transport.ProtocolError():
-            return "the connection broke"
-    return str(reason)

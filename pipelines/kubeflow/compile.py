@@ -1,8 +1,6 @@
 """Pipelines as files: which there are, and what must not be in one."""
 
-import itertools
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from pipelines.kubeflow.checks import (
 from pipelines.kubeflow.profile import Profile, load_profile
 
 PIPELINES = ("distillation", "sweep")
+MADE = "made by `gkd pipeline compile`"  # stands in the first line of each
 LOST = (
     "no MLflow server is named, so what the run registers is lost with its pod: give mlflow, tracking.uri, or "
     "MLFLOW_TRACKING_URI in the profile (env, or a secret)"
@@ -57,7 +56,7 @@ def compile_pipeline(
     Raises:
         GkdError: something is not valid, or the file would hold a password or a place of this machine.
     """
-    from kfp.compiler import Compiler
+    from google.protobuf.json_format import MessageToDict
 
     from components.image import image
 
@@ -69,16 +68,13 @@ def compile_pipeline(
     content = cluster_params(params, overrides or [], given)
     pipeline = create_pipeline(which, content, overrides or [], given, parallelism)
     _refuse_to_overwrite(file)
-    with tempfile.TemporaryDirectory() as name:
-        made = Path(name) / "pipeline.yaml"
-        Compiler().compile(pipeline, package_path=str(made))
-        # kfp's own comments on top list dictionaries in an order that differs from one process to the next.
-        lines = made.read_text(encoding="utf-8").splitlines(keepends=True)
-    title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; made by `gkd pipeline compile`\n"
+    # What kfp's Compiler writes, without its comments, whose order differs from one process to the next.
+    documents = [MessageToDict(message) for message in (pipeline.pipeline_spec, pipeline.platform_spec)]
+    body = yaml.dump_all([document for document in documents if document], Dumper=yaml.CSafeDumper, sort_keys=True)
+    title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; {MADE}\n"
     if warn and given and not given.sets("MLFLOW_TRACKING_URI") and not resolve(content, overrides or []).tracking.uri:
         print(f"gkd: {LOST}", file=sys.stderr)
-    body = itertools.dropwhile(lambda line: line.startswith("#"), lines)
-    write_bytes(file, "".join([title, *body]).encode())
+    write_bytes(file, (title + body).encode())
     return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
 
 
@@ -90,18 +86,8 @@ def _refuse_to_overwrite(file: Path) -> None:
         raise GkdError(f"-o {file}: give the file a name that ends in .yaml")
     if not file.parent.is_dir():
         raise GkdError(f"-o {file}: there is no folder {file.parent}, make it first")
-    if file.exists() and file.stat().st_size:
-        try:
-            first = next(yaml.safe_load_all(file.read_text(encoding="utf-8")), None)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            first = None
-        if not is_pipeline(first):
-            raise GkdError(f"-o {file} is there and is no compiled pipeline, so it is not replaced: name another file")
-
-
-def is_pipeline(document: Any) -> bool:
-    """Whether the first document of a YAML file is a compiled pipeline."""
-    return isinstance(document, dict) and "root" in document and "pipelineInfo" in document
+    if file.exists() and (content := file.read_bytes()) and MADE.encode() not in content.partition(b"\n")[0]:
+        raise GkdError(f"-o {file} is there and is no compiled pipeline, so it is not replaced: name another file")
 
 
 def create_pipeline(

@@ -42,13 +42,17 @@ class Containers:
             environment: for the tasks, beside what is handed on from here.
             user: UID:GID; None is whoever runs this.
         Raises:
-            GkdError: there is no engine, or not this image; a path of the parameters does not exist.
+            GkdError: there is no engine that answers, or not this image; a path of the parameters does not exist; the
+                user is of another form.
         """
+        self._runtimes = refuse_no_engine()
+        if user is not None and not re.fullmatch(r"\d+:\d+", user):
+            raise GkdError(f"--user {user!r} is not of the form UID:GID, such as 1234:0")
         self._name = uuid.uuid4().hex
-        self._user = user_of(user)
+        self._user = user or f"{os.getuid()}:{os.getgid()}"
         self._environment = {key: value for key, value in os.environ.items() if HANDED_ON.fullmatch(key)} | environment
         self._environment["HOME"] = "/tmp"
-        self._mounts: dict[Path, bool] = {root: True, work.resolve(): True}
+        self._mounts: dict[Path, bool] = {root: True, work: True}
         self._network: str | None = None
         self.overrides: list[str] = []
         self.arguments: dict[str, Any] = {}
@@ -60,15 +64,10 @@ class Containers:
             self._mounts[Path(repo).resolve()] = False
 
     def runner(self) -> Any:
-        """The DockerRunner.
-
-        Raises:
-            GkdError: there is no engine that answers, or not this image.
-        """
+        """The DockerRunner."""
         from docker.types import DeviceRequest, Mount
         from kfp.local import DockerRunner
 
-        runtimes = refuse_no_engine()
         options: dict[str, Any] = {
             "user": self._user,
             "shm_size": SHARED_MEMORY,
@@ -81,7 +80,7 @@ class Containers:
         }
         if self._network:
             options["network_mode"] = self._network
-        if "nvidia" in runtimes:
+        if "nvidia" in self._runtimes:
             options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
         return DockerRunner(**options)
 
@@ -142,9 +141,10 @@ def refuse_no_engine() -> list[str]:
         client = docker.from_env()
         runtimes = client.info().get("Runtimes", {})
     except (docker.errors.DockerException, OSError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise GkdError(
-            f"there is no container engine that answers ({_first_line(error)}): start Docker, set DOCKER_HOST, or "
-            "take --runner subprocess"
+            f"there is no container engine that answers ({reason}): start Docker, set DOCKER_HOST, or take --runner "
+            "subprocess"
         ) from None
     with contextlib.closing(client):
         try:
@@ -154,20 +154,3 @@ def refuse_no_engine() -> list[str]:
                 f"the image {image()} is not here: build it with `make image`, or name another in GKD_IMAGE"
             ) from None
     return list(runtimes)
-
-
-def user_of(given: str | None) -> str:
-    """Who runs in the containers, UID:GID; whoever asks unless given.
-
-    Raises:
-        GkdError: it is of another form.
-    """
-    if given is None:
-        return f"{os.getuid()}:{os.getgid()}"
-    if not re.fullmatch(r"\d+:\d+", given):
-        raise GkdError(f"--user {given!r} is not of the form UID:GID, such as 1234:0")
-    return given
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

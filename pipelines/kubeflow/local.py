@@ -11,21 +11,24 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
-import tempfile
 import threading
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from google.protobuf.json_format import MessageToDict
 
 from components.graph import STEPS
 from components.image import image
 from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
-from pipelines.kubeflow.checks import refuse_no_image, resolve, without_null
+from pipelines.kubeflow.checks import refuse_arguments, refuse_no_image, resolve, without_null
 from pipelines.kubeflow.compile import create_pipeline
 from pipelines.kubeflow.task import BEGIN, END
 
@@ -86,71 +89,42 @@ def run_pipeline(
     content = read_sections(params)
     found = resolve(content, overrides or [], data_source=given.get("data_source", ""), mlflow=given.get("mlflow", ""))
     pipeline = create_pipeline(which, {}, [], None, parallelism)
-    _refuse_arguments(pipeline, given)
+    refuse_arguments(MessageToDict(pipeline.pipeline_spec)["root"]["inputDefinitions"]["parameters"], given)
     folders = FOLDERS[which]
     for name in folders.values():
         refuse_to_replace(out / name, kind=name)
-    work = out / "work"
+    root, work = (out / f".kubeflow-{uuid.uuid4().hex}").resolve(), (out / "work").resolve()
+    tasks = root / "tasks"
+    surroundings = {"GKD_TASKS": str(tasks), "GKD_WORK": str(work)}
+    more = list(overrides or [])
     if runner == "docker":
-        from pipelines.kubeflow.containers import refuse_no_engine, user_of
+        from pipelines.kubeflow.containers import Containers
 
-        refuse_no_engine()
-        user_of(user)
-    with _made(work), tempfile.TemporaryDirectory(prefix=".kubeflow-", dir=out) as name:
-        root = Path(name).resolve()
-        tasks = root / "tasks"
-        tasks.mkdir()
-        if user is not None:  # whoever that is writes here
-            for place in (root, tasks, work):
-                place.chmod(0o777)
-        surroundings = {"GKD_TASKS": str(tasks), "GKD_WORK": str(work.resolve())}
-        more = list(overrides or [])
-        if runner == "docker":
-            from pipelines.kubeflow.containers import Containers
+        containers = Containers(found, given, root, work, surroundings, user)
+        chosen, stop, more = containers.runner(), containers.stop, [*more, *containers.overrides]
+        given |= containers.arguments
+    else:
+        from kfp.local import SubprocessRunner
 
-            containers = Containers(found, given, root, work, surroundings, user)
-            chosen, stop, more = containers.runner(), containers.stop, [*more, *containers.overrides]
-            given |= containers.arguments
-        else:
-            from kfp.local import SubprocessRunner
-
-            chosen, stop = SubprocessRunner(use_venv=False), _stopper(tasks)
-        given |= {"params": without_null(content), "overrides": more}
-        made: list[str] = []
+        chosen, stop = SubprocessRunner(use_venv=False), _stopper(tasks)
+    given |= {"params": without_null(content), "overrides": more}
+    for place in (work, tasks):
+        place.mkdir(parents=True, exist_ok=True)
+    if user is not None:  # whoever that is writes here
+        for place in (root, tasks, work):
+            place.chmod(0o777)
+    made: list[str] = []
+    try:
         try:
             with (out / LOG).open("w", encoding="utf-8") as log, _environment(surroundings), _stopping(stop):
                 failure = _run(pipeline, given, chosen, root, _Screen(log, sys.stderr))
         finally:
             made += _hand_over(root, out, folders)
         _raise_failure(tasks, failure, out, [name for name in folders.values() if name not in made])
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
     artifacts = {name: folder_digest(out / name) for name in folders.values()}
     return {"runner": runner, "out": str(out), "log": str(out / LOG), "artifacts": artifacts}
-
-
-@contextlib.contextmanager
-def _made(work: Path) -> Iterator[None]:
-    """Make OUT and OUT/work, and take them away again when something given is wrong, before anything has run."""
-    new = [place for place in (work, work.parent) if not place.exists()]
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except GkdError:
-        if not (work.parent / LOG).exists():
-            for place in new:
-                with contextlib.suppress(OSError):  # it is not empty
-                    place.rmdir()
-        raise
-
-
-def _refuse_arguments(pipeline: Any, given: dict[str, Any]) -> None:
-    """Raises: GkdError: the pipeline has no such argument, or it is of another kind."""
-    known = pipeline.component_spec.inputs
-    for name, value in given.items():
-        if name not in known:
-            raise GkdError(unknown("--argument", name, known))
-        kind = {"List": list, "Dict": dict, "String": str}[known[name].type]
-        if not isinstance(value, kind):
-            raise GkdError(f"--argument {name} is {value!r}, but it is a {kind.__name__}: write it in YAML")
 
 
 def _run(pipeline: Any, arguments: dict[str, Any], runner: Any, root: Path, screen: "_Screen") -> Exception | None:

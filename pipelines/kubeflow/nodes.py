@@ -39,7 +39,7 @@ def train(task: Task, profile: str, *, out: str, **inputs: str) -> None:
         task.run(out=out, **inputs)
         return
     from components.image import image
-    from pipelines.kubeflow.train_job import JobEnded, launch, of_profile
+    from pipelines.kubeflow.train_job import JobEnded, TrainJob, launch
 
     given = Profile.model_validate_json(profile)
     assert given.nodes is not None
@@ -58,12 +58,9 @@ def train(task: Task, profile: str, *, out: str, **inputs: str) -> None:
                 _take_away(place / name)
                 _copy(folder, place / name)
         write_json(place / "task.json", content | {"inputs": sorted(inputs)})
-        job = of_profile(
-            given, step=step, name=f"gkd-{step}-{key}", image=image(), command=(*COMMAND, str(place), str(task.work))
-        )
-        patience = given.training.timeout_seconds
+        job = TrainJob(f"gkd-{step}-{key}", step, given, image(), (*COMMAND, str(place), str(task.work)))
         try:
-            launch(job, timeout_seconds=patience, complete=lambda: _whole(place))
+            launch(job, timeout_seconds=given.training.timeout_seconds, complete=lambda: _whole(place))
         except JobEnded:
             _take_away(place)  # nobody reads the copies any more; the checkpoints lie elsewhere on the volume
             raise

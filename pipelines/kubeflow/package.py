@@ -11,9 +11,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from gkd_core.errors import GkdError, unknown
+from gkd_core.config import Params
+from gkd_core.errors import GkdError
 from pipelines.kubeflow.checks import (
     has_registry,
+    refuse_arguments,
     refuse_no_image,
     refuse_other_devices,
     refuse_own_store,
@@ -25,19 +27,10 @@ from pipelines.kubeflow.checks import (
     with_devices,
     without_null,
 )
-from pipelines.kubeflow.compile import LOST, is_pipeline
+from pipelines.kubeflow.compile import LOST
 from pipelines.kubeflow.profile import Profile
 
 DEFAULT_EXPERIMENT = "gkd"
-# Kubeflow's kinds of parameters, as they come out of YAML; text that looks like a number must stay text.
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "STRING": ((str,), "text"),
-    "NUMBER_INTEGER": ((int,), "a whole number"),
-    "NUMBER_DOUBLE": ((int, float), "a number"),
-    "BOOLEAN": ((bool,), "true or false"),
-    "LIST": ((list,), "a list"),
-    "STRUCT": ((dict,), "keys and values"),
-}
 
 
 @dataclass(frozen=True)
@@ -76,23 +69,16 @@ def check(work: Work, say: Callable[[str], None]) -> Work:
     if work.package.suffix not in (".yaml", ".yml"):
         raise GkdError(f"{work.package} is not a .yaml file: compile one with `gkd pipeline compile -o pipeline.yaml`")
     try:
-        documents = [*yaml.safe_load_all(work.package.read_text(encoding="utf-8"))]
+        documents = _read(work.package)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "it is not YAML"
         raise GkdError(f"{work.package} cannot be read ({reason}): compile it again") from None
     spec: Any = documents[0] if documents else None
-    if not is_pipeline(spec):
+    if not isinstance(spec, dict) or "root" not in spec or "pipelineInfo" not in spec:
         raise GkdError(f"{work.package} is not a compiled pipeline: make one with `gkd pipeline compile`")
     refuse_password(work.arguments)
     known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
-    for name, value in work.arguments.items():
-        if name not in known:
-            raise GkdError(unknown("the pipeline's argument", name, sorted(known) or ["none"]))
-        types, words = _KINDS.get(known[name].get("parameterType", ""), ((object,), ""))
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
-            shown = json.dumps(value, default=str)
-            quotes = f", with quotes: --argument '{name}=\"{shown}\"'" if words == "text" else ""
-            raise GkdError(f"the pipeline's argument {name} is {shown}, but must be {words}{quotes}")
+    refuse_arguments(known, work.arguments)
     missing = [
         name
         for name, kind in known.items()
@@ -107,10 +93,15 @@ def check(work: Work, say: Callable[[str], None]) -> Work:
         work = replace(work, arguments=work.arguments | {"params": with_devices(without_null(params), devices)})
     given = defaults | work.arguments
     refuse_password(given)
-    _check_content(given, documents, say)
-    if work.caching:
-        _point_out_what_moves(given, say)
+    params = _check_content(given, documents)
+    for warning in _warnings(given, params, documents, work.caching):
+        say(f"gkd: {warning}")
     return work
+
+
+def _read(package: Path) -> list[Any]:
+    """The documents of a compiled file, which the parser in Python would read for a second."""
+    return [*yaml.load_all(package.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)]
 
 
 def _devices(spec: dict[str, Any]) -> int | None:
@@ -141,62 +132,70 @@ def _mounts(documents: list[Any]) -> list[str]:
     return [claim["mountPath"] for pod in found for claim in pod.get("pvcMount", [])]
 
 
-def _check_content(given: dict[str, Any], documents: list[Any], say: Callable[[str], None]) -> None:
-    """What the pipeline's first task would refuse, what would be lost, and images that no node may find.
+def _check_content(given: dict[str, Any], documents: list[Any]) -> Params | None:
+    """What the pipeline's first task would refuse.
 
     Args:
         given: the arguments with the file's defaults.
         documents: the file's: the pipeline, and what the profile gave it.
+    Returns:
+        The configuration that the run will have, None where the pipeline has none.
     """
-    executors = documents[0].get("deploymentSpec", {}).get("executors", {})
-    containers = {name: executor.get("container", {}) for name, executor in executors.items()}
-    images = sorted({container["image"] for container in containers.values() if "image" in container})
-    for image in images:
+    for image in _images(documents):
         refuse_no_image(image)
-    if isinstance(given.get("params"), dict):
-        mlflow = given.get("mlflow", "")
-        for override in given.get("overrides", []):
-            if not isinstance(override, str):
-                raise GkdError(f"overrides has {override!r}, which is no section.key=value: write it as text")
-        params = resolve(
-            given["params"], given.get("overrides", []), data_source=given.get("data_source", ""), mlflow=mlflow
-        )
-        refuse_own_store("mlflow" if mlflow else "tracking.uri", params.tracking.uri or "")
-        refuse_source(params, *(given.get(name, "") for name in ("dvc_repo", "dvc_path", "dvc_rev")))
-        refuse_places(params, _mounts(documents), given.get("dvc_repo", ""))
-        if devices := _devices(documents[0]):
-            refuse_other_devices(params, devices)
-        if "methods" in given:
-            from pipelines.kubeflow.grid import lay_out
+    if not isinstance(given.get("params"), dict):
+        return None
+    overrides, mlflow = given.get("overrides", []), given.get("mlflow", "")
+    for override in overrides:
+        if not isinstance(override, str):
+            raise GkdError(f"overrides has {override!r}, which is no section.key=value: write it as text")
+    params = resolve(given["params"], overrides, data_source=given.get("data_source", ""), mlflow=mlflow)
+    refuse_own_store("mlflow" if mlflow else "tracking.uri", params.tracking.uri or "")
+    refuse_source(params, *(given.get(name, "") for name in ("dvc_repo", "dvc_path", "dvc_rev")))
+    refuse_places(params, _mounts(documents), given.get("dvc_repo", ""))
+    if devices := _devices(documents[0]):
+        refuse_other_devices(params, devices)
+    if "methods" in given:
+        from pipelines.kubeflow.grid import lay_out
 
-            lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"])
-        else:
-            refuse_untrainable(params)
-        variables = json.dumps([container.get("env", []) for container in containers.values()] + documents[1:])
-        if "mlflow" in given and not params.tracking.uri and '"MLFLOW_TRACKING_URI"' not in variables:
-            say(f"gkd: {LOST}")
-    for image in images:
+        lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"])
+    else:
+        refuse_untrainable(params)
+    return params
+
+
+def _warnings(given: dict[str, Any], params: Params | None, documents: list[Any], caching: bool) -> Iterator[str]:
+    """What would be lost, what no node may find, and what the cluster's cache, going by names, would not notice."""
+    environments = [container.get("env", []) for container in _containers(documents)]
+    named = '"MLFLOW_TRACKING_URI"' in json.dumps([*environments, *documents[1:]])
+    if params and "mlflow" in given and not params.tracking.uri and not named:
+        yield LOST
+    for image in _images(documents):
         if not has_registry(image):
-            say(
-                f"gkd: the image {image} names no registry, so the cluster's nodes must have it already: push it and "
-                "give its whole name in GKD_IMAGE"
+            yield (
+                f"the image {image} names no registry, so the cluster's nodes must have it already: push it and give "
+                "its whole name in GKD_IMAGE"
             )
-
-
-def _point_out_what_moves(given: dict[str, Any], say: Callable[[str], None]) -> None:
-    """What has the same name though it is another thing tomorrow: the cluster's cache goes by names."""
-    if given.get("dvc_repo") and not given.get("dvc_rev"):
-        say(
-            "gkd: dvc_repo is given without dvc_rev, so the cluster's cache takes the images of an earlier run though "
-            "there are newer ones: name a tag or a commit, or pass --no-cache"
+    if caching and given.get("dvc_repo") and not given.get("dvc_rev"):
+        yield (
+            "dvc_repo is given without dvc_rev, so the cluster's cache takes the images of an earlier run though there "
+            "are newer ones: name a tag or a commit, or pass --no-cache"
         )
-    if isinstance(given.get("params"), dict):
-        source = resolve(given["params"], given.get("overrides", [])).teacher.source or ""
-        if source.startswith("models:/") and "@" in source:
-            say(
-                f"gkd: teacher.source is {source}, and the cluster's cache takes the teacher that an earlier run found "
-                "there: name a version (models:/NAME/NUMBER), or pass --no-cache"
-            )
+    source = (params and params.teacher.source) or ""
+    if caching and source.startswith("models:/") and "@" in source:
+        yield (
+            f"teacher.source is {source}, and the cluster's cache takes the teacher that an earlier run found there: "
+            "name a version (models:/NAME/NUMBER), or pass --no-cache"
+        )
+
+
+def _containers(documents: list[Any]) -> list[dict[str, Any]]:
+    executors = documents[0].get("deploymentSpec", {}).get("executors", {})
+    return [executor["container"] for executor in executors.values() if "container" in executor]
+
+
+def _images(documents: list[Any]) -> list[str]:
+    return sorted({container["image"] for container in _containers(documents)})
 
 
 @contextlib.contextmanager
@@ -208,12 +207,12 @@ def as_sent(work: Work) -> Iterator[Work]:
     if work.caching:
         yield work
         return
-    documents = [*yaml.safe_load_all(work.package.read_text(encoding="utf-8"))]
+    documents = _read(work.package)
     spec = documents[0]
     for part in [spec["root"], *spec.get("components", {}).values()]:
         for task in part.get("dag", {}).get("tasks", {}).values():
             task["cachingOptions"] = {}
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        package.write_text(yaml.safe_dump_all(documents, sort_keys=True), encoding="utf-8")
+        package.write_text(yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), encoding="utf-8")
         yield replace(work, package=package)

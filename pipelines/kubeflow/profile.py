@@ -26,16 +26,15 @@ _SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/opt/gkd", "/proc
 _TAKEN = frozenset({"/", "/opt", "/root", "/tmp", "/var", *_SYSTEM})
 
 
-def _quantity(value: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?(m|[EPTGMK]i?)?", value):
-        raise ValueError(f"{value!r} is no amount: write 2, 500m, 4G or 4Gi (not 4GB)")
-    return value
+def _written(pattern: str, sentence: str) -> AfterValidator:
+    """Text that matches the pattern; `sentence` says what else is wrong with it."""
 
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(f"{value!r} {sentence}")
+        return value
 
-def _name(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", value):
-        raise ValueError(f"{value!r} is no Kubernetes name: small letters, digits, - and .")
-    return value
+    return AfterValidator(check)
 
 
 def _task(value: str) -> str:
@@ -53,12 +52,6 @@ def _absolute(value: str) -> str:
     return place
 
 
-def _resource(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?", value, re.ASCII):
-        raise ValueError(f"{value!r} is no resource of Kubernetes: write it as the device plugin does, nvidia.com/gpu")
-    return value
-
-
 # What the image, Python's launcher, Kubeflow, Trainer and gkd itself set: another value would mislead them.
 _RESERVED = re.compile(
     r"PATH|PYTHON(PATH|HOME)|(LD|PET|GKD|KFP|ARGO|KUBERNETES|TORCHELASTIC)_.*|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|"
@@ -66,33 +59,33 @@ _RESERVED = re.compile(
 )
 
 
-def _variable(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-        raise ValueError(f"{value!r} is no name of an environment variable: letters, digits and _, no digit first")
+def _not_reserved(value: str) -> str:
     if _RESERVED.fullmatch(value):
         raise ValueError(f"{value} is set by the pipeline or the image itself: leave it out")
     return value
 
 
-_WORD = r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
-
-
-def _label(value: str) -> str:
-    if not re.fullmatch(rf"([a-z0-9]([-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_WORD}", value, re.ASCII):
-        raise ValueError("a label of Kubernetes is written [DOMAIN/]NAME, at most 63 letters, digits, -, _ and .")
-    return value
-
-
-def _label_value(value: str) -> str:
-    if not re.fullmatch(f"({_WORD})?", value, re.ASCII):
-        raise ValueError("a label's value in Kubernetes has at most 63 letters, digits, -, _ and .")
-    return value
-
-
-def _key(value: str) -> str:
-    if not re.fullmatch(r"[-\w.]{1,253}", value, re.ASCII) or value in (".", ".."):
-        raise ValueError("a key of a Kubernetes secret has letters, digits, -, _ and . alone")
-    return value
+_NAME, _WORD = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?"
+Quantity = Annotated[str, _written(r"\d+(\.\d+)?(m|[EPTGMK]i?)?", "is no amount: write 2, 500m, 4G or 4Gi (not 4GB)")]
+Name = Annotated[str, _written(_NAME, "is no Kubernetes name: small letters, digits, - and .")]
+Resource = Annotated[
+    str,
+    _written(f"{_NAME}/{_WORD}", "is no resource of Kubernetes: write it as the device plugin does, nvidia.com/gpu"),
+]
+Label = Annotated[
+    str, _written(f"({_NAME}/)?{_WORD}", "is no label: write [DOMAIN/]NAME, at most 63 letters, digits, -, _ and .")
+]
+LabelValue = Annotated[str, _written(f"({_WORD})?", "is no label's value: at most 63 letters, digits, -, _ and .")]
+Key = Annotated[
+    str, _written(r"(?!\.\.?$)[-\w.]{1,253}", "is no key of a Kubernetes secret: letters, digits, -, _ and . alone")
+]
+Variable = Annotated[
+    str,
+    _written(r"[A-Za-z_]\w*", "is no name of an environment variable: letters, digits and _, no digit first"),
+    AfterValidator(_not_reserved),
+]
+Place = Annotated[str, AfterValidator(_absolute)]
+Task = Annotated[str, AfterValidator(_task)]
 
 
 _UNITS = {suffix: 1000.0**power for power, suffix in enumerate("KMGTPE", start=1)}
@@ -109,15 +102,6 @@ def _amount(quantity: str) -> float:
     return float(digits) * _UNITS[quantity[len(digits) :]]
 
 
-Quantity = Annotated[str, AfterValidator(_quantity)]
-Name = Annotated[str, AfterValidator(_name)]
-Place = Annotated[str, AfterValidator(_absolute)]
-Task = Annotated[str, AfterValidator(_task)]
-Variable = Annotated[str, AfterValidator(_variable)]
-Label = Annotated[str, AfterValidator(_label)]
-LabelValue = Annotated[str, AfterValidator(_label_value)]
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
@@ -125,7 +109,7 @@ class _Part(BaseModel):
 class Accelerator(_Part):
     """What a training pod asks for."""
 
-    type: Annotated[str, AfterValidator(_resource)] = "nvidia.com/gpu"
+    type: Resource = "nvidia.com/gpu"
     """Resource name."""
     count: Annotated[int, Field(ge=1, le=64)] = 1
     """How many a pod; with more than one, `train.devices` is set to it unless params.yaml says otherwise."""
@@ -216,7 +200,7 @@ class Secret(_Part):
     """Keys of a Kubernetes secret as environment variables; their values never leave the cluster."""
 
     name: Name
-    env: dict[Annotated[str, AfterValidator(_key)], Variable]
+    env: dict[Key, Variable]
     """Variable by key of the secret."""
     steps: list[Task] = ["prepare", "teacher", "register"]
     """Tasks that need it; no other sees it."""

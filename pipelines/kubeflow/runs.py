@@ -141,7 +141,6 @@ def describe(cluster: Cluster, run: Any) -> dict[str, Any]:
     they began, and numbered where a loop has several of a name. Servers up to 2.17 leave a task's `error` empty
     (kubeflow/pipelines issue 14007): its log has it.
     """
-    whole(cluster, run, "run_id")
     details = (run.run_details.task_details if run.run_details else None) or []
     workflow = re.compile(re.escape(_pipeline_name(run)) + r"-\w{5}")
     tasks: list[dict[str, Any]] = []
@@ -178,19 +177,6 @@ def named(key: str, value: str) -> str:
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
 
 
-def whole(cluster: Cluster, answer: Any, field: str) -> Any:
-    """The answer, which has this identifier.
-
-    Raises:
-        ClusterError: it has not, so it is somebody else's.
-    """
-    if not getattr(answer, field, None):
-        raise ClusterError(
-            f"{cluster.host} answers without a {field}: give the address of the Kubeflow Pipelines API", status=200
-        )
-    return answer
-
-
 def pages(cluster: Cluster, method: str, field: str, limit: int, **options: Any) -> list[Any]:
     """What a list of kfp's client holds, page after page.
 
@@ -220,8 +206,7 @@ def moment(value: datetime | None) -> str | None:
 def experiment_id(cluster: Cluster, name: str) -> str:
     """The identifier of the experiment of this name, which is made when it is not there."""
     with cluster.asking() as client:
-        made = client.create_experiment(name, namespace=cluster.namespace)
-    return str(whole(cluster, made, "experiment_id").experiment_id)
+        return str(client.create_experiment(name, namespace=cluster.namespace).experiment_id)
 
 
 def known_experiment_id(cluster: Cluster, name: str) -> str:
@@ -259,9 +244,9 @@ def upload(cluster: Cluster, package: Path, name: str) -> tuple[str, str]:
             pipeline_id = listed[0].pipeline_id
         else:
             made = client.upload_pipeline(str(package), pipeline_name=name, namespace=cluster.namespace)
-            pipeline_id = whole(cluster, made, "pipeline_id").pipeline_id
+            pipeline_id = made.pipeline_id
         found = client.list_pipeline_versions(pipeline_id, filter=named("display_name", version)).pipeline_versions
         if found:
             return pipeline_id, found[0].pipeline_version_id
         uploaded = client.upload_pipeline_version(str(package), version, pipeline_id=pipeline_id)
-        return pipeline_id, whole(cluster, uploaded, "pipeline_version_id").pipeline_version_id
+        return pipeline_id, uploaded.pipeline_version_id

@@ -8,21 +8,8 @@ from typing import Any
 from gkd_core.errors import GkdError, unknown
 from pipelines.kubeflow.client import Cluster
 from pipelines.kubeflow.package import Work, as_sent
-from pipelines.kubeflow.runs import experiment_id, known_experiment_id, moment, pages, source_of, whole
+from pipelines.kubeflow.runs import experiment_id, known_experiment_id, moment, pages, source_of
 
-# Of a clock's expression: name, lowest, highest, and words for the numbers from the lowest on. Kubeflow Pipelines' own
-# parser begins the week with 0, Sunday, and knows no 7.
-_FIELDS = (
-    ("second", 0, 59, ""),
-    ("minute", 0, 59, ""),
-    ("hour", 0, 23, ""),
-    ("day", 1, 31, ""),
-    ("month", 1, 12, "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC"),
-    ("weekday", 0, 6, "SUN MON TUE WED THU FRI SAT"),
-)
-_DESCRIPTOR = re.compile(
-    r"@(yearly|annually|monthly|weekly|daily|midnight|hourly)|@every\s+(\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+"
-)
 ALL = 10**6
 
 
@@ -56,43 +43,27 @@ class Clock:
 
 
 def _refuse_cron(cron: str) -> None:
-    """Raises: GkdError: the server would refuse it, or it would start a run every few seconds."""
-    fields = cron.split()
-    often = f"--cron {cron!r} would start a run every few seconds: its first field is the second, write 0 there"
+    """What the server takes for something else than was meant; the rest it checks itself.
+
+    Raises:
+        GkdError: there are not six fields, or a run would start every few seconds.
+    """
     if cron.startswith("@"):
-        if not _DESCRIPTOR.fullmatch(cron.strip()):
-            raise GkdError(f"--cron {cron!r} is no descriptor: write @hourly, @daily, @weekly, @monthly or @every 2h")
         every = re.fullmatch(r"@every\s+(\d+(?:\.\d+)?)(ns|us|µs|ms|s)", cron.strip())
-        if every and (every[2] != "s" or float(every[1]) < 60):
-            raise GkdError(often)
-        return
-    if len(fields) == 5:
+        often = bool(every and (every[2] != "s" or float(every[1]) < 60))
+    else:
+        fields = cron.split()
+        if len(fields) == 5:  # the server would read the minutes as seconds
+            raise GkdError(
+                f"--cron {cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: write '0 {cron}'"
+            )
+        if len(fields) != 6:
+            raise GkdError(f"--cron {cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
+        often = bool(re.search(r"[*?/-]", fields[0]))
+    if often:
         raise GkdError(
-            f"--cron {cron!r} has five fields, Kubeflow Pipelines wants six, seconds first: write '0 {cron}'"
+            f"--cron {cron!r} would start a run every few seconds: its first field is the second, write 0 there"
         )
-    if len(fields) != 6:
-        raise GkdError(f"--cron {cron!r} has {len(fields)} fields, not six: '0 0 3 * * 1' is Mondays at three")
-    if re.search(r"[*?/-]", fields[0]):
-        raise GkdError(often)
-    for field, (name, low, high, words) in zip(fields, _FIELDS, strict=True):
-        for part in field.split(","):
-            _refuse_part(cron, part, name, low, high, words.split())
-
-
-def _refuse_part(cron: str, part: str, name: str, low: int, high: int, words: list[str]) -> None:
-    """One of the alternatives of a field: *, ?, a number or word, or two of them with a hyphen, all with /step."""
-    span, slash, step = part.partition("/")
-    if slash and not (step.isdecimal() and int(step) > 0):
-        raise GkdError(f"--cron {cron!r}: {part} has no step of at least 1 after the /")
-    if span in ("*", "?"):
-        return
-    ends = [low + words.index(end.upper()) if end.upper() in words else end for end in span.split("-", 1)]
-    numbers = [int(end) if str(end).isdecimal() else -1 for end in ends]
-    if not all(low <= number <= high for number in numbers):
-        instead = f" or {words[0]} to {words[-1]}" if words else ""
-        raise GkdError(f"--cron {cron!r}: {part} is no {name}, write {low} to {high}{instead}")
-    if numbers != sorted(numbers):
-        raise GkdError(f"--cron {cron!r}: the {name}s {span} go backwards: write the smaller one first")
 
 
 def _time(text: str | None, option: str) -> datetime | None:
@@ -138,7 +109,6 @@ def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = Fals
             enabled=clock.enabled,
             **source_of(cluster, sent),
         )
-        whole(cluster, made, "recurring_run_id")
         for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
             client.delete_recurring_run(old.recurring_run_id)
     return describe_schedule(cluster, made)

@@ -9,6 +9,7 @@ no labels; and so is the waiting, because its `wait_for_job_status` ends at the 
 """
 
 import contextlib
+import json
 import logging
 import re
 import sys
@@ -16,12 +17,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
-from pipelines.kubeflow.profile import Pod, Profile
+from pipelines.kubeflow.profile import Profile
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -32,10 +33,10 @@ SPEC_DIGEST = "gkd/spec-sha256"
 NODE = "node"  # what Trainer calls the replicated job and the container that train
 LAST_LINES = 20
 LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py:\d+\] failed \(exitcode")
-REMOVAL_SECONDS = 300
+POLL_SECONDS = 5
+REMOVAL_SECONDS = 300  # for an earlier job to go away, whose pods may hang on a node that is lost
 PATIENCE = 10  # questions in a row to the cluster that may go unanswered
 TIMES = {"_request_timeout": (10, 60)}  # seconds to connect, and to answer
-Keep = Literal["never", "failed", "always"]
 
 
 class JobEnded(GkdError):
@@ -48,69 +49,17 @@ class TrainJob:
 
     Attributes:
         name: of the job; pods are called after it. At most 40 small letters, digits and hyphens.
+        step: the training step, whose secrets it gets.
+        profile: what the cluster gives; it has `nodes` and `work`.
         image: container image.
         command: runs on each node, as it is, without a shell.
-        nodes: how many.
-        processes: on each node.
-        pod: what each node's pod asks for.
-        runtime: TrainingRuntime or ClusterTrainingRuntime that it is made from.
-        env: environment variables that are no secret.
-        secrets: (variable, name of the Kubernetes secret, key in it, whether it may be missing).
-        claims: (persistent volume claim, place in the container).
-        user, group: who runs in the containers; None leaves it to the cluster.
-        pull_secrets: names of secrets for the image's registry.
     """
 
     name: str
+    step: str
+    profile: Profile
     image: str
     command: tuple[str, ...]
-    nodes: int
-    processes: int
-    pod: Pod
-    runtime: str = "torch-distributed"
-    env: dict[str, str] = field(default_factory=dict)
-    secrets: tuple[tuple[str, str, str, bool], ...] = ()
-    claims: tuple[tuple[str, str], ...] = ()
-    user: int | None = 1000
-    group: int | None = 0
-    pull_secrets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name):
-            raise GkdError(
-                f"TrainJob name {self.name!r}: take at most 40 small letters, digits and hyphens, a letter first"
-            )
-
-
-def of_profile(profile: Profile, *, step: str, name: str, image: str, command: tuple[str, ...]) -> TrainJob:
-    """The job of a training step under a profile that has `nodes`.
-
-    Args:
-        step: whose secrets it gets.
-        command: as in TrainJob.
-    """
-    assert profile.nodes is not None
-    assert profile.work is not None
-    return TrainJob(
-        name=name,
-        image=image,
-        command=command,
-        nodes=profile.nodes.count,
-        processes=profile.devices,
-        pod=profile.training,
-        runtime=profile.nodes.runtime,
-        env={"GKD_WORK": profile.work.mount} | profile.env,
-        secrets=tuple(
-            (variable, secret.name, key, secret.optional)
-            for secret in profile.secrets
-            if step in secret.steps
-            for key, variable in secret.env.items()
-        ),
-        claims=tuple((volume.claim, volume.mount) for volume in (profile.work, *profile.volumes)),
-        user=profile.security.run_as_user,
-        group=profile.security.run_as_group,
-        pull_secrets=tuple(profile.image_pull_secrets),
-    )
 
 
 def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> dict[str, Any]:
@@ -118,60 +67,60 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
 
     Variables stand in `spec.trainer`, since a patch must not set any for the container `node`; volumes, node selection
     and who runs are a patch of the runtime (`runtimePatches`; Trainer before 2.2 called it podSpecOverrides).
-
-    Raises:
-        GkdError: something in it is of the wrong type.
     """
-    from kubeflow_trainer_api import models
-    from pydantic import ValidationError
-
-    pod = job.pod
+    profile, pod = job.profile, job.profile.training
+    assert profile.nodes is not None
+    assert profile.work is not None
     requests = {"cpu": pod.cpu_request, "memory": pod.memory_request}
     limits = {"cpu": pod.cpu_limit, "memory": pod.memory_limit}
     if pod.accelerator:
         for amounts in (requests, limits):
             amounts[pod.accelerator.type] = str(pod.accelerator.count)
-    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(job.env.items())]
-    for name, secret, key, optional in job.secrets:
-        reference = {"name": secret, "key": key, "optional": optional}
-        variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+    plain = {"GKD_WORK": profile.work.mount} | profile.env
+    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(plain.items())]
+    for secret in profile.secrets:
+        if job.step in secret.steps:
+            for key, name in secret.env.items():
+                reference = {"name": secret.name, "key": key, "optional": secret.optional}
+                variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
 
     volumes: list[dict[str, Any]] = []
     mounts = []
-    for number, (claim, place) in enumerate(job.claims):
-        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}})
-        mounts.append({"name": f"claim-{number}", "mountPath": place})
+    for number, volume in enumerate((profile.work, *profile.volumes)):
+        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": volume.claim}})
+        mounts.append({"name": f"claim-{number}", "mountPath": volume.mount})
     if pod.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shared_memory}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     # A cluster that gives out users itself gives out the volumes' group as well.
-    who = {"runAsUser": job.user, "runAsGroup": job.group, "fsGroup": job.group if job.user else None}
+    user, group = profile.security.run_as_user, profile.security.run_as_group
+    who = {"runAsUser": user, "runAsGroup": group, "fsGroup": group if user else None}
     secure = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     container = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     pod_patch: dict[str, Any] = {
         "volumes": volumes,
         "nodeSelector": dict(pod.node_selector),
         "tolerations": [toleration.model_dump(exclude_none=True) for toleration in pod.tolerations],
-        "imagePullSecrets": [{"name": name} for name in job.pull_secrets],
+        "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
         "securityContext": secure | {key: value for key, value in who.items() if value is not None},
         "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": container}],
     }
     template = {"spec": {"template": {"spec": {key: value for key, value in pod_patch.items() if value}}}}
     runtime_spec = {"template": {"spec": {"replicatedJobs": [{"name": NODE, "template": template}]}}}
     spec = {
-        "runtimeRef": {"apiGroup": GROUP, "kind": runtime_kind, "name": job.runtime},
+        "runtimeRef": {"apiGroup": GROUP, "kind": runtime_kind, "name": profile.nodes.runtime},
         "trainer": {
             "image": job.image,
             "command": list(job.command),
             "env": variables,
-            "numNodes": job.nodes,
-            "numProcPerNode": job.processes,
+            "numNodes": profile.nodes.count,
+            "numProcPerNode": profile.devices,
             "resourcesPerNode": {"requests": requests, "limits": {k: v for k, v in limits.items() if v is not None}},
         },
         "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": runtime_spec}],
         "activeDeadlineSeconds": pod.timeout_seconds,
     }
-    made = {
+    return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": {
@@ -181,22 +130,12 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
         },
         "spec": spec,
     }
-    try:
-        models.TrainerV1alpha1TrainJob.from_dict(made)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise GkdError(f"the TrainJob {job.name} would not be valid: {place}: {first['msg']}") from None
-    return made
 
 
 def launch(
     job: TrainJob,
     *,
     timeout_seconds: float,
-    removal_seconds: float = REMOVAL_SECONDS,
-    keep: Keep = "failed",
-    poll_seconds: float = 5,
     complete: Callable[[], bool] = lambda: True,
     say: Callable[[str], None] | None = None,
 ) -> None:
@@ -204,12 +143,10 @@ def launch(
 
     A task that is started again (its own pod was preempted, the training was not) meets a job of its name: the same job
     still at work is joined, a complete one is taken as it is, a failed one or one that asks for something else is
-    replaced.
+    replaced. A job that failed stays in the cluster to be looked at, any other is removed at the end.
 
     Args:
-        timeout_seconds: for all of it; a job that is not through then is removed unless `keep` is "always".
-        removal_seconds: for an earlier job to go away, whose pods may hang on a node that is lost.
-        keep: which ended jobs stay in the cluster to be looked at.
+        timeout_seconds: for all of it.
         complete: whether the result of a job that was complete before is still there; if not, it is replaced too.
         say: told what happens and what node 0 prints; stderr unless given.
     Raises:
@@ -218,31 +155,33 @@ def launch(
     """
     if say is None:
         say = _to_stderr
+    nodes = job.profile.nodes
+    assert nodes is not None
     give_up = time.monotonic() + timeout_seconds
     with _in_words(f"TrainJob {job.name}"):
         client = _client()
-        kind = _runtime_kind(client, job.runtime)
-        wanted = manifest(job, runtime_kind=kind)
+        wanted = manifest(job, runtime_kind=_runtime_kind(client, nodes.runtime))
         found = _get(client, job.name)
         lost = found is not None and _end(found) == "Complete" and not complete()
         if found is not None and (lost or _end(found) == "Failed" or not _same(found, wanted)):
             say(f"TrainJob {job.name} of an earlier try is replaced")
-            _remove(client, job.name, min(give_up, time.monotonic() + removal_seconds), poll_seconds)
+            _remove(client, job.name)
+            _wait_until_gone(client, job.name, min(give_up, time.monotonic() + REMOVAL_SECONDS))
             found = None
         if found is None:
-            _create(client, wanted)
-        say(f"TrainJob {job.name}: {job.nodes} nodes × {job.processes} processes{' (joined)' if found else ''}")
-        follower = _Follower(client, job.name, poll_seconds, say)
-        end = _wait(client, job.name, give_up, poll_seconds)
+            api = client.backend
+            api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
+        say(f"TrainJob {job.name}: {nodes.count} nodes × {job.profile.devices} processes{' (joined)' if found else ''}")
+        follower = _Follower(client, job.name, say)
+        end = _wait(client, job.name, give_up)
         follower.stop()
         if end == "Complete":
-            if keep != "always":
-                _remove(client, job.name, time.monotonic() + 60, poll_seconds, wait=False)
+            _remove(client, job.name)
             return
         reason = _reason(client, job.name, end, timeout_seconds)
         lines = _last_lines(client, job.name) or list(follower.last)
-        if keep == "never" or (end is None and keep == "failed"):
-            _remove(client, job.name, time.monotonic() + 60, poll_seconds, wait=False)
+        if end is None:
+            _remove(client, job.name)
     raise JobEnded(_failure(job.name, reason, lines))
 
 
@@ -275,8 +214,6 @@ def _in_words(what: str) -> Iterator[None]:
 
 
 def _refusal(error: Any) -> str:
-    import json
-
     try:
         words = str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
@@ -325,19 +262,8 @@ def _get(client: "TrainerClient", name: str) -> dict[str, Any] | None:
         raise
 
 
-def _create(client: "TrainerClient", wanted: dict[str, Any]) -> None:
-    from kubernetes.client import ApiException
-
-    api = client.backend
-    try:
-        api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
-    except ApiException as error:
-        if error.status != 409:  # another try of this task was a moment faster, with the same job
-            raise
-
-
-def _remove(client: "TrainerClient", name: str, give_up: float, poll_seconds: float, *, wait: bool = True) -> None:
-    """Delete the job; with `wait`, until it and its pods are gone."""
+def _remove(client: "TrainerClient", name: str) -> None:
+    """Delete the job, after its pods; the SDK's own deletion is of the job first."""
     from kubernetes.client import ApiException, V1DeleteOptions
 
     api = client.backend
@@ -349,13 +275,16 @@ def _remove(client: "TrainerClient", name: str, give_up: float, poll_seconds: fl
     except ApiException as error:
         if error.status != 404:
             raise
-    while wait and _get(client, name) is not None:
+
+
+def _wait_until_gone(client: "TrainerClient", name: str, give_up: float) -> None:
+    while _get(client, name) is not None:
         if time.monotonic() > give_up:
             raise GkdError(
                 f"TrainJob {name} of an earlier try does not go away: its pods may be on a node that is lost, look at "
                 "them with kubectl"
             )
-        time.sleep(poll_seconds)
+        time.sleep(POLL_SECONDS)
 
 
 def _same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -375,7 +304,7 @@ def _end(found: dict[str, Any]) -> str | None:
     )
 
 
-def _wait(client: "TrainerClient", name: str, give_up: float, poll_seconds: float) -> str | None:
+def _wait(client: "TrainerClient", name: str, give_up: float) -> str | None:
     """How the job ended; None when time was over first. The SDK's own wait ends at the first unanswered question."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -395,7 +324,7 @@ def _wait(client: "TrainerClient", name: str, give_up: float, poll_seconds: floa
                 raise GkdError(f"TrainJob {name} was deleted while it worked: start the task again")
             if end := _end(found):
                 return end
-        time.sleep(poll_seconds)
+        time.sleep(POLL_SECONDS)
     return None
 
 
@@ -453,9 +382,9 @@ def _failure(name: str, reason: str, lines: list[str]) -> str:
 class _Follower:
     """Repeats what node 0 prints while the job works."""
 
-    def __init__(self, client: "TrainerClient", name: str, poll_seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(self, client: "TrainerClient", name: str, say: Callable[[str], None]) -> None:
         self.last: deque[str] = deque(maxlen=LAST_LINES)
-        self._client, self._name, self._poll, self._say = client, name, poll_seconds, say
+        self._client, self._name, self._say = client, name, say
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, name=f"log of {name}", daemon=True)
         self._thread.start()
@@ -463,7 +392,7 @@ class _Follower:
     def stop(self) -> None:
         """After the job's end: what is still on its way is waited for a moment."""
         self._over.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
 
     def _follow(self) -> None:
         told = 0  # lines, since a broken stream begins again at the first
@@ -481,4 +410,4 @@ class _Follower:
                     told = 0  # another pod: the job began again
             if over:
                 return
-            self._over.wait(self._poll)
+            self._over.wait(POLL_SECONDS)

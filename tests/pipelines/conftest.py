@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 INFER = "/v2/models/gkd-student/infer"
 
@@ -198,18 +199,51 @@ class Load:
                     self.others.append(f"{got.status}: {got.content[:200]!r}")
 
 
+@pytest.fixture
+def gkd_here(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
+    """A function that runs the command line in this process: its exit code, and what it said on stderr."""
+    from pipelines import cli
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["gkd", *arguments])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            return int(stopped.code or 0), capsys.readouterr().err
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return 0, capsys.readouterr().err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory) -> Callable[..., Path]:
     """A function that compiles a pipeline with the repository's params.yaml, each only once."""
     from pipelines.kubeflow.compile import compile_pipeline
 
-    made: dict[tuple[str | None, str], Path] = {}
+    made: dict[tuple[Any, ...], Path] = {}
 
-    def compiled(profile: str | None = None, which: str = "distillation") -> Path:
-        if (profile, which) not in made:
-            file = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
-            compile_pipeline(file, params=Path(__file__).parents[2] / "params.yaml", profile=profile, which=which)
-            made[profile, which] = file
-        return made[profile, which]
+    def compiled(profile: str | None = None, which: str = "distillation", parallelism: int | None = None) -> Path:
+        key = (profile, which, parallelism)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("compiled") / "pipeline.yaml"
+            params = Path(__file__).parents[2] / "params.yaml"
+            compile_pipeline(made[key], params=params, profile=profile, which=which, parallelism=parallelism)
+        return made[key]
 
     return compiled
+
+
+@pytest.fixture(scope="session")
+def parts_of() -> Callable[[Path], tuple[Any, Any]]:
+    """A function that reads a compiled file: the pipeline's spec, and the pods' by executor ({} without a profile)."""
+
+    def parts_of(file: Path) -> tuple[Any, Any]:
+        spec, *platform = yaml.load_all(file.read_text(), Loader=yaml.CSafeLoader)
+        pods = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
+        return spec, pods
+
+    return parts_of

@@ -109,7 +109,7 @@ class KubernetesServer:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.created: list[dict[str, Any]] = []
         self.deleted: list[str] = []
-        self.allowed = True
+        self.allowed = True  # to create jobs
         self.broken = 0
         self.lingers = False
         self.looks = 0
@@ -156,7 +156,7 @@ class KubernetesServer:
                 found = self.runtimes.get(name)
                 return (200, found) if found else (404, f"clustertrainingruntimes {name} not found")
             case "POST", ["trainjobs"]:
-                return self._create(body)
+                return self.create(body)
             case "GET", ["trainjobs", name]:
                 return (200, self._advanced(name)) if name in self.jobs else (404, f"trainjobs {name} not found")
             case "DELETE", ["trainjobs", name]:
@@ -173,7 +173,7 @@ class KubernetesServer:
                 (name,) = re.findall(r"jobset-name=([\w-]+)", parse_qs(parts.query)["labelSelector"][0])
                 return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self._pods(name)}
             case "GET", ["pods", pod, "log"]:
-                return 200, "".join(f"{line}\n" for line in self._log(int(pod.rpartition("-")[2])))
+                return 200, "".join(f"{line}\n" for line in self.logs.get(int(pod.rpartition("-")[2]), []))
             case "GET", ["events"]:
                 event = {
                     "reason": "FailedScheduling",
@@ -187,7 +187,8 @@ class KubernetesServer:
                 return 200, {"kind": "EventList", "apiVersion": "v1", "metadata": {}, "items": [first | event]}
         return 404, f"{verb} {parts.path} not found"
 
-    def _create(self, job: dict[str, Any]) -> tuple[int, Any]:
+    def create(self, job: dict[str, Any]) -> tuple[int, Any]:
+        """Take a TrainJob, as a POST does."""
         if not self.allowed:
             return 403, 'trainjobs.trainer.kubeflow.org is forbidden: User "pipeline-runner" cannot create resource'
         if problem := refusal_of(job):
@@ -242,11 +243,16 @@ class KubernetesServer:
     def _advanced(self, name: str) -> dict[str, Any]:
         job = self.jobs[name]
         if "status" not in job and (end := self._ended()):
-            reasons = {"Complete": ("JobsCompleted", "jobset completed successfully")}
-            reason, message = reasons.get(end, ("FailedJobs", "jobset failed due to one or more job failures"))
-            condition = {"type": end, "status": "True", "reason": reason, "message": message}
-            job["status"] = {"conditions": [condition | {"lastTransitionTime": "2026-11-21T12:30:00Z"}]}
+            self.end(name, end)
         return job
+
+    def end(self, name: str, end: str = "Complete") -> None:
+        """Let a job be over."""
+        reasons = {"Complete": ("JobsCompleted", "jobset completed successfully")}
+        reason, message = reasons.get(end, ("FailedJobs", "jobset failed due to one or more job failures"))
+        condition = {"type": end, "status": "True", "reason": reason, "message": message}
+        moment = {"lastTransitionTime": "2026-11-21T12:30:00Z"}
+        self.jobs[name]["status"] = {"conditions": [condition | moment]}
 
     def _pods(self, name: str) -> list[dict[str, Any]]:
         if name not in self.jobs:
@@ -269,12 +275,10 @@ class KubernetesServer:
             )
         return pods
 
-    def _log(self, rank: int) -> list[str]:
-        return list(self.logs.get(rank, []))
-
     def _handler(server) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer's second packet waits 40 ms for the client
 
             def _do(self) -> None:
                 sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))

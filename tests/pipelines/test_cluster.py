@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from gkd_core.errors import GkdError
+from pipelines.commands.options import Arguments
+from pipelines.commands.pipeline import Task
 from pipelines.kubeflow import client, runs, schedules
 from pipelines.kubeflow.client import Access
 from pipelines.kubeflow.compile import compile_pipeline
 from pipelines.kubeflow.package import Work, check
 from pipelines.kubeflow.schedules import Clock
 from tests import forked
-from tests.pipelines.kfp_server import KfpServer, misfit
+from tests.pipelines.kfp_server import KfpServer
 
 ROOT = Path(__file__).parents[2]
 SECRET = "s3cr3t-t0k3n"
@@ -149,8 +152,10 @@ def test_a_schedule(tmp_path, package):
         assert made["enabled"] is False
         assert made["end"] == "2027-11-30T23:00:00+00:00"
 
-        bad = gkd("schedule", "--cron", "0 0 5 * * MON", *common, "--replace", *access, cwd=tmp_path)
-        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 5 * * MON")
+        assert cached(server.versions[sent["pipeline_version_reference"]["pipeline_version_id"]]["pipeline_spec"]) == []
+
+        bad = gkd("schedule", "--cron", "0 0 24 * * 1", *common, "--replace", *access, cwd=tmp_path)
+        refused(bad, "refuses the request", "cron is not supported. Cron expression: 0 0 24 * * 1")
         assert list(server.schedules) == [made["schedule_id"]], "a refused replacement leaves the old one at work"
 
         listed = gkd("list", "--schedules", "--experiment", "gkd", *access, cwd=tmp_path)
@@ -159,21 +164,6 @@ def test_a_schedule(tmp_path, package):
         assert answer(gkd("unschedule", "weekly", *access, cwd=tmp_path))["removed"] == made["schedule_id"]
         assert not server.schedules
         assert [said for said in server.refused if "cron" not in said] == []
-
-
-@pytest.mark.parametrize("more", [["--profile", "gpu"], ["--pipeline", "sweep"], ["--parallelism", "8"]])
-def test_a_compiled_file_is_one_pipeline_for_one_profile(tmp_path, package, more):
-    result = gkd("submit", "--host", "http://localhost:1", "--package", str(package), *more, cwd=tmp_path)
-    assert f"{more[0]} is given and --package too" in refused(result)
-
-
-def test_what_is_wrong_here_is_told_before_the_server_is_asked(tmp_path, package, closed):
-    for command, part in (
-        (["submit", "--package", "none.yaml"], "none.yaml cannot be read"),
-        (["submit", "--package", str(package)], "the pipeline wants epochs"),
-        (["schedule", "--cron", "0 0 3 * * x", "--package", str(package), "--argument", "epochs=3"], "x is no weekday"),
-    ):
-        refused(gkd(*command, "--host", closed, cwd=tmp_path), part)
 
 
 @pytest.fixture
@@ -189,7 +179,8 @@ def closed() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_refusals_reach_the_user_as_one_sentence(tmp_path, closed):
+def test_refusals_reach_the_user_as_one_sentence(tmp_path, package, closed):
+    refused(gkd("submit", "--package", str(package), "--host", closed, cwd=tmp_path), "the pipeline wants epochs")
     refused(gkd("list", "--host", closed, cwd=tmp_path), closed, "cannot be reached", "refused")
     with KfpServer(token="other") as server:
         (tmp_path / "token").write_text(f"{SECRET}\n")
@@ -198,7 +189,25 @@ def test_refusals_reach_the_user_as_one_sentence(tmp_path, closed):
         assert SECRET not in sentence + result.stdout
 
 
-# From here on in this process: the same functions, without a second of imports each.
+# From here on in this process.
+
+
+@pytest.mark.parametrize("given", [{"profile": "gpu"}, {"which": "sweep"}, {"parallelism": 8}])
+def test_a_compiled_file_is_one_pipeline_for_one_profile(refuses, package, given):
+    with refuses as raised, Task(package=package, **given).named("name", Arguments(), cached=True):
+        pass
+    option = {"which": "pipeline"}.get(*given, *given)
+    assert f"--{option} is given and --package too" in sentence(raised)
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "caching"),
+    [(None, True, True), (None, False, False), (True, False, True), (False, True, False)],
+)
+def test_the_cache_is_as_the_command_has_it_unless_an_option_says(package, option, default, caching):
+    arguments = Arguments(arguments=["epochs=3"])
+    with Task(package=package, cache=option).named("name", arguments, cached=default) as work:
+        assert work.caching is caching
 
 
 @pytest.fixture
@@ -218,8 +227,6 @@ def sentence(raised: pytest.ExceptionInfo) -> str:
 
 @pytest.fixture
 def refuses():
-    from gkd_core.errors import GkdError
-
     return pytest.raises(GkdError)
 
 
@@ -358,6 +365,19 @@ def work(package):
     return Work(package, {"epochs": 1}, "name")
 
 
+@pytest.fixture
+def waited(connect, work):
+    """A function that submits a run, and waits for its end on a server that may have been broken meanwhile."""
+
+    def waited(server: KfpServer, *, broken: int = 0, timeout_seconds: float = 600) -> dict:
+        found = connect(host=server.host)
+        run = runs.submit(found, work)["run_id"]
+        server.broken = broken
+        return runs.wait(found, run, timeout_seconds=timeout_seconds, poll_seconds=0.001)
+
+    return waited
+
+
 class TestRuns:
     def test_a_schedule_is_made_once_and_its_file_uploaded_once(self, connect, refuses, work):
         weekly = replace(work, name="weekly", pipeline="gkd")
@@ -380,70 +400,50 @@ class TestRuns:
             connect(host=server.host)
         assert "several users: say whose runs you mean with --namespace" in sentence(raised)
 
-    def test_waiting_outlasts_a_server_that_stumbles(self, connect, work):
+    def test_waiting_outlasts_a_server_that_stumbles(self, waited):
         with KfpServer() as server:
-            found = connect(host=server.host)
-            run = runs.submit(found, work)["run_id"]
-            server.broken = 3
-            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+            facts = waited(server, broken=3)
         assert facts["state"] == "SUCCEEDED"
         assert facts["finished_at"] == "2026-11-21T13:00:00+00:00"
         assert server.broken == 0
 
-    def test_a_server_that_stays_away_is_given_up(self, connect, refuses, work):
-        with KfpServer() as server:
-            found = connect(host=server.host)
-            run = runs.submit(found, work)["run_id"]
-            server.broken = 1000
-            with refuses as raised:
-                runs.wait(found, run, timeout_seconds=30, poll_seconds=0.001)
+    def test_a_server_that_stays_away_is_given_up(self, waited, refuses):
+        with KfpServer() as server, refuses as raised:
+            waited(server, broken=1000)
         assert "fails with status 503" in sentence(raised)
 
-    def test_a_cancelled_run_has_ended(self, connect, work):
+    def test_a_cancelled_run_has_ended(self, waited):
         """kfp's own loop waits for it for ever."""
-
         with KfpServer() as server:
             server.cancel = True
-            found = connect(host=server.host)
-            run = runs.submit(found, work)["run_id"]
-            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
-        assert runs.failure(facts).startswith(f"run {run} was cancelled")
+            facts = waited(server)
+        assert runs.failure(facts).startswith(f"run {facts['run_id']} was cancelled")
 
-    def test_patience_ends_and_the_run_goes_on(self, connect, refuses, work):
-        with KfpServer() as server:
-            found = connect(host=server.host)
-            run = runs.submit(found, work)["run_id"]
-            with refuses as raised:
-                runs.wait(found, run, timeout_seconds=0.01, poll_seconds=1)
-        assert "is still pending after 0.01 seconds" in sentence(raised)
+    def test_patience_ends_and_the_run_goes_on(self, waited, refuses):
+        with KfpServer() as server, refuses as raised:
+            waited(server, timeout_seconds=0)
+        assert "is still pending after 0 seconds" in sentence(raised)
         assert raised.value.exit_code == 2
 
-    def test_what_a_task_says_is_repeated(self, connect, work):
+    def test_what_a_task_says_is_repeated(self, waited):
         with KfpServer(fail="distill", fail_says="gkd: the teacher has\n100 classes") as server:
-            found = connect(host=server.host)
-            run = runs.submit(found, work)["run_id"]
-            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+            facts = waited(server)
         assert "failed in distill (gkd: the teacher has 100 classes)" in runs.failure(facts)
 
-    def test_a_loops_tasks_are_told_apart(self, connect, work):
+    def test_a_loops_tasks_are_told_apart(self, waited):
         with KfpServer(tasks=("train", "train", "compare")) as server:
-            found = connect(host=server.host)
-            run = runs.submit(found, work)["run_id"]
-            facts = runs.wait(found, run, timeout_seconds=30, poll_seconds=0.01)
+            facts = waited(server)
         assert [task["name"] for task in facts["tasks"]] == ["train", "train #2", "compare"]
 
-    def test_lists_go_on_past_the_first_page(self, connect, work):
+    def test_lists_go_on_past_the_first_page(self, connect, work, monkeypatch):
         with KfpServer() as server:
             found = connect(host=server.host)
             for number in range(5):
                 runs.submit(found, replace(work, name=f"run {number}", experiment=f"e{number % 2}"))
             names = [run["name"] for run in runs.runs(found, limit=3)]
             assert names == ["run 4", "run 3", "run 2"]
-            page, runs.PAGE = runs.PAGE, 2
-            try:
-                assert len(runs.runs(found, limit=50)) == 5
-            finally:
-                runs.PAGE = page
+            monkeypatch.setattr(runs, "PAGE", 2)
+            assert len(runs.runs(found, limit=50)) == 5
             assert [run["name"] for run in runs.runs(found, experiment="e1")] == ["run 3", "run 1"]
             assert not server.refused
 
@@ -464,8 +464,6 @@ class TestRuns:
             assert part in sentence(raised)
 
     def test_unknown_names(self, connect, work):
-        from gkd_core.errors import GkdError
-
         with KfpServer() as server:
             found = connect(host=server.host)
             runs.submit(found, work)
@@ -485,23 +483,10 @@ class TestRuns:
         ("clock", "parts"),
         [
             ({"cron": "0 3 * * 1"}, ["has five fields", "write '0 0 3 * * 1'"]),
-            ({"cron": "99 99 99 99 99 99"}, ["99 is no second, write 0 to 59"]),
-            ({"cron": "0 0 24 * * *"}, ["24 is no hour, write 0 to 23"]),
-            ({"cron": "0 0 3 0 * *"}, ["0 is no day, write 1 to 31"]),
-            ({"cron": "0 0 3 1,2-32 * *"}, ["2-32 is no day"]),
-            ({"cron": "0 0 3 * 13 *"}, ["13 is no month"]),
-            ({"cron": "0 0 3 * * 7"}, ["7 is no weekday, write 0 to 6"]),
-            ({"cron": "0 0 9-5 * * *"}, ["the hours 9-5 go backwards"]),
-            ({"cron": "0 */0 * * * *"}, ["*/0 has no step"]),
             ({"cron": "* * * * * *"}, ["every few seconds", "write 0"]),
-            ({"cron": "*/10 0 3 * * *"}, ["every few seconds"]),
             ({"cron": "0-5 0 3 * * *"}, ["every few seconds"]),
             ({"cron": "@every 1s"}, ["every few seconds"]),
             ({"cron": "monday"}, ["has 1 fields, not six"]),
-            ({"cron": "0 0 3 a * *"}, ["a is no day, write 1 to 31"]),
-            ({"cron": "0 0 3 * * MONDAYS"}, ["MONDAYS is no weekday, write 0 to 6 or SUN to SAT"]),
-            ({"cron": "0 0 3 * *-2 *"}, ["*-2 is no month"]),
-            ({"cron": "@dayly"}, ["is no descriptor", "@daily"]),
             ({"cron": "@daily", "start": "tomorrow"}, ["--start 'tomorrow' is not a time"]),
             ({"cron": "@daily", "end": "2026-12-01T00:00:00"}, ["--end", "names no time zone"]),
             (
@@ -526,13 +511,10 @@ class TestRuns:
     )
     def test_a_time_is_sent_as_the_api_writes_times(self, given, sent):
         assert (Clock("@daily", start=given).start, Clock("@daily", end=given).end) == (sent, sent)
-        assert misfit(sent, "datetime", "start") is None
 
-    @pytest.mark.parametrize(
-        "cron", ["0 */5 1-4,22 ? JAN-MAR MON-FRI", "59 59 23 31 12 6", "@every 1h", "@every 90s", "0,30 0 * * * *"]
-    )
-    def test_clocks_that_make_sense(self, cron):
-        assert Clock(cron).cron == cron
+    def test_clocks_that_make_sense(self):
+        for cron in ("0 */5 1-4,22 ? JAN-MAR MON-FRI", "@daily", "@every 90s", "0,30 0 * * * *"):
+            assert Clock(cron).cron == cron
 
 
 @pytest.fixture(scope="session")
@@ -545,23 +527,17 @@ class TestContent:
     @pytest.mark.parametrize(
         ("arguments", "parts"),
         [
-            ({"mlflow": "http://me:hunter2@mlflow"}, ["http://***@… holds a password"]),
             ({"mlflow": "https://hunter2@mlflow"}, ["https://***@… holds a password or a token"]),
-            ({"overrides": ["tracking.uri=http://me:hunter2@x"]}, ["holds a password"]),
             ({"params": {"tracking": {"uri": "https://hunter2@x"}}}, ["holds a password or a token"]),
             ({"dvc_repo": "https://hunter2@git.example/data.git"}, ["holds a password or a token"]),
             ({"mlflow": 7}, ["mlflow is 7, but must be text, with quotes: --argument 'mlflow=\"7\"'"]),
-            ({"mlflow": None}, ["mlflow is null, but must be text"]),
             ({"overrides": "train.epochs=3"}, ['overrides is "train.epochs=3", but must be a list']),
             ({"overrides": [3]}, ["overrides has 3", "section.key=value"]),
-            ({"params": []}, ["params is [], but must be keys and values"]),
             ({"overrides": ["train.epoch=3"]}, ["'train.epoch' is unknown", "did you mean 'train.epochs'?"]),
-            ({"params": {"train": {"epochs": "many"}}}, ["train.epochs"]),
             ({"mlflow": "sqlite:///mlflow.db"}, ["mlflow is sqlite:///mlflow.db, a file", "MLflow server"]),
             ({"overrides": ["tracking.uri=./mlruns"]}, ["tracking.uri is ./mlruns, a file", "MLflow server"]),
             ({"overrides": ["train.devices=4"]}, ["train.devices is 4", "has 1 device "]),
             ({"mlflow": "mlflow.example:5000"}, ["mlflow is mlflow.example:5000", "write http://mlflow.example:5000"]),
-            ({"data_source": "cifar11"}, ["data.source 'cifar11' is unknown", "did you mean 'cifar10'?"]),
             ({"data_source": "torchvision:MNISTT"}, ["'MNISTT' is unknown", "'MNIST'"]),
             ({"data_source": "folder"}, ["data.root names none", "dvc_repo"]),
             ({"dvc_rev": "v1"}, ["dvc_path or dvc_rev is given, but no dvc_repo"]),
@@ -569,10 +545,6 @@ class TestContent:
             (
                 {"dvc_repo": "https://git.example/a.git", "dvc_path": "images"},
                 ["data.source is digits, which reads no"],
-            ),
-            (
-                {"dvc_repo": "/home/me/photos", "dvc_path": "images", "data_source": "folder"},
-                ["dvc_repo is /home/me/photos, a place on this machine", "a volume of the profile"],
             ),
             (
                 {"dvc_repo": "file:///home/me/photos", "dvc_path": "images", "data_source": "folder"},
@@ -635,8 +607,7 @@ class TestContent:
         assert "names no registry" in said[1]
         said.clear()
         check(Work(whole, {"mlflow": "http://mlflow:5000"}, "second"), said.append)
-        check(Work(whole, {"overrides": ["tracking.uri=http://mlflow:5000"]}, "third"), said.append)
-        assert ["names no registry" in line for line in said] == [True, True]
+        assert ["names no registry" in line for line in said] == [True]
 
     @pytest.mark.parametrize(
         "more",
@@ -683,19 +654,6 @@ class TestCaching:
                 assert caching or cached(spec) == []
         assert whole.read_bytes() == before
 
-    def test_a_schedule_has_it_only_when_asked_and_a_run_unless_told(self, tmp_path):
-        (tmp_path / "params.yaml").write_text("{}")
-        with KfpServer() as server:
-            for command, options, expected in [
-                ("submit", [], True),
-                ("submit", ["--no-cache"], False),
-                ("schedule", ["--cron", "0 0 3 * * *", "--name", "a"], False),
-                ("schedule", ["--cron", "0 0 3 * * *", "--name", "b", "--cache"], True),
-            ]:
-                answer(gkd(command, "--host", server.host, *options, cwd=tmp_path))
-                made = [*(server.runs if command == "submit" else server.schedules).values()][-1]
-                assert bool(cached(made["pipeline_spec"])) is expected, (command, options)
-
     @pytest.mark.parametrize(
         ("arguments", "warned"),
         [
@@ -714,18 +672,3 @@ class TestCaching:
             found = [line for line in said if "cache" in line]
             assert len(found) == (1 if warned and caching else 0)
             assert not found or warned in found[0]
-
-
-def test_the_server_of_these_tests_refuses_what_the_api_has_not():
-    assert misfit({"display_name": "a", "runtime_config": {"parameters": {"x": 1}}}, "V2beta1Run", "body") is None
-    assert "body.displayName is not a field" in misfit({"displayName": "a"}, "V2beta1Run", "body")
-    assert "is not of type str" in misfit({"display_name": 1}, "V2beta1Run", "body")
-    assert "is not one of" in misfit({"mode": "ON"}, "V2beta1RecurringRun", "body")
-    assert "no time zone" in misfit({"created_at": "2026-01-01T00:00:00"}, "V2beta1Run", "body")
-    assert "is not of type str" in misfit({"max_concurrency": 1}, "V2beta1RecurringRun", "body")
-    with KfpServer() as server:
-        import urllib3
-
-        strange = urllib3.request("GET", f"{server.host}/apis/v2beta1/runs?page=1")
-        assert (strange.status, server.refused) == (400, ["unknown query parameters ['page']"])
-        assert urllib3.request("GET", f"{server.host}/apis/v1beta1/runs").status == 404

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from components.graph import MAKER, SHOWN, STEP, STEPS, divide
 from gkd_core.config import Params, load_params, params_of_sections, parse_params
@@ -18,8 +17,8 @@ OURS = {"settings"}
 
 
 @pytest.fixture(scope="module")
-def spec(compiled) -> dict:
-    return yaml.safe_load(compiled().read_text())
+def spec(compiled, parts_of) -> dict:
+    return parts_of(compiled())[0]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ from kfp import dsl
 
 from components.graph import MAKER, STEP
 from gkd_core.config import load_params
+from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest, read_json
+from pipelines.kubeflow import containers, local
+from pipelines.kubeflow.local import run_pipeline
 from tests import forked
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +157,6 @@ def mini(finished: Path, settings: dict) -> object:
 @pytest.mark.slow
 def test_a_gate_that_says_no_fails_the_run_where_that_is_wanted(ran, monkeypatch, tmp_path, capfd):
     from components.graph import divide
-    from pipelines.kubeflow import local
 
     params = load_params(ran.project / "params.yaml", ["train.epochs=1", "gate.on_refusal=fail"])
     monkeypatch.setattr(local, "create_pipeline", lambda *_: mini(ran.out, divide(params)["register"]))
@@ -203,20 +205,10 @@ def test_a_failing_step_fails_the_pipeline_with_its_own_sentence(folder):
         (["--mlflow", "http://me:secret@mlflow.example"], ["http://***@… holds a password"]),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_runs(folder, arguments, parts, monkeypatch, capsys):
-    from pipelines import cli
-
+def test_what_is_wrong_is_told_before_anything_runs(folder, arguments, parts, monkeypatch, gkd_here):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["gkd", "pipeline", "run", *arguments])
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert stopped.value.code == 2
-    told = capsys.readouterr().err
+    code, told = gkd_here("pipeline", "run", *arguments)
+    assert code == 2
     for part in parts:
         assert part in told
     assert "me:secret" not in told
@@ -224,35 +216,26 @@ def test_what_is_wrong_is_told_before_anything_runs(folder, arguments, parts, mo
 
 
 @pytest.mark.parametrize(
-    ("environment", "options", "part"),
+    ("variable", "value", "runner", "part"),
     [
-        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, [], "there is no container engine that answers"),
-        ({"GKD_IMAGE": "not an image"}, [], "no name of a container image"),
-        ({"GKD_IMAGE": "not an image"}, ["--runner", "subprocess"], "no name of a container image"),
+        ("DOCKER_HOST", "unix:///nowhere/docker.sock", "docker", "there is no container engine that answers"),
+        ("GKD_IMAGE", "not an image", "docker", "no name of a container image"),
+        ("GKD_IMAGE", "not an image", "subprocess", "no name of a container image"),
     ],
 )
 def test_what_containers_would_need_is_looked_at_before_anything_is_made(
-    folder, environment, options, part, monkeypatch, capsys
+    folder, variable, value, runner, part, monkeypatch, gkd_here
 ):
-    from pipelines import cli
-
     monkeypatch.chdir(folder)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["gkd", "pipeline", "run", "--runner", "docker", *options])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    monkeypatch.setenv(variable, value)
+    code, told = gkd_here("pipeline", "run", "--runner", runner)
+    assert code == 2
+    (line,) = told.strip().splitlines()
     assert part in line
     assert [path.name for path in folder.iterdir()] == ["params.yaml"]
 
 
 def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monkeypatch):
-    from gkd_core.errors import GkdError
-    from pipelines.kubeflow import containers
-    from pipelines.kubeflow.local import run_pipeline
-
     monkeypatch.setattr(containers, "refuse_no_engine", list)
     monkeypatch.chdir(folder)
     for overrides, user, part in (
@@ -268,9 +251,6 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
 
 
 def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
-    from gkd_core.errors import GkdError
-    from pipelines.kubeflow.local import run_pipeline
-
     (folder / "made" / "teacher").mkdir(parents=True)
     (folder / "made" / "teacher" / "thesis.txt").write_text("mine")
     with pytest.raises(GkdError, match=r"thesis\.txt"):
@@ -278,9 +258,6 @@ def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
 
 
 def test_a_project_is_not_replaced_by_a_run(folder, monkeypatch):
-    from gkd_core.errors import GkdError
-    from pipelines.kubeflow.local import run_pipeline
-
     (folder / "project").mkdir()
     (folder / "project" / "dvc.yaml").touch()
     monkeypatch.chdir(folder)

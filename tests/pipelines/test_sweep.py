@@ -11,18 +11,14 @@ import yaml
 
 from gkd_core.config import load_params, params_of_sections, parse_params
 from gkd_core.errors import GkdError
-from pipelines.kubeflow.compile import compile_pipeline
 from pipelines.kubeflow.grid import lay_out
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("given", "limit"), [(None, 4), (1, 1), (16, 16)])
-def test_trainings_run_side_by_side_but_only_so_many(tmp_path, given, limit):
-    compile_pipeline(
-        tmp_path / "sweep.yaml", params=ROOT / "params.yaml", profile="gpu", which="sweep", parallelism=given
-    )
-    spec, platform = yaml.safe_load_all((tmp_path / "sweep.yaml").read_text())
+def test_trainings_run_side_by_side_but_only_so_many(compiled, parts_of, given, limit):
+    spec, pods = parts_of(compiled("gpu", "sweep", given))
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     loops = {name: task for name, task in tasks.items() if "parameterIterator" in task}
     assert len(loops) == 2
@@ -34,7 +30,6 @@ def test_trainings_run_side_by_side_but_only_so_many(tmp_path, given, limit):
     contest = next(name for name, tasks in inner.items() if "contend" in tasks)
     assert tasks["compare"]["dependentTasks"] == [contest]
     assert "gather" in tasks[contest]["dependentTasks"]
-    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     assert pods["exec-contend"]["pvcMount"][0]["constant"] == "gkd-work"
     assert spec["deploymentSpec"]["executors"]["exec-contend"]["container"]["resources"]["accelerator"]
 
