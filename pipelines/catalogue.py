@@ -4,12 +4,10 @@
 """
 
 import inspect
-from typing import Any, get_args, get_origin
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from rich.table import Table
 
 from gkd_core import schemes
@@ -17,7 +15,11 @@ from gkd_core.config import Params
 from gkd_core.methods import METHODS, hyperparameters
 from pipelines.summary import console
 
-LIMITS = {Ge: "≥", Gt: ">", Le: "≤", Lt: "<"}
+METHODS_HEAD = ("method", "what it does", "source", "weight over time", "hyperparameters")
+SCHEMES_HEAD = ("scheme", "what happens", "source", "settings", "methods inside")
+PARAMETERS_HEAD = ("parameter", "type", "default", "meaning")
+TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "object": "section", "null": "null"}
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def method_rows() -> list[dict[str, Any]]:
@@ -58,135 +60,127 @@ def scheme_rows() -> list[dict[str, Any]]:
 
 def show_methods() -> None:
     """Print the methods and the schemes as tables."""
-    table = Table()
-    for heading in ("method", "what it does", "source", "hyperparameters"):
-        table.add_column(heading)
-    for row in method_rows():
-        options = "\n".join(f"{k} = {v}" for k, v in row["hyperparameters"].items())
-        source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
-        table.add_row(row["name"], row["summary"], source, options)
-    console().print(table)
-    table = Table()
-    for heading in ("scheme", "who teaches whom", "source", "settings"):
-        table.add_column(heading)
-    for row in scheme_rows():
-        source = row["source"] + ("" if row["published"] else "\n[yellow]reconstruction[/]")
-        table.add_row(row["name"], row["summary"], source, "\n".join(_settings(row)))
-    console().print(table)
+    _show(METHODS_HEAD, _methods())
+    _show(SCHEMES_HEAD, _schemes())
 
 
 def methods_markdown() -> str:
     """docs/methods.md."""
-    lines = ["# Distillation methods", ""]
-    lines += ["Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/schemes`.", ""]
-    lines += ["| method | what it does | source | weight over time | hyperparameters |", "|---|---|---|---|---|"]
-    for row in method_rows():
-        options = "<br>".join(f"`{k}` = {v}" for k, v in row["hyperparameters"].items())
-        source = row["source"] + ("" if row["published"] else " (reconstruction)")
-        lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {row['schedule']} | {options} |")
-    lines += _gompertz_presets()
-    lines += ["", "# Schemes", "", "Who teaches whom: `distill.scheme`, a choice beside the method. "]
-    lines[-1] += "A method that makes no sense inside one is refused."
-    lines += ["", "| scheme | what happens | source | settings | methods inside |", "|---|---|---|---|---|"]
-    for row in scheme_rows():
-        source = row["source"] + ("" if row["published"] else " (reconstruction)")
-        settings = "<br>".join(f"`{setting}`" for setting in _settings(row))
-        inside = "all" if len(row["methods"]) == len(METHODS) else ", ".join(row["methods"])
-        lines.append(f"| `{row['name']}` | {row['summary']} | {source} | {settings} | {inside} |")
-    return "\n".join(lines) + "\n"
-
-
-def _gompertz_presets() -> list[str]:
-    """The values behind `preset`, and which of them the paper leaves open."""
     from gkd_core.losses.gompertz import ASSUMED, PRESETS
 
-    lines = [
-        "",
-        "## Presets of gompertz",
-        "",
-        "An option that is None takes the preset's value. `paper` is the paper's",
+    presets = [
+        (f"`{name}`", str(value), str(PRESETS["tuned"][name]), "assumed" if name in ASSUMED else "yes")
+        for name, value in PRESETS["paper"].items()
     ]
-    lines[-1] += (
-        " literal form; what it does not give is assumed. Assumed besides: the curve's b = 2 and c = 7 / epochs,"
-    )
-    lines[-1] += (
-        " and a trained 1×1 adapter on the student's side where channels differ. `tuned` makes the feature term"
-    )
-    lines[-1] += " scale-free and puts τ² on the soft labels."
-    lines += ["", "| option | paper | tuned | given by the paper |", "|---|---|---|---|"]
-    for name, value in PRESETS["paper"].items():
-        lines.append(f"| `{name}` | {value} | {PRESETS['tuned'][name]} | {'assumed' if name in ASSUMED else 'yes'} |")
-    return lines
+    return f"""\
+# Distillation methods
+
+Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/schemes`.
+
+{_markdown(METHODS_HEAD, _methods())}
+
+## Presets of gompertz
+
+An option that is None takes the preset's value. `paper` is the paper's literal form; what it does not give is assumed.
+Assumed besides: the curve's b = 2 and c = 7 / epochs, and a trained 1×1 adapter on the student's side where channels
+differ. `tuned` makes the feature term scale-free and puts τ² on the soft labels.
+
+{_markdown(("option", "paper", "tuned", "given by the paper"), presets)}
+
+# Schemes
+
+Who teaches whom: `distill.scheme`, a choice beside the method. A method that makes no sense inside one is refused.
+
+{_markdown(SCHEMES_HEAD, _schemes())}
+"""
 
 
-def _settings(row: dict[str, Any]) -> list[str]:
-    """A scheme's parameters by their full names, with the defaults of its own."""
-    own = [f"distill.scheme_options.{row['name']}.{k} = {v}" for k, v in row["hyperparameters"].items()]
-    return [*own, *row["parameters"]]
+def _methods() -> Iterator[Sequence[str]]:
+    for row in method_rows():
+        options = "<br>".join(f"`{name}` = {value}" for name, value in row["hyperparameters"].items())
+        yield f"`{row['name']}`", row["summary"], _source(row), row["schedule"], options
 
 
-def parameter_rows(model: type[BaseModel] = Params, prefix: str = "") -> list[tuple[str, str, str, str]]:
-    """(name, type, default, meaning) of every field, sections flattened to dotted names."""
-    rows: list[tuple[str, str, str, str]] = []
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-            rows += parameter_rows(annotation, f"{prefix}{name}.")
-        else:
-            default = "" if field.default is PydanticUndefined else _shown(field.default)
-            rows.append((prefix + name, _type(annotation, field), default, " ".join((field.description or "").split())))
-        if inspect.isclass(each := next(iter(get_args(annotation)), None)) and issubclass(each, BaseModel):
-            rows += parameter_rows(each, f"{prefix}{name}[].")  # a list of sections
-    return rows
+def _schemes() -> Iterator[Sequence[str]]:
+    for row in scheme_rows():
+        own = [
+            f"distill.scheme_options.{row['name']}.{name} = {value}" for name, value in row["hyperparameters"].items()
+        ]
+        settings = "<br>".join(f"`{setting}`" for setting in [*own, *row["parameters"]])
+        inside = "all" if len(row["methods"]) == len(METHODS) else ", ".join(row["methods"])
+        yield f"`{row['name']}`", row["summary"], _source(row), settings, inside
+
+
+def _source(row: dict[str, Any]) -> str:
+    return row["source"] + ("" if row["published"] else " (reconstruction)")
 
 
 def show_parameters() -> None:
     """Print all parameters as a table."""
-    table = Table()
-    for heading in ("parameter", "type", "default", "meaning"):
-        table.add_column(heading, overflow="fold")
-    for row in parameter_rows():
-        table.add_row(*row)
-    console().print(table)
+    _show(PARAMETERS_HEAD, parameter_rows())
 
 
 def parameters_markdown() -> str:
     """docs/parameters.md."""
-    lines = ["# Parameters", "", "Every field of `params.yaml`; made by `make docs` from `gkd_core/config/schema.py`."]
-    for section, field in Params.model_fields.items():
-        model = field.annotation
-        assert inspect.isclass(model)
-        assert issubclass(model, BaseModel)
-        lines += ["", f"## {section}", "", " ".join((model.__doc__ or "").split()), ""]
-        lines += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
-        for name, kind, default, meaning in parameter_rows(model, f"{section}."):
-            cells = (f"`{name}`", kind.replace("|", "\\|"), f"`{default}`", meaning.replace("|", "\\|"))
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = list(parameter_rows())
+    parts = ["# Parameters", "Every field of `params.yaml`; made by `make docs` from `gkd_core/config/schema.py`."]
+    for name, field in Params.model_fields.items():
+        own = [row for row in rows if row[0].startswith(f"`{name}.")]
+        about = " ".join((field.annotation.__doc__ or "").split())
+        parts += [f"## {name}", about, _markdown(PARAMETERS_HEAD, own)]
+    return "\n\n".join(parts) + "\n"
 
 
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+def parameter_rows() -> list[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of every field; sections flattened to dotted names."""
+    schema = Params.model_json_schema()
+    return list(_fields(schema, schema["$defs"], ""))
 
 
-def _type(annotation: Any, field: FieldInfo | None = None) -> str:
+def _fields(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in model["properties"].items():
+        if "$ref" in field:
+            yield from _fields(models[_model(field)], models, f"{prefix}{name}.")
+            continue
+        default = field["default"]
+        shown = default if isinstance(default, str) else json.dumps(default)
+        meaning = " ".join(field.get("description", "").split())
+        yield f"`{prefix}{name}`", _type(field), f"`{shown}`", meaning
+        if "$ref" in field.get("items", {}):
+            yield from _fields(models[_model(field["items"])], models, f"{prefix}{name}[].")
+
+
+def _type(field: dict[str, Any]) -> str:
     """A short type with its limits, e.g. `int ≥ 1 or null`."""
-    limits = [f"{LIMITS[type(m)]} {_limit(m)}" for m in (field.metadata if field else []) if type(m) in LIMITS]
-    if str(get_origin(annotation)) == "typing.Literal":
-        return " or ".join(str(a) for a in get_args(annotation))
-    if hasattr(annotation, "__metadata__"):
-        base, *metadata = get_args(annotation)
-        inner = [m for extra in metadata for m in getattr(extra, "metadata", [extra])]
-        limits += [f"{LIMITS[type(m)]} {_limit(m)}" for m in inner if type(m) in LIMITS]
-        return " ".join([_type(base), *limits])
-    if get_origin(annotation) in (list, dict):
-        return f"{get_origin(annotation).__name__} of {' → '.join(_type(a) for a in get_args(annotation))}"
-    if get_args(annotation):
-        return " or ".join("null" if a is type(None) else _type(a) for a in get_args(annotation))
-    return " ".join([getattr(annotation, "__name__", str(annotation)).removesuffix("Config"), *limits])
+    match field:
+        case {"$ref": _}:
+            return _model(field).removesuffix("Config")
+        case {"anyOf": several}:
+            return " or ".join(map(_type, several))
+        case {"enum": values}:
+            return " or ".join(map(str, values))
+        case {"items": each}:
+            return f"list of {_type(each)}"
+    limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
+    return " ".join([TYPES[field["type"]], *limits])
 
 
-def _limit(marker: Any) -> str:
-    return f"{next(getattr(marker, n) for n in ('ge', 'gt', 'le', 'lt') if hasattr(marker, n)):g}"
+def _model(field: dict[str, Any]) -> str:
+    return str(field["$ref"]).rpartition("/")[2]
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return (
+        "\n".join("| " + " | ".join(line) + " |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+    )
+
+
+def _show(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of Markdown's cells on the terminal."""
+    table = Table()
+    for heading in head:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("<br>", "\n").replace("`", "") for cell in row))
+    console().print(table)

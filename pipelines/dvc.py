@@ -77,10 +77,11 @@ def write_sources(out: Path, params: Params) -> dict[str, Any]:
     Returns:
         How many files, by step.
     """
+    sources = {step.name: sources_of(step, params) for step in STEPS}
     with whole_folder(out) as folder:
-        for step in STEPS:
-            write_json(folder / f"{step.name}.json", sources_of(step, params))
-    return {step.name: len(sources_of(step, params)) for step in STEPS}
+        for name, files in sources.items():
+            write_json(folder / f"{name}.json", files)
+    return {name: len(files) for name, files in sources.items()}
 
 
 def sources_of(step: Step, params: Params) -> dict[str, str]:

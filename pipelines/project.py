@@ -5,7 +5,6 @@ Nothing is decoded: the images are counted, and of some the header is read.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -28,10 +27,10 @@ from pipelines.dvc import dvc_yaml
 SAMPLE = 200  # images whose headers are read
 STEPS = 3000  # of the optimiser, that a training should have
 FEW = 20  # images of a class
-LARGER = [
-    ("", "The images are larger: 128 keeps more of them at 4 times the cost, and goes with torchvision's"),
-    ("", "networks, such as resnet18 as teacher and mobilenet_v3_small as student."),
-]
+LARGER = """
+  # These are larger: 128 keeps more of them at 4 times the cost, and goes with torchvision's networks, such as resnet18
+  # as teacher and mobilenet_v3_small as student."""
+SET_ASIDE = ("validation", "test")
 IGNORED = ("data", "teacher", "baseline", "kd", "student", "deploy", "work", "mlflow.db*", "mlruns", "mlartifacts")
 
 
@@ -163,45 +162,42 @@ def _from(out: Path, root: Path) -> str:
 
 def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
     splits = ", ".join(f"{split} {count:,}" for split, count in photos.splits.items())
-    own = dict.fromkeys(photos.splits, " (not read: the folder has its own)")
-    lines: list[tuple[str, str]] = [
-        ("data:", ""),
-        ("  source: folder", ""),
-        (f"  root: {json.dumps(root, ensure_ascii=False)}", ""),
-        (f"  image_size: {settings['image_size']}", "side in pixels; images are resized and centre-cropped"),
-        *LARGER * (photos.side >= 128),
-        (f"  channels: {settings['channels']}", "3 for colour, 1 for grey"),
-        (
-            f"  validation_fraction: {settings['validation_fraction']}",
-            "of the training images" + own.get("validation", ""),
-        ),
-        (f"  test_fraction: {settings['test_fraction']}", "of all images" + own.get("test", "")),
-        ("  unreadable: refuse", "or drop: leave out files that cannot be decoded, and list them"),
-        ("teacher:", ""),
-        ("  name: resnet20", "on a GPU: resnet32x4, and resnet8x4 as student"),
-        (f"  train: {{epochs: {settings['epochs']}, batch_size: {settings['batch_size']}}}", ""),
-        ("student:", ""),
-        ("  name: resnet8", ""),
-        ("distill:", ""),
-        ("  method: gompertz", "see `gkd methods`"),
-        ("train:", "the student's budget, the same for baseline, plain KD and the method"),
-        (f"  epochs: {settings['epochs']}", ""),
-        (f"  batch_size: {settings['batch_size']}", ""),
-        # DVC wants every section to be there that a stage names.
-        ("references: {baseline: true, kd: true}", "the student alone, and by plain soft labels"),
-        ("evaluate: {confidence: 0.95}", ""),
-        ("export: {input: uint8_nhwc}", ""),
-        ("gate: {min_gain_over_baseline: 0.0}", "what a student must show to become champion"),
-        ("tracking: {uri: null, model_name: gkd-student}", "null: MLFLOW_TRACKING_URI, else ./mlflow.db"),
-    ]
-    text = [
-        f"# Made by `gkd init` for {len(photos.counts)} classes ({splits} images; median shorter side: {photos.side}).",
-        "# `gkd params` lists every field with its meaning; what is not written here has its default.",
-    ]
-    for written, meaning in lines:
-        text += [""] * (not written.startswith(" ") and bool(written))
-        text.append(f"{written:<29} # {meaning}" if meaning else written)
-    return "\n".join(text) + "\n"
+    validation, test = (" (not read: the folder has its own)" * (split in photos.splits) for split in SET_ASIDE)
+    return f"""\
+# Made by `gkd init` for {len(photos.counts)} classes ({splits} images; median shorter side: {photos.side}).
+# `gkd params` lists every field with its meaning; what is not written here has its default.
+
+data:
+  source: folder
+  root: {json.dumps(root, ensure_ascii=False)}
+  # Side in pixels; images are resized and centre-cropped.{LARGER * (photos.side >= 128)}
+  image_size: {settings["image_size"]}
+  channels: {settings["channels"]}                 # 3 for colour, 1 for grey
+  validation_fraction: {settings["validation_fraction"]}    # of the training images{validation}
+  test_fraction: {settings["test_fraction"]}          # of all images{test}
+  unreadable: refuse          # or drop: leave out files that cannot be decoded, and list them
+
+teacher:
+  name: resnet20              # on a GPU: resnet32x4, and resnet8x4 as student
+  train: {{epochs: {settings["epochs"]}, batch_size: {settings["batch_size"]}}}
+
+student:
+  name: resnet8
+
+distill:
+  method: gompertz            # see `gkd methods`
+
+train:                        # the student's budget, the same for baseline, plain KD and the method
+  epochs: {settings["epochs"]}
+  batch_size: {settings["batch_size"]}
+
+# Below, DVC wants every section to be there that a stage names.
+references: {{baseline: true, kd: true}}    # the student alone, and by plain soft labels
+evaluate: {{confidence: 0.95}}
+export: {{input: uint8_nhwc}}
+gate: {{min_gain_over_baseline: 0.0}}       # what a student must show to become champion
+tracking: {{uri: null, model_name: gkd-student}}    # null: MLFLOW_TRACKING_URI, else ./mlflow.db
+"""
 
 
 def _dvc() -> str:
@@ -246,7 +242,5 @@ def _repository(out: Path) -> str | None:
 
 
 def _call(*command: str, cwd: Path) -> None:
-    if shutil.which(command[0]) is None:
-        raise OSError(f"{command[0]} is not installed")
     environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
     subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True)

@@ -3,56 +3,18 @@
 `schema` says what each field means, `checks` what contradicts what, `load` how a file becomes `Params`.
 """
 
-from gkd_core.config.checks import refuse_wide_augmentation
-from gkd_core.config.load import (
-    load_params,
-    params_of_sections,
-    parse_params,
-    parse_section,
-    read_sections,
-)
-from gkd_core.config.schema import (
-    AugmentConfig,
-    CurveConfig,
-    DataConfig,
-    DistillConfig,
-    EvaluateConfig,
-    ExportConfig,
-    GateConfig,
-    Int8Config,
-    MemberConfig,
-    MethodConfig,
-    NetworkConfig,
-    Params,
-    ReferencesConfig,
-    StudentConfig,
-    TeacherConfig,
-    TrackingConfig,
-    TrainingConfig,
-)
-
-__all__ = [
-    "AugmentConfig",
-    "CurveConfig",
-    "DataConfig",
-    "DistillConfig",
-    "EvaluateConfig",
-    "ExportConfig",
-    "GateConfig",
-    "Int8Config",
-    "MemberConfig",
-    "MethodConfig",
-    "NetworkConfig",
-    "Params",
-    "ReferencesConfig",
-    "StudentConfig",
-    "TeacherConfig",
-    "TrackingConfig",
-    "TrainingConfig",
-    "load_params",
-    "params_of_sections",
-    "parse_params",
-    "parse_section",
-    "read_sections",
-    "refuse_wide_augmentation",
-]
+from gkd_core.config.checks import refuse_wide_augmentation as refuse_wide_augmentation
+from gkd_core.config.load import load_params as load_params
+from gkd_core.config.load import params_of_sections as params_of_sections
+from gkd_core.config.load import parse_params as parse_params
+from gkd_core.config.load import parse_section as parse_section
+from gkd_core.config.load import read_sections as read_sections
+from gkd_core.config.schema import AugmentConfig as AugmentConfig
+from gkd_core.config.schema import EvaluateConfig as EvaluateConfig
+from gkd_core.config.schema import ExportConfig as ExportConfig
+from gkd_core.config.schema import Int8Config as Int8Config
+from gkd_core.config.schema import MethodConfig as MethodConfig
+from gkd_core.config.schema import Params as Params
+from gkd_core.config.schema import TeacherConfig as TeacherConfig
+from gkd_core.config.schema import TrackingConfig as TrackingConfig
+from gkd_core.config.schema import TrainingConfig as TrainingConfig
