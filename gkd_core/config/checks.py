@@ -18,11 +18,12 @@ def contradictions(params: Params) -> Iterator[str]:
     if not can_train():
         return
     distill = params.distill
+    scheme = schemes.get(distill.scheme)
     try:
-        schemes.get(distill.scheme).check_method(distill.method, distill.hyperparameters())
+        scheme.check_method(distill.method, distill.hyperparameters())
     except GkdError as error:
         yield str(error)
-    yield from schemes.check(params)
+    yield from scheme.check(params)
 
 
 def unread(section: Section, at: tuple[str, ...] = ()) -> Iterator[Mistake]:

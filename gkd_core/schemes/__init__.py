@@ -6,16 +6,11 @@ no torch; a scheme's module is imported when it is asked for.
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from gkd_core.errors import GkdError, unknown
 from gkd_core.schemes.base import DistillationSpec, Scheme
 
-if TYPE_CHECKING:
-    from gkd_core.config import Params
-
-__all__ = ["DEFAULT", "DistillationSpec", "Scheme", "check", "get", "mean_of_teachers", "names", "reading"]
+__all__ = ["DEFAULT", "DistillationSpec", "Scheme", "get", "mean_of_teachers", "names", "reading"]
 
 DEFAULT = "single"
 _MEAN = "ensemble"
@@ -39,11 +34,6 @@ def get(name: str) -> Scheme:
         raise GkdError(unknown("distill.scheme", name, names()))
     scheme: Scheme = importlib.import_module(f"{__name__}.{name}").SCHEME
     return scheme
-
-
-def check(params: "Params") -> Iterator[str]:
-    """What the other sections say against the chosen scheme, a sentence each."""
-    yield from get(params.distill.scheme).check(params)
 
 
 def reading(parameter: str) -> list[str]:

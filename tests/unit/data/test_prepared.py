@@ -142,7 +142,7 @@ def cut_images(folder: Path) -> None:
         (spoil_json("mean", [0.5]), "counts or statistics are incomplete"),
         (spoil_json("counts", {"train": 44, "validation": 5, "test": 12}), "images.npy is damaged (it is uint8 [43"),
         (spoil_json("image_size", 5), "images.npy is damaged (it is uint8 [43, 4"),
-        (cut_images, "test/images.npy is damaged (its size"),
+        (cut_images, "test/images.npy is damaged (mmap length is greater than file size)"),
         (lambda folder: (folder / "train" / "labels.npy").unlink(), "train/labels.npy is damaged (No such file"),
         (lambda folder: np.save(folder / "train" / "labels.npy", np.full(43, 3)), "labels beyond the classes"),
         (

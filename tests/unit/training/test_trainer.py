@@ -1,8 +1,8 @@
 """The loop does what its formula says, leaves modes and gradients as they must be, and resumes to the bit."""
 
 import copy
+import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,54 +17,24 @@ from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss
 from gkd_core.losses.cross_entropy import CrossEntropy
-from gkd_core.models.network import Network, NetworkSpec
+from gkd_core.models.network import Network
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training import trainer
 from gkd_core.training.learner import Learner
 from gkd_core.training.optimizer import create_optimizer
 from gkd_core.training.result import Result
 from gkd_core.training.trainer import Trainer, Training
+from tests.unit.stripes import network, stripes, stripes_data
 
 CPU = torch.device("cpu")
-CLASSES = ("a", "b", "c")
-
-
-class Split:
-    """A tiny prepared split: three kinds of noisy stripes that a small network can learn."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        rng = np.random.default_rng(seed)
-        self.labels = rng.integers(0, 3, count)
-        images = rng.integers(0, 80, (count, 8, 8, 1))
-        for i, label in enumerate(self.labels):
-            images[i, label * 3 : label * 3 + 2] += 150
-        self.images = images.astype(np.uint8)
-        self.mean = (0.2,)
-        self.topology = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def network(seed: int = 0) -> Network:
-    torch.manual_seed(seed)
-    return Network(NetworkSpec("resnet8", "auto", CLASSES, 1, 8, (0.2,), (0.3,)))
-
-
-class Data:
-    """Prepared data, as far as the trainer looks."""
-
-    def __init__(self, count: int) -> None:
-        self.train, self.validation = Split(count, 1), Split(30, 2)
-        self.info = SimpleNamespace(classes=CLASSES, image_size=8, augment={"crop_padding": 1, "flip": False})
 
 
 def run_of(work, loss=None, *, teacher=None, count=50, weight=lambda t: 0.5, mixup=0.0, network_=None, **config):
     """A trainer with its parts at hand; with a loss of its own, in place of the method's."""
     settings = {"epochs": 3, "batch_size": 16, "device": "cpu", "augment": {"mixup": mixup}, **config}
     training = Training(
-        network() if network_ is None else network_,
-        Data(count),
+        network("resnet8", 0) if network_ is None else network_,
+        stripes_data(count, validation=30),
         TrainingConfig.model_validate(settings),
         DistillationSpec("ce" if teacher is None else "kd"),
         () if teacher is None else (teacher,),
@@ -88,12 +58,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_it_learns_and_logs_every_step_and_epoch(tmp_path):
-    result = run_of(tmp_path, epochs=4).run()
+    result = run_of(tmp_path, epochs=4, count=100).run()
     assert len(result.history) == result.facts["epochs"] == 4
-    assert result.steps.shape == (16, 2)  # 50 images in batches of 16: four steps, the last of 2
+    assert result.steps.shape == (28, 2)  # 100 images in batches of 16: seven steps, the last of 4
     assert result.facts["validation_top1"] == result.history[-1]["validation_top1"] > 0.8
     assert result.steps[0].tolist() == [0.05, 0.5]
-    assert result.steps[8, 0] == pytest.approx(0.025)
+    assert result.steps[14, 0] == pytest.approx(0.025)
     assert result.facts["selected_epoch"] == 4
     assert result.checkpoint == tmp_path / "checkpoint.pt"
 
@@ -114,7 +84,7 @@ def test_the_total_is_cross_entropy_plus_beta_times_the_rest():
 def test_one_step_is_the_step_written_out_by_hand(tmp_path, count):
     """One batch, one epoch, no augmentation: compare with plain torch. A short batch counts by its own size."""
     run = run_of(tmp_path, epochs=1, count=count)
-    run.loader = Loader(Split(count, 1), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=3)
+    run.loader = Loader(stripes(count, 1), batch_size=16, device=CPU, augmentation=None, shuffle=False, num_classes=4)
     reference = copy.deepcopy(run.network).train()
     batch = next(iter(run.loader.epoch(0)))
     functional.cross_entropy(reference(batch.images).logits, batch.labels).backward()
@@ -140,7 +110,7 @@ class _Spy(Loss):
 
 def test_student_trains_and_teacher_never_does(tmp_path):
     """The student goes back to train mode after each validation; the teacher stays in eval mode, without gradient."""
-    student, teacher = network(), network(7)
+    student, teacher = network("resnet8", 0), network("resnet8", 7)
     before = weights(teacher)
     spy = _Spy(student, teacher)
     run_of(tmp_path, spy, teacher=teacher, network_=student).run()
@@ -150,7 +120,7 @@ def test_student_trains_and_teacher_never_does(tmp_path):
 
 
 def test_the_teacher_answers_for_the_augmented_images_of_the_step(tmp_path):
-    teacher = network(7)
+    teacher = network("resnet8", 7)
     run = run_of(tmp_path, teacher=teacher, epochs=1)
     asked, learner = [], run.learner.forward
 
@@ -182,7 +152,7 @@ class _Keeper(CrossEntropy):
 
 def test_a_loss_that_swallows_a_network_is_refused():
     with pytest.raises(TypeError, match="_Keeper holds a network"):
-        Learner(network(), _Keeper(network(7)))
+        Learner(network("resnet8", 0), _Keeper(network("resnet8", 7)))
 
 
 def test_means_count_a_short_last_batch_by_its_size():
@@ -195,7 +165,7 @@ def test_means_count_a_short_last_batch_by_its_size():
 @pytest.mark.parametrize("interrupted_after", [1, 2])
 @pytest.mark.parametrize("extras", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, {"select": "best", "mixup": 0.4}])
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, interrupted_after, extras):
-    teacher = network(7)
+    teacher = network("resnet8", 7)
     extras = extras | {"weight": lambda t: 0.2 + 0.3 * t}  # a schedule that begins anew is another training
     expected = run_of(tmp_path / "whole", teacher=teacher, **extras).run()
 
@@ -306,7 +276,7 @@ def test_nothing_in_a_step_waits_for_the_device(tmp_path, monkeypatch, nothing_r
     Terms are read every so many steps and when the epoch is over, validation's sums at its end.
     """
     monkeypatch.setitem(trainer.STEPS_BETWEEN_READS, "cpu", 50)
-    run = run_of(tmp_path, teacher=network(7), epochs=2, **extras)
+    run = run_of(tmp_path, teacher=network("resnet8", 7), epochs=2, **extras)
     watch = nothing_read_back()
     watch.watching = False
     average = AveragedModel.update_parameters
@@ -363,13 +333,13 @@ class _WithPeer(Learner):
 
     def __init__(self, student: Network) -> None:
         super().__init__(student, CrossEntropy(None, None))
-        self.peer = network(11)
+        self.peer = network("resnet8", 11)
         self.modes: list[tuple[bool, bool]] = []
 
     def forward(self, batch, labels, teacher_output, epoch):
         self.modes.append((self.training, self.peer.classifier.training))
         ours, peers = (self.loss.cross_entropy(net(batch.images).logits, labels) for net in (self.network, self.peer))
-        return {"ce": ours + 1000 * peers}, torch.zeros(len(labels), 3)
+        return {"ce": ours + 1000 * peers}, torch.zeros(len(labels), 4)
 
     def networks(self) -> dict[str, Network]:
         return {"": self.network, "peer2": self.peer}
@@ -397,9 +367,8 @@ def test_validation_by_hand():
             logits = torch.tensor([[0.0, math.log(3.0), 0.0]]).repeat(len(images), 1)
             return type("O", (), {"logits": logits})
 
-    split = Split(4, 0)
-    split.labels = np.array([1, 1, 0, 1])
-    loader = Loader(split, batch_size=3, device=CPU, augmentation=None, shuffle=False, num_classes=3)
+    split = dataclasses.replace(stripes(4, 0), labels=np.array([1, 1, 0, 1]))
+    loader = Loader(split, batch_size=3, device=CPU, augmentation=None, shuffle=False, num_classes=4)
     top1, nll = trainer.validate(Fixed(), loader)
     assert top1 == 0.75
     assert nll == pytest.approx((3 * math.log(5 / 3) + math.log(5)) / 4)
