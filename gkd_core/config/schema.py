@@ -86,7 +86,8 @@ class DataConfig(Section):
     source: str = "digits"
     """`digits`, `cifar10`, `cifar100`, `folder`, or `torchvision:NAME` (any torchvision classification set)."""
     root: str | None = None
-    """Folder the data is in (`folder`), or is downloaded to and read from (CIFAR, torchvision). Enters no digest."""
+    """Folder the data is in (`folder`), or is downloaded to, unpacked in and read from (CIFAR, torchvision; null: gkd's
+    folder in the user's cache). Enters no digest."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Side of the prepared square images in pixels; null keeps the source's own (`folder`: 64)."""
     channels: Literal[1, 3] | None = None

@@ -8,6 +8,7 @@ import venv
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -157,7 +158,18 @@ def installed(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # nine processes, each with its imports
 def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
-    write_images(tmp_path / "photos", 25)
+    """On images of the modes and file forms that cameras and editors leave behind, and one that is broken."""
+    write_images(tmp_path / "photos", 20)
+    for name in COLOURS:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # orientation: rotated by a quarter turn
+        with Image.open(tmp_path / "photos" / name / "0.png") as image:
+            image.convert("CMYK").save(tmp_path / "photos" / name / "a.jpeg")
+            image.quantize(32).save(tmp_path / "photos" / name / "b.png")
+            image.convert("RGBA").save(tmp_path / "photos" / name / "c.webp")
+            image.save(tmp_path / "photos" / name / "d.JPG", exif=exif)
+            image.convert("L").save(tmp_path / "photos" / name / "e.bmp")
+    (tmp_path / "photos" / "cat" / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
 
     def run(*command: str, cwd: Path) -> str:
         done = subprocess.run(command, cwd=cwd, env=installed, capture_output=True, text=True)
@@ -169,7 +181,7 @@ def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
     run("gkd", "init", "project", "--data", "photos", cwd=tmp_path)
     project = tmp_path / "project"
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["data"]["image_size"] = 16
+    params["data"] |= {"image_size": 16, "unreadable": "drop"}
     params["teacher"] |= {"name": "resnet8", "train": {"epochs": 3, "batch_size": 16, "device": "cpu"}}
     params["train"] = {"epochs": 2, "batch_size": 16, "device": "cpu"}
     params["evaluate"] = {"latency_runs": 10}
@@ -177,6 +189,12 @@ def test_an_installed_package_makes_a_project_and_runs_it(tmp_path, installed):
     run("dvc", "repro", cwd=project)
     (version,) = json.loads(run("gkd", "registry", "list", cwd=project).splitlines()[-1])
     assert int(version["version"]) == 1
+    data = json.loads((project / "data" / "dataset.json").read_text())
+    assert sum(data["counts"].values()) == 75, "all but the broken one"
+    outcome = json.loads(run("gkd", "summary", cwd=project).splitlines()[-1])
+    pixels, labels = (np.load(project / "data" / "test" / f"{name}.npy") for name in ("images", "labels"))
+    (logits,) = onnxruntime.InferenceSession(project / "deploy" / "model.onnx").run(None, {"image": pixels})
+    assert outcome["student"]["top1"] == pytest.approx((logits.argmax(1) == labels).mean(), abs=1e-6)
     assert "up to date" in run("dvc", "status", cwd=project)
     (tmp_path / "photos" / "cat" / "new.png").write_bytes((tmp_path / "photos" / "cat" / "0.png").read_bytes())
     assert "prepare" in run("dvc", "status", cwd=project), "new images are seen"
