@@ -12,22 +12,18 @@ from typing import Any
 from components import distill
 from gkd_core import schemes
 from gkd_core.config import Params
-from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.comparison import COLUMNS, Comparison, check_contenders
-from gkd_core.evaluation.evaluate import predict
-from gkd_core.evaluation.quality import top_k_correct
+from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_replace, whole_folder, write_json
 from gkd_core.methods import METHODS
-from gkd_core.models.network import load_network
+from gkd_core.models.network import load_network, read_spec
 from gkd_core.records import read_teacher
 from gkd_core.tables import rounded
 from gkd_core.training.device import choose_device
-
-BATCH_SIZE = 250
 
 
 def run(
@@ -133,46 +129,25 @@ def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def _settings(params: Params, method: str, seed: int) -> Params:
-    return params.model_copy(
-        update={
-            "distill": params.distill.model_copy(
-                update={
-                    "method": method,
-                    "options": {k: v for k, v in params.distill.options.items() if k == method},
-                }
-            ),
-            "train": params.train.model_copy(update={"seed": seed}),
-        }
-    )
+    options = {name: given for name, given in params.distill.options.items() if name == method}
+    distilled = params.distill.model_copy(update={"method": method, "options": options})
+    return params.model_copy(update={"distill": distilled, "train": params.train.model_copy(update={"seed": seed})})
 
 
 def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, prepared: PreparedData) -> None:
     """One training and its accuracy on the test split, into `folder`."""
     facts = distill.run(data=data, teacher=teacher, out=folder / "student", work=work, params=params)
     network = load_network(folder / "student", prepared.info.classes)
-    loader = Loader(
-        prepared.test,
-        batch_size=BATCH_SIZE,
-        device=choose_device(params.evaluate.device, "evaluate.device"),
-        shuffle=False,
-        num_classes=len(prepared.info.classes),
-    )
-    logits = predict(network, loader, f"the student by {params.distill.method}")
+    device = choose_device(params.evaluate.device, "evaluate.device")
+    networks = read_teacher(teacher)["networks"]
     result = {
-        "teacher": " + ".join(_names(teacher)),
+        "teacher": " + ".join(read_spec(teacher / name).name for name in networks),
         "student": network.name,
         "method": params.distill.method,
         "seed": params.train.seed,
-        "top1": rounded(float(top_k_correct(logits, prepared.test.labels, 1).mean())),
+        "top1": rounded(evaluate(network, prepared.test, device=str(device)).top1),
         "validation_top1": rounded(facts["validation_top1"]),
         "schedule": facts["schedule"],
         "seconds": read_json(folder / "student" / "run.json", "the finished run", keys=["seconds"])["seconds"],
     }
     write_json(folder / "result.json", result)
-
-
-def _names(teacher: Path) -> list[str]:
-    facts = read_teacher(teacher)
-    return [
-        read_json(teacher / name / "model.json", "the teacher", keys=["name"])["name"] for name in facts["networks"]
-    ]

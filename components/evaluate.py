@@ -18,13 +18,12 @@ from gkd_core.config import EvaluateConfig, Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
-from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
-from gkd_core.evaluation.evaluate import predict
+from gkd_core.evaluation.evaluate import BATCH_SIZE, predict
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import paired_difference, wilson_interval
-from gkd_core.export.manifest import kept_precisions, read_manifest
+from gkd_core.export.manifest import kept_precisions, read_manifest, refuse_other_model
 from gkd_core.export.onnx import write_onnx
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, folder_digest, refuse_to_replace, whole_folder, write_bytes, write_json
@@ -37,7 +36,6 @@ from gkd_core.run_facts import run_facts
 from gkd_core.tables import Row, read_table, rounded, write_table
 from gkd_core.training.device import choose_device
 
-BATCH_SIZE = 250
 SCHEDULE_POINTS = 1000
 
 
@@ -84,7 +82,8 @@ def run(
     for role in REFERENCES:
         if role in facts:
             refuse_other_budget(folders[role], role, facts[role], facts["student"])
-    manifest = _own_manifest(deploy, student, data, info)
+    manifest = read_manifest(deploy)
+    refuse_other_model(manifest, deploy, student=student, data=data, data_sha256=info.sha256, classes=info.classes)
     histories = _histories(teacher, folders, facts)
     schedule = _thinned(read_table(student / "steps.csv"))
     teachers = open_teachers(teacher, info.classes)
@@ -146,9 +145,8 @@ def run(
         "onnx_bytes": manifest["model"]["size_bytes"],
     }
     for precision, values in smaller.items():
-        metrics[precision] = _beside_fp32(values, exported, test.labels, settings) | {
-            "onnx_bytes": manifest[precision]["size_bytes"]
-        }
+        metrics[precision] = _beside_fp32(values, exported, test.labels, settings)
+        metrics[precision]["onnx_bytes"] = manifest[precision]["size_bytes"]
     metrics["differences"] = {
         f"student_minus_{role}": asdict(paired_difference(correct["student"], correct[role], settings.confidence))
         for role in REFERENCES
@@ -193,17 +191,6 @@ def run(
         "differences": metrics["differences"],
         "report": {"path": str(out / "report.html")},
     }
-
-
-def _own_manifest(deploy: Path, student: Path, data: Path, info: DatasetInfo) -> dict[str, Any]:
-    manifest = read_manifest(deploy)
-    if manifest["student_digest"] != folder_digest(student):
-        raise GkdError(
-            f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
-        )
-    if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
-        raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
-    return manifest
 
 
 def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence: float) -> dict[str, float]:

@@ -78,7 +78,7 @@ def _folders(root: Path) -> dict[str, Path]:
 def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place: Path) -> Iterator[Link]:
     """A registered version: its tags, and what the store keeps of it. Without `folders`, those kept are walked too."""
     with mlflow.registered(uri, settings, again="gkd verify") as (store, version):
-        stored = {name: kept for name, where in STORED.items() if (kept := store.download(version, where, place))}
+        stored = {name: copy for name, where in STORED.items() if (copy := store.download(version, where, place))}
         if "deploy" not in stored:
             raise Broken(f"{uri} came without its deploy folder, so nothing can serve it: register it again")
         if not folders:
@@ -96,8 +96,8 @@ def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place
             raise Broken(f"{uri} holds another ONNX file than {folders['deploy']}, or none")
         yield Link("registry → model", f"{wanted['gkd.model'][:12]} is what version {version.number} serves")
         for tag, file in mlflow.GUARDED.items():
-            kept = store.download(version, file, place) if tag in tags else None
-            if tag in tags and (kept is None or file_digest(kept) != tags[tag]):
+            copy = store.download(version, file, place) if tag in tags else None
+            if tag in tags and (copy is None or file_digest(copy) != tags[tag]):
                 raise Broken(f"{place / file} is missing or was changed: the tag {tag} holds its sha256")
             yield Link(f"registry → {file}", tags.get(tag, "")[:12] or f"it has no tag {tag}", holds=tag in tags)
         yield from compare_registration(folders["registration"], store, version) if "registration" in folders else ()

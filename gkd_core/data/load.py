@@ -85,8 +85,8 @@ def load_data(
         >>> len(data.classes), data.train.images.shape
         (10, (1293, 8, 8, 1))
     """
-    kept = Path(cache) if cache is not None else None
-    prepared = Path(source) if isinstance(source, str | Path) and Path(source, "dataset.json").is_file() else kept
+    cached = Path(cache) if cache is not None else None
+    prepared = Path(source) if isinstance(source, str | Path) and Path(source, "dataset.json").is_file() else cached
     if prepared is not None and prepared.exists():
         return _as_asked(PreparedData.open(prepared), image_size, channels, classes)
     with _in_words_of_this_call():
@@ -99,10 +99,10 @@ def load_data(
             seed=seed,
             unreadable=unreadable,
         )
-        if kept is not None:
-            with whole_folder(kept, kind="data", option="cache") as folder:
+        if cached is not None:
+            with whole_folder(cached, kind="data", option="cache") as folder:
                 prepare(folder)
-            return PreparedData.open(kept, check=False)
+            return PreparedData.open(cached, check=False)
         temporary = Path(tempfile.mkdtemp(prefix="gkd-data-"))
         try:
             prepare(temporary)

@@ -17,12 +17,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gkd_core import __version__, schemes
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import SMALLER, code_sha256, kept_precisions, model_entry, read_manifest
+from gkd_core.export.manifest import (
+    SMALLER,
+    code_sha256,
+    kept_precisions,
+    model_entry,
+    read_manifest,
+    refuse_other_model,
+)
 from gkd_core.files import (
     Shape,
     expect_shape,
     file_digest,
-    folder_digest,
     refuse_to_replace,
     whole_folder,
     write_bytes,
@@ -188,12 +194,7 @@ def _checked(
     training = read_training(student, "student")
     if not training["trained"]:
         raise GkdError(f"{student} holds no trained student: run `gkd distill`, then the steps after it")
-    if manifest["student_digest"] != folder_digest(student):
-        raise GkdError(
-            f"the model in {deploy} was exported from another student than {student}: run `gkd export` again"
-        )
-    if manifest["data_sha256"] != info.sha256 or tuple(manifest["classes"]) != info.classes:
-        raise GkdError(f"the model in {deploy} was made from other data than {data}: run `gkd export` again")
+    refuse_other_model(manifest, deploy, student=student, data=data, data_sha256=info.sha256, classes=info.classes)
     expect_shape(student / "training.json", training, TRAINED)
     kept = kept_precisions(manifest)
     expect_shape(deploy / "manifest.json", manifest, {precision: JUDGED[precision] for precision in kept})

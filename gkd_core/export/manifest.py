@@ -12,7 +12,16 @@ from typing import Any
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError, unknown
-from gkd_core.files import Shape, expect_kind, expect_shape, file_digest, json_digest, read_json, write_json
+from gkd_core.files import (
+    Shape,
+    expect_kind,
+    expect_shape,
+    file_digest,
+    folder_digest,
+    json_digest,
+    read_json,
+    write_json,
+)
 from gkd_core.records import PlainName
 
 FORMAT = 1
@@ -172,3 +181,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if file_digest(model) != entry["sha256"]:
             raise GkdError(f"{model} is not the file its manifest describes (sha256 differs): run `gkd export` again")
     return manifest
+
+
+def refuse_other_model(
+    manifest: dict[str, Any], folder: Path, *, student: Path, data: Path, data_sha256: str, classes: tuple[str, ...]
+) -> None:
+    """See that the model in `folder` was exported from this student, which was trained on this data.
+
+    Raises:
+        GkdError: it was made of others.
+    """
+    if manifest["student_digest"] != folder_digest(student):
+        raise GkdError(
+            f"the model in {folder} was exported from another student than {student}: run `gkd export` again"
+        )
+    if manifest["data_sha256"] != data_sha256 or tuple(manifest["classes"]) != classes:
+        raise GkdError(f"the model in {folder} was made from other data than {data}: run `gkd export` again")

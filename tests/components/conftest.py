@@ -1,10 +1,12 @@
 """A whole run on the digits, each training a moment long, made once; a finished run in small; an empty store."""
 
+import http.server
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pytest
 
@@ -212,6 +214,58 @@ def _network(folder: Path, *, role: str, seed: int, data: str, config: str, teac
     rows = "".join(f"{epoch},0.0{epoch},{2.0 / epoch},0.{epoch}\n" for epoch in (1, 2, 3))
     (folder / "history.csv").write_text("epoch,learning_rate,train_loss,validation_top1\n" + rows)
     write_json(folder / "run.json", {"git_revision": "abc123", "git_dirty": True, "host": "there"})
+
+
+class Answering(http.server.ThreadingHTTPServer):
+    """A web server that gives everybody the same answer.
+
+    Attributes:
+        reply, status: the answer.
+        awake: it answers once this is set.
+        location: where it sends its callers.
+        names: of what it has (the address's last part); None is everything.
+        asked: path and authorisation of every request so far.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, reply: bytes, status: int = 200, awake: threading.Event | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.reply, self.status, self.awake = reply, status, awake
+        self.location: str | None = None
+        self.names: set[str] | None = None
+        self.asked: list[tuple[str, str | None]] = []
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: Answering
+
+    def answer(self) -> None:
+        server = self.server
+        if server.awake is not None:
+            server.awake.wait()
+        server.asked.append((self.path, self.headers["Authorization"]))
+        known = server.names is None or self.path.rpartition("/")[2] in server.names
+        self.send_response(server.status if known else 404)
+        if server.location is not None:
+            self.send_header("Location", server.location)
+        self.send_header("Content-Length", str(len(server.reply)))
+        self.end_headers()
+        self.wfile.write(server.reply)
+
+    do_GET = do_POST = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,19 +44,18 @@ def compared(tmp_path_factory, few_digits):
         with pytest.raises(KeyboardInterrupt):
             compare.run(**given, out=root / "first", methods=["gompertz", "ce"], seeds=[0, 1])
     assert not (root / "first").exists()
-    kept = {path.name: path.stat().st_mtime_ns for path in (root / "work" / "compare").glob("*/result.json")}
     found = compare.run(**given, out=root / "out", methods=["gompertz", "ce"], seeds=[0, 1])
-    return root, given, found, trained, kept
+    return root, given, found, trained
 
 
 class TestARun:
     def test_goes_on_with_what_was_done(self, compared):
-        root, _, _, trained, _ = compared
+        root, _, _, trained = compared
         assert [name.rsplit("-", 1)[0] for name in trained] == ["kd-seed0", "gompertz-seed0"]
         assert len(list((root / "work" / "compare").glob("*/result.json"))) == 6
 
     def test_every_number_follows_from_the_runs(self, compared):
-        root, _, found, _, _ = compared
+        root, _, found, _ = compared
         rows = list(csv.DictReader((root / "out" / "runs.csv").open()))
         top1 = {(row["method"], int(row["seed"])): float(row["top1"]) for row in rows}
         assert len(top1) == 6
@@ -73,7 +72,7 @@ class TestARun:
                     assert row["difference"]["low"] == pytest.approx(interval.low, abs=1e-5)
 
     def test_its_files_say_the_same(self, compared):
-        root, _, found, _, _ = compared
+        root, _, found, _ = compared
         assert json.loads((root / "out" / "comparison.json").read_text())["pairs"] == json.loads(json.dumps(found))
         table = (root / "out" / "comparison.md").read_text()
         assert all(f"| {method} | 2 |" in table for method in ("kd", "gompertz", "ce"))
@@ -82,13 +81,13 @@ class TestARun:
         assert "minus kd" in text
 
     def test_once_more_trains_nothing_and_gives_the_same_bytes(self, compared, monkeypatch):
-        root, given, _, _, _ = compared
+        root, given, _, _ = compared
         monkeypatch.setattr(compare.distill, "run", lambda **_: pytest.fail("trained again"))
         compare.run(**given, out=root / "again", methods=["gompertz", "ce"], seeds=[0, 1])
         assert folder_digest(root / "again") == folder_digest(root / "out")
 
     def test_a_method_is_trained_as_the_distill_step_trains_it(self, compared):
-        root, given, _, _, _ = compared
+        root, given, _, _ = compared
         folder = next((root / "work" / "compare").glob("gompertz-seed1-*"))
         params = budget(train={"epochs": 2, "device": "cpu", "seed": 1}, distill={"method": "gompertz"})
         compare.distill.run(**(given | {"params": params}), out=root / "alone")

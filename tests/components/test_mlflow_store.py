@@ -1,8 +1,6 @@
 """The tracking store: its address, servers that are down, silent, unwilling or something else, networks taken back."""
 
-import contextlib
 import hashlib
-import http.server
 import json
 import os
 import subprocess
@@ -23,7 +21,7 @@ from gkd_core.export.manifest import read_manifest
 from gkd_core.files import file_digest, folder_digest
 from gkd_core.models.network import load_network
 from tests import forked
-from tests.components.conftest import Finished
+from tests.components.conftest import Answering, Finished
 from tests.mlflow_server import MlflowServer, free_port
 
 
@@ -308,30 +306,6 @@ def test_a_file_that_is_no_database(tmp_path):
         pass
 
 
-@contextlib.contextmanager
-def answering(status: int, body: bytes, awake: threading.Event | None = None) -> Iterator[str]:
-    """A web server that gives everybody the same answer, once it is awake."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def answer(self):
-            if awake is not None:
-                awake.wait()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = answer
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
@@ -344,11 +318,7 @@ def answering(status: int, body: bytes, awake: threading.Event | None = None) ->
     ],
 )
 def test_answers_of_the_wrong_kind(status, body, sentence):
-    with (
-        answering(status, body) as uri,
-        pytest.raises(GkdError, match=sentence),
-        connected(uri),
-    ):
+    with Answering(body, status) as server, pytest.raises(GkdError, match=sentence), connected(server.address):
         pass
 
 
@@ -445,7 +415,7 @@ def test_a_server_that_hangs_is_asked_again_until_it_answers(monkeypatch):
         awake.set()
 
     monkeypatch.setattr(mlflow_store, "_note", wake)
-    with answering(200, b"{}", awake) as uri, connected(uri, attempts=10):
+    with Answering(b"{}", awake=awake) as server, connected(server.address, attempts=10):
         pass
     assert notes
     assert all("trying again in" in note for note in notes)

@@ -64,8 +64,8 @@ def test_each_trained_network_has_its_run(registration):
         assert run.data.metrics["latency_ms_p50"] == 0.5
         digest = folder_digest(folders.teacher / "resnet8" if role == "teacher" else getattr(folders, role))
         assert run.data.tags["gkd.digest"] == digest
-        kept = {item.path for item in client.list_artifacts(run.info.run_id)}
-        assert kept == ({"network", "deploy", "report", "gate"} if role == "student" else {"network"})
+        artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
+        assert artifacts == ({"network", "deploy", "report", "gate"} if role == "student" else {"network"})
     student = runs["student"]
     assert student.data.params["hyperparameters.temperature"] == "4.0"
     assert student.data.params["hyperparameters.solver"] == "null"
@@ -188,13 +188,13 @@ def test_a_champion_whose_predictions_are_gone(tmp_path, finish, store_uri):
     first = finish(tmp_path / "first", seed=1)
     summary = register.run(**first._asdict(), out=tmp_path / "out", params=with_store(store_uri))
     run = MlflowClient(store_uri).get_run(summary["runs"]["student"][0])
-    kept = Path(run.info.artifact_uri) / "gate" / "correct.npy"
-    kept.write_bytes(kept.read_bytes()[:40])
+    correct = Path(run.info.artifact_uri) / "gate" / "correct.npy"
+    correct.write_bytes(correct.read_bytes()[:40])
     second = finish(tmp_path / "second", seed=2)
     register.run(**second._asdict(), out=tmp_path / "out", params=with_store(store_uri))
     assert "by accuracy alone" in contents(tmp_path / "out")[0]["reasons"][1]["sentence"]
     MlflowClient(store_uri).set_registered_model_alias("gkd-student", "champion", "1")
-    kept.unlink()
+    correct.unlink()
     third = finish(tmp_path / "third", seed=3)
     register.run(**third._asdict(), out=tmp_path / "out", params=with_store(store_uri))
     assert "by accuracy alone" in contents(tmp_path / "out")[0]["reasons"][1]["sentence"]
@@ -368,8 +368,8 @@ def test_a_dvc_experiment_in_a_temporary_clone_registers_in_the_checkout_s_store
     gate, version = contents(checkout / "registration")
     assert (gate["champion_before"], gate["passed"]) == (1, False), "the gate saw the champion"
     client = MlflowClient(f"sqlite:///{checkout / 'mlflow.db'}")
-    kept = client.list_artifacts(client.get_model_version("gkd-student", str(version["version"])).run_id)
-    assert {"network", "deploy", "report", "gate"} == {item.path for item in kept}, "it outlives the clone"
+    artifacts = client.list_artifacts(client.get_model_version("gkd-student", str(version["version"])).run_id)
+    assert {"network", "deploy", "report", "gate"} == {item.path for item in artifacts}, "it outlives the clone"
     aliases = client.get_registered_model("gkd-student").aliases
     assert {alias: int(number) for alias, number in aliases.items()} == {"champion": 1, "challenger": 2}
 

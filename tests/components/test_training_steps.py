@@ -1,4 +1,6 @@
-"""What holds for every training step: the test split stays shut, and the seed decides everything."""
+"""What holds for every training step: the test split stays shut, the seed decides everything, changed data is seen."""
+
+import shutil
 
 import numpy as np
 import pytest
@@ -6,8 +8,9 @@ import torch
 
 from components import distill
 from components import teacher as teacher_step
-from gkd_core.config import parse_params
+from gkd_core.config import Params, parse_params
 from gkd_core.data.prepared import PreparedData
+from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest
 
 TRAIN = {"epochs": 2, "device": "cpu", "select": "best"}
@@ -48,3 +51,18 @@ def test_the_seed_decides_everything_whatever_ran_before(method, tmp_path, few_d
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
     assert folder_digest(tmp_path / "0") == folder_digest(tmp_path / "1")
+
+
+@pytest.mark.parametrize("file", ["train/images.npy", "train/labels.npy", "test/images.npy"])
+def test_a_byte_changed_after_prepare_trains_nothing(file, tmp_path, digits, teacher):
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    content = bytearray((data / file).read_bytes())
+    content[-8] ^= 1
+    (data / file).write_bytes(content)
+    out = {"out": tmp_path / "out", "work": tmp_path / "work", "params": Params()}
+    with pytest.raises(GkdError, match=r"data is damaged .*run `gkd prepare` again"):
+        teacher_step.run(data=data, **out)
+    with pytest.raises(GkdError, match=r"data is damaged .*run `gkd prepare` again"):
+        distill.run(data=data, teacher=teacher, **out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]

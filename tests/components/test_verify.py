@@ -1,12 +1,10 @@
 """gkd verify on a small real run: every link holds, and what is changed afterwards is named."""
 
-import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, write_json
 from gkd_core.verify import Broken
 from tests import forked
+from tests.components.conftest import Answering
 
 ROOT = Path(__file__).parents[2]
 
@@ -311,49 +310,11 @@ def test_an_alias_that_is_not_the_registry_s_is_told(copy, whole):
 # --- the server
 
 
-class Served(http.server.ThreadingHTTPServer):
-    """Says what stands in `reply`."""
-
-    daemon_threads = True
-    reply: bytes
-    status: int
-    asked: list[tuple[str, str | None]]
-    location: str | None = None  # where it sends its callers
-    names: set[str] | None = None  # of the models it serves; None: whatever is asked for
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Served
-
-    def do_GET(self) -> None:
-        self.server.asked.append((self.path, self.headers["Authorization"]))
-        known = self.server.names is None or self.path.rpartition("/")[2] in self.server.names
-        self.send_response(self.server.status if known else 404)
-        if self.server.location is not None:
-            self.send_header("Location", self.server.location)
-        self.send_header("Content-Length", str(len(self.server.reply)))
-        self.end_headers()
-        self.wfile.write(self.server.reply)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def served(whole) -> Iterator[Served]:
+def served(whole) -> Iterator[Answering]:
     """A server of the run's model."""
-    running = Served(("127.0.0.1", 0), _Handler)
-    running.reply, running.status, running.asked = json.dumps(reply(whole)).encode(), 200, []
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with Answering(json.dumps(reply(whole)).encode()) as running:
+        yield running
 
 
 def reply(root: Path, **change) -> dict:
@@ -374,18 +335,10 @@ def test_the_running_server_is_asked_by_name_and_token(copy, served, monkeypatch
 
 def test_the_token_goes_to_the_named_server_alone(copy, served, monkeypatch):
     monkeypatch.setenv("GKD_TOKEN", "sesame")
-    elsewhere = Served(("127.0.0.1", 0), _Handler)
-    elsewhere.reply, elsewhere.status, elsewhere.asked = served.reply, 200, []
-    thread = threading.Thread(target=elsewhere.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with Answering(served.reply) as elsewhere:
         for served.status in (301, 302, 307, 308):
             served.location = f"{elsewhere.address}/v2/models/gkd-student"
             run(str(copy / "deploy"), server=served.address, tracking=None)
-    finally:
-        elsewhere.shutdown()
-        thread.join()
-        elsewhere.server_close()
     assert {token for _, token in elsewhere.asked} == {None}
     assert {token for _, token in served.asked} == {"Bearer sesame"}
 
