@@ -42,14 +42,19 @@ def new_repository(top: Path) -> Path:
     return repo
 
 
+PICTURES = {"v1": 10, "v2": 12}  # of each label
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
     """A repository with images at two tags, pushed to a remote in a folder beside it."""
     repo = new_repository(tmp_path_factory.mktemp("dvc"))
-    for number, tag in enumerate(("v1", "v2"), start=1):
+    for tag, count in PICTURES.items():
         for label, name in enumerate(("cat", "dog")):
             (repo / "images" / name).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (60 * number, 100 * label, 9)).save(repo / "images" / name / f"{number}.png")
+            for number in range(count):
+                picture = Image.new("RGB", (16, 16), (20 * number, 100 * label, 9))
+                picture.save(repo / "images" / name / f"{number}.png")
         with zipfile.ZipFile(repo / "images.zip", "w") as packed:
             for file in sorted((repo / "images").rglob("*.png")):
                 packed.write(file, file.relative_to(repo / "images"))
@@ -64,6 +69,11 @@ def published(tmp_path_factory) -> Path:
     return repo
 
 
+def pictures(tag: str) -> list[str]:
+    """Every file of `images` there."""
+    return sorted(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(PICTURES[tag]))
+
+
 def files(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
@@ -72,7 +82,7 @@ def files(folder: Path) -> list[str]:
 def test_fetches_the_folder_at_the_tag(published, tmp_path, address):
     repo = address.format(published)
     facts = fetch(repo, "images", "v1", tmp_path / "images")
-    assert files(tmp_path / "images") == ["cat/1.png", "dog/1.png"]
+    assert files(tmp_path / "images") == pictures("v1")
     assert facts["rev"] == git(published, "rev-parse", "v1^{commit}")
     # DVC's md5 of a folder: of the list of its files with theirs, sorted by path, as JSON.
     listed = [
@@ -89,7 +99,7 @@ def test_a_commit_and_no_revision_at_all(published, tmp_path):
     newest, older = git(published, "rev-parse", "HEAD"), git(published, "rev-parse", "v1^{commit}")
     assert fetch(str(published), "images", older, tmp_path / "older")["rev"] == older
     assert fetch(f"file://{published}", "images", None, tmp_path / "newest")["rev"] == newest
-    assert files(tmp_path / "newest") == ["cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"]
+    assert files(tmp_path / "newest") == pictures("v2")
 
 
 def test_what_is_not_committed_is_not_read(published, tmp_path):
@@ -102,7 +112,7 @@ def test_what_is_not_committed_is_not_read(published, tmp_path):
 def test_part_of_a_folder_and_one_file_of_it(published, tmp_path):
     fetch(str(published), "images/dog", "v2", tmp_path / "dog")
     facts = fetch(str(published), "images/dog/2.png", "v2", tmp_path / "one")
-    assert files(tmp_path / "dog") == ["1.png", "2.png"]
+    assert [f"dog/{name}" for name in files(tmp_path / "dog")] == [name for name in pictures("v2") if "dog" in name]
     assert files(tmp_path / "one") == ["2.png"]
     assert facts["md5"] == hashlib.md5((published / "images/dog/2.png").read_bytes()).hexdigest()
 
@@ -111,7 +121,7 @@ def test_an_archive_is_left_as_it_is_or_unpacked(published, tmp_path):
     packed = fetch(str(published), "images.zip", "v1", tmp_path / "packed")
     unpacked = fetch(str(published), "images.zip", "v1", tmp_path / "unpacked", unpack=True)
     assert files(tmp_path / "packed") == ["images.zip"]
-    assert files(tmp_path / "unpacked") == ["cat/1.png", "dog/1.png"]
+    assert files(tmp_path / "unpacked") == pictures("v1")
     assert packed["md5"] == unpacked["md5"]
     fetch(str(published), "images", "v1", tmp_path / "folder", unpack=True)
     assert files(tmp_path / "folder") == files(tmp_path / "unpacked")
@@ -125,7 +135,7 @@ def test_no_passwd_entry_and_no_place_to_write(published, tmp_path, monkeypatch)
     monkeypatch.delenv("USER", raising=False)
     monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)
     fetch(str(published), "images", "v1", tmp_path / "images")
-    assert files(tmp_path / "images") == ["cat/1.png", "dog/1.png"]
+    assert files(tmp_path / "images") == pictures("v1")
     assert "USER" not in os.environ
     assert "DVC_SITE_CACHE_DIR" not in os.environ
 
@@ -227,26 +237,6 @@ def test_archives_that_reach_elsewhere_or_are_none(published, tmp_path):
         assert not (tmp_path / "images").exists()
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> Path:
-    """A repository with 20 pictures at the tag photos-1, and another state of them after it."""
-    repo = new_repository(tmp_path_factory.mktemp("photos"))
-    for number in range(12):
-        for label, name in enumerate(("cat", "dog")):
-            (repo / "images" / name).mkdir(parents=True, exist_ok=True)
-            picture = Image.new("RGB", (16, 16), (20 * number, 100 * label, 9))
-            picture.save(repo / "images" / name / f"{number}.png")
-        if number in (9, 11):
-            with Repo(str(repo)) as opened:
-                opened.add([str(repo / "images")])
-            git(repo, "add", "--all")
-            git(repo, "commit", "--quiet", "--message", f"{number + 1} of each")
-            git(repo, "tag", "photos-1" if number == 9 else "photos-2")
-    with Repo(str(repo)) as opened:
-        opened.push(all_tags=True)
-    return repo
-
-
 class TestThePrepareTask:
     """The component itself, as kfp's executor calls it."""
 
@@ -268,18 +258,18 @@ class TestThePrepareTask:
 
         return prepare
 
-    @pytest.mark.parametrize(("rev", "count"), [("photos-1", 20), ("", 24)])
-    def test_reads_the_revision_and_tells_which_it_was(self, photos, prepare, tmp_path, rev, count):
+    @pytest.mark.parametrize(("rev", "count"), [("v1", 20), ("", 24)])
+    def test_reads_the_revision_and_tells_which_it_was(self, published, prepare, tmp_path, rev, count):
         from gkd_core.data.prepared import PreparedData
 
-        told = prepare(f"file://{photos}", "images", rev)
+        told = prepare(f"file://{published}", "images", rev)
         data = PreparedData.open(tmp_path / "data")
         assert data.info.classes == ("cat", "dog")
         assert sum(data.info.counts.values()) == count
-        commit = git(photos, "rev-parse", f"{rev or 'HEAD'}^{{commit}}")
-        md5 = re.search(r"md5: (\w+\.dir)", git(photos, "show", f"{commit}:images.dvc"))[1]
+        commit = git(published, "rev-parse", f"{rev or 'HEAD'}^{{commit}}")
+        md5 = re.search(r"md5: (\w+\.dir)", git(published, "show", f"{commit}:images.dvc"))[1]
         assert {key: value for key, value in told.items() if key.startswith("dvc_")} == {
-            "dvc_repo": f"file://{photos}", "dvc_path": "images", "dvc_rev": commit, "dvc_md5": md5,
+            "dvc_repo": f"file://{published}", "dvc_path": "images", "dvc_rev": commit, "dvc_md5": md5,
             "dvc_asked": rev or "the newest",
         }  # fmt: skip
         assert told["sha256"] == data.info.sha256
@@ -291,11 +281,11 @@ class TestThePrepareTask:
             ({"rev": "v1"}, "dvc_path or dvc_rev is given, but no dvc_repo"),
             ({"repo": "{}"}, "set dvc_path to the data's place in"),
             ({"repo": "{}", "path": "images", "source": "digits"}, "data.source is digits, which reads no files"),
-            ({"repo": "{}", "path": "images", "rev": "photos-9"}, "has no revision 'photos-9'"),
+            ({"repo": "{}", "path": "images", "rev": "v9"}, "has no revision 'v9'"),
         ],
     )
-    def test_what_is_wrong_ends_it_with_one_sentence(self, photos, prepare, tmp_path, capsys, given, said):
-        given = {name: value.format(photos) for name, value in given.items()}
+    def test_what_is_wrong_ends_it_with_one_sentence(self, published, prepare, tmp_path, capsys, given, said):
+        given = {name: value.format(published) for name, value in given.items()}
         with pytest.raises(SystemExit) as stopped:
             prepare(**given)
         assert stopped.value.code == 2
