@@ -59,7 +59,7 @@ def _yaml(text: str) -> Any:
         yaml.YAMLError: it is no YAML.
     """
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)  # noqa: S506  # PyYAML's safe one with another idea of floats
     except yaml.YAMLError:
         raise
     except Exception as error:  # of 2026-99-99, say, PyYAML raises ValueError; of others KeyError, RecursionError, …

@@ -6,7 +6,6 @@ import json
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,45 +17,20 @@ from tests import forked
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("gkd_core", "components", "pipelines", "benchmarks")
-SOURCES = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
-CALLS_THAT_RUN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "marshal.loads", "marshal.load"}
-# zipfile has no filters: it drops ways out and makes no links, and the caller has looked at the names before.
-ZIPS = {"components/dvc_source.py: packed.extractall(folder)"}
-# Its loader is PyYAML's safe one with another idea of floats (see the test of its class).
-SAFE_YAML = {"gkd_core/config/load.py: yaml.load(text, _Loader)"}
-PICKLES = {"pickle", "cPickle", "dill", "joblib", "shelve", "cloudpickle", "jsonpickle"}
 
 
-def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
-
-
-def keyword(call: ast.Call, name: str) -> object:
-    return next((k.value.value for k in call.keywords if k.arg == name and isinstance(k.value, ast.Constant)), None)
-
-
-def at(file: Path, call: ast.Call) -> str:
-    return f"{file.relative_to(ROOT).as_posix()}: {ast.unparse(call)}"
-
-
-@pytest.mark.parametrize("file", SOURCES, ids=lambda file: file.relative_to(ROOT).as_posix())
-def test_no_source_can_be_made_to_run_what_it_reads(file: Path) -> None:
-    for name, call in calls(file):
-        assert name not in CALLS_THAT_RUN, at(file, call)
-        if name in ("torch.load", "torch.hub.load"):
-            assert keyword(call, "weights_only") is True, at(file, call)
-        if name in ("np.load", "numpy.load"):
-            assert keyword(call, "allow_pickle") is False or keyword(call, "mmap_mode") == "r", at(file, call)
-            assert keyword(call, "allow_pickle") is not True, at(file, call)
-        if name.startswith("yaml.") and name.rpartition(".")[2] in ("load", "load_all", "full_load", "unsafe_load"):
-            assert at(file, call) in SAFE_YAML, at(file, call)
-        if name.startswith("subprocess."):
-            assert keyword(call, "shell") is not True, at(file, call)
-        if name.endswith((".extractall", ".extract")):
-            assert keyword(call, "filter") == "data" or at(file, call) in ZIPS, at(file, call)
-        assert name != "tempfile.mktemp", at(file, call)
+def test_arrays_and_weights_are_read_without_pickles() -> None:
+    """What else could run what it reads, ruff refuses (`S` in pyproject.toml)."""
+    found = 0
+    for file in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "torch.hub.load", "np.load"):
+                call = ast.unparse(node)
+                wanted = ("weights_only=True",) if "torch" in call else ("allow_pickle=False", "mmap_mode='r'")
+                assert any(keyword in call for keyword in wanted), f"{file}: {call}"
+                assert "allow_pickle=True" not in call
+                found += 1
+    assert found
 
 
 def test_the_yaml_loader_builds_no_objects() -> None:
@@ -65,30 +39,6 @@ def test_the_yaml_loader_builds_no_objects() -> None:
     assert issubclass(_Loader, yaml.SafeLoader)
     with pytest.raises(yaml.YAMLError):
         _Loader("!!python/object/apply:os.getcwd []").get_single_data()
-
-
-def test_no_source_of_ours_reads_pickles() -> None:
-    users = set()
-    for file in SOURCES:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if {name.split(".")[0] for name in names} & PICKLES:
-                users.add(file.relative_to(ROOT).as_posix())
-    assert users == set()
-
-
-def test_the_checks_above_see_what_they_look_for(tmp_path: Path) -> None:
-    for line in (
-        "torch.load(f)",
-        "np.load(f, allow_pickle=True)",
-        "yaml.load(f, Loader)",
-        "eval(x)",
-        "t.extractall(p)",
-    ):
-        (tmp_path / "a.py").write_text(line)
-        (found,) = calls(tmp_path / "a.py")
-        assert found[0] in line
 
 
 # --- archives
