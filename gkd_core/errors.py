@@ -1,7 +1,7 @@
 """The one exception a user is meant to read."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class GkdError(Exception):
@@ -21,13 +21,19 @@ class GkdError(Exception):
     exit_code = 2
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
+def unknown(
+    what: str, name: str, known: Iterable[str], *, section: str = "", renamed: Mapping[str, str] | None = None
+) -> str:
     """One sentence for an unknown name: the nearest known one first, then all of them.
+
+    Args:
+        section: what stands before the name where the user wrote it ("distill.").
+        renamed: old name → name, of what was called otherwise before.
 
     >>> unknown("distill.method", "gomperz", ["ce", "kd", "gompertz"])
     "distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce, kd, gompertz"
     """
-    choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    guess = f" did you mean {near[0]!r}?" if near else ""
-    return f"{what} {name!r} is unknown;{guess} Known: {', '.join(choices)}"
+    names, renamed = list(known), renamed or {}
+    near = difflib.get_close_matches(name, [*names, *renamed], n=1, cutoff=0.5)
+    guess = f" did you mean {section + renamed.get(near[0], near[0])!r}?" if near else ""
+    return f"{what} {section + name!r} is unknown;{guess} Known: {', '.join(names) or '(it has none)'}"

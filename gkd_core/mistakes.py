@@ -1,6 +1,5 @@
 """What pydantic finds wrong, all of it, as sentences that name the key as the user wrote it."""
 
-import difflib
 import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from gkd_core.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,9 @@ def mistakes(
 def unknown_key(
     place: tuple[str, ...], known: Iterable[str], what: str = "parameter", renamed: Mapping[str, str] | None = None
 ) -> str:
-    """One sentence for a key that a section does not have: the nearest one it has, then all of them.
-
-    Args:
-        renamed: old name → name, of keys that were called otherwise before.
-    """
+    """`unknown` for a key that a section does not have."""
     *section, key = place
-    names, renamed = list(known), renamed or {}
-    near = difflib.get_close_matches(key, [*names, *renamed], n=1, cutoff=0.5)
-    guess = f" did you mean {'.'.join([*section, renamed.get(near[0], near[0])])!r}?" if near else ""
-    return f"{what} {'.'.join(place)!r} is unknown;{guess} Known: {', '.join(names) or '(it has none)'}"
+    return unknown(what, key, known, section=".".join([*section, ""]), renamed=renamed)
 
 
 def warn_renamed(old: str, new: str) -> None:
