@@ -520,16 +520,20 @@ def _made_by_another() -> Iterator[None]:
 
 def _reach(uri: str, attempts: int, create: bool, option: str) -> None:
     """One small question to the store, asked up to `attempts` times. `option` names another one, for the error."""
+    from mlflow import MlflowClient
+
     database = uri.split(":")[0].split("+")[0] in DATABASES
     if database and importlib.util.find_spec("sqlalchemy") is None:
         raise GkdError(
             f"{redact(uri)} is a database, which mlflow-skinny cannot open: name a tracking server, or install "
             "gkd[track]"
         )
-    ask = _ask_database if database else _ask_server
     for attempt in range(attempts):
         try:
-            ask(uri, create, option)
+            if database:
+                _ask_database(uri, create, option)
+            else:
+                MlflowClient(uri).search_experiments(max_results=1)
             break
         except Exception as error:
             if attempt + 1 == attempts or not _may_pass(error):
@@ -537,12 +541,6 @@ def _reach(uri: str, attempts: int, create: bool, option: str) -> None:
             pause = min(2**attempt, LONGEST_PAUSE)
             _note(f"{redact(uri)} does not answer ({_cause(error)}), trying again in {pause} s")
             time.sleep(pause)
-
-
-def _ask_server(uri: str, create: bool, option: str) -> None:
-    from mlflow import MlflowClient
-
-    MlflowClient(uri).search_experiments(max_results=1)
 
 
 def _ask_database(uri: str, create: bool, option: str) -> None:

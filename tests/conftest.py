@@ -104,13 +104,14 @@ def deploy_folder(
     side: int = 8,
     channels: int = 1,
     count: int = 10,
+    classes: tuple[str, ...] | None = None,
     lineage: dict[str, str] | None = None,
     **described: Any,
 ) -> Path:
     """Pixels [B, side, side, channels] → convolution, rectifier, mean over places, linear layer → `count` logits.
 
     Args:
-        lineage: digests; made up unless given.
+        classes, lineage: names, and digests; made up unless given.
         described: what the manifest says otherwise.
     """
     import json
@@ -145,7 +146,7 @@ def deploy_folder(
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    classes = described.get("classes", tuple(f"class {number}" for number in range(count)))
+    classes = classes or tuple(f"class {number}" for number in range(count))
     digests = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
     lineage = lineage or dict.fromkeys(digests, str(seed % 10) * 64)
     helper.set_model_props(model, {**lineage, "classes": json.dumps(classes), "input": "uint8_nhwc"})
@@ -156,15 +157,9 @@ def deploy_folder(
         input="uint8_nhwc",
         input_shape=(side, side, channels),
         opset=18,
+        classes=classes,
         lineage=lineage,
-        **{
-            "classes": classes,
-            "method": "gompertz",
-            "network": "small",
-            "preprocessing": {},
-            "parity": {"max_abs": 0.0},
-            **described,
-        },
+        **{"method": "gompertz", "network": "small", "preprocessing": {}, "parity": {"max_abs": 0.0}} | described,
     )
     write_manifest(folder, manifest)
     onnx.checker.check_model(model, full_check=True)

@@ -43,12 +43,6 @@ def test_the_address_comes_from_the_parameters_then_the_environment(monkeypatch)
     assert mlflow_store.resolve_uri("http://here:5000") == "http://here:5000"
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "htpp://server"])
-def test_an_address_that_mlflow_does_not_take(uri):
-    with pytest.raises(GkdError, match="sqlite"), connected(uri):
-        pass
-
-
 @pytest.mark.parametrize("place", [".dvc/tmp/exps/tmpx1", ".dvc/tmp/exps/standalone/tmpx2"])
 @pytest.mark.parametrize("inner", ["", "projects/birds"])
 def test_a_relative_database_in_the_clone_of_an_experiment_is_the_checkout_s(place, inner, tmp_path, monkeypatch):
@@ -68,20 +62,17 @@ def test_a_relative_database_in_the_clone_of_an_experiment_is_the_checkout_s(pla
     assert mlflow_store.resolve_uri(None) == "sqlite:///mlflow.db"
 
 
-def test_the_surroundings_are_left_as_they_were(store_uri, monkeypatch):
+def test_the_surroundings_are_left_as_they_were_and_the_user_s_own_settings_stand(store_uri, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
     for name in mlflow_store.WORKING:  # whoever ran in this process before may have set them
         monkeypatch.delenv(name, raising=False)
-    before = dict(os.environ)
-    with connected(store_uri):
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
-    assert dict(os.environ) == before
-
-
-def test_the_user_s_own_http_settings_stand(store_uri, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    with connected(store_uri):
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    for given, used in ((None, "60"), ("7", "7")):
+        if given is not None:
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", given)
+        before = dict(os.environ)
+        with connected(store_uri):
+            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == used
+        assert dict(os.environ) == before
 
 
 # A store that is not there.
@@ -289,20 +280,19 @@ def test_a_database_server_that_is_down(monkeypatch):
         pass
 
 
-def test_a_database_without_its_driver():
-    with (
-        pytest.raises(GkdError, match="needs the Python package psycopg, which is not installed"),
-        connected("postgresql+psycopg://me:secret@host/db"),
-    ):
-        pass
-
-
-def test_a_file_that_is_no_database(tmp_path):
-    (tmp_path / "mlflow.db").write_text("these are not the tables you are looking for" * 100)
-    with (
-        pytest.raises(GkdError, match=r"does not do what is asked \(file is not a database\)"),
-        connected(f"sqlite:///{tmp_path / 'mlflow.db'}"),
-    ):
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("./mlruns", "sqlite"),
+        ("htpp://server", "sqlite"),
+        ("postgresql+psycopg://me:secret@host/db", "needs the Python package psycopg, which is not installed"),
+        ("sqlite:///junk.db", r"does not do what is asked \(file is not a database\)"),
+    ],
+)
+def test_an_address_that_cannot_be_a_store(uri, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("junk.db").write_text("these are not the tables you are looking for" * 100)
+    with pytest.raises(GkdError, match=sentence), connected(uri):
         pass
 
 
