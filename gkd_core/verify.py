@@ -50,29 +50,18 @@ class Chain:
             self.broken = error if isinstance(error, Broken) else Broken(str(error))
 
 
-@dataclass(frozen=True)
-class _Notes:
-    """What a folder notes of those it was made from, by their names, and what later steps note of it (None: nothing)"""
-
-    sources: dict[str, str | None]
-    digest: str | None
-
-
 def walk_folders(folders: dict[str, Path], order: Iterable[str]) -> Iterator[Link]:
     """Every link within and between folders by name, in this order. Raises GkdError where one does not hold."""
     digests: dict[str, str] = {}
-    unconfirmed = set()
+    noted: set[str] = set()
     for name in order:
         if name not in folders:
             yield Link(name, "it is not there", holds=False)
             continue
         record = record_of(folders[name])
-        notes = _notes(name, folders[name], record)
-        if notes.digest is not None:
-            digests[name] = notes.digest
-            unconfirmed |= {name} if record != "dataset.json" else set()  # which holds its own digest
-        unconfirmed -= notes.sources.keys()
-        for source, digest in notes.sources.items():
+        sources, digests[name] = _notes(name, folders[name], record)
+        noted.update(sources)
+        for source, digest in sources.items():
             if digest is None or source not in digests:
                 reason = f"there is no {source} folder" if digest else "an earlier gkd noted no digest"
                 yield Link(f"{source} → {name}", reason, holds=False)
@@ -82,39 +71,40 @@ def walk_folders(folders: dict[str, Path], order: Iterable[str]) -> Iterator[Lin
                 yield Link(f"{source} → {name}", digest[:12])
         if record in ("bundle.json", "manifest.json"):
             yield from _models(folders[name])
-        if record == "training.json" and not notes.sources:
+        if record == "training.json" and not sources:
             yield Link(name, "it was not trained", holds=False, wanted=False)
-            unconfirmed.discard(name)
-    for name in sorted(unconfirmed):
+            noted.add(name)
+        if record in ("dataset.json", "version.json"):  # one holds its own digest, one is compared with the registry
+            noted.add(name)
+    for name in sorted(digests.keys() - noted):
         yield Link(f"{name}: bytes", "not verified: no later step that is here noted their digest", holds=False)
 
 
-def _notes(name: str, folder: Path, record: str | None) -> _Notes:
-    """What stands in a folder's record."""
-    sources: dict[str, str | None]
-    now: str | None
+def _notes(name: str, folder: Path, record: str | None) -> tuple[dict[str, str | None], str]:
+    """The digests a folder notes of what it was made from, by name, and what later steps note of it, as it is now."""
     expect_kind(folder, name)
+    noted: dict[str, str | None]
     match record:
         case "dataset.json":
-            sources, now = {}, PreparedData.open(folder).info.sha256  # compares every byte of the arrays
+            noted, now = {}, PreparedData.open(folder).info.sha256  # compares every byte of the arrays
         case "teacher.json":
-            sources, now = {"data": read_teacher(folder)["data_sha256"]}, folder_digest(folder)
+            noted, now = {"data": read_teacher(folder)["data_sha256"]}, folder_digest(folder)
         case "training.json":
             training, now = read_training(folder, name), folder_digest(folder)
-            sources = {"data": training.get("data_sha256", ""), "teacher": training.get("teacher_digest", "")}
+            noted = {"data": training.get("data_sha256", ""), "teacher": training.get("teacher_digest", "")}
         case "bundle.json" | "manifest.json":
             facts, now = read_manifest(folder), file_digest(folder / "manifest.json")  # compares the models' bytes
-            sources = {"data": facts["data_sha256"], **{k: facts[f"{k}_digest"] for k in ("teacher", "student")}}
+            noted = {"data": facts["data_sha256"], **{k: facts[f"{k}_digest"] for k in ("teacher", "student")}}
         case "metrics.json":
             metrics, now = read_metrics(folder), file_digest(folder / "metrics.json")
-            sources = {role: metrics["digests"].get(role) for role in ROLES if role in metrics}
-            sources |= {"data": metrics["data"]["sha256"], "deploy": metrics["digests"]["manifest"]}
-        case "version.json":  # itself compared with the registry
-            sources, now = {"deploy": read_version(folder)["manifest"]}, None
-            sources["report"] = read_gate(folder).get("metrics_sha256")
+            noted = {role: metrics["digests"].get(role) for role in ROLES if role in metrics}
+            noted |= {"data": metrics["data"]["sha256"], "deploy": metrics["digests"]["manifest"]}
+        case "version.json":
+            noted = {"deploy": read_version(folder)["manifest"], "report": read_gate(folder).get("metrics_sha256")}
+            now = ""
         case _:
             raise Broken(f"{folder} has no file that says what it holds: run the step that makes it")
-    return _Notes({source: digest for source, digest in sources.items() if digest != ""}, now)
+    return {step: digest for step, digest in noted.items() if digest != ""}, now
 
 
 def _models(folder: Path) -> Iterator[Link]:

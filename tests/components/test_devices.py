@@ -44,19 +44,10 @@ class Started:
     def __init__(self, data: Path, folder: Path) -> None:
         file = folder / "params.yaml"
         file.write_text(yaml.safe_dump(PARAMS))
-        arguments = [
-            "distill",
-            "--params",
-            file,
-            "--data",
-            data,
-            "--out",
-            folder / "student",
-            "--work",
-            folder / "work",
-        ]
+        places = {"params": file, "data": data, "out": folder / "student", "work": folder / "work"}
+        options = [f"--{name}={place}" for name, place in places.items()]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *map(str, arguments)],
+            [sys.executable, "-m", "pipelines.cli", "distill", *options],
             stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.lines: list[str] = []
