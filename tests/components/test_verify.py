@@ -15,7 +15,7 @@ import pytest
 from components import register
 from components.graph import MAKER
 from components.verify import run
-from gkd_core.config import TrackingConfig, parse_params
+from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, write_json
 from gkd_core.verify import Broken
@@ -32,7 +32,7 @@ def whole(tmp_path_factory, project, evaluated, empty_store) -> Path:
     for name, folder in (project.inputs() | {"report": evaluated.report}).items():
         shutil.copytree(folder, root / name)
     shutil.copy(empty_store, root / "mlflow.db")
-    params = parse_params(project.params.model_dump() | {"tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"}})
+    params = project.params.model_copy(update={"tracking": TrackingConfig(uri=f"sqlite:///{root / 'mlflow.db'}")})
     folders = {name: root / name for name in (*project.inputs(), "report") if name != "data"}
     register.run(**folders, out=root / "registration", params=params)
     return root
