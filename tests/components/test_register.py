@@ -176,6 +176,7 @@ def test_other_data(tmp_path, finish, store_uri):
     assert promoted["registry"]["alias"] == "champion"
 
 
+@pytest.mark.slow
 def test_a_champion_whose_predictions_are_gone(tmp_path, finish, store_uri):
     first = finish(tmp_path / "first", seed=1)
     summary = register.run(**first._asdict(), out=tmp_path / "out", params=with_store(store_uri))

@@ -316,17 +316,25 @@ def test_several_teachers_are_evaluated_as_one(tmp_path, few_digits, parts):
 # Another view
 
 
+SMALLER = settings(student={"name": "resnet8", "image_size": 4}, distill={"method": "kd", "scheme": "cross_modal"})
+
+
 def test_the_student_sees_a_smaller_image_and_so_do_the_references(tmp_path, few_digits, single):
-    params = settings(student={"name": "resnet8", "image_size": 4}, distill={"method": "kd", "scheme": "cross_modal"})
-    common = {"data": few_digits, "teacher": single, "params": params, "work": tmp_path / "w"}
+    common = {"data": few_digits, "teacher": single, "params": SMALLER, "work": tmp_path / "w"}
     distill.run(**common, out=tmp_path / "student")
     distill.run(**common, out=tmp_path / "baseline", reference="baseline")
     for folder in ("student", "baseline"):
         assert load_network(tmp_path / folder).spec.image_size == 4
+
+
+@pytest.mark.slow
+def test_a_student_of_a_smaller_image_is_exported_for_the_data_s(tmp_path, few_digits, single):
+    """And held against torch on them."""
     from components import export
 
-    # Exported for the data's images, and held against torch on them.
-    export.run(data=few_digits, teacher=single, student=tmp_path / "student", out=tmp_path / "deploy", params=params)
+    inputs = {"data": few_digits, "teacher": single, "params": SMALLER}
+    distill.run(**inputs, out=tmp_path / "student", work=tmp_path / "w")
+    export.run(**inputs, student=tmp_path / "student", out=tmp_path / "deploy")
     manifest = json.loads((tmp_path / "deploy" / "manifest.json").read_text())
     assert manifest["model"]["input_shape"][-3:] == [8, 8, 1]
     assert manifest["preprocessing"]["image_size"] == 4
