@@ -69,21 +69,12 @@ def refusal_of(job: dict[str, Any]) -> str | None:
     if error:
         return f"{'.'.join(map(str, error.absolute_path))}: {error.message}"
     spec = job["spec"]
-    if spec.get("activeDeadlineSeconds", 1) < 1:
-        return "spec.activeDeadlineSeconds: must be at least 1"
-    managers = [patch["manager"] for patch in spec.get("runtimePatches", [])]
-    if len(managers) > 16 or len(set(managers)) < len(managers) or not all(0 < len(m) <= 253 for m in managers):
-        return "spec.runtimePatches: at most 16, each with a manager of its own"
     for patch in spec.get("runtimePatches", []):
         for replicated in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
             pod = replicated["template"]["spec"]["template"]["spec"]
             for container in pod.get("containers", []):
                 if container["name"] == "node" and container.get("env"):
                     return "env of the container node can only be set by spec.trainer"
-            for named in ("volumes", "containers"):
-                names = [item["name"] for item in pod.get(named, [])]
-                if len(set(names)) < len(names):
-                    return f"{named}: two of one name"
     names = [variable["name"] for variable in spec["trainer"].get("env", [])]
     if len(set(names)) < len(names):
         return "spec.trainer.env: two of one name"

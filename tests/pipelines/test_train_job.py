@@ -144,10 +144,7 @@ class TestManifest:
         ("path", "value", "part"),
         [
             (["spec", "podSpecOverrides"], [], "podSpecOverrides"),
-            (["spec", "trainer", "numNodes"], "2", "'2' is not"),
             (["spec", "trainer", "resourcesPerNode", "limits"], {"memory": "4GB"}, "4GB"),
-            (["spec", "runtimeRef"], None, "None"),
-            (["spec", "activeDeadlineSeconds"], 0, "at least 1"),
             (["spec", "trainer", "env"], [{"name": "PET_NNODES", "value": "2"}], "Trainer's own"),
         ],
     )
