@@ -7,6 +7,7 @@ from components.launch import launch, must_launch
 from components.teacher import open_teachers, specification
 from gkd_core import __version__, schemes
 from gkd_core.config import Params
+from gkd_core.config.recipes import ResolvedTraining, resolve
 from gkd_core.data.prepared import PreparedData
 from gkd_core.files import folder_digest, json_digest, write_json
 from gkd_core.models.create import create_model
@@ -15,7 +16,7 @@ from gkd_core.models.registry import refuse_unknown_name
 from gkd_core.records import read_teacher, read_teacher_of
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
-from gkd_core.training.trainer import Training
+from gkd_core.training.trainer import Training, start_of
 from gkd_core.training.workspace import remove_workspace, step_folder, workspace
 
 Reference = Literal["baseline", "kd"]
@@ -75,7 +76,6 @@ def _train(
         "data_sha256": prepared.info.sha256,
         "teacher_digest": "" if teacher is None else folder_digest(teacher),
         "config_digest": params.digest("student", "train", "references" if reference else "distill"),
-        "budget_digest": _budget(params),
     }
 
     def create_student(seed: int) -> Network:
@@ -84,6 +84,7 @@ def _train(
         return create_model(student.name, stem=student.stem, data=prepared, seed=seed, **view)
 
     student = create_student(params.train.seed)
+    facts["budget_digest"] = _budget(params, resolve(params.train, start_of(student, prepared)))
     where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, where)
     training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=facts["role"])
@@ -95,12 +96,11 @@ def _train(
     return result.facts
 
 
-def _budget(params: Params) -> str:
+def _budget(params: Params, training: ResolvedTraining) -> str:
     """Digest of what the student and its references share: the network and its training, wherever they ran."""
-    content = params.model_dump(mode="json", include={"student", "train"})
-    for hardware in ("device", "devices", "precision"):
-        del content["train"][hardware]
-    return json_digest(content)
+    hardware = {"device", "devices", "precision"}
+    content = params.model_dump(mode="json", include={"student"})
+    return json_digest(content | {"train": training.model_dump(mode="json", exclude=hardware)})
 
 
 def _specification(params: Params, reference: Reference | None, teachers: int) -> DistillationSpec:

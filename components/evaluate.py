@@ -173,7 +173,7 @@ def run(
         per_class=_classes(logits, test.labels, info.classes),
         training=facts["student"],
         manifest=manifest,
-        configuration=_configuration(params),
+        configuration=_configuration(params, teacher, facts["student"]),
     )
     with whole_folder(out, inputs, kind="report") as folder:
         write_json(folder / "metrics.json", metrics)
@@ -278,9 +278,17 @@ def _confusion(logits: NDArray[np.float32], labels: NDArray[np.int64], num_class
     return counts.reshape(num_classes, num_classes)
 
 
-def _configuration(params: Params) -> dict[str, Any]:
-    """What the results depend on; where the data lies and who keeps the runs is nobody's business."""
+def _configuration(params: Params, teacher: Path, student: dict[str, Any]) -> dict[str, Any]:
+    """What the results depend on, with what recipes put in for null; where the data lies is nobody's business.
+
+    Args:
+        teacher: its folder.
+        student: its training.json.
+    """
     content = params.model_dump(mode="json", include=set(SHOWN))
+    trained = read_training(teacher / read_teacher(teacher)["networks"][-1], "network")
+    content["teacher"]["train"] |= trained.get("training", {})
+    content["train"] |= student.get("training", {})
     content["data"].pop("root")
     return {section: content[section] for section in SHOWN}
 

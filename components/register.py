@@ -287,7 +287,10 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
     # Those of today's params.yaml are the network's own only while its digest says so.
     sections = SECTIONS[role]
     if training.get("config_digest") == params.digest(*sections):
-        facts |= params.model_dump(mode="json", include=set(sections))
+        written = params.model_dump(mode="json", include=set(sections))
+        # What recipes put in for null is logged under the parameter's name.
+        (written["teacher"] if role == "teacher" else written)["train"] |= facts.pop("training", {})
+        facts |= written
     final = {f"test_{key}": value for key, value in metrics[role].items()} | timings[role]
     if role == "student":
         final |= {

@@ -12,12 +12,17 @@ from rich.table import Table
 
 from gkd_core import schemes
 from gkd_core.config import Params
+from gkd_core.config.recipes import RECIPES
 from gkd_core.methods import METHODS, hyperparameters
 from pipelines.summary import console
 
 METHODS_HEAD = ("method", "what it does", "source", "weight over time", "hyperparameters")
 SCHEMES_HEAD = ("scheme", "what happens", "source", "settings", "methods inside")
 PARAMETERS_HEAD = ("parameter", "type", "default", "meaning")
+FEW, MANY = 500, 50_000  # images to train on
+RECIPES_ABOUT = f"""\
+What null means in `train` and `teacher.train`, by `recipe`; where the number of training images decides, for {FEW:,} →
+for {MANY:,} of them. A field that is given overrides its recipe's. `gkd params --effective` shows what a run would use."""
 TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "object": "section", "null": "null"}
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -128,7 +133,20 @@ def parameters_markdown() -> str:
         own = [row for row in rows if row[0].startswith(f"`{name}.")]
         about = " ".join((field.annotation.__doc__ or "").split())
         parts += [f"## {name}", about, _markdown(PARAMETERS_HEAD, own)]
+    parts += ["## Recipes", RECIPES_ABOUT, _markdown(("parameter", *(f"`{name}`" for name in RECIPES)), _recipes())]
+    parts.append("\n".join(f"- `{name}`: {' '.join((rule.__doc__ or '').split())}" for name, rule in RECIPES.items()))
     return "\n\n".join(parts) + "\n"
+
+
+def _recipes() -> Iterator[Sequence[str]]:
+    columns = [(recipe({}, FEW), recipe({}, MANY)) for recipe in RECIPES.values()]
+    for name in columns[0][0]:
+        yield f"`{name}`", *(" → ".join(dict.fromkeys(shown(values[name]) for values in column)) for column in columns)
+
+
+def shown(value: Any) -> str:
+    """As it would stand in params.yaml."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def parameter_rows() -> list[tuple[str, str, str, str]]:
@@ -142,10 +160,8 @@ def _fields(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Itera
         if "$ref" in field:
             yield from _fields(models[_model(field)], models, f"{prefix}{name}.")
             continue
-        default = field["default"]
-        shown = default if isinstance(default, str) else json.dumps(default)
         meaning = " ".join(field.get("description", "").split())
-        yield f"`{prefix}{name}`", _type(field), f"`{shown}`", meaning
+        yield f"`{prefix}{name}`", _type(field), f"`{shown(field['default'])}`", meaning
         if "$ref" in field.get("items", {}):
             yield from _fields(models[_model(field["items"])], models, f"{prefix}{name}[].")
 

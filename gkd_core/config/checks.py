@@ -41,6 +41,14 @@ def unread(section: Section, at: tuple[str, ...] = ()) -> Iterator[Mistake]:
             yield from unread(value, (*at, name))
 
 
+def untrainable(params: Params) -> Iterator[Mistake]:
+    """What a step would refuse to train for what the recipe adds to the parameters, whatever the data turns out to be.
+
+    See `gkd_core.config.recipes.untrainable`; by its name for the reason that `unknown_networks` has.
+    """
+    yield from importlib.import_module("gkd_core.config.recipes").untrainable(params)
+
+
 def unknown_networks(content: dict[str, Any]) -> Iterator[Mistake]:
     """The networks that there are not, wherever the configuration names one.
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gkd_core import methods, schemes
 from gkd_core.config import options
-from gkd_core.config.checks import contradictions, unknown_networks, unread
+from gkd_core.config.checks import contradictions, unknown_networks, unread, untrainable
 from gkd_core.config.schema import Params, Section, whole
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes, warn_renamed
@@ -178,6 +178,7 @@ def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
     if not found:  # what sections say against each other is asked of sections that are valid
         found += [Mistake((), sentence, contradiction=True) for sentence in contradictions(params)]
         found += unread(params)
+        found += untrainable(params)
     return params, [*found, *unknown]
 
 

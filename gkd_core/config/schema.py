@@ -18,6 +18,7 @@ from gkd_core.mistakes import ContradictionsError
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0.0)]
+RecipeName = Literal["cifar", "fine-tune", "photos-from-scratch"]
 
 
 def _known_device(value: str) -> str:
@@ -128,32 +129,54 @@ class AugmentConfig(Section):
 
 
 class TrainingConfig(Section):
-    """One training: optimiser, learning rate over time, regularisation, hardware."""
+    """One training: optimiser, learning rate over time, regularisation, hardware.
 
-    epochs: Annotated[int, Field(ge=1)] = 20
-    """Passes over the training split."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    """Images a step, all devices together."""
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with momentum, or AdamW."""
-    learning_rate: Positive = 0.05
-    """Peak learning rate."""
+    A field that says so takes what the recipe says while it is null; `gkd params --effective` shows what that comes to.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the training split; null takes the recipe's."""
+    recipe: Literal["auto", "cifar", "fine-tune", "photos-from-scratch"] = "auto"
+    """Defaults that belong together, for the fields that are null: `cifar` (small images, from scratch), `fine-tune`
+    (from learnt weights), `photos-from-scratch`; `auto` takes fine-tune for a network with weights, else cifar up to 64
+    pixels and photos-from-scratch above."""
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Images a step, all devices together; null takes the recipe's."""
+    optimizer: Literal["sgd", "adamw"] | None = None
+    """SGD with momentum, or AdamW; null takes the recipe's."""
+    learning_rate: Positive | None = None
+    """Peak learning rate, of the head where `backbone_lr_factor` or `layer_decay` say something; null takes the
+    recipe's."""
     momentum: Fraction = 0.9
     """SGD's momentum."""
     nesterov: bool = False
     """Nesterov's form of momentum."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 5e-4
-    """Weight decay (decoupled with AdamW)."""
+    weight_decay: Annotated[float, Field(ge=0.0)] | None = None
+    """Weight decay (decoupled with AdamW); null takes the recipe's."""
+    decay_norms: bool | None = None
+    """Whether weight decay holds for biases and norm layers too (and a transformer's class token and positions); null
+    takes the recipe's. What a method trains beside the network has its own rule."""
     schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "cosine"
     """Learning rate over time."""
     milestones: list[Annotated[int, Field(ge=1)]] = []
     """Epochs after which `multistep` multiplies the learning rate by `decay_factor`."""
     decay_factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """`multistep`'s factor."""
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
-    """Epochs of linear rise from 0 to the learning rate."""
-    label_smoothing: Fraction = 0.0
-    """ε of label smoothing in the cross-entropy."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] | None = None
+    """Epochs of linear rise from 0 to the learning rate; what `freeze_epochs` held still rises in the same way
+    afterwards. Null takes the recipe's."""
+    freeze_epochs: Annotated[int, Field(ge=0)] | None = None
+    """For so many epochs the head alone is trained (and what the method trains beside the network): all else, running
+    statistics of batch norms included, stays as it is. Null takes the recipe's."""
+    backbone_lr_factor: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Learning rate of everything below the head, as a part of `learning_rate`; null takes the recipe's."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor on the learning rate for each block further below the head; 1 is the same for all."""
+    freeze_batch_norm: bool = False
+    """Keep the running statistics of batch norms as the weights brought them, and normalise by them, in the whole
+    training: for batches too small to tell statistics. Their weights and biases are trained."""
+    label_smoothing: Fraction | None = None
+    """ε of label smoothing in the cross-entropy; null takes the recipe's."""
     clip_norm: Positive | None = None
     """Largest gradient norm; null does not clip."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -177,19 +200,22 @@ class TrainingConfig(Section):
             yield "schedule is multistep but milestones is empty: name the epochs, or take cosine"
         if self.schedule != "multistep" and self.milestones:
             yield f"milestones is set but schedule is {self.schedule}: only multistep reads milestones"
-        if any(m >= self.epochs for m in self.milestones):
+        if self.epochs is not None and any(m >= self.epochs for m in self.milestones):
             yield f"milestones {self.milestones} reach past epochs ({self.epochs})"
         if sorted(set(self.milestones)) != self.milestones:
             yield f"milestones {self.milestones} must rise"
-        if self.warmup_epochs >= self.epochs:
-            yield f"warmup_epochs ({self.warmup_epochs:g}) must be below epochs ({self.epochs})"
+        for name in ("warmup_epochs", "freeze_epochs"):
+            value = getattr(self, name)
+            if None not in (value, self.epochs) and value >= self.epochs:
+                yield f"{name} ({value:g}) must be below epochs ({self.epochs})"
         if self.schedule == "onecycle" and self.warmup_epochs:
             yield "warmup_epochs is set but schedule is onecycle, which warms up by itself"
-        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0.0):
+        if self.nesterov and (self.optimizer == "adamw" or self.momentum == 0.0):
             yield "nesterov needs optimizer sgd and momentum above 0"
-        if self.batch_size % self.devices or self.batch_size < 2 * self.devices:
+        size = self.batch_size
+        if size is not None and (size % self.devices or size < 2 * self.devices):
             yield (
-                f"batch_size ({self.batch_size}) must be a multiple of devices ({self.devices}) with at least 2 images "
+                f"batch_size ({size}) must be a multiple of devices ({self.devices}) with at least 2 images "
                 "for each: it counts all devices together"
             )
         if self.devices > 1 and ":" in self.device:
@@ -198,7 +224,7 @@ class TrainingConfig(Section):
             yield f"device is mps, of which there is one, but devices is {self.devices}: set devices to 1"
 
     def unread(self) -> Iterator[str]:
-        if "momentum" in self.model_fields_set and self.optimizer != "sgd":
+        if "momentum" in self.model_fields_set and self.optimizer == "adamw":
             yield f"momentum is given but optimizer is {self.optimizer}: only sgd reads momentum, so leave it out"
         if "decay_factor" in self.model_fields_set and self.schedule != "multistep":
             yield f"decay_factor is given but schedule is {self.schedule}: only multistep reads it, so leave it out"

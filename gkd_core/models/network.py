@@ -107,18 +107,23 @@ class Network(nn.Module):
         self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
         self.select_classes(classes)
 
-    def untrained(self, seed: int | None = None) -> "Network":
-        """A network of the same architecture with new random weights.
+    def sibling(self, seed: int) -> "Network":
+        """A network like this one before its training, by another seed.
 
-        Args:
-            seed: of the weights; None draws them from torch's global random state.
+        All its weights are random; or, where this one's were learnt before, its head's alone, and the others the same.
+
         Raises:
             GkdError: it wraps a module with a layer that cannot draw its weights anew.
         """
-        if seed is not None:
-            torch.manual_seed(seed)
+        torch.manual_seed(seed)
         again = self.classifier.untrained() if isinstance(self.classifier, WrappedClassifier) else None
-        return Network(self.spec, self.classes, again)
+        other = Network(self.spec, self.classes, again)
+        if self.pretrained:
+            head = tuple(f"{layer}." for layer in self.classifier.head_layers)
+            below = {name: v for name, v in self.classifier.state_dict().items() if not name.startswith(head)}
+            other.classifier.load_state_dict(below, strict=False)
+            other.pretrained = True
+        return other
 
     def select_classes(self, classes: tuple[str, ...] | None) -> None:
         """Give logits for these classes only, in this order (null: all, in the network's own).

@@ -164,8 +164,7 @@ def mutual_loss(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
 
 def _peer(student: Network, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        peer = student.untrained()
+        peer = student.sibling(seed)
     return peer.to(student.mean.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -49,3 +49,13 @@ def learning_rate_factor(
 
     shape(0.0)  # an unknown name is refused now, not at the first step
     return lambda t: shape(t) * (min(t / warmup_epochs, 1.0) if warmup_epochs else 1.0)
+
+
+def thawing_factor(freeze_epochs: int, warmup_epochs: float) -> Factor:
+    """t ↦ further factor on the rate of what was frozen: it rises from 0 to 1 over the warm-up that follows.
+
+    A full step into weights that the new head has just been fitted to would undo both.
+    """
+    if not freeze_epochs or not warmup_epochs:
+        return lambda t: 1.0
+    return lambda t: min(max(t - freeze_epochs, 0.0) / warmup_epochs, 1.0)

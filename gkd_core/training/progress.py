@@ -83,5 +83,5 @@ class TrainingProgress:
         self._last_line = time.monotonic()
         made = self._done - self._first
         left = (self._steps - self._done) * (self._last_line - self._start) / made if made else 0.0
-        speed = f"{self.images_per_second:,.0f} img/s  {left:.0f} s left"
-        print(f"{self.name}  {text}  {speed}", file=sys.stderr, flush=True)
+        speed = f"  {self.images_per_second:,.0f} img/s  {left:.0f} s left" if made else ""
+        print(f"{self.name}  {text}{speed}", file=sys.stderr, flush=True)

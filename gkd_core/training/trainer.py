@@ -10,6 +10,7 @@ Several processes (`distributed.py`) go through it side by side, each with its r
 is reduced over all of them first, so they take every turn together.
 """
 
+import contextlib
 import copy
 import hashlib
 import math
@@ -26,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
 from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_wide_augmentation
+from gkd_core.config.recipes import ResolvedTraining, Start, choose, resolve
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
@@ -35,14 +37,15 @@ from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
 from gkd_core.methods import RENAMED, hyperparameters
 from gkd_core.models.network import Network, expect_network
+from gkd_core.models.wrap import WrappedClassifier
 from gkd_core.schedules import Observer, create_schedule
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training import distributed
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from gkd_core.training.device import use_bf16
 from gkd_core.training.learner import Learner
-from gkd_core.training.learning_rate import learning_rate_factor
-from gkd_core.training.optimizer import create_optimizer
+from gkd_core.training.learning_rate import learning_rate_factor, thawing_factor
+from gkd_core.training.optimizer import backbone_parameters, create_optimizer
 from gkd_core.training.progress import TrainingProgress
 from gkd_core.training.result import History, Result
 from gkd_core.training.workspace import step_folder, workspace
@@ -190,7 +193,7 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
         },
     )
     space = None if work is None else workspace(Path(work), training.facts)
-    result = training.in_scheme(lambda seed: network.untrained(seed), space)
+    result = training.in_scheme(network.sibling, space)
     if result.network is not network:
         network.load_state_dict(result.network.state_dict())
         result = replace(result, network=network.eval())
@@ -198,6 +201,12 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
         with step_folder(Path(out), kind=kind, option="out") as folder:
             result.save(folder)
     return result
+
+
+def start_of(network: Network, data: PreparedData) -> Start:
+    """What a recipe asks about a training of this network on this data, before it begins."""
+    unknown = isinstance(network.classifier, WrappedClassifier) and not network.pretrained
+    return Start(None if unknown else network.pretrained, network.spec.image_size, len(data.train))
 
 
 def weights_digest(network: Network) -> str:
@@ -276,8 +285,11 @@ class Trainer:
     """
 
     def __init__(self, training: Training, work: Path | None = None) -> None:
-        config, spec, data = training.config, training.spec, training.data
-        self.config = config
+        spec, data = training.spec, training.data
+        start = start_of(training.network, data)
+        self.config = config = resolve(training.config, start, training.section)
+        recipe, reason = choose(training.config, start)
+        self.recipe = f"recipe {recipe} ({reason}), {start.images:,} images to train on"
         self.device = distributed.own_device(config.device)
         self.autocast = use_bf16(config.precision, self.device)
         # 1.4 × on a CPU
@@ -311,6 +323,8 @@ class Trainer:
         distributed.own_random_numbers(config.seed)
         self.optimizer = self.create_optimizer()
         self.peak_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.thawing = thawing_factor(config.freeze_epochs, config.warmup_epochs)
+        self.backbone = [p for n in self.learner.networks().values() for p in backbone_parameters(n) if p.requires_grad]
         self.learning_rate = learning_rate_factor(
             config.schedule,
             epochs=config.epochs,
@@ -336,11 +350,14 @@ class Trainer:
             "scheme": spec.scheme,
             "scheme_options": spec.scheme_options,
             "seed": config.seed,
+            "recipe": recipe,
+            "recipe_reason": reason,
+            "training": config.model_dump(mode="json"),
             **training.facts,
             **several,
         }
         self.checkpoint = None if work is None else work / CHECKPOINT
-        self.fingerprint = json_digest(training.facts | several)
+        self.fingerprint = json_digest(training.facts | several | {"training": self.facts["training"]})
         self.state = _State()
 
     def create_optimizer(self) -> torch.optim.Optimizer:
@@ -353,6 +370,10 @@ class Trainer:
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             nesterov=config.nesterov,
+            backbone_lr_factor=config.backbone_lr_factor,
+            layer_decay=config.layer_decay,
+            decay_norms=config.decay_norms,
+            head_first=config.freeze_epochs > 0,
         )
 
     def run(self) -> Result:
@@ -363,23 +384,33 @@ class Trainer:
             saved = distributed.of_first(lambda: load_checkpoint(path, self.fingerprint))
             if saved is not None:
                 self._restore(saved)
+        frozen = self._freeze(state.epoch < config.freeze_epochs)
         learner = distributed.replicated(self.learner)
         groups = self._clip_groups()
         schedule: object = self.weight
 
         start = time.monotonic()
         steps = epochs * self.loader.steps_per_epoch
-        with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=distributed.rank() == 0) as progress:
+        shown = distributed.rank() == 0
+        with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=shown) as progress, self._thawed():
+            progress.epoch(self.recipe)
             for epoch in range(state.epoch, epochs):
+                if frozen and epoch >= config.freeze_epochs:
+                    frozen = self._freeze(False)
+                    del learner  # before another is made around the same parameters
+                    learner = distributed.replicated(self.learner)  # which gradients there are, it asks but once
                 if isinstance(schedule, Observer):
                     progress.epoch(schedule.observe([row["validation_top1"] for row in state.history]))
                 learner.train()
+                self._keep_statistics(frozen)
                 meter = _Meter(self.name, epoch, self.loader.steps_per_epoch, self.device)
                 for i, batch in enumerate(self.loader.epoch(epoch)):
                     t = epoch + i / self.loader.steps_per_epoch
                     beta = float(self.weight(t))
                     for group, base in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
                         group["lr"] = base * self.learning_rate(t)
+                        if "backbone" in group:
+                            group["lr"] *= self.thawing(t)
                     state.steps.append((float(self.optimizer.param_groups[0]["lr"]), beta))
 
                     labels = batch.labels if batch.targets is None else batch.targets
@@ -403,6 +434,30 @@ class Trainer:
                 progress.epoch(_epoch_line(row, epochs))
             throughput = progress.images_per_second
         return self._result(time.monotonic() - start, throughput)
+
+    def _freeze(self, frozen: bool) -> bool:
+        """Whether everything below the heads is left as it is: no gradient reaches it, so no optimiser moves it."""
+        for parameter in self.backbone:
+            parameter.requires_grad_(not frozen)
+        return frozen
+
+    @contextlib.contextmanager
+    def _thawed(self) -> Iterator[None]:
+        """However the block ends, everything may be trained after it."""
+        try:
+            yield
+        finally:
+            self._freeze(False)
+
+    def _keep_statistics(self, frozen: bool) -> None:
+        """Batch norms whose running statistics are to stay go by them, and into eval mode for that."""
+        for network in self.learner.networks().values() if frozen or self.config.freeze_batch_norm else ():
+            head = network.classifier.head_layers
+            for name, module in network.classifier.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    in_head = any(f"{name}.".startswith(f"{layer}.") for layer in head)
+                    if self.config.freeze_batch_norm or not in_head:
+                        module.eval()
 
     def _end_of_epoch(self, epoch: int, means: dict[str, float]) -> dict[str, float]:
         """Validate, take note, write the checkpoint; the history's new row."""
@@ -499,7 +554,7 @@ class Trainer:
             torch.cuda.set_rng_state(random["cuda"], self.device)
 
 
-def loaders(data: PreparedData, config: TrainingConfig, device: torch.device) -> tuple[Loader, Loader]:
+def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) -> tuple[Loader, Loader]:
     """Batches to train on and to validate on.
 
     Raises:

@@ -1,11 +1,12 @@
 """What there is to choose from: methods, schemes, parameters."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gkd_core.errors import GkdError
-from pipelines.commands.options import finish
+from pipelines.commands.options import Configuration, finish, grouped
 
 app = typer.Typer()
 
@@ -29,13 +30,28 @@ def methods(
 
 
 @app.command()
+@grouped
 def params(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table in docs/parameters.md.")] = False,
+    effective: Annotated[bool, typer.Option("--effective", help="What a run of --params would use, and why.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="With --effective: folder of `gkd prepare`; ./data where it is there.")
+    ] = None,
+    *,
+    configuration: Configuration,
 ) -> None:
-    """List all parameters of params.yaml with defaults and meaning."""
+    """List all parameters of params.yaml with defaults and meaning, or those that a run would use."""
     from pipelines.catalogue import parameters_markdown, show_parameters
 
-    if markdown:
+    if effective and markdown:
+        raise GkdError("--effective and --markdown are both given: give one")
+    if not effective and (data is not None or configuration != Configuration()):
+        raise GkdError("--params, --set and --data say what --effective shows: add it, or leave them out")
+    if effective:
+        from pipelines.effective import show_effective
+
+        finish(show_effective(configuration.read(), data))
+    elif markdown:
         print(parameters_markdown(), end="")
     else:
         show_parameters()

@@ -195,7 +195,7 @@ def test_it_trains_with_averaged_weights_is_saved_and_teaches(few_digits, tmp_pa
 
 def test_an_untrained_one_has_weights_of_its_own():
     network = wrap(plain(), ["3"], "6", classes=list("0123456789"), image_size=8)
-    weights = [each.classifier.network[0].weight for each in (network, network.untrained(1), network.untrained(1))]
+    weights = [each.classifier.network[0].weight for each in (network, network.sibling(1), network.sibling(1))]
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights[1], weights[2])
 
@@ -205,7 +205,7 @@ def test_weights_that_cannot_be_drawn_anew_are_named():
     module.scale = nn.Parameter(torch.ones(()))
     network = wrap(nn.Sequential(module), head="0.6", classes=list("0123456789"), image_size=8)
     with pytest.raises(GkdError, match=r"layer '0' .*reset_parameters"):
-        network.untrained(1)
+        network.sibling(1)
 
 
 def test_peers_of_a_wrapped_network_learn_apart(few_digits):

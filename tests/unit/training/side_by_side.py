@@ -37,6 +37,7 @@ CASES = {
     "amalgamation": DistillationSpec("kd", scheme="amalgamation"),
     "several teachers": DistillationSpec("kd", scheme="ensemble", scheme_options={"weighting": "confidence"}),
 }
+HEAD_FIRST = ("ce", "gompertz", "mutual")  # of which the head alone is trained for an epoch, then everything
 MIXED = ("kd", "dist", "gompertz")  # methods that also go through mixup here
 
 
@@ -53,6 +54,7 @@ def train(
 ) -> dict:
     """One training, everything in it made anew; weights of all that was trained, and the history."""
     student = network("resnet8", 1).double()
+    student.pretrained = changes.pop("pretrained", False)
     parts = [CLASSES[:2], CLASSES[2:]] if spec.scheme == "amalgamation" else [CLASSES] * 2
     teachers = [network("wrn_16_2", 2 + i, part).double() for i, part in enumerate(parts)]
     augment = {"crop_padding": 1, "flip": True, "cutout": 2, "mixup": changes.pop("mixup", 0.0)}
@@ -128,6 +130,9 @@ def everything(folder: Path) -> dict:
     result: dict = {"cases": {}}
     for name, spec in CASES.items():
         result["cases"][name] = train(folder, spec)
+    for name in HEAD_FIRST:
+        how = {"epochs": 2, "freeze_epochs": 1, "pretrained": True, "recipe": "cifar"}
+        result["cases"][f"{name} head first"] = train(folder, CASES[name], **how)
     for name in MIXED:
         result["cases"][f"{name} mixed"] = train(folder, CASES[name], mixup=0.4)
     try:

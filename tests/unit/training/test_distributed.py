@@ -36,7 +36,8 @@ def results(tmp_path_factory) -> tuple[dict, list[dict]]:
 
 
 def names() -> list[str]:
-    return [*side_by_side.CASES, *(f"{name} mixed" for name in side_by_side.MIXED)]
+    more = {"mixed": side_by_side.MIXED, "head first": side_by_side.HEAD_FIRST}
+    return [*side_by_side.CASES, *(f"{name} {how}" for how, some in more.items() for name in some)]
 
 
 @pytest.mark.parametrize("name", names())
