@@ -201,6 +201,7 @@ def _network(folder: Path, *, role: str, seed: int, data: str, config: str, teac
             "network": "resnet8",
             "method": method,
             "hyperparameters": {"temperature": 4.0, "solver": None} if role == "student" else {},
+            "training": {"epochs": 3, "learning_rate": 0.05},
             "schedule": "gompertz",
             "seed": seed,
             "epochs": 3,
