@@ -22,7 +22,8 @@ PARAMETERS_HEAD = ("parameter", "type", "default", "meaning")
 FEW, MANY = 500, 50_000  # images to train on
 RECIPES_ABOUT = f"""\
 What null means in `train` and `teacher.train`, by `recipe`; where the number of training images decides, for {FEW:,} →
-for {MANY:,} of them. A field that is given overrides its recipe's. `gkd params --effective` shows what a run would use."""
+for {MANY:,} of them. A field that is given overrides its recipe's; `gkd params --effective` shows what a run would
+use."""
 TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "object": "section", "null": "null"}
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
