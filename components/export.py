@@ -18,7 +18,7 @@ from gkd_core.export.manifest import (
     lineage,
     write_manifest,
 )
-from gkd_core.export.onnx import input_shape, parity, write_onnx
+from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
 from gkd_core.export.quantise import quantise, stratified_pick
 from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest, whole_folder, write_json
@@ -73,12 +73,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             lineage=digests,
             method=training["method"],
             network=network.spec.name,
-            preprocessing={
-                "image_size": network.spec.image_size,
-                "channels": network.spec.in_channels,
-                "mean": list(network.spec.mean),
-                "std": list(network.spec.std),
-            },
+            preprocessing=preprocessing(network),
             parity=agreement,
             smaller=smaller,
         )

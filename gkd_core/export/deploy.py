@@ -7,7 +7,7 @@ from typing import overload
 import numpy as np
 
 from gkd_core.export.manifest import MODEL_FILE, build_manifest, write_manifest
-from gkd_core.export.onnx import InputForm, input_shape, parity, write_onnx
+from gkd_core.export.onnx import InputForm, input_shape, parity, preprocessing, write_onnx
 from gkd_core.files import whole_folder
 from gkd_core.models.network import Network, expect_network
 
@@ -99,12 +99,7 @@ def export_onnx(
             lineage=dict.fromkeys(LINEAGE, ""),
             method="",
             network=network.name,
-            preprocessing={
-                "image_size": network.spec.image_size,
-                "channels": network.spec.in_channels,
-                "mean": list(network.spec.mean),
-                "std": list(network.spec.std),
-            },
+            preprocessing=preprocessing(network),
             parity=found,
         )
         write_manifest(building, manifest)

@@ -8,8 +8,8 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from gkd_core.errors import GkdError
 from gkd_core.export.quiet import quiet
-from gkd_core.export.strip import metadata, set_metadata, strip
-from gkd_core.files import file_digest, write_bytes
+from gkd_core.export.session import first_line
+from gkd_core.export.strip import write_derived
 
 
 def to_half(source: Path, target: Path) -> None:
@@ -22,17 +22,11 @@ def to_half(source: Path, target: Path) -> None:
     Raises:
         GkdError: the graph cannot be converted.
     """
-    original = onnx.load(source)
-    facts = metadata(original)
     try:
         with quiet():
-            model = convert_float_to_float16(original, keep_io_types=True)
+            model = convert_float_to_float16(onnx.load(source), keep_io_types=True)
             # The converter puts its casts at the end, wherever they are needed.
             OnnxModel(model).topological_sort(is_deterministic=True)
     except Exception as error:  # plain Python errors of all kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise GkdError(f"{source.name} cannot be converted to float16: {reason}") from None
-    strip(model)
-    set_metadata(model, {**facts, "precision": "fp16", "fp32_sha256": file_digest(source)})
-    onnx.checker.check_model(model, full_check=True)
-    write_bytes(target, model.SerializeToString(deterministic=True))
+        raise GkdError(f"{source.name} cannot be converted to float16: {first_line(error)}") from None
+    write_derived(model, target, source=source, precision="fp16")

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
 from gkd_core.export.quiet import quiet
-from gkd_core.export.session import run_session, session
-from gkd_core.export.strip import set_metadata, strip
-from gkd_core.files import write_bytes
+from gkd_core.export.session import first_line, run_session, session
+from gkd_core.export.strip import strip, write_model
+from gkd_core.models.network import Network
 
 InputForm = Literal["uint8_nhwc", "float_nchw"]
 
@@ -39,6 +38,17 @@ def input_shape(input_form: InputForm, channels: int, image_size: int) -> tuple[
     """Shape of one image in an input form, without the batch axis."""
     side = image_size
     return (side, side, channels) if input_form == "uint8_nhwc" else (channels, side, side)
+
+
+def preprocessing(network: Network) -> dict[str, Any]:
+    """What the graph does to its input, as the manifest tells it."""
+    spec = network.spec
+    return {
+        "image_size": spec.image_size,
+        "channels": spec.in_channels,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+    }
 
 
 def write_onnx(
@@ -86,16 +96,13 @@ def write_onnx(
                 verbose=False,
             )
     except Exception as error:  # the exporter raises torch's, onnxscript's and plain Python errors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise GkdError(
-            f"{name} cannot be exported to ONNX operator set {opset} ({reason}): choose another network or export.opset"
+            f"{name} cannot be exported to ONNX operator set {opset} ({first_line(error)}): choose another network or "
+            "export.opset"
         ) from None
     assert program is not None
     model = program.model_proto
     strip(model)
-    entries = {**(metadata or {}), "classes": json.dumps(classes, ensure_ascii=False), "input": input}
-    set_metadata(model, entries)
-
     imported = {entry.domain: entry.version for entry in model.opset_import}
     if imported != {"": opset}:
         # The exporter keeps what it can do, silently, when the conversion to another operator set fails.
@@ -107,8 +114,8 @@ def write_onnx(
     if any(not end.type.tensor_type.shape.dim[0].dim_param for end in ends):
         # len(images) in a forward pass does this: it is a plain number to the exporter, images.shape[0] is not.
         raise GkdError(f"{name} exports for one batch size only: take a network that handles any number of images")
-    onnx.checker.check_model(model, full_check=True)
-    write_bytes(path, model.SerializeToString(deterministic=True))
+    entries = {"classes": json.dumps(classes, ensure_ascii=False), "input": input}
+    write_model(model, path, {**(metadata or {}), **entries})
 
 
 def parity(

@@ -20,9 +20,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from gkd_core.errors import GkdError
 from gkd_core.export.quiet import quiet
-from gkd_core.export.session import as_input, session
-from gkd_core.export.strip import metadata, set_metadata, strip
-from gkd_core.files import file_digest, write_bytes
+from gkd_core.export.session import as_input, first_line, session
+from gkd_core.export.strip import write_derived
 
 Calibration = Literal["minmax", "entropy", "percentile"]
 
@@ -88,13 +87,8 @@ def quantise(
                 ranges = _ranges(prepared, Path(name), images, calibration, percentile)
                 model = _with_pairs(model, ranges, reduce_range)
         except Exception as error:  # onnxruntime and its quantiser raise plain Python errors of all kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise GkdError(f"{source.name} cannot be quantised: {reason}") from None
-    strip(model)
-    facts = metadata(onnx.load(source))
-    set_metadata(model, {**facts, "precision": "int8", "fp32_sha256": file_digest(source)})
-    onnx.checker.check_model(model, full_check=True)
-    write_bytes(target, model.SerializeToString(deterministic=True))
+            raise GkdError(f"{source.name} cannot be quantised: {first_line(error)}") from None
+    write_derived(model, target, source=source, precision="int8")
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]

@@ -19,18 +19,33 @@ def session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSess
     """
     if not path.is_file():
         raise GkdError(f"{path} does not exist: run `gkd export`, or name the ONNX file")
+    return open_session(path.read_bytes(), path, threads)
+
+
+def open_session(content: bytes, path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """The same from the file's bytes; its path is for errors.
+
+    Raises:
+        GkdError: they are no ONNX model.
+    """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait would take the time of who reads requests, or is timed beside this session.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # and not its own, which nobody looked into
     if threads is not None:
         options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Idle threads that spin would steal time from the session that is being timed beside this one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise GkdError(f"{path} is not an ONNX model that onnxruntime can open ({reason}): export it again") from None
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, without its traces."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def as_input(model: onnxruntime.InferenceSession, images: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:

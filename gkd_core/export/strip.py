@@ -1,6 +1,10 @@
 """Take out of a graph what tells of the machine and not of the model, so that equal models are equal files."""
 
+from pathlib import Path
+
 import onnx
+
+from gkd_core.files import file_digest, write_bytes
 
 OLDEST_IR = 8  # what opset 18 came with; onnxruntime reads it since 1.14, while 1.15 still refuses the exporter's 10
 
@@ -32,11 +36,15 @@ def strip(model: onnx.ModelProto) -> None:
     model.ir_version = max(OLDEST_IR, onnx.helper.find_min_ir_version_for(standard, ignore_unknown=True))
 
 
-def set_metadata(model: onnx.ModelProto, entries: dict[str, str]) -> None:
-    """Make `entries` the file's metadata, sorted by name."""
-    onnx.helper.set_model_props(model, dict(sorted(entries.items())))
+def write_model(model: onnx.ModelProto, path: Path, metadata: dict[str, str]) -> None:
+    """Check the graph and write it, with `metadata` sorted by name; equal models are equal bytes."""
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))
+    onnx.checker.check_model(model, full_check=True)
+    write_bytes(path, model.SerializeToString(deterministic=True))
 
 
-def metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """The file's metadata by name."""
-    return {entry.key: entry.value for entry in model.metadata_props}
+def write_derived(model: onnx.ModelProto, path: Path, *, source: Path, precision: str) -> None:
+    """Strip and write what was made of `source`: its metadata stays, `precision` and the digest of `source` join."""
+    strip(model)
+    facts = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    write_model(model, path, {**facts, "precision": precision, "fp32_sha256": file_digest(source)})

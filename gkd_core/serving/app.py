@@ -7,10 +7,10 @@ import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,7 +33,7 @@ from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Model
 from gkd_core.serving.protocol import encode_response, json_length, largest_body, parse_request
 from gkd_core.serving.reload import Served
-from gkd_core.serving.tensors import Array, ProtocolError, TensorSpec
+from gkd_core.serving.tensors import Array, ProtocolError
 from gkd_core.serving.workers import Workers
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -103,16 +103,15 @@ class Serving:
         """POST …/infer: tensors in, tensors out."""
         model = self._model(request)
         header_length, max_batch = request.headers.get(HEADER_LENGTH), self._limits.max_batch
-        largest = largest_body(header_length, model.inputs, max_batch)
-        async with self._bodies.read(request, largest) as body, self._in_time():
+        async with self._bodies.read(request, largest_body(model.input, max_batch)) as body, self._in_time():
             parse = partial(
-                parse_request, body, header_length, inputs=model.inputs, outputs=model.outputs, max_batch=max_batch
+                parse_request, body, header_length, input=model.input, output=model.output, max_batch=max_batch
             )
             long = json_length(header_length, body) > LONG_JSON
             parsed = await self._workers.run(parse) if long else parse()
-            logits = await self._batcher.submit(model, parsed.inputs[model.inputs[0].name])
+            logits = await self._batcher.submit(model, parsed.images)
         reply, json_size = encode_response(
-            {model.outputs[0].name: logits}, model.outputs, parsed, model_name=self.name, model_version=model.version
+            logits, model.output, parsed, model_name=self.name, model_version=model.version
         )
         if json_size is None:
             return Response(reply, media_type="application/json")
@@ -158,8 +157,8 @@ class Serving:
                 "name": self.name,
                 "versions": [model.version],
                 "platform": "onnxruntime_onnx",
-                "inputs": [_described(spec) for spec in model.inputs],
-                "outputs": [_described(spec) for spec in model.outputs],
+                "inputs": [asdict(model.input)],
+                "outputs": [asdict(model.output)],
                 "parameters": model.facts,
             }
         )
@@ -230,10 +229,6 @@ class Serving:
             return error_response(error.status, str(error))
         self._metrics.refused.labels(error.reason).inc()
         return error_response(error.status, str(error), {"retry-after": "1"})
-
-
-def _described(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
 
 
 async def _not_offered(request: Request, error: Exception) -> Response:

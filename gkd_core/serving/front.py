@@ -1,10 +1,9 @@
-"""What every request passes before its endpoint: the counts, the door when there are too many, the token, the log.
+"""What every request passes before its endpoint: the counts, the token, the log.
 
 Plain ASGI around the application.
 """
 
 import time
-from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -27,9 +26,6 @@ def error_response(status: int, sentence: str, headers: dict[str, str] | None = 
 class Front:
     """ASGI application around another.
 
-    Args:
-        connections: how many are open.
-        max_connections: that may be, before requests are told 503.
     Attributes:
         accepted, answered: requests that came, and whose answer was handed over whole; the rest were cut off, or are at
             work. One whose client left before its body had come is in neither.
@@ -41,15 +37,11 @@ class Front:
         app: ASGIApp,
         metrics: Metrics,
         *,
-        connections: Callable[[], int] = lambda: 0,
-        max_connections: int = 1000,
         token: Token | None = None,
         log_requests: bool = False,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._connections = connections
-        self._max_connections = max_connections
         self._token = token
         self._log_requests = log_requests
         self.accepted = 0
@@ -66,7 +58,7 @@ class Front:
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
         # After a request for an upgrade the HTTP parser is in no state to read another one.
-        closing = "upgrade" in headers or (refusal is not None and refusal.status_code == 503)
+        closing = "upgrade" in headers
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -93,9 +85,6 @@ class Front:
             self._note(scope, status, time.perf_counter() - start)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Response | None:
-        if self._connections() > self._max_connections:
-            self._metrics.refused.labels("connections").inc()
-            return error_response(503, "too many connections are open: try again in a moment", {"retry-after": "1"})
         if self._token is not None and scope["path"] not in OPEN:
             given = headers.get("authorization", "")
             if not self._token.admits(given.encode("latin-1")):

@@ -28,11 +28,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def start_logging(level: str = "info") -> None:
+def start_logging() -> None:
     """Send our own records, and the errors of the HTTP server, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, threshold in (("gkd.serving", level.upper()), ("uvicorn", "ERROR")):
+    for name, threshold in (("gkd.serving", "INFO"), ("uvicorn", "ERROR")):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(threshold)

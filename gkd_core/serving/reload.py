@@ -13,7 +13,7 @@ from typing import Protocol
 from gkd_core.errors import GkdError
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
-from gkd_core.serving.model import InvalidModelError, Model, ModelFile, ModelUnavailableError
+from gkd_core.serving.model import InvalidModelError, Model, ModelFile
 
 
 class Source(Protocol):
@@ -50,8 +50,7 @@ class Served:
         self._metrics = metrics
         self._threads = threads
         self._count = 0
-        self._silent = False
-        self._failure: str | None = None  # why the last fetch came to nothing; while there is one, it is tried again
+        self._told: tuple[str, Hashable] | None = None  # the trouble that the log has, so that it is said once
         self._fingerprint: Hashable = source.poll()
         self.model = self._open(source.fetch())
         metrics.serving(self.model)
@@ -60,31 +59,22 @@ class Served:
         """Look, and change the model if another ought to be served; whether it did. Blocks: call it in a thread."""
         try:
             fingerprint = self._source.poll()
-        except GkdError as error:
-            self._metrics.reloads.labels("unreachable").inc()
-            if not self._silent:  # once for each time it falls silent
-                log.warning("source-silent", extra={"reason": str(error), "kept": self.model.version})
-            self._silent = True
-            return False
-        self._silent = False
-        if fingerprint == self._fingerprint and self._failure is None:
+        except Exception as error:  # networks and disks raise what they like
+            return self._keep("unreachable", "source-silent", error)
+        if fingerprint == self._fingerprint:
+            self._told = None
             return False
         try:
-            model = self._open(self._fetch())
-        except ModelUnavailableError as error:  # it may be there at the next poll: the fingerprint stays what it was
-            self._metrics.reloads.labels("failed").inc()
+            model = self._open(self._source.fetch())
+        except InvalidModelError as error:  # it was read, and would be no better the next time
+            self._fingerprint = fingerprint
             self._metrics.stale.set(1)
-            if self._failure != str(error):
-                log.error("model-not-fetched", extra={"reason": str(error), "kept": self.model.version})
-            self._failure = str(error)
-            return False
-        except GkdError as error:  # it was read, and would be no better the next time
-            self._fingerprint, self._failure = fingerprint, None
-            self._metrics.reloads.labels("refused").inc()
+            return self._keep("refused", "model-refused", error, fingerprint)
+        except Exception as error:  # it may be there at the next poll
+            self._fingerprint = None
             self._metrics.stale.set(1)
-            log.error("model-refused", extra={"reason": str(error), "kept": self.model.version})
-            return False
-        self._fingerprint, self._failure = fingerprint, None
+            return self._keep("failed", "model-not-fetched", error, fingerprint)
+        self._fingerprint = fingerprint
         self._metrics.stale.set(0)
         if (model.sha256, model.version) == (self.model.sha256, self.model.version):
             return False
@@ -100,21 +90,16 @@ class Served:
         """Refresh every so many seconds, for ever."""
         while True:
             await asyncio.sleep(seconds)
-            try:
-                await asyncio.to_thread(self.refresh)
-            except Exception as error:  # the server outlives whatever a source may raise
-                self._metrics.reloads.labels("failed").inc()
-                log.error("reload-failed", extra={"reason": f"{type(error).__name__}: {error}"})
+            await asyncio.to_thread(self.refresh)
 
-    def _fetch(self) -> ModelFile:
-        try:
-            return self._source.fetch()
-        except InvalidModelError:
-            raise
-        except GkdError as error:
-            raise ModelUnavailableError(str(error)) from None
-        except Exception as error:  # networks and disks raise what they like
-            raise ModelUnavailableError(f"the model cannot be fetched ({type(error).__name__}: {error})") from error
+    def _keep(self, outcome: str, event: str, error: Exception, fingerprint: Hashable = None) -> bool:
+        """Count and log why the old model stays."""
+        self._metrics.reloads.labels(outcome).inc()
+        if self._told != (event, fingerprint):
+            reason = str(error) if isinstance(error, GkdError) else f"{type(error).__name__}: {error}"
+            log.error(event, extra={"reason": reason, "kept": self.model.version})
+        self._told = event, fingerprint
+        return False
 
     def _open(self, found: ModelFile) -> Model:
         if found.version is not None:

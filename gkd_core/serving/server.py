@@ -115,17 +115,8 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
             log.info("leaving", extra={"signal": number.name, "waiting": batcher.waiting_images})
             asyncio.get_running_loop().call_later(settings.drain_seconds, setattr, server, "should_exit", True)
 
-        def connections() -> int:
-            return len(server.server_state.connections)
-
-        front = Front(
-            serving.app(lifespan),
-            metrics,
-            connections=connections,
-            max_connections=limits.connections,
-            token=settings.token,
-            log_requests=settings.log_requests,
-        )
+        app = serving.app(lifespan)
+        front = Front(app, metrics, token=settings.token, log_requests=settings.log_requests)
         server = uvicorn.Server(
             uvicorn.Config(
                 front,
@@ -135,11 +126,12 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                limit_concurrency=limits.connections + 1,
                 timeout_keep_alive=limits.idle_seconds,
                 timeout_graceful_shutdown=math.ceil(limits.timeout) + 1,
             )
         )
-        metrics.watch(queue=lambda: batcher.waiting_images, connections=connections)
+        metrics.watch(queue=lambda: batcher.waiting_images, connections=lambda: len(server.server_state.connections))
         log.info("starting", extra={"url": url, "model": settings.name, "version": served.model.version})
         server.run(sockets=[listening])
     finally:

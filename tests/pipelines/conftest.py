@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import yaml
+
+from tests.conftest import GKD
 
 INFER = "/v2/models/gkd-student/infer"
 
@@ -24,6 +26,16 @@ INFER = "/v2/models/gkd-student/infer"
 def body(images: np.ndarray, **changed: Any) -> bytes:
     entry = {"name": "image", "datatype": "UINT8", "shape": list(images.shape), "data": images.ravel().tolist()}
     return json.dumps({"inputs": [entry | changed]}).encode()
+
+
+def expected(model: Path, images: np.ndarray) -> np.ndarray:
+    """What onnxruntime alone answers."""
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+
+
+def logits(content: bytes) -> np.ndarray:
+    output = json.loads(content)["outputs"][0]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
 
 
 @dataclass
@@ -38,8 +50,7 @@ class Reply:
 
     @property
     def logits(self) -> np.ndarray:
-        output = self.json["outputs"][0]
-        return np.array(output["data"], np.float32).reshape(output["shape"])
+        return logits(self.content)
 
 
 @dataclass
@@ -120,18 +131,7 @@ def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
 
     def begin(model: Path | str, *options: str, **environment: str) -> Server:
         log = tmp_path_factory.mktemp("served") / "log"
-        command = [
-            sys.executable,
-            "-m",
-            "pipelines.cli",
-            "serve",
-            str(model),
-            "--port",
-            "0",
-            "--threads",
-            "1",
-            *options,
-        ]
+        command = [*GKD, "serve", str(model), "--port", "0", "--threads", "1", *options]
         surroundings = {name: text for name, text in os.environ.items() if not name.startswith(("MLFLOW_", "GKD_"))}
         with log.open("w") as stream:
             process = subprocess.Popen(

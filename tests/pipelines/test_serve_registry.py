@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from gkd_core.files import file_digest
+from tests.pipelines.conftest import expected
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (2, 8, 8, 1), dtype=np.uint8)
 
@@ -32,8 +32,7 @@ def registry(tmp_path_factory, make_deploy):
             client.log_artifacts(run, str(deploy), "deploy")
             tags = {"gkd.manifest": file_digest(deploy / "manifest.json")}
             client.create_model_version("gkd-student", str(deploy), run, tags=tags, await_creation_for=0)
-            session = onnxruntime.InferenceSession(deploy / "model.onnx", providers=["CPUExecutionProvider"])
-            answers.append(session.run(None, {"image": IMAGES})[0])
+            answers.append(expected(deploy / "model.onnx", IMAGES))
         client.set_registered_model_alias("gkd-student", "champion", "1")
         yield uri, client, answers
 

@@ -90,16 +90,6 @@ def test_a_request_that_never_came_whole_is_not_counted():
     assert (front.accepted, front.answered) == (0, 0)
 
 
-def test_more_connections_than_allowed_are_told_503_and_closed():
-    metrics, count = Metrics(), 3
-    front = Front(fine, metrics, connections=lambda: count, max_connections=2)
-    status, headers, _ = ask(front)
-    assert (status, headers[b"retry-after"], headers[b"connection"]) == (503, b"1", b"close")
-    assert metrics.registry.get_sample_value("gkd_refused_total", {"reason": "connections"}) == 1
-    count = 2
-    assert ask(front)[0] == 200
-
-
 @pytest.mark.parametrize(
     ("headers", "status"),
     [

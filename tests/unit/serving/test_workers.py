@@ -38,14 +38,14 @@ def picture(size: int = 16) -> partial:
 
 def test_what_is_asked_of_processes_comes_back(workers):
     """One pool for all four: starting processes is what takes long."""
-    specs = (TensorSpec("image", "UINT8", (-1, 2)),)
-    parse = partial(parse_request, inputs=specs, outputs=specs, max_batch=4)
+    spec = TensorSpec("image", "UINT8", (-1, 2))
+    parse = partial(parse_request, input=spec, output=spec, max_batch=4)
     body = b'{"id": "seven", "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2], "data": [7, 255]}]}'
 
     async def story() -> None:
         parsed = await workers.run(parse, body)
-        assert (parsed.id, parsed.inputs["image"].tolist()) == ("seven", [[7, 255]])
-        with pytest.raises(ProtocolError, match="not JSON") as told:
+        assert (parsed.id, parsed.images.tolist()) == ("seven", [[7, 255]])
+        with pytest.raises(ProtocolError, match="Invalid JSON") as told:
             await workers.run(parse, body[:-2])
         assert told.value.status == 400
         assert np.array_equal(await workers.run(picture()), picture()())
