@@ -135,6 +135,7 @@ def test_the_logits_stay_in_float_and_near(source: Path, int8: Path, images: np.
     assert len(np.unique(found)) > 2000
 
 
+@pytest.mark.slow
 def test_another_process_in_another_folder_writes_the_same_bytes(
     source: Path, int8: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
