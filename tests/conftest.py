@@ -149,7 +149,9 @@ def deploy_folder(
     classes = classes or tuple(f"class {number}" for number in range(count))
     digests = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
     lineage = lineage or dict.fromkeys(digests, str(seed % 10) * 64)
-    helper.set_model_props(model, {**lineage, "classes": json.dumps(classes), "input": "uint8_nhwc"})
+    described = {"method": "gompertz", "network": "small", "preprocessing": {}, "parity": {"max_abs": 0.0}} | described
+    inside = {key: described[key] for key in ("method", "network")} | {"classes": json.dumps(classes)}
+    helper.set_model_props(model, {**lineage, **inside, "input": "uint8_nhwc"})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     manifest = build_manifest(
@@ -159,7 +161,7 @@ def deploy_folder(
         opset=18,
         classes=classes,
         lineage=lineage,
-        **{"method": "gompertz", "network": "small", "preprocessing": {}, "parity": {"max_abs": 0.0}} | described,
+        **described,
     )
     write_manifest(folder, manifest)
     onnx.checker.check_model(model, full_check=True)

@@ -94,6 +94,7 @@ def test_a_chosen_picture_is_classified_as_on_the_command_line(page, deploy, pic
     assert 0 < sum(widths) <= 1
 
 
+@pytest.mark.slow
 def test_a_dropped_picture_too(page, deploy, picture):
     data = page.evaluate_handle(
         "bytes => { const t = new DataTransfer(); t.items.add(new File([new Uint8Array(bytes)], 'p.png')); return t; }",
@@ -103,6 +104,7 @@ def test_a_dropped_picture_too(page, deploy, picture):
     assert shown(page) == told(deploy, picture)
 
 
+@pytest.mark.slow
 def test_by_keyboard_alone(page):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "file"
@@ -113,6 +115,7 @@ def test_by_keyboard_alone(page):
     page.wait_for_function("window.opened")
 
 
+@pytest.mark.slow
 def test_what_is_no_picture_is_said(page, tmp_path):
     (tmp_path / "words.txt").write_text("not a picture")
     page.set_input_files("#file", tmp_path / "words.txt")
@@ -120,6 +123,7 @@ def test_what_is_no_picture_is_said(page, tmp_path):
     expect(page.locator("#result")).to_be_hidden()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_light_and_dark(page, picture, scheme):
     page.emulate_media(color_scheme=scheme)
@@ -142,6 +146,7 @@ def test_text_is_readable_in_light_and_dark(page, picture, scheme):
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
 
+@pytest.mark.slow
 def test_it_fits_a_telephone(page, picture):
     page.set_viewport_size({"width": 320, "height": 640})
     page.set_input_files("#file", picture)
@@ -149,6 +154,7 @@ def test_it_fits_a_telephone(page, picture):
     assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
+@pytest.mark.slow
 def test_a_token_is_asked_for(start, deploy, browser, picture):
     server = start(deploy, GKD_TOKEN="open-sesame")
     context = browser.new_context()
@@ -178,18 +184,16 @@ def test_classify_takes_a_picture_in_any_format(server, deploy, picture):
         assert rows == told(deploy, picture)
 
 
-def test_what_is_no_image_is_told_in_words_alone(server):
-    reply = server.ask("POST", "/classify", b"not a picture")
-    assert reply.status == 400
-    assert reply.json["error"].endswith("can be read: cannot identify it: no image of a known format")
-
-
-def test_a_picture_that_would_fill_the_memory_is_refused(server):
+def test_what_is_no_image_or_would_fill_the_memory_is_refused_in_words_alone(server):
     stream = io.BytesIO()
     Image.new("1", (9_000, 9_000)).save(stream, "PNG")
-    reply = server.ask("POST", "/classify", stream.getvalue())
-    assert reply.status == 400
-    assert "9000 × 9000 pixels large" in reply.json["error"]
+    for content, sentence in (
+        (b"not a picture", "can be read: cannot identify it: no image of a known format"),
+        (stream.getvalue(), "9000 × 9000 pixels large"),
+    ):
+        reply = server.ask("POST", "/classify", content)
+        assert reply.status == 400
+        assert sentence in reply.json["error"]
 
 
 def test_predict_prints_a_table_for_people(deploy, picture):

@@ -8,40 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from gkd_core.export.manifest import build_manifest, kept_file, write_manifest
-from gkd_core.export.onnx import write_onnx
+from gkd_core.export.manifest import kept_file, read_manifest, write_manifest
 from gkd_core.export.quantise import quantise
-from gkd_core.files import whole_folder
-from gkd_core.models.network import Network, NetworkSpec
 from tests import forked
-
-CLASSES = tuple(f"digit {i}" for i in range(10))
-LINEAGE = {key: key[0] * 64 for key in ("data_sha256", "teacher_digest", "student_digest", "config_digest")}
-
-
-def deploy_folder(out: Path, seed: int) -> Path:
-    """What `gkd export` leaves of an untrained student."""
-    torch.manual_seed(seed)
-    network = Network(NetworkSpec("resnet8", "auto", CLASSES, 1, 8, (0.3,), (0.2,)))
-    facts = LINEAGE | {"method": "kd", "network": "resnet8"}
-    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
-    with whole_folder(out) as folder:
-        model, small = folder / "model.onnx", folder / "model_int8.onnx"
-        write_onnx(network, model, classes=CLASSES, channels=1, image_size=8, metadata=facts)
-        quantise(model, small, images)
-        manifest = build_manifest(
-            model, input="uint8_nhwc", input_shape=(8, 8, 1), opset=18, classes=CLASSES, lineage=LINEAGE, method="kd",
-            network="resnet8", preprocessing={}, parity={"max_abs": 0.0}, smaller={"int8": kept_file(small, {})},
-        )  # fmt: skip
-        write_manifest(folder, manifest)
-    return out
 
 
 @pytest.fixture(scope="module")
-def deploy(tmp_path_factory) -> Path:
-    return deploy_folder(tmp_path_factory.mktemp("run") / "deploy", seed=0)
+def deploy(tmp_path_factory, make_deploy) -> Path:
+    """With an int8 model beside float32."""
+    folder = make_deploy(tmp_path_factory.mktemp("run") / "deploy")
+    small = folder / "model_int8.onnx"
+    quantise(folder / "model.onnx", small, np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8))
+    write_manifest(folder, read_manifest(folder) | {"int8": kept_file(small, {})})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +52,10 @@ def test_without_its_token_the_server_says_nothing(token, deploy, server):
     assert "set GKD_TOKEN" in result.stderr.splitlines()[-1]
 
 
-def test_a_server_of_another_student_is_named(server, tmp_path):
-    result = verify(deploy_folder(tmp_path / "deploy", seed=1), "--server", server.url)
+def test_a_server_of_another_student_is_named(server, make_deploy, tmp_path):
+    result = verify(make_deploy(tmp_path / "deploy", seed=1), "--server", server.url)
     assert result.returncode == 1
-    assert f"{server.url}/v2/models/gkd-student serves another model: its model_sha256 is" in result.stderr
+    assert f"{server.url}/v2/models/gkd-student serves another model: its data_sha256 is" in result.stderr
 
 
 def test_int8_under_another_name(deploy, start, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from gkd_core.evaluation.calibration import reliability
 from gkd_core.report import Findings, render_report
+from gkd_core.report.figures import confusion
 from gkd_core.report.page import smaller_sentences, verdicts
 
 NASTY = '<b>"x"</b>'
@@ -181,32 +182,32 @@ def test_a_student_without_references_or_schedule_has_a_report_all_the_same() ->
 
 
 def test_a_hundred_classes_are_named_and_three_hundred_are_drawn() -> None:
-    hundred = render_report(findings(tuple(f"class {i}" for i in range(100)), roles=("teacher", "student")))
+    hundred, many = (confusion(findings(tuple(f"class {i}" for i in range(count)))) for count in (100, 300))
     assert hundred.count(">class 99</text>") == 2
-    many = findings(tuple(f"class {i}" for i in range(300)), roles=("teacher", "student"))
-    assert ">class 99</text>" not in render_report(many)
+    assert ">class 99</text>" not in many
 
 
 def test_the_report_says_what_became_of_the_smaller_files() -> None:
     made = findings()
     assert smaller_sentences(made) == []  # exported before there were any
-    manifest = made.manifest | {"int8": {"kept": False, "reason": "int8 loses <2> points"}}
-    dropped = replace(made, manifest=manifest)
-    assert smaller_sentences(dropped) == ["There is no int8 file: int8 loses <2> points."]
-    assert "int8 loses &lt;2&gt; points" in render_report(dropped)
-
     measured = {"top1": 0.89, "agreement_with_fp32": 0.99, "onnx_bytes": 314744 // 4, "parity_max_abs": 0.4}
     change = {"difference": -0.01, "low": -0.02, "high": 0.0, "standard_error": 0.005}
-    kept = replace(
+    smaller = {
+        "int8": {"kept": True, "file": "model_int8.onnx"},
+        "fp16": {"kept": False, "reason": "float16 differs by <2>"},
+    }
+    told = replace(
         made,
         metrics=made.metrics | {"int8": measured | {"difference_to_fp32": change}},
         timings=made.timings | {"int8": {"latency_ms_p50": 0.1, "latency_ms_p95": 0.2}},
-        manifest=made.manifest | {"int8": {"kept": True, "file": "model_int8.onnx"}},
+        manifest=made.manifest | smaller,
     )
-    assert smaller_sentences(kept) == [
+    assert smaller_sentences(told) == [
         "The int8 file is 4.0 times smaller and names the same class as float32 on 99.00 % of the test images; for one "
-        "image on this machine it is slower (1.25 times the time)."
+        "image on this machine it is slower (1.25 times the time).",
+        "There is no float16 file: float16 differs by <2>.",
     ]
-    page = render_report(kept)
+    page = render_report(told)
     assert "<td>−1.00 (−2.00 to +0.00)</td>" in page
     assert "model_int8.onnx" in page
+    assert "float16 differs by &lt;2&gt;" in page
