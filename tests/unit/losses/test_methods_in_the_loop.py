@@ -22,7 +22,7 @@ from gkd_core.training.trainer import Trainer, Training
 from tests.unit.stripes import network, stripes_data
 
 EPOCHS = 2
-COUNT = 50  # three batches of 16 and one of 2
+COUNT = 34  # two batches of 16 and one of 2
 
 # Choices that lead through other code than the defaults.
 VARIANTS = [

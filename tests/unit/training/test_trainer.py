@@ -162,8 +162,10 @@ def test_means_count_a_short_last_batch_by_its_size():
     assert meter.means() == {"train_ce": 2.0, "train_top1": 0.5}
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 2])
-@pytest.mark.parametrize("extras", [{}, {"ema_decay": 0.9, "clip_norm": 1.0}, {"select": "best", "mixup": 0.4}])
+@pytest.mark.parametrize(
+    ("interrupted_after", "extras"),
+    [(1, {}), (2, {"ema_decay": 0.9, "clip_norm": 1.0}), (1, {"select": "best", "mixup": 0.4})],
+)
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, interrupted_after, extras):
     teacher = network("resnet8", 7)
     extras = extras | {"weight": lambda t: 0.2 + 0.3 * t}  # a schedule that begins anew is another training
