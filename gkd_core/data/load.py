@@ -126,11 +126,7 @@ def _in_words_of_this_call() -> Iterator[None]:
 def _as_asked(
     data: PreparedData, image_size: int | None, channels: int | None, classes: Sequence[str] | None
 ) -> PreparedData:
-    """The same.
-
-    Raises:
-        GkdError: it is prepared otherwise than asked.
-    """
+    """The same. Raises: GkdError: it is prepared otherwise than asked."""
     info = data.info
     wanted = {"image_size": image_size, "channels": channels, "classes": None if classes is None else tuple(classes)}
     for name, value in wanted.items():

@@ -171,8 +171,8 @@ class ContrastiveRepresentation(Loss):
         teacher: Output | None,
         labels: Tensor,
         *,
-        epoch: float = 0.0,
         indices: Tensor | None = None,
+        **unused: object,
     ) -> dict[str, Tensor]:
         """Terms "ce" and "contrast"; in train mode the batch then enters the memories.
 

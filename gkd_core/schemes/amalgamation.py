@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gkd_core.losses.base import Loss
+from gkd_core.losses.base import Loss, required
 from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 from gkd_core.schemes.base import DistillationSpec, Scheme
-from gkd_core.training.teacher import Teacher, frozen
+from gkd_core.training.teacher import Teacher, logits_only
 
 if TYPE_CHECKING:
     from gkd_core.config import Params
@@ -66,24 +66,13 @@ class Amalgamation(Scheme):
         return AmalgamationLoss(parts, temperature=spec.temperature)
 
 
-class TeacherPanel:
-    """Several networks side by side: their logits one after the other, each over the classes it knows.
-
-    Args:
-        networks: frozen here.
-        autocast: run them in bf16.
-    """
-
-    def __init__(self, networks: Sequence[Network], *, device: torch.device, autocast: bool) -> None:
-        self.networks = tuple(frozen(network, device) for network in networks)
-        self._device = device
-        self._autocast = autocast
+class TeacherPanel(Teacher):
+    """Several networks side by side: their logits one after the other, each over the classes it knows."""
 
     def __call__(self, images: Tensor, indices: Tensor, targets: Tensor | None = None) -> Output:
-        """Logits [B, Σ_m C_m]; no stages, no embedding."""
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            logits = torch.cat([network(images).logits for network in self.networks], dim=1)
-        return Output(logits, (), logits.new_empty(len(logits), 0))
+        """Logits [B, Σ_m C_m]."""
+        with self.running():
+            return logits_only(torch.cat([network(images).logits for network in self.networks], dim=1))
 
 
 class AmalgamationLoss(Loss):
@@ -109,23 +98,12 @@ class AmalgamationLoss(Loss):
         self.sizes = [len(part) for part in parts]
         self.register_buffer("columns", torch.tensor([c for part in parts for c in part]), persistent=False)
 
-    def forward(
-        self,
-        student: Output,
-        teacher: Output | None,
-        labels: Tensor,
-        *,
-        epoch: float = 0.0,
-        indices: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and "kd"; the teacher's logits are [B, Σ_m C_m]."""
-        if teacher is None:
-            raise ValueError("the teachers' logits are missing")
         student_slices = torch.split(student.logits[:, self.columns], self.sizes, dim=1)
-        teacher_slices = torch.split(teacher.logits, self.sizes, dim=1)
-        each = [
-            kd_loss(ours, theirs, self.temperature) for ours, theirs in zip(student_slices, teacher_slices, strict=True)
-        ]
+        teacher_slices = torch.split(required(teacher, "kd").logits, self.sizes, dim=1)
+        pairs = zip(student_slices, teacher_slices, strict=True)
+        each = [kd_loss(ours, theirs, self.temperature) for ours, theirs in pairs]
         return {"ce": self.cross_entropy(student.logits, labels), "kd": torch.stack(each).sum()}
 
 

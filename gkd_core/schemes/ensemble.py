@@ -15,7 +15,7 @@ from gkd_core.models.ensemble import Ensemble as MeanOfNetworks
 from gkd_core.models.ensemble import mean_log_probabilities
 from gkd_core.models.network import Network
 from gkd_core.schemes.base import DistillationSpec, Options, Scheme
-from gkd_core.training.teacher import Teacher, frozen
+from gkd_core.training.teacher import Teacher, logits_only
 
 if TYPE_CHECKING:
     from gkd_core.config import Params
@@ -92,19 +92,16 @@ class Ensemble(Scheme):
         )
 
 
-class TeacherEnsemble:
+class TeacherEnsemble(Teacher):
     """Several networks that answer as one, for methods that learn from logits.
 
-    The logits are τ·log p̄ with p̄ = Σ_m w_m·σ(z_m / τ), so that softening them by the same τ gives p̄ itself. There are
-    no stages and no embedding.
+    The logits are τ·log p̄ with p̄ = Σ_m w_m·σ(z_m / τ), so that softening them by the same τ gives p̄ itself.
 
     Args:
-        networks: frozen here.
         classes: class names of the answer; a network that knows only some of them is left out of the mean for the
             others (see `gkd_core.models.ensemble`).
         temperature: τ of the method; 1 for one without.
         weighting: `average` counts all alike; `confidence` weighs sample by sample, see `confidence_weights`.
-        autocast: run them in bf16.
     Source: Zhang et al. 2022 (arXiv:2201.00007) for `confidence`.
     """
 
@@ -118,12 +115,10 @@ class TeacherEnsemble:
         device: torch.device,
         autocast: bool,
     ) -> None:
-        self.networks = tuple(frozen(network, device) for network in networks)
+        super().__init__(networks, device=device, autocast=autocast)
         self._mean = MeanOfNetworks(self.networks, classes).to(device).eval()
         self._temperature = temperature
         self._weighting = weighting
-        self._device = device
-        self._autocast = autocast
 
     def __call__(self, images: Tensor, indices: Tensor, targets: Tensor | None = None) -> Output:
         """τ·log p̄.
@@ -131,7 +126,7 @@ class TeacherEnsemble:
         Raises:
             ValueError: weighting is confidence and there are no targets.
         """
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+        with self.running():
             each = self._mean.log_probabilities(images)
         weights = None
         if self._weighting == "confidence":
@@ -139,8 +134,8 @@ class TeacherEnsemble:
                 raise ValueError("confidence is measured against the labels, and there are none")
             weights = confidence_weights(each, targets)
         # log σ(z / τ) from log σ(z): the two differ by a constant a sample.
-        logits = self._temperature * mean_log_probabilities((each / self._temperature).log_softmax(2), weights)
-        return Output(logits, (), logits.new_empty(len(logits), 0))
+        softened = (each / self._temperature).log_softmax(2)
+        return logits_only(self._temperature * mean_log_probabilities(softened, weights))
 
 
 def confidence_weights(log_probabilities: Tensor, targets: Tensor) -> Tensor:

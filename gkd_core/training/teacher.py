@@ -3,7 +3,9 @@
 It is no nn.Module, on purpose: nothing that walks over modules can put it in train mode or find its parameters.
 """
 
-from typing import Protocol
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,11 +16,20 @@ from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 
 
-class Teacher(Protocol):
-    """Answers for the very images the student sees, augmentation included."""
+class Teacher(ABC):
+    """Answers for the very images the student sees, augmentation included.
 
-    networks: tuple[Network, ...]
+    Args:
+        networks: frozen here: put on the device, in eval mode, without gradients.
+        autocast: run them in bf16.
+    """
 
+    def __init__(self, networks: Sequence[Network], *, device: torch.device, autocast: bool) -> None:
+        self.networks = tuple(network.to(device).eval().requires_grad_(False) for network in networks)
+        self.device = device
+        self.autocast = autocast
+
+    @abstractmethod
     def __call__(self, images: Tensor, indices: Tensor, targets: Tensor | None = None) -> Output:
         """The output, without gradient.
 
@@ -28,13 +39,17 @@ class Teacher(Protocol):
             targets: [B] labels, or [B, C] class probabilities; for teachers that weigh answers by them.
         """
 
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """The block in which the networks are asked."""
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            yield
 
-class OnlineTeacher:
+
+class OnlineTeacher(Teacher):
     """One network.
 
     Args:
-        network: frozen here.
-        autocast: run it in bf16.
         topology: [N, F] persistence features of the training split, for a topological network.
     """
 
@@ -46,21 +61,18 @@ class OnlineTeacher:
         autocast: bool,
         topology: NDArray[np.float32] | None = None,
     ) -> None:
-        self.network = frozen(network, device)
-        self.networks: tuple[Network, ...] = (self.network,)
-        self._device = device
-        self._autocast = autocast
+        super().__init__([network], device=device, autocast=autocast)
         self._topology = None
         if topology is not None and network.topology_size:
             self._topology = torch.from_numpy(np.array(topology)).to(device)
 
     def __call__(self, images: Tensor, indices: Tensor, targets: Tensor | None = None) -> Output:
         """The network's output."""
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            output: Output = self.network(images, None if self._topology is None else self._topology[indices])
+        with self.running():
+            output: Output = self.networks[0](images, None if self._topology is None else self._topology[indices])
         return output
 
 
-def frozen(network: Network, device: torch.device) -> Network:
-    """The network itself, on the device, in eval mode and without gradients."""
-    return network.to(device).eval().requires_grad_(False)
+def logits_only(logits: Tensor) -> Output:
+    """What several networks answer together: they have no stages and no embedding in common."""
+    return Output(logits, (), logits.new_empty(len(logits), 0))
