@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], Path]:
         with (root / f"{name}.lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if lock.tell() == 0:
+                shutil.rmtree(folder, ignore_errors=True)  # of one who failed
                 folder.mkdir()
                 fill(folder)
                 lock.write("made")
