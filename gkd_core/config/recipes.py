@@ -48,11 +48,13 @@ class Start:
         weights: the network's were learnt before; None: nobody knows (a module of one's own).
         image_size: side in pixels of the images it works on.
         images: how many there are to train on.
+        network: its name, for errors.
     """
 
     weights: bool | None
     image_size: int
     images: int
+    network: str = "the network"
 
 
 def resolve(config: TrainingConfig, start: Start, section: str = "train") -> ResolvedTraining:
@@ -131,7 +133,7 @@ def planned(params: Params, image_size: int | None = None, images: int | None = 
         sizes = [seen] if seen else [1, SMALL_UP_TO + 1]
         counts = [images] if images and not part else [1, 10**9]
         weights = getattr(network, "weights", None) is not None
-        starts = tuple(Start(weights, size, count) for size in sizes for count in counts)
+        starts = tuple(Start(weights, size, count, network.name) for size in sizes for count in counts)
         plans.append(Planned(section, network.name, config, starts))
     return plans
 
@@ -171,7 +173,7 @@ def _refuse_noise(config: TrainingConfig, start: Start, section: str) -> None:
     for name, value in asked.items():
         if value and start.weights is False:
             raise GkdError(
-                f"{section}.{name} is {str(value).lower()}, but the network starts from noise: give it weights, or "
+                f"{section}.{name} is {str(value).lower()}, but {start.network} starts from noise: give it weights, or "
                 f"leave {section}.{name} out"
             )
 

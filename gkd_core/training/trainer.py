@@ -206,7 +206,7 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
 def start_of(network: Network, data: PreparedData) -> Start:
     """What a recipe asks about a training of this network on this data, before it begins."""
     unknown = isinstance(network.classifier, WrappedClassifier) and not network.pretrained
-    return Start(None if unknown else network.pretrained, network.spec.image_size, len(data.train))
+    return Start(None if unknown else network.pretrained, network.spec.image_size, len(data.train), network.name)
 
 
 def weights_digest(network: Network) -> str:

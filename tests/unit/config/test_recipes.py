@@ -130,8 +130,11 @@ def test_a_module_of_one_s_own_may_have_learnt_weights():
         ({"train": {"layer_decay": 1.5}}, ["train.layer_decay is 1.5", "1"]),
         ({"train": {"backbone_lr_factor": 0.0}}, ["train.backbone_lr_factor is 0"]),
         ({"train": {"recipe": "finetune"}}, ["train.recipe is 'finetune'", "fine-tune", "photos-from-scratch"]),
-        ({"train": {"recipe": "fine-tune"}}, ["train.recipe is fine-tune", "noise"]),
-        ({"teacher": {"train": {"freeze_epochs": 1}}}, ["teacher.train.freeze_epochs is 1", "noise"]),
+        ({"train": {"recipe": "fine-tune"}}, ["train.recipe is fine-tune", "resnet8 starts from noise"]),
+        (
+            {"teacher": {"train": {"freeze_epochs": 1}}},
+            ["teacher.train.freeze_epochs is 1", "resnet20 starts"],
+        ),
         # what only the recipe makes wrong, which these parameters already tell
         ({"train": {"warmup_epochs": 20.0}}, ["train: warmup_epochs (20)", "epochs (20)"]),
         ({"train": {"schedule": "multistep", "milestones": [30]}}, ["train: milestones [30]", "epochs (20)"]),
