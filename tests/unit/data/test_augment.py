@@ -21,12 +21,6 @@ def test_a_crop_is_a_slice_of_the_padded_image(padding: int, dtype: torch.dtype)
         assert np.array_equal(found, window[:, :, ::-1] if flipped else window)
 
 
-def test_without_padding_and_flips_nothing_changes() -> None:
-    images = torch.arange(24).reshape(2, 1, 3, 4)
-    none = torch.zeros(2, dtype=torch.bool)
-    assert torch.equal(crop_and_flip(images, torch.zeros(2, 2, dtype=torch.long), none, 0), images)
-
-
 @pytest.mark.parametrize("side", [1, 2, 3, 8])
 def test_cutout_fills_a_square_and_nothing_else(side: int) -> None:
     centres = [(y, x) for y in range(6) for x in range(5)]

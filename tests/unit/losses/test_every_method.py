@@ -116,8 +116,9 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def in_type(output: Output, dtype: torch.dtype) -> list:
-    return [each.to(dtype) if isinstance(each, Tensor) else tuple(s.to(dtype) for s in each) for each in output]
+def in_type(output: Output, dtype: torch.dtype) -> Output:
+    stages = tuple(stage.to(dtype) for stage in output.stages)
+    return output._replace(logits=output.logits.to(dtype), stages=stages, embedding=output.embedding.to(dtype))
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -240,7 +241,7 @@ class TestOneStep:
         given, results = Given(name, options), []
         student, teacher = given.outputs()
         for dtype in (torch.float32, torch.bfloat16):
-            halves = [Output(*in_type(output, dtype)) for output in (student, teacher)]
+            halves = [in_type(output, dtype) for output in (student, teacher)]
             torch.manual_seed(0)
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 terms = given.create(name, options)(*halves, given.labels, epoch=0.5, indices=INDICES)
@@ -295,7 +296,7 @@ def test_a_method_that_needs_logits_looks_at_nothing_else(name):
         given = Given(name, {})
         outputs = given.outputs()
         if strip:
-            outputs = [Output(z, (), z.new_empty(len(z), 0)) for z, _, _ in outputs]
+            outputs = [Output(z, (), z.new_empty(len(z), 0)) for z, *_ in outputs]
         terms = given.loss(*outputs, given.labels, epoch=0.5, indices=INDICES)
         gradient = torch.autograd.grad(sum(terms.values()), outputs[0].logits)[0]
         results.append((numbers(terms), gradient))
