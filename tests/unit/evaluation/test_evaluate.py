@@ -7,7 +7,6 @@ from gkd_core.data.prepared import PreparedData, Split
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.evaluate import evaluate, predict
 from gkd_core.models.create import create_model
-from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network, NetworkSpec
 
 
@@ -38,15 +37,6 @@ def test_a_network_that_gives_no_numbers_is_named() -> None:
         subject.classifier.fc.weight[0, 0] = float("inf")
     with pytest.raises(GkdError, match="the student resnet8 gives logits that are not finite"):
         predict(subject, loader(), "the student resnet8")
-
-
-def test_an_ensemble_gives_the_mean_of_the_probabilities() -> None:
-    members, data = [network(0), network(1)], loader(7)
-    together = predict(Ensemble(members), data, "ensemble")
-    each = [torch.from_numpy(predict(member, data, "member")).softmax(1) for member in members]
-    np.testing.assert_allclose(torch.from_numpy(together).softmax(1), (each[0] + each[1]) / 2, atol=1e-6)
-    # The logits are log-probabilities already: the mean of distributions is one.
-    np.testing.assert_allclose(np.exp(together).sum(1), 1.0, atol=1e-5)
 
 
 def test_an_evaluation_says_what_its_logits_say() -> None:
