@@ -171,14 +171,13 @@ class Task:
         """--params and --set, as arguments."""
         from gkd_core.config import read_sections
 
-        if self.profile is not None:
-            raise GkdError("--profile is given and --package too: the file has its profile inside, pass one of them")
-        if self.parallelism is not None:
-            raise GkdError(
-                "--parallelism is given and --package too: the file has its own inside, compile it with that"
-            )
-        if self.which is not None:
-            raise GkdError("--pipeline is given and --package too: the file is one pipeline already, pass one of them")
+        for option, value in (
+            ("--profile", self.profile),
+            ("--parallelism", self.parallelism),
+            ("--pipeline", self.which),
+        ):
+            if value is not None:
+                raise GkdError(f"{option} is given and --package too, which has its own inside: pass one of them")
         settings: dict[str, Any] = {}
         if self.params is not None:
             settings["params"] = read_sections(self.params)
@@ -326,8 +325,7 @@ def warn_of_moving_image() -> None:
     from components.image import image, moving
 
     if moving(image()):
-        print(
+        _say(
             f"gkd: GKD_IMAGE is {image()}, which may be another image tomorrow, and a cluster's cache would not "
-            "notice: give a version, a commit or a digest (NAME@sha256:…)",
-            file=sys.stderr,
+            "notice: give a version, a commit or a digest (NAME@sha256:…)"
         )

@@ -132,12 +132,16 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
     }
 
 
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def launch(
     job: TrainJob,
     *,
     timeout_seconds: float,
     complete: Callable[[], bool] = lambda: True,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = _to_stderr,
 ) -> None:
     """Run the job to its end, or find it running and wait with it.
 
@@ -153,8 +157,6 @@ def launch(
         GkdError: no cluster can be reached, Trainer or the runtime is not installed there, the job is refused, or it
             failed; then with its last lines, as a JobEnded.
     """
-    if say is None:
-        say = _to_stderr
     nodes = job.profile.nodes
     assert nodes is not None
     give_up = time.monotonic() + timeout_seconds
@@ -183,10 +185,6 @@ def launch(
         if end is None:
             _remove(client, job.name)
     raise JobEnded(_failure(job.name, reason, lines))
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
