@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from gkd_core.errors import GkdError, unknown
@@ -224,29 +223,18 @@ def known_experiment_id(cluster: Cluster, name: str) -> str:
 
 
 def source_of(cluster: Cluster, work: Work) -> dict[str, Any]:
-    """What to run, as kfp's client takes it: the file itself, or the version it was uploaded as."""
-    if work.pipeline is None:
-        return {"pipeline_package_path": str(work.package)}
-    pipeline_id, version_id = upload(cluster, work.package, work.pipeline)
-    return {"pipeline_id": pipeline_id, "version_id": version_id}
+    """What to run, as kfp's client takes it: the file itself, or a version of the pipeline that the work names.
 
-
-def upload(cluster: Cluster, package: Path, name: str) -> tuple[str, str]:
-    """The file as a version of the pipeline of this name; the same bytes are uploaded once.
-
-    Returns:
-        Identifiers of pipeline and version.
+    The same bytes are uploaded once.
     """
-    version = f"sha256-{file_digest(package)[:12]}"
+    package, name = str(work.package), work.pipeline
+    if name is None:
+        return {"pipeline_package_path": package}
+    version = f"sha256-{file_digest(work.package)[:12]}"
     with cluster.asking() as client:
         listed = client.list_pipelines(filter=named("display_name", name), namespace=cluster.namespace).pipelines
-        if listed:
-            pipeline_id = listed[0].pipeline_id
-        else:
-            made = client.upload_pipeline(str(package), pipeline_name=name, namespace=cluster.namespace)
-            pipeline_id = made.pipeline_id
-        found = client.list_pipeline_versions(pipeline_id, filter=named("display_name", version)).pipeline_versions
-        if found:
-            return pipeline_id, found[0].pipeline_version_id
-        uploaded = client.upload_pipeline_version(str(package), version, pipeline_id=pipeline_id)
-        return pipeline_id, uploaded.pipeline_version_id
+        made = listed[0] if listed else client.upload_pipeline(package, name, namespace=cluster.namespace)
+        identifier = made.pipeline_id
+        found = client.list_pipeline_versions(identifier, filter=named("display_name", version)).pipeline_versions
+        made = found[0] if found else client.upload_pipeline_version(package, version, pipeline_id=identifier)
+    return {"pipeline_id": identifier, "version_id": made.pipeline_version_id}

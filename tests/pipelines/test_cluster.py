@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,11 +194,11 @@ def test_refusals_reach_the_user_as_one_sentence(tmp_path, package, closed):
 
 
 @pytest.mark.parametrize("given", [{"profile": "gpu"}, {"which": "sweep"}, {"parallelism": 8}])
-def test_a_compiled_file_is_one_pipeline_for_one_profile(refuses, package, given):
-    with refuses as raised, Task(package=package, **given).named("name", Arguments(), cached=True):
-        pass
+def test_a_compiled_file_is_one_pipeline_for_one_profile(package, given):
     option = {"which": "pipeline"}.get(*given, *given)
-    assert f"--{option} is given and --package too" in sentence(raised)
+    task = Task(package=package, **given)
+    with says(f"--{option} is given and --package too"), task.named("name", Arguments(), cached=True):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -218,16 +219,18 @@ def connect(monkeypatch, tmp_path):
     return lambda **access: client.connect(Access(**access))
 
 
-def sentence(raised: pytest.ExceptionInfo) -> str:
-    text = str(raised.value)
-    assert "\n" not in text
-    assert SECRET not in text
-    return text
-
-
-@pytest.fixture
-def refuses():
-    return pytest.raises(GkdError)
+@contextmanager
+def says(*parts: str):
+    """The block is refused in one sentence with these parts in it, and no secret."""
+    with pytest.raises(GkdError) as raised:
+        yield
+    told = str(raised.value)
+    assert "\n" not in told
+    assert raised.value.exit_code == 2
+    for secret in (SECRET, "hunter2"):
+        assert secret not in told
+    for part in parts:
+        assert part in told
 
 
 class TestAccess:
@@ -246,19 +249,16 @@ class TestAccess:
             ({"host": "http://x", "ca_certificate": Path("/nowhere.pem")}, ["--ca-certificate /nowhere.pem"]),
         ],
     )
-    def test_what_cannot_be_right_is_refused_before_anybody_is_asked(self, connect, refuses, access, parts):
-        with refuses as raised:
+    def test_what_cannot_be_right_is_refused_before_anybody_is_asked(self, connect, access, parts):
+        with says(*parts):
             connect(**access)
-        for part in parts:
-            assert part in sentence(raised)
 
-    def test_a_silent_server(self, connect, refuses, silent, monkeypatch):
+    def test_a_silent_server(self, connect, silent, monkeypatch):
         monkeypatch.setattr(client, "ANSWER_SECONDS", 0.5)
-        with refuses as raised:
+        with says("did not answer in time"):
             connect(host=silent)
-        assert "did not answer in time" in sentence(raised)
 
-    def test_a_login_page_is_no_answer(self, connect, refuses, tmp_path):
+    def test_a_login_page_is_no_answer(self, connect, tmp_path):
         """Status 200, as a login proxy gives it: kfp's client alone takes it for an empty answer."""
         (tmp_path / "index.html").write_text("<html>Log in</html>")
 
@@ -276,28 +276,25 @@ class TestAccess:
 
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            with refuses as raised:
+            with says("login page"):
                 connect(host=f"http://127.0.0.1:{server.server_address[1]}")
             server.shutdown()
-        assert "login page" in sentence(raised)
 
-    def test_another_service(self, connect, refuses):
-        with KfpServer() as server, refuses as raised:
+    def test_another_service(self, connect):
+        with KfpServer() as server, says("knows nothing under that address"):
             connect(host=f"{server.host}/elsewhere")
-        assert "knows nothing under that address" in sentence(raised)
 
-    def test_a_certificate_nobody_vouches_for(self, connect, refuses, tmp_path, certificate):
+    def test_a_certificate_nobody_vouches_for(self, connect, tmp_path, certificate):
         with KfpServer(token=SECRET) as server:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
             server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
             host = server.host.replace("http://", "https://").replace("127.0.0.1", "localhost")
-            with refuses as raised:
+            with says("certificate that is not trusted"):
                 connect(host=host, token=SECRET)
-            assert "certificate that is not trusted" in sentence(raised)
             assert connect(host=host, token=SECRET, ca_certificate=certificate).host == host
 
-    def test_the_mounted_token_is_read_again(self, connect, refuses, monkeypatch, tmp_path):
+    def test_the_mounted_token_is_read_again(self, connect, monkeypatch, tmp_path):
         token = tmp_path / "token"
         token.write_text("first")
         monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(token))
@@ -305,7 +302,7 @@ class TestAccess:
             found = connect(host=server.host, in_cluster=True)
             assert runs.runs(found) == []
             server.token = "second"
-            with refuses:
+            with says("does not accept"):
                 runs.runs(found)
             token.write_text("second")
             assert runs.runs(found) == []
@@ -379,14 +376,13 @@ def waited(connect, work):
 
 
 class TestRuns:
-    def test_a_schedule_is_made_once_and_its_file_uploaded_once(self, connect, refuses, work):
+    def test_a_schedule_is_made_once_and_its_file_uploaded_once(self, connect, work):
         weekly = replace(work, name="weekly", pipeline="gkd")
         with KfpServer() as server:
             found = connect(host=server.host)
             first = schedules.schedule(found, weekly, Clock("0 0 3 * * 1"))
-            with refuses as raised:
+            with says("a schedule 'weekly' is there already"):
                 schedules.schedule(found, weekly, Clock("0 0 4 * * 1"))
-            assert "a schedule 'weekly' is there already" in sentence(raised)
             second = schedules.schedule(found, weekly, Clock("0 0 4 * * 1"), replace=True)
             assert list(server.schedules) == [second["schedule_id"]] != [first["schedule_id"]]
             assert len(server.pipelines) == 1
@@ -395,10 +391,9 @@ class TestRuns:
             assert digests[0].startswith("sha256-")
             assert not server.refused
 
-    def test_several_users_need_a_namespace(self, connect, refuses):
-        with KfpServer(multi_user=True) as server, refuses as raised:
+    def test_several_users_need_a_namespace(self, connect):
+        with KfpServer(multi_user=True) as server, says("several users: say whose runs you mean with --namespace"):
             connect(host=server.host)
-        assert "several users: say whose runs you mean with --namespace" in sentence(raised)
 
     def test_waiting_outlasts_a_server_that_stumbles(self, waited):
         with KfpServer() as server:
@@ -407,10 +402,9 @@ class TestRuns:
         assert facts["finished_at"] == "2026-11-21T13:00:00+00:00"
         assert server.broken == 0
 
-    def test_a_server_that_stays_away_is_given_up(self, waited, refuses):
-        with KfpServer() as server, refuses as raised:
+    def test_a_server_that_stays_away_is_given_up(self, waited):
+        with KfpServer() as server, says("fails with status 503"):
             waited(server, broken=1000)
-        assert "fails with status 503" in sentence(raised)
 
     def test_a_cancelled_run_has_ended(self, waited):
         """kfp's own loop waits for it for ever."""
@@ -419,11 +413,9 @@ class TestRuns:
             facts = waited(server)
         assert runs.failure(facts).startswith(f"run {facts['run_id']} was cancelled")
 
-    def test_patience_ends_and_the_run_goes_on(self, waited, refuses):
-        with KfpServer() as server, refuses as raised:
+    def test_patience_ends_and_the_run_goes_on(self, waited):
+        with KfpServer() as server, says("is still pending after 0 seconds"):
             waited(server, timeout_seconds=0)
-        assert "is still pending after 0 seconds" in sentence(raised)
-        assert raised.value.exit_code == 2
 
     def test_what_a_task_says_is_repeated(self, waited):
         with KfpServer(fail="distill", fail_says="gkd: the teacher has\n100 classes") as server:
@@ -457,11 +449,9 @@ class TestRuns:
             ({"package": ROOT / "README.md"}, ["is not a .yaml file"]),
         ],
     )
-    def test_what_cannot_run_is_refused(self, refuses, work, change, parts):
-        with refuses as raised:
+    def test_what_cannot_run_is_refused(self, work, change, parts):
+        with says(*parts):
             check(replace(work, **change), print)
-        for part in parts:
-            assert part in sentence(raised)
 
     def test_unknown_names(self, connect, work):
         with KfpServer() as server:
@@ -474,10 +464,9 @@ class TestRuns:
             with pytest.raises(GkdError, match="schedule 'weekly' is unknown"):
                 schedules.unschedule(found, "weekly")
 
-    def test_somebody_elses_namespace(self, connect, refuses):
-        with KfpServer(multi_user=True) as server, refuses as raised:
+    def test_somebody_elses_namespace(self, connect):
+        with KfpServer(multi_user=True) as server, says("does not allow this in namespace others"):
             runs.runs(connect(host=server.host, namespace="others"))
-        assert "does not allow this in namespace others" in sentence(raised)
 
     @pytest.mark.parametrize(
         ("clock", "parts"),
@@ -495,11 +484,9 @@ class TestRuns:
             ),
         ],
     )
-    def test_clocks_that_make_no_sense(self, refuses, clock, parts):
-        with refuses as raised:
+    def test_clocks_that_make_no_sense(self, clock, parts):
+        with says(*parts):
             Clock(**clock)
-        for part in parts:
-            assert part in sentence(raised)
 
     @pytest.mark.parametrize(
         ("given", "sent"),
@@ -558,13 +545,9 @@ class TestContent:
             ({"overrides": ["distill.options={gompertz: {bee: 1}}"]}, ["bee"]),
         ],
     )
-    def test_what_no_task_could_use_is_not_sent(self, refuses, whole, arguments, parts):
-        with refuses as raised:
+    def test_what_no_task_could_use_is_not_sent(self, whole, arguments, parts):
+        with says(*parts):
             check(Work(whole, arguments, "name"), print)
-        said = sentence(raised)
-        assert "hunter2" not in said
-        for part in parts:
-            assert part in said
 
     def test_an_ssh_address_holds_no_password(self, whole):
         arguments = {"dvc_repo": "git@host:team/data.git", "dvc_path": "images", "data_source": "folder"}
@@ -579,25 +562,21 @@ class TestContent:
         ):
             assert check(Work(tmp_path / "p.yaml", arguments, "name"), print).arguments == arguments
 
-    def test_a_sweep_is_looked_at_as_its_first_task_would(self, refuses, compiled):
+    def test_a_sweep_is_looked_at_as_its_first_task_would(self, compiled):
         check(Work(compiled(which="sweep"), {"pairs": [["resnet20", "resnet8"]]}, "name"), print)
-        with refuses as raised:
+        with says("'kdd'"):
             check(Work(compiled(which="sweep"), {"methods": ["kdd"]}, "name"), print)
-        assert "'kdd'" in sentence(raised)
 
     @pytest.mark.parametrize(("profile", "devices"), [("gpu", 1), ("multi-gpu", 4), ("multi-node", 8)])
-    def test_parameters_given_to_a_file_train_on_the_devices_it_was_compiled_for(
-        self, refuses, compiled, profile, devices
-    ):
+    def test_parameters_given_to_a_file_train_on_the_devices_it_was_compiled_for(self, compiled, profile, devices):
         work = check(Work(compiled(profile), {"params": {"train": {"epochs": 7}}}, "name"), print)
         sent = work.arguments["params"]
         assert sent["train"].get("devices", 1) == devices
         assert sent.get("teacher", {"train": {}})["train"].get("devices", 1) == devices
         assert sent["train"]["epochs"] == 7
         for wrong in {1, 2, 4} - {devices}:
-            with refuses as raised:
+            with says(f"train.devices is {wrong}, but"):
                 check(Work(compiled(profile), {"params": {"train": {"devices": wrong}}}, "name"), print)
-            assert f"train.devices is {wrong}, but" in sentence(raised)
 
     def test_what_would_be_lost_and_what_no_node_may_find_is_pointed_out(self, whole):
         said = []
