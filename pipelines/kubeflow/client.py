@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -78,11 +78,8 @@ class Cluster:
 
     host: str
     namespace: str | None
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = field(default=(), repr=False)
     client: Any = None
-
-    def __repr__(self) -> str:
-        return f"Cluster(host={self.host!r}, namespace={self.namespace!r})"
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[Any]:

@@ -8,16 +8,16 @@ import email
 import email.policy
 import json
 import re
-import threading
 import uuid
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from tests.pipelines.json_server import JsonServer
 
 FIRST = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -44,11 +44,10 @@ ROUTES = [
 ]
 
 
-class KfpServer:
-    """A server to use as a context manager.
+class KfpServer(JsonServer):
+    """The server.
 
     Attributes:
-        host: its address.
         token, cookie: what a request must carry; None asks for none.
         fail: a task that ends its run as FAILED; its words are in `fail_says`.
         tasks: what a run shows, one more at each look.
@@ -78,20 +77,19 @@ class KfpServer:
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
         self.looks: dict[str, int] = {}
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.host = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def __enter__(self) -> "KfpServer":
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.shutdown()
-        self.http.server_close()
+        super().__init__()
 
     # --- one request -------------------------------------------------------------------------------------------
 
-    def answer(self, verb: str, target: str, headers: Any, body: bytes) -> Any:
+    def answer(self, verb: str, target: str, headers: Any, body: bytes) -> tuple[int, Any]:
+        try:
+            return 200, self._reply(verb, target, headers, body)
+        except Refused as error:
+            if error.status == 400:
+                self.refused.append(str(error))
+            return error.status, {"error": str(error), "code": error.code, "message": str(error)}
+
+    def _reply(self, verb: str, target: str, headers: Any, body: bytes) -> Any:
         parts = urlsplit(target)
         if self.broken:
             self.broken -= 1
@@ -271,34 +269,6 @@ class KfpServer:
     def get_versions(self, pipeline_id: str, *, query: dict[str, str], content: Any) -> dict[str, Any]:
         chosen = {key: v for key, v in self.versions.items() if v["pipeline_id"] == pipeline_id}
         return page("pipeline_versions", chosen, query)
-
-    def _handler(server) -> type[BaseHTTPRequestHandler]:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # else each answer's second packet waits 40 ms for the client
-
-            def _do(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                status = 200
-                try:
-                    reply = server.answer(self.command, self.path, self.headers, body)
-                except Refused as error:
-                    status, reply = error.status, {"error": str(error), "code": error.code, "message": str(error)}
-                    if status == 400:
-                        server.refused.append(str(error))
-                content = json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = do_DELETE = do_PATCH = _do
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler
 
 
 def moment(minutes: int) -> str:

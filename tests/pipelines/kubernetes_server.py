@@ -12,9 +12,7 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
 from copy import deepcopy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +20,8 @@ from urllib.parse import parse_qs, urlsplit
 import jsonschema
 import yaml
 from kubeflow_trainer_api import models
+
+from tests.pipelines.json_server import JsonServer
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
 QUANTITY = r"^[+-]?(\d+|\d+\.\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$"
@@ -83,7 +83,7 @@ def refusal_of(job: dict[str, Any]) -> str | None:
     return None
 
 
-class KubernetesServer:
+class KubernetesServer(JsonServer):
     """A cluster to use as a context manager.
 
     Attributes:
@@ -106,19 +106,14 @@ class KubernetesServer:
         self.looks = 0
         self.environment: dict[str, str] = {}
         self.processes: list[subprocess.Popen[str]] = []
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-
-    def __enter__(self) -> "KubernetesServer":
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
+        super().__init__()
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        self.http.shutdown()
-        self.http.server_close()
+        super().__exit__()
 
     def kubeconfig(self, file: Path) -> Path:
         """A kubeconfig that leads here, with the namespace `team`."""
@@ -127,13 +122,19 @@ class KubernetesServer:
             "kind": "Config",
             "current-context": "here",
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "team"}}],
-            "clusters": [{"name": "here", "cluster": {"server": f"http://127.0.0.1:{self.http.server_address[1]}"}}],
+            "clusters": [{"name": "here", "cluster": {"server": self.host}}],
             "users": [{"name": "me", "user": {"token": "kube-token"}}],
         }
         file.write_text(yaml.safe_dump(content))
         return file
 
-    def answer(self, verb: str, target: str, token: str | None, body: Any) -> tuple[int, Any]:
+    def answer(self, verb: str, target: str, headers: Any, body: bytes) -> tuple[int, Any]:
+        status, reply = self._reply(verb, target, headers.get("Authorization"), json.loads(body) if body else None)
+        if status != 200 and isinstance(reply, str):
+            reply = {"kind": "Status", "status": "Failure", "message": reply, "code": status}
+        return status, reply
+
+    def _reply(self, verb: str, target: str, token: str | None, body: Any) -> tuple[int, Any]:
         parts = urlsplit(target)
         if self.broken:
             self.broken -= 1
@@ -265,30 +266,3 @@ class KubernetesServer:
                 }
             )
         return pods
-
-    def _handler(server) -> type[BaseHTTPRequestHandler]:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True  # else each answer's second packet waits 40 ms for the client
-
-            def _do(self) -> None:
-                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                body = json.loads(sent) if sent else None
-                status, reply = server.answer(self.command, self.path, self.headers.get("Authorization"), body)
-                plain = isinstance(reply, str) and status == 200
-                if isinstance(reply, str) and not plain:
-                    reply = {"kind": "Status", "status": "Failure", "message": reply, "code": status}
-                content = reply.encode() if plain else json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "text/plain" if plain else "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET: Callable[..., None] = _do
-            do_POST = do_DELETE = _do
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler

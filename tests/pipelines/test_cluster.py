@@ -1,13 +1,11 @@
 """`gkd pipeline submit|schedule|status|list` as real processes against a server that checks what it is asked."""
 
-import http.server
 import json
 import os
 import re
 import socket
 import ssl
 import subprocess
-import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from pipelines.kubeflow.compile import compile_pipeline
 from pipelines.kubeflow.package import Work, check
 from pipelines.kubeflow.schedules import Clock
 from tests import forked
+from tests.pipelines.json_server import JsonServer
 from tests.pipelines.kfp_server import KfpServer
 
 ROOT = Path(__file__).parents[2]
@@ -258,27 +257,15 @@ class TestAccess:
         with says("did not answer in time"):
             connect(host=silent)
 
-    def test_a_login_page_is_no_answer(self, connect, tmp_path):
+    def test_a_login_page_is_no_answer(self, connect):
         """Status 200, as a login proxy gives it: kfp's client alone takes it for an empty answer."""
-        (tmp_path / "index.html").write_text("<html>Log in</html>")
 
-        class Login(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                page = b"<html>Log in</html>"
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html")
-                self.send_header("Content-Length", str(len(page)))
-                self.end_headers()
-                self.wfile.write(page)
+        class Login(JsonServer):
+            def answer(self, *_):
+                return 200, "<html>Log in</html>"
 
-            def log_message(self, *_):
-                pass
-
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            with says("login page"):
-                connect(host=f"http://127.0.0.1:{server.server_address[1]}")
-            server.shutdown()
+        with Login() as server, says("login page"):
+            connect(host=server.host)
 
     def test_another_service(self, connect):
         with KfpServer() as server, says("knows nothing under that address"):

@@ -1,0 +1,53 @@
+"""An HTTP server on a free port of this machine, for tests: a subclass says what each request is answered with."""
+
+import json
+import threading
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+
+class JsonServer:
+    """A server to use as a context manager.
+
+    Attributes:
+        host: its address.
+    """
+
+    def __init__(self) -> None:
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.host = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+    def answer(self, verb: str, target: str, headers: Message, body: bytes) -> tuple[int, Any]:
+        """Status, and what is sent: text as it is, anything else as JSON."""
+        raise NotImplementedError
+
+    def _handler(server) -> type[BaseHTTPRequestHandler]:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer's second packet waits 40 ms for the client
+
+            def _do(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                status, reply = server.answer(self.command, self.path, self.headers, body)
+                content = (reply if isinstance(reply, str) else json.dumps(reply)).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain" if isinstance(reply, str) else "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_DELETE = _do
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
