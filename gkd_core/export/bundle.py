@@ -37,6 +37,7 @@ from gkd_core.files import (
 from gkd_core.methods import METHODS, hyperparameters
 from gkd_core.records import read_card_metrics, read_training, read_version
 from gkd_core.redact import address_with_secret, redact
+from gkd_core.report.findings import ROLES, percent_level, verdicts
 
 FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
@@ -56,7 +57,6 @@ JUDGED: dict[str, Shape] = {
     },
     "fp16": {"validation": {"images": int, "max_abs": float}},
 }
-ROLES = {"teacher": "teacher", "baseline": "student alone", "kd": "student, plain KD", "student": "student"}
 # Environment variable, Kubernetes secret, key; the names are those of the shipped pipeline profiles.
 SECRETS = (
     ("MLFLOW_TRACKING_URI", "gkd-mlflow", "uri"),
@@ -126,6 +126,7 @@ def write_bundle(
     if service_account is not None and not re.fullmatch(NAME, service_account):
         raise GkdError(f"--service-account {service_account!r} is no name of a Kubernetes service account")
     lineage = _lineage(manifest, chosen, precision)
+    confidence = metrics["data"]["confidence"]
     facts = {
         "name": name,
         "manifest": manifest,
@@ -145,10 +146,10 @@ def write_bundle(
         "hyperparameters": _hyperparameters(training, manifest),
         "method": METHODS.get(training["method"]) or {"teacher": bool(training["teacher_digest"])},
         "metrics": metrics,
-        "level": f"{100 * metrics['data']['confidence']:g} %",
+        "level": percent_level(confidence),
         "rows": _rows(metrics, precision),
         "ece": metrics["student" if precision == "fp32" else precision]["ece"],
-        "gains": _gains(metrics),
+        "gains": [f"{gain['points']} {gain['headline']}; {gain['detail']}" for gain in verdicts(metrics, confidence)],
         "worst": _worst(report / WORST_TABLE),
         "lineage": lineage,
         "image": image,
@@ -219,21 +220,21 @@ def _check_uris(storage_uri: str | None, registry_uri: str | None) -> None:
         raise GkdError(
             "--storage-uri and --registry-uri are both given, KServe takes the model from one place: give one"
         )
-    for option, uri in (("--storage-uri", storage_uri), ("--registry-uri", registry_uri)):
-        if uri is not None and (secret := address_with_secret(uri)):
+    storage = "SCHEME://PLACE (s3://bucket/path, pvc://claim/path, …)"
+    registry = "models:/NAME@ALIAS or models:/NAME/VERSION"
+    for option, uri, pattern, form in (
+        ("--storage-uri", storage_uri, r"[a-z][a-z0-9+.-]*://[^\s@]+", storage),
+        ("--registry-uri", registry_uri, r"models:/[^/@:\r\n]+(@[^/@\s]+|/\d+)", registry),
+    ):
+        if uri is None:
+            continue
+        if secret := address_with_secret(uri):
             raise GkdError(
                 f"{option} holds a password or a token ({secret}), which would stand in the bundle: give the address "
                 "without credentials, those belong into a Kubernetes secret"
             )
-    if storage_uri is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s@]+", storage_uri):
-        raise GkdError(
-            f"--storage-uri {redact(storage_uri)!r} is not of the form SCHEME://PLACE (s3://bucket/path, "
-            "pvc://claim/path, …) without credentials: those belong into a Kubernetes secret"
-        )
-    if registry_uri is not None and not re.fullmatch(r"models:/[^/@:\r\n]+(@[^/@\s]+|/\d+)", registry_uri):
-        raise GkdError(
-            f"--registry-uri {redact(registry_uri)!r} is not of the form models:/NAME@ALIAS or models:/NAME/VERSION"
-        )
+        if not re.fullmatch(pattern, uri):
+            raise GkdError(f"{option} {redact(uri)!r} is not of the form {form}")
 
 
 def _name(name: str | None, version: dict[str, Any] | None, *, for_kserve: bool) -> str:
@@ -286,21 +287,6 @@ def _lineage(manifest: dict[str, Any], chosen: dict[str, Any], precision: str) -
         "model_sha256": chosen["sha256"],
         "precision": precision,
     }
-
-
-def _gains(metrics: dict[str, Any]) -> list[str]:
-    level = f"{100 * metrics['data']['confidence']:g} %"
-    words = (("baseline", "the same network trained alone"), ("kd", "the same network taught by plain KD"))
-    sentences = []
-    for role, other in words:
-        found = metrics["differences"].get(f"student_minus_{role}")
-        if found is None:
-            continue
-        points, low, high = (_signed(100 * found[key]) for key in ("difference", "low", "high"))
-        zero = found["low"] <= 0 <= found["high"]
-        conclusion = "this test set cannot tell the two apart" if zero else "more than chance explains"
-        sentences.append(f"{points} points of top-1 against {other} ({level} interval {low} to {high}): {conclusion}.")
-    return sentences
 
 
 def _worst(table: Path) -> list[dict[str, Any]]:
@@ -371,7 +357,3 @@ def _markdown(value: object) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")

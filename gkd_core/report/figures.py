@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-from gkd_core.report.findings import Findings, Row
+from gkd_core.report.findings import Findings, Row, signed
 
 # matplotlib only knows colours; these stand for the variables that take their place in the finished SVG.
 NAMES = ["ink", "muted", "grid", "teacher", "baseline", "kd", "student", "s1", "s2", "s3", "s4", "s5", "s6"]
@@ -88,8 +88,7 @@ def comparison(findings: Findings) -> Markup:
                 low, middle, high = (100 * found[key] for key in ("low", "difference", "high"))
                 forest.plot([low, high], [place, place], color=VARIABLES[role], linewidth=2.6)
                 forest.plot([middle], [place], "o", color=VARIABLES["student"], markersize=7)
-                words = f"{middle:+.2f}".replace("-", "−")
-                forest.text(middle, place - 0.2, words, ha="center", fontweight="bold")
+                forest.text(middle, place - 0.2, signed(middle), ha="center", fontweight="bold")
             reach = 1.15 * max(abs(100 * found[key]) for *_, found in differences for key in ("low", "high"))
             forest.set(
                 xlim=(-reach, reach),

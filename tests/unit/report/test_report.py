@@ -10,7 +10,8 @@ import pytest
 from gkd_core.evaluation.calibration import reliability
 from gkd_core.report import Findings, render_report
 from gkd_core.report.figures import confusion
-from gkd_core.report.page import smaller_sentences, verdicts
+from gkd_core.report.findings import verdicts
+from gkd_core.report.page import smaller_sentences
 
 NASTY = '<b>"x"</b>'
 CLASSES = (NASTY, "$\\alpha$ & co", "猫", "a class whose name goes on and on")
@@ -168,7 +169,7 @@ def test_the_worst_class_comes_first_and_one_without_images_last(page: str) -> N
 def test_a_verdict_follows_its_interval(low: float, high: float, tone: str, conclusion: str) -> None:
     found = findings(roles=("teacher", "baseline", "student"))
     found.metrics["differences"]["student_minus_baseline"] |= {"low": low, "high": high, "difference": (low + high) / 2}
-    (verdict,) = verdicts(found)
+    (verdict,) = verdicts(found.metrics, 0.95)
     assert verdict["tone"] == tone
     assert conclusion in verdict["detail"]
     assert "-" not in verdict["points"]
