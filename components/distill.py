@@ -12,7 +12,6 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.files import folder_digest, json_digest, write_json
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network
-from gkd_core.models.registry import refuse_unknown_name
 from gkd_core.records import read_teacher, read_teacher_of
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
@@ -63,7 +62,6 @@ def _train(
     *, data: Path, teacher: Path | None, out: Path, work: Path, params: Params, reference: Reference | None
 ) -> dict[str, Any]:
     """`run`, in one process or in each of several."""
-    refuse_unknown_name(params.student.name, "student.name")
     prepared = PreparedData.open(data)
     if teacher is not None:
         read_teacher_of(teacher, data=data, data_sha256=prepared.info.sha256)

@@ -15,7 +15,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, write_json
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, load_network, save_network
-from gkd_core.models.registry import TOPOLOGICAL, refuse_unknown_name
+from gkd_core.models.registry import TOPOLOGICAL
 from gkd_core.models.weights import read_network
 from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
@@ -62,7 +62,6 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
         GkdError: the source is missing, damaged, or its classes do not cover the data's.
     """
     prepared = PreparedData.open(data)
-    refuse_ahead(params)
     training = params.teacher.train
     imported = params.teacher.source is not None
     if must_launch(training) and not imported:
@@ -97,21 +96,6 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     last: dict[str, Any] = facts[folders[-1]]
     several = {"networks": {name: each["validation_top1"] for name, each in facts.items()}} if len(folders) > 1 else {}
     return last | several
-
-
-def refuse_ahead(params: Params) -> None:
-    """What only a later step would refuse, said before hours of training a teacher for it.
-
-    Raises:
-        GkdError: an unknown network.
-    """
-    teacher = params.teacher
-    refuse_unknown_name(teacher.name, "teacher.name")
-    for place, member in enumerate(teacher.members):
-        refuse_unknown_name(member.name, f"teacher.members.{place}.name")
-    for place, assistant in enumerate(teacher.assistants):
-        refuse_unknown_name(assistant, f"teacher.assistants.{place}")
-    refuse_unknown_name(params.student.name, "student.name")
 
 
 def _plan(teacher: TeacherConfig) -> list[_Network]:

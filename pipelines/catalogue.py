@@ -118,7 +118,7 @@ def _schemes() -> Iterator[Sequence[str]]:
 
 
 def _source(row: dict[str, Any]) -> str:
-    return row["source"] + ("" if row["published"] else " (reconstruction)")
+    return f"{row['source']}{'' if row['published'] else ' (reconstruction)'}"
 
 
 def show_parameters() -> None:
@@ -179,7 +179,7 @@ def _type(field: dict[str, Any]) -> str:
         case {"items": each}:
             return f"list of {_type(each)}"
     limits = [f"{sign} {field[name]:g}" for name, sign in LIMITS.items() if name in field]
-    return " ".join([TYPES[field["type"]], *limits])
+    return f"{TYPES[field['type']]} {' '.join(limits)}".rstrip()
 
 
 def _model(field: dict[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 import importlib
 from collections.abc import Iterator
-from typing import Any
 
 from gkd_core import schemes
-from gkd_core.config.options import can_train
-from gkd_core.config.schema import AugmentConfig, Params, Section
+from gkd_core.config.schema import AugmentConfig, Params, Section, can_train
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake
 
@@ -44,41 +42,9 @@ def unread(section: Section, at: tuple[str, ...] = ()) -> Iterator[Mistake]:
 def untrainable(params: Params) -> Iterator[Mistake]:
     """What a step would refuse to train for what the recipe adds to the parameters, whatever the data turns out to be.
 
-    See `gkd_core.config.recipes.untrainable`; by its name for the reason that `unknown_networks` has.
+    See `gkd_core.config.recipes.untrainable`; by its name, so that no step depends on its sources for being checked.
     """
     yield from importlib.import_module("gkd_core.config.recipes").untrainable(params)
-
-
-def unknown_networks(content: dict[str, Any]) -> Iterator[Mistake]:
-    """The networks that there are not, wherever the configuration names one.
-
-    A name of the CIFAR families needs no torch to be known; any other has torchvision imported. Where torch is not
-    installed nothing is checked: nothing can be trained there.
-    """
-    if not can_train():
-        return
-    # By its name: what is only checked must not have a step depend on the sources of all networks (`gkd sources`).
-    registry = importlib.import_module("gkd_core.models.registry")
-    for place, name in _networks(content):
-        if not isinstance(name, str) or name.startswith(registry.TOPOLOGICAL):  # which the schema refuses
-            continue
-        try:
-            registry.refuse_unknown_name(name, ".".join(place))
-        except GkdError as error:
-            yield Mistake(place, str(error))
-
-
-def _networks(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for section in ("student", "teacher"):
-        if isinstance(part := content.get(section), dict):
-            if "name" in part:
-                yield (section, "name"), part["name"]
-            members, assistants = part.get("members"), part.get("assistants")
-            for number, member in enumerate(members if isinstance(members, list) else ()):
-                if isinstance(member, dict) and "name" in member:
-                    yield (section, "members", str(number), "name"), member["name"]
-            for number, assistant in enumerate(assistants if isinstance(assistants, list) else ()):
-                yield (section, "assistants", str(number)), assistant
 
 
 def refuse_wide_augmentation(augment: AugmentConfig, image_size: int, *, section: str = "train") -> None:

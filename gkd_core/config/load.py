@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gkd_core import methods, schemes
 from gkd_core.config import options
-from gkd_core.config.checks import contradictions, unknown_networks, unread, untrainable
+from gkd_core.config.checks import contradictions, unread, untrainable
 from gkd_core.config.schema import Params, Section, whole
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes, warn_renamed
@@ -170,16 +170,15 @@ def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
     found = [*options.check(content.get("distill"), ("distill",)), *options.check_scheme(content.get("distill"))]
     if isinstance(teacher, dict):
         found += options.check(teacher.get("assistant_distill"), ("teacher", "assistant_distill"))
-    unknown = list(unknown_networks(content))
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        return None, [*mistakes(error, Params), *found, *unknown]
+        return None, [*mistakes(error, Params), *found]
     if not found:  # what sections say against each other is asked of sections that are valid
         found += [Mistake((), sentence, contradiction=True) for sentence in contradictions(params)]
         found += unread(params)
         found += untrainable(params)
-    return params, [*found, *unknown]
+    return params, found
 
 
 def _source(mistake: Mistake, given: dict[tuple[str, ...], str], where: str) -> str:

@@ -1,19 +1,13 @@
 """The options of methods and schemes in `params.yaml`: types and limits."""
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
 
 from gkd_core import methods, schemes
-from gkd_core.config.schema import MethodConfig
+from gkd_core.config.schema import MethodConfig, can_train
 from gkd_core.mistakes import Mistake, mistakes
-
-
-def can_train() -> bool:
-    """Whether torch is installed, which methods and schemes need to be looked at."""
-    return importlib.util.find_spec("torch") is not None
 
 
 def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:

@@ -4,6 +4,7 @@ The text under each field is its documentation: the docs' table is made from it 
 the step; losses, models and loops take plain arguments.
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core import methods, schemes
-from gkd_core.errors import unknown
+from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 from gkd_core.mistakes import ContradictionsError
 
@@ -230,6 +231,23 @@ class TrainingConfig(Section):
             yield f"decay_factor is given but schedule is {self.schedule}: only multistep reads it, so leave it out"
 
 
+def can_train() -> bool:
+    """Whether torch is installed, which networks, methods and schemes need to be looked at."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def _known_network(name: str) -> str:
+    """A name of the CIFAR families needs no torch to be known; any other has torchvision imported."""
+    if can_train():
+        # By its name: what is only checked must not have a step depend on the sources of all networks (`gkd sources`).
+        registry = importlib.import_module("gkd_core.models.registry")
+        try:
+            registry.refuse_unknown_name(name, "name")
+        except GkdError as error:
+            raise ValueError(str(error)) from None
+    return name
+
+
 class NetworkConfig(Section):
     """Which network to build."""
 
@@ -245,7 +263,7 @@ class NetworkConfig(Section):
     def _name(cls, value: str) -> str:
         if value.startswith("topological:"):
             raise ValueError(f"name {value!r}: only a teacher can be topological, by teacher.topological: true")
-        return value
+        return _known_network(value)
 
 
 class StudentConfig(NetworkConfig):
@@ -416,7 +434,7 @@ class TeacherConfig(NetworkConfig):
     members: list[MemberConfig] = []
     """Several teachers instead of the one above: for the scheme `ensemble`, or, with parts of the classes,
     `amalgamation`."""
-    assistants: list[str] = []
+    assistants: list[Annotated[str, AfterValidator(_known_network)]] = []
     """Networks between teacher and student, from large to small, each taught by the one before; the last is handed on
     as the teacher (scheme `assistant`)."""
     assistant_distill: MethodConfig = MethodConfig()

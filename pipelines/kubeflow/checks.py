@@ -178,15 +178,6 @@ def refuse_source(params: Params, repo: str, path: str, rev: str) -> None:
         )
 
 
-def refuse_untrainable(params: Params) -> None:
-    """Raises: GkdError: the `settings` task would refuse the networks, the method or its hyperparameters."""
-    try:
-        from components.teacher import refuse_ahead
-    except ImportError:  # no torch here, where nothing is trained: the task itself says it
-        return
-    refuse_ahead(params)
-
-
 def refuse_no_image(name: str) -> None:
     """Raises: GkdError: it is no name that a container image can have."""
     if not _IMAGE.fullmatch(name):

@@ -16,7 +16,6 @@ from pipelines.kubeflow.checks import (
     refuse_password,
     refuse_places,
     refuse_unknown,
-    refuse_untrainable,
     resolve,
     with_devices,
     without_null,
@@ -136,5 +135,4 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
     if profile and (profile.training.accelerator or profile.nodes):
         refuse_other_devices(params, devices)
     refuse_unknown(params)
-    refuse_untrainable(params)
     return content

@@ -6,10 +6,10 @@ from typing import Any
 
 from components.compare import check
 from components.graph import divide
-from components.teacher import refuse_ahead
 from gkd_core import methods as registry
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
+from gkd_core.models.registry import refuse_unknown_name
 
 TRAINING = ("student", "train", "distill", "evaluate")
 
@@ -36,6 +36,9 @@ def lay_out(
             f"teacher.source is {params.teacher.source}, one teacher, but pairs names several: set it to null, or name "
             "one teacher"
         )
+    for teacher, student in named:
+        refuse_unknown_name(teacher, "pairs: the teacher")
+        refuse_unknown_name(student, "pairs: the student")
     teachers: dict[str, str] = {}
     contenders = []
     for teacher, student in dict.fromkeys(named):
@@ -45,7 +48,6 @@ def lay_out(
                 "student": params.student.model_copy(update={"name": student}),
             }
         )
-        refuse_ahead(one)
         check(one, chosen, numbers)
         teachers.setdefault(teacher, json.dumps(divide(one)["teacher"]))
         content = one.model_dump(mode="json", include=set(TRAINING))

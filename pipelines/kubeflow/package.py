@@ -22,7 +22,6 @@ from pipelines.kubeflow.checks import (
     refuse_password,
     refuse_places,
     refuse_source,
-    refuse_untrainable,
     resolve,
     with_devices,
     without_null,
@@ -159,8 +158,6 @@ def _check_content(given: dict[str, Any], documents: list[Any]) -> Params | None
         from pipelines.kubeflow.grid import lay_out
 
         lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"])
-    else:
-        refuse_untrainable(params)
     return params
 
 

@@ -62,7 +62,7 @@ def test_without_pairs_and_methods_it_is_the_parameters_own_and_all_methods():
     [
         ({}, ["kdd"], [], [0], ["'kdd'", "did you mean"]),
         ({}, [], [["resnet20"]], [0], ["['resnet20']", "[teacher, student]"]),
-        ({}, [], [["resnet20", "resnett8"]], [0], ["student.name 'resnett8'", "'resnet8'"]),
+        ({}, [], [["resnet20", "resnett8"]], [0], ["pairs: the student 'resnett8'", "'resnet8'"]),
         ({}, [], [], [0.5], ["0.5", "whole numbers"]),
         ({}, [], [], [1, 1], ["different seeds"]),
         ({"teacher": {"source": "t"}}, [], [["resnet8", "resnet8"], ["vgg8", "resnet8"]], [0], ["teacher.source is t"]),

@@ -104,7 +104,10 @@ def test_networks_that_there_are_not_are_told_with_everything_else(tmp_path):
     overrides = ["student.name=resnet9", "teacher.assistants=[resnet20, vgg99]", "train.epoch=3"]
     messages = refused(tmp_path, text, *overrides)
     starts = ["p.yaml: teacher.name 'resnet21'", "p.yaml: teacher.members.0.name 'wrn_16_3'"]
-    starts += [f"--set {overrides[0]}: student.name 'resnet9'", f"--set {overrides[1]}: teacher.assistants.1 'vgg99'"]
+    starts += [
+        f"--set {overrides[0]}: student.name 'resnet9'",
+        f"--set {overrides[1]}: teacher.assistants.1: name 'vgg99'",
+    ]
     starts += ["--set train.epoch=3: "]
     for start in starts:
         assert sum(message.startswith(start) for message in messages) == 1, (start, messages)
