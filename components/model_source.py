@@ -169,4 +169,4 @@ class RegisteredSource:
 def _in_folder(folder: Path, precision: str, *, version: str | None) -> ModelFile:
     manifest = read_manifest(folder)
     entry = model_entry(manifest, precision, str(folder))
-    return ModelFile(folder / Path(entry["file"]).name, version, entry["sha256"], manifest, precision)
+    return ModelFile(folder / entry["file"], version, entry["sha256"], manifest, precision)
