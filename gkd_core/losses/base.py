@@ -22,7 +22,7 @@ from gkd_core.models.classifier import Output, StagedNetwork
 
 T = TypeVar("T")
 
-PARTS = {name for name in vars(StagedNetwork) if not name.startswith("_")} | {*Output._fields}
+PARTS = {name for name in vars(StagedNetwork) if not name.startswith("_")} | {*Output._fields, "last_stage"}
 """What a loss may ask of a network and of its output."""
 
 LARGEST_WARMUP = 0.25  # of the training; the benchmark that the papers chose their warm-ups for has 240 epochs

@@ -33,11 +33,27 @@ def stages_of(network: StagedNetwork, role: str, method: str) -> tuple[Shape, ..
     """
     shapes = network.stage_shapes()
     if not shapes:
+        way_out = "needs no grid (gompertz or kd, say)" if network.last_stage_shape() else "needs logits only (kd, say)"
         raise GkdError(
             f"method {method} compares feature maps, and the {role} {network.name} has none: choose a method that "
-            f"needs logits only (kd, say) or another {role}"
+            f"{way_out} or another {role}"
         )
     return shapes
+
+
+def last_stage_of(network: StagedNetwork, role: str, method: str) -> tuple[int, ...]:
+    """(C, H, W), or (C, N) of a transformer's tokens.
+
+    Raises:
+        GkdError: the network has neither feature maps nor tokens.
+    """
+    shape = network.last_stage_shape()
+    if not shape:
+        raise GkdError(
+            f"method {method} compares feature maps or tokens, and the {role} {network.name} has none: choose a method "
+            f"that needs logits only (kd, say) or another {role}"
+        )
+    return shape
 
 
 def to_smaller_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +68,8 @@ def _pool(maps: Tensor, grid: tuple[int, int]) -> Tensor:
 
 class ChannelAdapter(nn.Module):
     """A trained 1×1 convolution without bias, Kaiming-initialised: [B, C_in, H, W] → [B, C_out, H, W].
+
+    Tokens [B, C_in, N] become [B, C_out, N].
 
     It stands on the student's side, so that the target stays put (FitNet's convention): on the teacher's side it
     learns to shrink the target, and the student collapses with it.
@@ -71,11 +89,12 @@ class ChannelAdapter(nn.Module):
         """In at least float32, also under autocast."""
         with full_precision(features):
             features = at_least_float32(features)
-            return functional.conv2d(features, self.weight.to(features.dtype))
+            return _one_by_one(features, self.weight.to(features.dtype))
 
 
 class ChannelRemap(nn.Module):
-    """A fixed, seeded semi-orthogonal 1×1 map without bias: [B, C_in, H, W] → [B, C_out, H, W].
+    """A fixed, seeded semi-orthogonal 1×1 map without bias: [B, C_in, H, W] → [B, C_out, H, W], tokens [B, C_in, N] →
+    [B, C_out, N].
 
     Frozen, a buffer: trained, it would move the target it is applied to. The identity when channels agree.
     """
@@ -96,7 +115,14 @@ class ChannelRemap(nn.Module):
         if self.weight is None:
             return maps
         with full_precision(maps):
-            return functional.conv2d(maps, self.weight.to(maps.dtype)[:, :, None, None])
+            return _one_by_one(maps, self.weight.to(maps.dtype)[:, :, None, None])
+
+
+def _one_by_one(features: Tensor, weight: Tensor) -> Tensor:
+    """A 1×1 convolution of [B, C_in, H, W], or of tokens [B, C_in, N]; the weight is [C_out, C_in, 1, 1]."""
+    if features.ndim == 3:
+        return functional.conv1d(features, weight[..., 0])
+    return functional.conv2d(features, weight)
 
 
 def resample_total(maps: Tensor, height: int, width: int) -> Tensor:

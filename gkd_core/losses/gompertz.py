@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss, required
-from gkd_core.losses.feature_maps import ChannelAdapter, ChannelRemap, stages_of
+from gkd_core.losses.feature_maps import ChannelAdapter, ChannelRemap, last_stage_of
 from gkd_core.losses.gradient import gradient_loss, head_gradient
 from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss, soft_label_kl
 from gkd_core.losses.wasserstein import Normalisation, Solver, wasserstein_loss
@@ -57,7 +57,8 @@ class Gompertz(Loss):
 
     Where channels differ, a trained 1×1 adapter brings the student's features to the teacher's channels for L_wass (it
     belongs to the loss, not to the student), and a fixed semi-orthogonal map brings the teacher's gradient to the
-    student's channels for L_grad. A term of weight 0 is not computed.
+    student's channels for L_grad. A term of weight 0 is not computed. Of a transformer the tokens are matched,
+    which are what its head sees.
 
     Args:
         seed: of adapter and map, and of sliced's directions.
@@ -74,7 +75,7 @@ class Gompertz(Loss):
         scale_tau2: multiply the soft-label term by τ².
         weight_wasserstein, weight_gradient, weight_kd: weights of the three terms.
     Raises:
-        GkdError: there is no teacher, a network has no feature maps, or options contradict each other.
+        GkdError: there is no teacher, a network has neither feature maps nor tokens, or options contradict each other.
     Source: Yang & Qin 2025, eqs. 1–4 and 7 (arXiv:2510.21649).
 
     Example:
@@ -148,8 +149,15 @@ class Gompertz(Loss):
         # enter the optimiser twice and the loss's checkpoint.
         self._networks = (student, teacher)
         self.seed = seed
-        student_channels = stages_of(student, "student", "gompertz")[-1][0]
-        teacher_channels = stages_of(teacher, "teacher", "gompertz")[-1][0]
+        networks = {"student": student, "teacher": teacher}
+        shapes = {role: last_stage_of(network, role, "gompertz") for role, network in networks.items()}
+        for role, shape in shapes.items():
+            if self.position_weight and len(shape) == 2:
+                raise GkdError(
+                    f"gompertz.position_weight is {self.position_weight:g} but the {role} {networks[role].name} gives "
+                    "tokens, which lie in no grid: set position_weight to 0"
+                )
+        student_channels, teacher_channels = shapes["student"][0], shapes["teacher"][0]
         self.adapter: ChannelAdapter | None = None
         if self.weight_wasserstein and student_channels != teacher_channels:
             self.adapter = ChannelAdapter(student_channels, teacher_channels, seed=seed)
@@ -171,10 +179,10 @@ class Gompertz(Loss):
         return terms
 
     def _wasserstein(self, student: Output, teacher: Output, epoch: float) -> Tensor:
-        features = student.stages[-1]
+        features = student.last_stage
         return wasserstein_loss(
             features if self.adapter is None else self.adapter(features),
-            teacher.stages[-1],
+            teacher.last_stage,
             solver=self.solver,
             epsilon=self.epsilon,
             iterations=self.iterations,

@@ -1,6 +1,7 @@
 """Gradient matching: the student's decision should depend on its features as the teacher's does on its own.
 
-What is matched is the gradient of the cross-entropy with respect to the last feature map, through the head alone.
+What is matched is the gradient of the cross-entropy with respect to the last feature map, through the head alone; of a
+transformer with respect to its tokens.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gkd_core.losses.base import at_least_float32, full_precision
 from gkd_core.losses.feature_maps import resample_total
@@ -18,11 +20,13 @@ from gkd_core.models.classifier import Output, StagedNetwork
 def gradient_loss(student_gradient: Tensor, teacher_gradient: Tensor, *, r: float = 0.5, eps: float = 1e-8) -> Tensor:
     """r·‖g_T − g_S‖₂ + (1 − r)·(1 − cos(g_T, g_S)), per sample on flattened gradients, mean over the batch.
 
-    Grids of different size are both brought to the smaller one (in each direction) with their totals kept.
+    Grids of different size are both brought to the smaller one (in each direction) with their totals kept. Tokens lie
+    in no grid: where one side has them, each side's total per channel is compared.
 
     Args:
-        student_gradient: [B, C, H, W] = ∂CE/∂f_S of each sample; any float dtype, computed in at least float32.
-        teacher_gradient: [B, C, H₂, W₂], already in the student's channels; no gradient flows into it.
+        student_gradient: [B, C, H, W] or [B, C, N] = ∂CE/∂f_S of each sample; any float dtype, computed in at least
+            float32.
+        teacher_gradient: [B, C, H₂, W₂] or [B, C, N₂], already in the student's channels; no gradient flows into it.
         r: share of the Euclidean distance, in [0, 1].
         eps: smallest norm the cosine divides by.
     Raises:
@@ -33,17 +37,20 @@ def gradient_loss(student_gradient: Tensor, teacher_gradient: Tensor, *, r: floa
         >>> gradient_loss(torch.full((1, 1, 1, 1), 3.0), torch.full((1, 1, 1, 1), -1.0))  # ½·4 + ½·2
         tensor(3.)
     """
-    if student_gradient.ndim != 4 or student_gradient.shape[:2] != teacher_gradient.shape[:2]:
+    if student_gradient.ndim not in (3, 4) or student_gradient.shape[:2] != teacher_gradient.shape[:2]:
         raise ValueError(
             f"student gradient {tuple(student_gradient.shape)} and teacher gradient {tuple(teacher_gradient.shape)} "
             "differ in batch or channels"
         )
     if not 0 <= r <= 1:
         raise ValueError(f"r must lie in [0, 1], not {r}")
-    height = min(student_gradient.shape[2], teacher_gradient.shape[2])
-    width = min(student_gradient.shape[3], teacher_gradient.shape[3])
-    student = resample_total(at_least_float32(student_gradient), height, width).flatten(1)
-    teacher = resample_total(at_least_float32(teacher_gradient.detach()), height, width).flatten(1).to(student.dtype)
+    student, teacher = at_least_float32(student_gradient), at_least_float32(teacher_gradient.detach())
+    if student.ndim == teacher.ndim == 4:
+        grid = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+        student, teacher = (resample_total(each, *grid).flatten(1) for each in (student, teacher))
+    else:
+        student, teacher = (each.flatten(2).sum(2) for each in (student, teacher))
+    teacher = teacher.to(student.dtype)
     distance: Tensor = torch.linalg.vector_norm(teacher - student, dim=1)
     cosine = functional.cosine_similarity(teacher, student, dim=1, eps=eps)
     return (r * distance + (1 - r) * (1 - cosine)).mean()
@@ -54,20 +61,20 @@ def head_gradient(network: StagedNetwork, output: Output, targets: Tensor, *, di
 
     Args:
         network: whose head it is.
-        output: of this network; its last stage is f [B, D, H, W].
+        output: of this network; its last stage is f, [B, D, H, W] or tokens [B, D, N].
         targets: [B] int64 labels or [B, C] class probabilities.
         differentiable: keep the graph, so that gradients of the result flow into f and the head; else the result is
             constant.
     Returns:
-        [B, D, H, W], at least float32.
+        Of f's shape, at least float32.
 
     Example:
         >>> gradient = head_gradient(student, student(images), labels, differentiable=True)
-        >>> gradient.shape == student(images).stages[-1].shape
+        >>> gradient.shape == student(images).last_stage.shape
         True
     """
-    features = output.stages[-1]
-    layer = network.pooled_linear_weight()
+    features = output.last_stage
+    layer = network.pooled_linear_weight() if features.ndim == 4 else None
     if layer is None:
         with evaluating(network):
             return autograd_head_gradient(network.head, features, targets, differentiable=differentiable)
@@ -101,12 +108,14 @@ def autograd_head_gradient(
     """The same for any head, by autograd through the head alone; the rest of the network is not visited.
 
     Args:
-        head: [B, D, H, W] → logits [B, C]; deterministic, and each sample by itself (see `evaluating`).
-        features: [B, D, H, W].
+        head: [B, D, H, W], or tokens [B, D, N] → logits [B, C]; deterministic, and each sample by itself (see
+            `evaluating`).
+        features: what the head takes.
         targets: [B] int64 labels or [B, C] class probabilities.
         differentiable: build the graph for a second backward pass.
     """
-    with torch.enable_grad(), full_precision(features):
+    # The fused kernels of attention, which a head may pool by, have no second derivative.
+    with torch.enable_grad(), full_precision(features), sdpa_kernel(SDPBackend.MATH):
         features = at_least_float32(features)
         if not (differentiable and features.requires_grad):
             features = features.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""The feature loss: W1 between the student's and the teacher's feature map, each a cloud of atoms in channel space."""
+"""The feature loss: W1 between the student's and the teacher's last stage, each a cloud of atoms in channel space."""
 
 from typing import Literal, get_args
 
@@ -35,13 +35,14 @@ def wasserstein_loss(
 ) -> Tensor:
     """W1 with Euclidean ground cost between two feature maps, mean over the batch.
 
-    Per sample, a map is a cloud of H·W atoms of equal mass in channel space. Loss and gradient are 0 where the maps
+    Per sample, a map is a cloud of H·W atoms of equal mass in channel space, and so are the N tokens of a transformer.
+    Loss and gradient are 0 where the maps
     agree, and never NaN. Where both have one atom, W1 is the Euclidean distance, whatever the solver (`quantile`
     stays what it is: per channel).
 
     Args:
-        student_features: [B, C, H, W]; any float dtype, computed in at least float32.
-        teacher_features: [B, C, H₂, W₂], its grid may differ; no gradient flows into it.
+        student_features: [B, C, H, W] or tokens [B, C, N]; any float dtype, computed in at least float32.
+        teacher_features: [B, C, H₂, W₂] or tokens [B, C, N₂], grid and number may differ; no gradient flows into it.
         solver: `sinkhorn` (entropic, batched), `sliced` (random directions), `quantile` (per channel) or `exact` (POT
             on the CPU, which waits for the device).
         epsilon, iterations: of `sinkhorn`; ε is relative to the mean cost.
@@ -93,8 +94,8 @@ def _check(
     position_weight: float,
     normalise: str,
 ) -> None:
-    if student_features.ndim != 4 or teacher_features.ndim != 4:
-        raise ValueError("feature maps must be [B, C, H, W]")
+    if student_features.ndim not in (3, 4) or teacher_features.ndim not in (3, 4):
+        raise ValueError("features must be maps [B, C, H, W] or tokens [B, C, N]")
     if student_features.shape[:2] != teacher_features.shape[:2]:
         raise ValueError(
             f"student features {tuple(student_features.shape)} and teacher features {tuple(teacher_features.shape)} "
@@ -108,10 +109,12 @@ def _check(
         raise ValueError("epsilon must be above 0, iterations and projections at least 1, position_weight at least 0")
     if position_weight and solver not in ("sinkhorn", "exact"):
         raise ValueError(f"position_weight needs a solver with a ground cost (sinkhorn, exact), not {solver}")
+    if position_weight and not student_features.ndim == teacher_features.ndim == 4:
+        raise ValueError("position_weight needs feature maps on both sides: tokens lie in no grid")
 
 
 def atoms(features: Tensor) -> Tensor:
-    """[B, C, H, W] → [B, H·W, C], one atom of equal mass per position, row by row."""
+    """[B, C, H, W] → [B, H·W, C], one atom of equal mass per position, row by row; tokens [B, C, N] → [B, N, C]."""
     return features.flatten(2).transpose(1, 2)
 
 

@@ -17,13 +17,25 @@ class Output(NamedTuple):
     Attributes:
         logits: [B, C].
         stages: feature maps from shallow to deep, each [B, C_i, H_i, W_i]; empty for a network without feature maps.
-            The last one is what the classification head sees: `classifier.head(stages[-1])` gives the logits.
+            Of a transformer they are its patch tokens, where these lie in a grid.
         embedding: [B, D], the vector before the last linear layer.
+        tokens: [B, C, N], what the head of a transformer sees where that is no feature map: all tokens after the last
+            norm, class token and registers included; else None.
     """
 
     logits: Tensor
     stages: tuple[Tensor, ...]
     embedding: Tensor
+    tokens: Tensor | None = None
+
+    @property
+    def last_stage(self) -> Tensor:
+        """What the classification head sees, [B, C, H, W] or [B, C, N]: `classifier.head(last_stage)` is the logits.
+
+        Raises:
+            IndexError: the network has neither feature maps nor tokens.
+        """
+        return self.stages[-1] if self.tokens is None else self.tokens
 
 
 class StagedNetwork(Protocol):
@@ -43,11 +55,14 @@ class StagedNetwork(Protocol):
     def stage_shapes(self) -> tuple[tuple[int, int, int], ...]:
         """(C_i, H_i, W_i) of every stage, from shallow to deep; empty for a network without feature maps."""
 
+    def last_stage_shape(self) -> tuple[int, ...]:
+        """(C, H, W) or, of tokens, (C, N) of what the head sees; empty for a network that has neither."""
+
     def embedding_size(self) -> int:
         """D of the embedding."""
 
     def head(self, last_stage: Tensor) -> Tensor:
-        """Logits [B, C] from the last stage [B, C_n, H_n, W_n] alone."""
+        """Logits [B, C] from the last stage alone, [B, C_n, H_n, W_n] or tokens [B, C_n, N]."""
 
     def pooled_linear_weight(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight [C, D] and bias [C] of a head that is global average pooling and one linear layer, else None."""
@@ -68,7 +83,7 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def head(self, last_stage: Tensor) -> Tensor:
-        """Logits [B, C] from the last stage [B, C_n, H_n, W_n] alone."""
+        """Logits [B, C] from the last stage alone, [B, C_n, H_n, W_n] or tokens [B, C_n, N]."""
 
     @property
     def pooled_linear(self) -> nn.Linear | None:

@@ -7,7 +7,7 @@ so a teacher with its own resolution and statistics stands beside a student with
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -23,6 +23,19 @@ from gkd_core.models.wrap import WRAPPED, WrappedClassifier
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Pillow's "L" mode uses
 LARGEST_SIDE = 4096  # pixels; some networks hold a value for every place in the image
+INTERPOLATIONS = ("bilinear", "bicubic")
+WHEN_LEFT_OUT = {"interpolation": "bilinear", "crop_fraction": 1.0}
+
+
+class Preprocessing(NamedTuple):
+    """How a network wants its images; see `NetworkSpec`."""
+
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class NetworkSpec:
         in_channels: 1 or 3.
         image_size: side of the square input in pixels.
         mean, std: per channel, for images in [0, 1].
+        interpolation: how images are brought to this size, "bilinear" or "bicubic"; both with antialiasing.
+        crop_fraction: part of the resized image's side that the network sees, its middle.
         stages, head: names of layers, for a wrapped module only (see `gkd_core.models.wrap`).
     """
 
@@ -48,6 +63,15 @@ class NetworkSpec:
     std: tuple[float, ...]
     stages: tuple[str, ...] = ()
     head: str = ""
+    interpolation: str = "bilinear"
+    crop_fraction: float = 1.0
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What the network does to its images."""
+        return Preprocessing(
+            self.in_channels, self.image_size, self.mean, self.std, self.interpolation, self.crop_fraction
+        )
 
     def fault(self) -> str | None:
         """Why no network can be like this, or None."""
@@ -56,6 +80,8 @@ class NetworkSpec:
             f"image_size is {self.image_size}": not 1 <= self.image_size <= LARGEST_SIDE,
             "mean and std are not one for each channel": {len(self.mean), len(self.std)} != {self.in_channels},
             "std is not above 0": min(self.std, default=0) <= 0,
+            f"interpolation is {self.interpolation!r}": self.interpolation not in INTERPOLATIONS,
+            f"crop_fraction is {self.crop_fraction}": not 0.1 <= self.crop_fraction <= 1,
             "there are no classes, or two of one name": not self.classes or len(set(self.classes)) != len(self.classes),
         }
         return next((fault for fault, there in faults.items() if there), None)
@@ -84,11 +110,13 @@ class Network(nn.Module):
         classifier: what gives the logits; null builds the architecture `spec.name`, freshly initialised.
     Attributes:
         pretrained: its weights were learnt before, so training them is fine-tuning.
+        weights_digest: sha256 of the file of weights that it started from; empty where it started from random ones.
     Raises:
         GkdError: a wanted class is not among the network's.
     """
 
     pretrained = False
+    weights_digest = ""
     mean: Tensor
     std: Tensor
     luma: Tensor
@@ -163,9 +191,15 @@ class Network(nn.Module):
             images = images.expand(-1, 3, -1, -1)
         elif images.shape[1] == 3 and self.spec.in_channels == 1:
             images = (images * self.luma).sum(1, keepdim=True)
-        size = (self.spec.image_size, self.spec.image_size)
-        if images.shape[2:] != size:
-            images = functional.interpolate(images, size, mode="bilinear", antialias=True)
+        size = self.spec.image_size
+        resized = int(size / self.spec.crop_fraction + 1e-6)  # rounded down, as torchvision and timm do
+        if images.shape[2:] != (resized, resized):
+            images = functional.interpolate(images, (resized, resized), mode=self.spec.interpolation, antialias=True)
+            if self.spec.interpolation == "bicubic":
+                images = images.clamp(0, 1)  # it overshoots at edges
+        if resized > size:
+            start = (resized - size) // 2
+            images = images[:, :, start : start + size, start : start + size]
         return (images - self.mean) / self.std
 
     @property
@@ -203,6 +237,11 @@ class Network(nn.Module):
         """(C_i, H_i, W_i) of every stage, found by one forward pass in eval mode; the mode is left as it was."""
         return tuple((s.shape[1], s.shape[2], s.shape[3]) for s in self._probe().stages)
 
+    def last_stage_shape(self) -> tuple[int, ...]:
+        """(C, H, W) or, of tokens, (C, N) of what the head sees, found in the same way; empty where it has neither."""
+        output = self._probe()
+        return tuple(output.last_stage.shape[1:]) if output.stages or output.tokens is not None else ()
+
     def embedding_size(self) -> int:
         """D of the embedding, found in the same way."""
         return self._probe().embedding.shape[1]
@@ -237,6 +276,7 @@ def save_network(network: Network, folder: Path) -> None:
     content = asdict(network.spec)
     if not network.spec.head:
         del content["stages"], content["head"]
+    content = {key: value for key, value in content.items() if WHEN_LEFT_OUT.get(key, ...) != value}
     write_json(folder / "model.json", json.loads(json.dumps(content)))
 
 
@@ -295,6 +335,8 @@ def read_spec(folder: Path) -> NetworkSpec:
     content = read_json(path, "the network folder", shape={"name": str, "stem": str, "classes": [str], **numbers})
     if str(content["name"]).startswith(WRAPPED):
         expect_shape(path, content, {"stages": [str], "head": str})
+    optional: Shape = {"interpolation": str, "crop_fraction": float}
+    expect_shape(path, content, {key: kind for key, kind in optional.items() if key in content})
     known = {part.name for part in fields(NetworkSpec)}
     if strangers := sorted(set(content) - known):
         raise GkdError(f"{path} does not describe a network ({strangers[0]!r} is no part of one): make it again")

@@ -168,25 +168,37 @@ class SqueezeNetClassifier(TorchvisionClassifier):
 
 
 class VisionTransformerClassifier(Classifier):
-    """A vision transformer: no feature maps, so no stages; the embedding is the class token."""
+    """A vision transformer: its head sees tokens, of which the class token is the embedding.
+
+    Stages are the patch tokens as a grid at four depths, evenly spaced, the last one after the final norm.
+    """
 
     def __init__(self, network: models.VisionTransformer) -> None:
         super().__init__()
         self.network = network
+        depth = len(network.encoder.layers)
+        self.ends = tuple(depth * (place + 1) // 4 - 1 for place in range(4))
 
     def forward(self, images: Tensor) -> Output:
-        """Normalised images [B, C, H, W] → `Output` without stages."""
-        patches = self.network.conv_proj(images).flatten(2).transpose(1, 2)
+        """Normalised images [B, C, H, W] → `Output`."""
+        encoder = self.network.encoder
+        patches = self.network.conv_proj(images)
+        grid = (patches.shape[2], patches.shape[3])
         token = self.network.class_token.expand(images.shape[0], -1, -1)
-        embedding = self.network.encoder(torch.cat([token, patches], 1))[:, 0]
-        return Output(self.network.heads(embedding), (), embedding)
+        x = encoder.dropout(torch.cat([token, patches.flatten(2).transpose(1, 2)], 1) + encoder.pos_embedding)
+        depths = []
+        for i, layer in enumerate(encoder.layers):
+            x = layer(x)
+            if i in self.ends:
+                depths.append(x)
+        depths[-1] = x = encoder.ln(x)
+        stages = tuple(each[:, 1:].transpose(1, 2).unflatten(2, grid) for each in depths)
+        return Output(self.network.heads(x[:, 0]), stages, x[:, 0], x.transpose(1, 2))
 
     def head(self, last_stage: Tensor) -> Tensor:
-        """Raises: GkdError, always: there is no last stage."""
-        raise GkdError(
-            "a vision transformer has no feature maps, so methods that match features do not take it: choose a "
-            "convolutional network, or a method on logits such as kd"
-        )
+        """Logits [B, C] from the tokens [B, D, N] alone."""
+        logits: Tensor = self.network.heads(last_stage[:, :, 0])
+        return logits
 
 
 def build(name: str, num_classes: int, *, in_channels: int, image_size: int, stem: str) -> Classifier:

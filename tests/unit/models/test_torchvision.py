@@ -61,8 +61,12 @@ def test_every_classification_model_has_our_form(name, without_memory):
     assert output.embedding.shape[0] == 2
     assert output.embedding.ndim == 2
     if name.startswith("vit_"):
-        assert output.stages == ()
+        width = output.embedding.shape[1]
+        assert [tuple(stage.shape) for stage in output.stages] == [(2, width, 8, 8)] * 4
+        assert output.tokens.shape == (2, width, 65)
+        assert network.head(output.last_stage).shape == (2, 7)
     else:
+        assert output.tokens is None
         assert len(output.stages) == (3 if name == "alexnet" else 4)
         assert all(stage.ndim == 4 for stage in output.stages)
         sides = [stage.shape[-1] for stage in output.stages]
@@ -86,8 +90,7 @@ def test_it_computes_what_torchvision_computes(name):
     with torch.no_grad():
         output = ours(images)
         assert torch.equal(output.logits, ours.network(images))
-        if output.stages:
-            assert torch.equal(ours.head(output.stages[-1]), output.logits)
+        assert torch.equal(ours.head(output.last_stage), output.logits)
         layer = ours.pooled_linear
         if layer is not None:
             pooled = output.stages[-1].mean((2, 3))
@@ -201,9 +204,20 @@ def test_the_usual_ones_take_digits(name, without_memory):
     assert output.logits.shape == (2, 10)
 
 
-def test_a_vision_transformer_refuses_to_have_a_head(without_memory):
-    with pytest.raises(GkdError, match="no feature maps"):
-        create_classifier("vit_b_16", 5).head(torch.empty(1, 8, 4, 4))
+def test_a_vision_transformer_s_stages_are_its_patches_as_a_grid():
+    """At four depths, row by row; the last after the final norm, as the tokens are."""
+    ours = create_classifier("vit_b_32", 5, image_size=96, stem="imagenet").eval()
+    seen = []
+    for depth in (2, 5, 8, 11):
+        ours.network.encoder.layers[depth].register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        output = ours(torch.randn(1, 3, 96, 96))
+        seen[-1] = ours.network.encoder.ln(seen[-1])
+    for stage, tokens in zip(output.stages, seen, strict=True):
+        assert stage.shape == (1, 768, 3, 3)
+        assert torch.equal(stage[0, :, 1, 2], tokens[0, 1 + 1 * 3 + 2])
+    assert torch.equal(output.tokens[0, :, 0], output.embedding[0])
+    assert torch.equal(output.tokens[:, :, 1:].unflatten(2, (3, 3)), output.stages[-1])
 
 
 @pytest.mark.parametrize(("size", "patches"), [(8, 64), (28, 196), (32, 64), (31, 961), (64, 64)])
