@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components.launch import launch, must_launch
-from components.teacher import open_teachers, specification
+from components.teacher import find_start, open_teachers, specification, weights_fact
 from gkd_core import __version__, schemes
 from gkd_core.config import Params
 from gkd_core.config.recipes import ResolvedTraining, resolve
 from gkd_core.data.prepared import PreparedData
 from gkd_core.files import folder_digest, json_digest, write_json
-from gkd_core.models.create import create_model
+from gkd_core.models.create import build_network
 from gkd_core.models.network import Network, load_network
 from gkd_core.records import read_teacher, read_teacher_of
 from gkd_core.schemes import DistillationSpec
@@ -68,21 +68,25 @@ def _train(
     opened = _without_assistants if reference == "kd" else open_teachers
     teachers = [] if teacher is None else opened(teacher, prepared.info.classes)
     spec = _specification(params, reference, len(teachers))
+    start = find_start(params.student, params, "student.")
+
+    def create_student(seed: int) -> Network:
+        student = params.student
+        how: dict[str, Any] = {"channels": student.channels, "image_size": student.image_size, "option": "student."}
+        if start is not None:
+            how |= {"weights": start, "head": student.head}
+        return build_network(student.name, stem=student.stem, data=prepared, seed=seed, **how)
+
+    student = create_student(params.train.seed)
     facts = {
         "role": reference or "student",
         "gkd_version": __version__,
         "data_sha256": prepared.info.sha256,
         "teacher_digest": "" if teacher is None else folder_digest(teacher),
         "config_digest": params.digest("student", "train", "references" if reference else "distill"),
+        **weights_fact(student),
     }
-
-    def create_student(seed: int) -> Network:
-        student = params.student
-        view: dict[str, Any] = {"channels": student.channels, "image_size": student.image_size}
-        return create_model(student.name, stem=student.stem, data=prepared, seed=seed, **view)
-
-    student = create_student(params.train.seed)
-    facts["budget_digest"] = _budget(params, resolve(params.train, start_of(student, prepared)))
+    facts["budget_digest"] = _budget(params, resolve(params.train, start_of(student, prepared)), student.weights_digest)
     where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, where)
     training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=facts["role"])
@@ -94,10 +98,14 @@ def _train(
     return result.facts
 
 
-def _budget(params: Params, training: ResolvedTraining) -> str:
+def _budget(params: Params, training: ResolvedTraining, weights_digest: str) -> str:
     """Digest of what the student and its references share: the network and its training, wherever they ran."""
     hardware = {"device", "devices", "precision"}
     content = params.model_dump(mode="json", include={"student"})
+    if content["student"].pop("weights") is None:
+        del content["student"]["head"]
+    else:
+        content["student"]["weights_digest"] = weights_digest
     return json_digest(content | {"train": training.model_dump(mode="json", exclude=hardware)})
 
 

@@ -205,13 +205,24 @@ def divide(params: "Params") -> dict[str, dict[str, Any]]:
 
     A step that is given no more than it reads runs again only when that changed: another method trains no teacher
     anew, neither under DVC nor from a cluster's cache. Beyond `sections`: what a report shows, and the tracking store's
-    address for a teacher that comes from there.
+    address for a teacher, or for weights to start from, that come from there.
     """
     content = params.model_dump(mode="json")
     given = {}
     for step in STEPS:
         wanted = {*step.sections, *(SHOWN if step.shows else ())}
-        if step.name == "teacher" and (params.teacher.source or "").startswith("models:/"):
+        if any(address.startswith("models:/") for address in _addresses(params, step)):
             wanted.add("tracking")
         given[step.name] = {name: section for name, section in content.items() if name in wanted}
     return given
+
+
+def _addresses(params: "Params", step: Step) -> list[str]:
+    """Where the networks come from that a step starts with."""
+    teacher, student = params.teacher, params.student
+    by_section = {
+        "teacher": [teacher.source, teacher.weights, *(member.weights for member in teacher.members)],
+        "student": [student.weights],
+    }
+    read = step.sections if step.trains else ()
+    return [address for section in read for address in by_section.get(section, ()) if address is not None]

@@ -8,14 +8,15 @@ from typing import Any
 
 from components.launch import launch, must_launch
 from gkd_core import __version__, schemes
-from gkd_core.config import MethodConfig, Params, TeacherConfig
+from gkd_core.config import MethodConfig, NetworkConfig, Params, TeacherConfig
 from gkd_core.data.part import ClassPart
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, json_digest, read_json, write_json
-from gkd_core.models.create import create_model
+from gkd_core.models.create import build_network
 from gkd_core.models.network import Network, load_network, save_network
 from gkd_core.models.registry import TOPOLOGICAL
+from gkd_core.models.starting import StartingWeights, find_weights
 from gkd_core.models.weights import read_network
 from gkd_core.records import read_teacher
 from gkd_core.run_facts import run_facts
@@ -34,6 +35,7 @@ class _Network:
         title: what to call it in progress and errors.
         name: network.
         stem: of it.
+        start, head: the weights that it starts from, None is random ones, and what becomes of their head.
         seed: of its weights and the order of its images.
         classes: it is trained on these alone; None is all.
         assistant: it learns from the network trained before it, else from the labels alone.
@@ -43,6 +45,8 @@ class _Network:
     title: str
     name: str
     stem: str
+    start: StartingWeights | None
+    head: str
     seed: int
     classes: tuple[str, ...] | None = None
     assistant: bool = False
@@ -79,8 +83,9 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
         "teacher_digest": "",
         "config_digest": params.digest("teacher"),
     }
-    space = workspace(work / "teacher", inputs)
-    plan = _plan(teacher)
+    plan = _plan(params)
+    starts = {"weights_digests": digests} if any(digests := [_digest(one) for one in plan]) else {}
+    space = workspace(work / "teacher", inputs | starts)
     _refuse_uncovered(teacher, prepared.info.classes)
     with step_folder(out, [prepared.folder], work, kind="teacher") as folder:
         before: Path | None = None
@@ -98,8 +103,31 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     return last | several
 
 
-def _plan(teacher: TeacherConfig) -> list[_Network]:
+def find_start(network: NetworkConfig, params: Params, option: str) -> StartingWeights | None:
+    """The weights that a network of the configuration starts from, found; None is random ones.
+
+    Args:
+        option: where the network stands in params.yaml, for errors ("student.").
+    Raises:
+        GkdError: there are no such weights, or they cannot be fetched.
+    """
+    weights = network.weights
+    if weights is None:
+        return None
+    if weights.startswith("models:/"):
+        from components.mlflow_store import download_network
+
+        weights = str(download_network(weights, params.tracking))
+    return find_weights(weights, network.name, option=option)
+
+
+def _digest(one: _Network) -> str:
+    return "" if one.start is None else one.start.digest
+
+
+def _plan(params: Params) -> list[_Network]:
     """What to train, in order; folders are numbered where there are several, for two may be of one architecture."""
+    teacher = params.teacher
     seed = teacher.train.seed
     if teacher.members:
         return [
@@ -108,15 +136,18 @@ def _plan(teacher: TeacherConfig) -> list[_Network]:
                 title=f"teacher {place},",
                 name=member.name,
                 stem=member.stem,
+                start=find_start(member, params, f"teacher.members.{place - 1}."),
+                head=member.head,
                 seed=seed + place - 1 if member.seed is None else member.seed,
                 classes=None if member.classes is None else tuple(member.classes),
             )
             for place, member in enumerate(teacher.members, start=1)
         ]
     name = TOPOLOGICAL + teacher.name if teacher.topological else teacher.name
+    start = find_start(teacher.model_copy(update={"name": name}), params, "teacher.")
     if not teacher.assistants:
-        return [_Network(_folder(teacher.name), "teacher", name, teacher.stem, seed)]
-    first = _Network(f"1-{_folder(teacher.name)}", "teacher", name, teacher.stem, seed)
+        return [_Network(_folder(teacher.name), "teacher", name, teacher.stem, start, teacher.head, seed)]
+    first = _Network(f"1-{_folder(teacher.name)}", "teacher", name, teacher.stem, start, teacher.head, seed)
     return [
         first,
         *(
@@ -125,6 +156,8 @@ def _plan(teacher: TeacherConfig) -> list[_Network]:
                 f"assistant {place - 1},",
                 assistant,
                 teacher.stem,
+                None,
+                "auto",
                 seed,
                 assistant=True,
             )
@@ -154,17 +187,31 @@ def _train(
         spec = specification(teacher.assistant_distill)
         teachers = (load_network(before, prepared.info.classes),)
         inputs = inputs | {"teacher_digest": folder_digest(before)}
+    network = build_network(one.name, stem=one.stem, data=data, seed=one.seed, **_start(one, teacher))
     training = Training(
-        network=create_model(one.name, stem=one.stem, data=data, seed=one.seed),
+        network=network,
         data=data,
         config=teacher.train.model_copy(update={"seed": one.seed}),
         spec=spec,
         teachers=teachers,
-        facts={"role": "assistant" if one.assistant else "teacher", **inputs},
+        facts={"role": "assistant" if one.assistant else "teacher", **inputs, **weights_fact(network)},
         title=one.title,
         section="teacher.train",
     )
     training.run(work).save(folder)
+
+
+def _start(one: _Network, teacher: TeacherConfig) -> dict[str, Any]:
+    """How it starts, as arguments of `build_network`."""
+    if one.start is None:
+        return {}
+    preprocessing = {} if teacher.members else {name: getattr(teacher, name) for name in ("mean", "std", "image_size")}
+    return {"weights": one.start, "head": one.head, "option": "teacher.", **preprocessing}
+
+
+def weights_fact(network: Network) -> dict[str, str]:
+    """For the lineage: the digest of the weights that a network started from; nothing where they were random."""
+    return {"weights_digest": network.weights_digest} if network.weights_digest else {}
 
 
 def specification(

@@ -14,6 +14,7 @@ from gkd_core.config.schema import EvaluateConfig as EvaluateConfig
 from gkd_core.config.schema import ExportConfig as ExportConfig
 from gkd_core.config.schema import Int8Config as Int8Config
 from gkd_core.config.schema import MethodConfig as MethodConfig
+from gkd_core.config.schema import NetworkConfig as NetworkConfig
 from gkd_core.config.schema import Params as Params
 from gkd_core.config.schema import TeacherConfig as TeacherConfig
 from gkd_core.config.schema import TrackingConfig as TrackingConfig

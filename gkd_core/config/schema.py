@@ -252,11 +252,24 @@ class NetworkConfig(Section):
     """Which network to build."""
 
     name: str = "resnet8"
-    """A CIFAR family (resnet8…110, resnet8x4, resnet32x4, wrn_D_W, vgg8…19, MobileNetV2, ShuffleNetV2) or any
-    torchvision classification model by name (`torchvision:NAME` where both have one, as with vgg13)."""
+    """A CIFAR family (resnet8…110, resnet8x4, resnet32x4, wrn_D_W, vgg8…19, MobileNetV2, ShuffleNetV2), any
+    torchvision classification model by name (`torchvision:NAME` where both have one, as with vgg13), or `timm:NAME`,
+    any of timm's (needs the extra `gkd[hub]`)."""
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     """First layers of a torchvision model: strided for large images, or not for small ones (`auto`: by image size,
     cifar up to 64 pixels)."""
+    weights: str | None = None
+    """What it starts from: null is random weights; `pretrained` the network's published default; else a name of
+    torchvision's (`IMAGENET1K_V2`), a tag of timm's (`in22k_ft_in1k`), `hf-hub:OWNER/NAME` (timm's networks), a file
+    (.safetensors, .pth), a folder of ours, or `models:/NAME@ALIAS`. Mean, standard deviation, size and crop of the
+    images come with the weights."""
+    head: Literal["auto", "new", "keep"] = "auto"
+    """With `weights`, the classification layer: `new` for the data's classes, `keep` that of the weights, or `auto`:
+    kept where the weights know all of the data's classes by name."""
+
+    def contradictions(self) -> Iterator[str]:
+        if self.weights is None and self.head != "auto":
+            yield f"head is {self.head} but weights is null: there is no head to keep or to replace without them"
 
     @field_validator("name")
     @classmethod
@@ -272,7 +285,8 @@ class StudentConfig(NetworkConfig):
     channels: Literal[1, 3] | None = None
     """1 shows it greyscale, 3 colour (scheme `cross_modal`); null shows it what the data has."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Side in pixels of the images it sees (scheme `cross_modal`); null keeps the data's."""
+    """Side in pixels of the images it sees (scheme `cross_modal`, or with `weights`); null keeps the weights' or the
+    data's."""
 
     @property
     def has_own_view(self) -> bool:
@@ -421,7 +435,8 @@ class TeacherConfig(NetworkConfig):
     classes: list[str] | None = None
     """Class names, in the order of its outputs, of a state-dict file that does not carry them."""
     mean: list[float] | None = None
-    """Per-channel mean a state-dict file was trained with, for images in [0, 1]; null takes the data's."""
+    """Per-channel mean a state-dict file was trained with, for images in [0, 1]; null takes the data's. With `weights`
+    it replaces theirs, and so do the two below."""
     std: list[float] | None = None
     """Per-channel standard deviation, likewise."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
@@ -442,6 +457,11 @@ class TeacherConfig(NetworkConfig):
     section, so that another method retrains no teacher that does not depend on it."""
 
     def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.weights is not None and self.source is not None:
+            yield "source takes a network as it is and weights start a training: give one of them"
+        if self.weights is not None and self.members:
+            yield "weights starts one teacher, but members lists several: give each member its own"
         if (self.mean is None) != (self.std is None):
             yield "mean and std go together: give both or neither"
         if self.topological and self.source is not None:
@@ -454,8 +474,10 @@ class TeacherConfig(NetworkConfig):
             yield "members lists one teacher: give at least two, or name and train instead"
         if (self.members or self.assistants) and self.source is not None:
             yield "members and assistants are trained here, but source is set: give one or the other"
-        if self.source is None and (self.classes or self.mean or self.image_size):
-            yield "classes, mean, std and image_size describe an imported state-dict, but source is null"
+        if self.source is None and self.classes:
+            yield "classes describes an imported state-dict, but source is null"
+        if self.source is None and self.weights is None and (self.mean or self.image_size):
+            yield "mean, std and image_size describe an imported state-dict or weights, but source and weights are null"
 
     def unread(self) -> Iterator[str]:
         if self.assistant_distill.model_fields_set and not self.assistants:
@@ -577,6 +599,14 @@ class TrackingConfig(Section):
     """Tries to reach the server before giving up, with growing pauses."""
 
 
+def networks(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The networks among sections as JSON: teacher, its members, and student."""
+    for section in ("teacher", "student"):
+        if section in content:
+            yield content[section]
+            yield from content[section].get("members", ())
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -594,14 +624,18 @@ class Params(Section):
     def digest(self, *sections: str) -> str:
         """sha256 of the named sections as they came out of validation, defaults included.
 
-        Left out is what does not change the result: where data and teacher were read from (their own digests tell
-        what they are), and the options of methods and schemes that were not chosen. `devices` stays out while it is 1;
+        Left out is what does not change the result: where data, teacher and weights were read from (their own digests
+        tell what they are), `head` where there are no weights, and the options of methods and schemes that were not
+        chosen. `devices` stays out while it is 1;
         several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
         configuration.
         """
         content = self.model_dump(mode="json", include=set(sections))
         content.get("data", {}).pop("root", None)
         content.get("teacher", {}).pop("source", None)
+        for network in networks(content):
+            if network.pop("weights", None) is None:
+                network.pop("head", None)
         for training in (content.get("teacher", {}).get("train", {}), content.get("train", {})):
             if training.get("devices") == 1:
                 del training["devices"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import nn
 
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.models.network import LUMA, Network, NetworkSpec
-from gkd_core.models.registry import TOPOLOGICAL, is_cifar_name, model_names
+from gkd_core.models.network import LUMA, Network, NetworkSpec, Preprocessing
+from gkd_core.models.registry import TIMM, TOPOLOGICAL, is_cifar_name, model_names, timm_names
+from gkd_core.models.starting import StartingWeights, find_weights, start_from
 from gkd_core.models.wrap import WRAPPED, WrappedClassifier
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -27,7 +29,9 @@ def list_models(filter: str = "") -> list[str]:
     """Names that `create_model` takes.
 
     Args:
-        filter: a part of the name, or a pattern with `*` and `?`.
+        filter: a part of the name, or a pattern with `*` and `?`; one that begins with `timm:` lists timm's.
+    Raises:
+        GkdError: timm's are asked for, and it is not installed.
 
     Example:
         >>> list_models("resnet8")
@@ -35,7 +39,8 @@ def list_models(filter: str = "") -> list[str]:
         >>> list_models("mobilenet_v3_*")
         ['mobilenet_v3_large', 'mobilenet_v3_small']
     """
-    return [name for name in model_names() if filter in name or fnmatchcase(name, filter)]
+    names = timm_names() if filter.startswith(TIMM) else model_names()
+    return [name for name in names if filter in name or fnmatchcase(name, filter)]
 
 
 def create_model(
@@ -49,24 +54,35 @@ def create_model(
     std: Sequence[float] | None = None,
     seed: int = 0,
     stem: str = "auto",
+    weights: str | Path | None = None,
+    head: str | None = None,
     stages: Sequence[str] = (),
-    head: str = "fc",
 ) -> Network:
-    """A network with fresh weights: images [B, C, H, W] in [0, 1] of any size in, preprocessing inside.
+    """A network: images [B, C, H, W] in [0, 1] of any size in, preprocessing inside.
 
     Args:
-        name: one of `list_models()`; or a module of your own, which is then wrapped (see `wrap`).
-        classes: class names in the order of the logits; None takes the data's.
+        name: one of `list_models()`, `timm:NAME` for any classification network of timm's; or a module of your own,
+            which is then wrapped (see `wrap`).
+        classes: class names in the order of the logits; None takes the data's, without data those of the weights.
         data: what it will be trained on, for everything that is not given.
-        image_size: side in pixels that the network works on; without data 32 for the CIFAR families, else 224.
-        channels: 1 or 3 that it works on; without data 3.
-        mean: per channel, of images in [0, 1]; without data ImageNet's.
+        image_size: side in pixels that the network works on; None is what the weights were made with, else the data's,
+            else 32 for the CIFAR families and 224 for others.
+        channels: 1 or 3 that it works on; None is the weights', else the data's, else 3.
+        mean: per channel, of images in [0, 1]; None is the weights', else the data's, else ImageNet's.
         std: likewise.
-        seed: of the weights; torch's own random state is left as it is.
-        stem: first layers of a torchvision network: "imagenet", "cifar", or "auto" (cifar up to 64 pixels).
-        stages, head: of a module of your own.
+        seed: of random weights; torch's own random state is left as it is.
+        stem: first layers of a torchvision network: "imagenet", "cifar", or "auto" (the weights', else cifar up to 64
+            pixels).
+        weights: what it starts from. None: random weights. `pretrained`: the network's published default. The name of
+            weights that torchvision publishes (`IMAGENET1K_V2`), a tag of timm's (`in22k_ft_in1k`), `hf-hub:OWNER/NAME`
+            for a network of timm's, a file (.safetensors, .pth), or a folder that gkd wrote.
+        head: with weights, the classification layer: `new`, `keep` (theirs, its rows picked by the names of the
+            classes), or `auto` (None): keep it where the weights know every class. Of a module of your own the name of
+            its last layer, None is "fc".
+        stages: of a module of your own.
     Raises:
-        GkdError: an unknown name, no classes, images too small for the network.
+        GkdError: an unknown name, no classes, images too small for the network, weights that there are not or that do
+            not fit.
 
     Example:
         >>> network = create_model("resnet8", classes=["cat", "dog"], image_size=32)
@@ -74,23 +90,58 @@ def create_model(
         torch.Size([5, 2])
     """
     if isinstance(name, nn.Module):
+        if weights is not None:
+            raise GkdError("weights are for networks by name: load them into your module before it is wrapped")
         own: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
-        return wrap(name, stages, head, classes=classes, data=data, **own)
+        return wrap(name, stages, head or "fc", classes=classes, data=data, **own)
+    spec: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
+    return build_network(name, classes=classes, data=data, seed=seed, stem=stem, weights=weights, head=head, **spec)
+
+
+def build_network(
+    name: str,
+    *,
+    classes: Sequence[str] | None = None,
+    data: PreparedData | None = None,
+    seed: int = 0,
+    stem: str = "auto",
+    weights: str | Path | StartingWeights | None = None,
+    head: str | None = None,
+    option: str = "",
+    **preprocessing: Any,
+) -> Network:
+    """`create_model` for a step: `option` stands before the names of its arguments in errors ("student."), and weights
+    may have been found before.
+    """
+    if weights is None and head not in (None, "auto", "new"):
+        raise GkdError(
+            f"{option}head is {head}, but there are no weights whose head could be: give weights, or no head"
+        )
+    if weights is None or isinstance(weights, StartingWeights):
+        start = weights
+    else:
+        start = find_weights(weights, name, option=option)
+    if name.startswith(TIMM):
+        name = name.partition(".")[0]  # the tag behind it says what weights are meant, not what network
     default_size = 32 if is_cifar_name(name.removeprefix(TOPOLOGICAL)) else 224
+    if classes is None and data is None and start is not None:
+        classes = start.classes
     spec = describe(
         name,
-        stem=stem,
+        stem=stem if start is None or stem != "auto" else start.stem,
         classes=classes,
         data=data,
-        image_size=image_size,
-        channels=channels,
-        mean=mean,
-        std=std,
         default_size=default_size,
+        option=option,
+        known=None if start is None else start.preprocessing,
+        **preprocessing,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Network(spec)
+        network = Network(spec)
+        if start is not None:
+            start_from(network, start, head or "auto", option=option)
+    return network
 
 
 def wrap(
@@ -165,18 +216,20 @@ def describe(
     stem: str,
     classes: Sequence[str] | None,
     data: PreparedData | None,
-    image_size: int | None,
-    channels: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     default_size: int = 224,
+    known: Preprocessing | None = None,
     option: str = "",
     **more: Any,
 ) -> NetworkSpec:
-    """What a network is to be: what is given, else the data's, else ImageNet's.
+    """What a network is to be: what is given, else the weights', else the data's, else ImageNet's.
 
     Args:
         default_size: `image_size` without data.
+        known: the preprocessing that belongs to the weights it will have.
         option: stands before the names of arguments in errors.
 
     Raises:
@@ -185,16 +238,25 @@ def describe(
     info = data.info if data is not None else None
     if classes is None and info is None:
         raise GkdError(f"a network needs the names of its classes: give {option}classes, or data")
-    depth = channels or (info.channels if info else 3)
-    default_mean, default_std = IMAGENET[3 if depth == 3 else 1] if data is None else _statistics(data, depth)
+    if known is not None and channels not in (None, known.channels):
+        raise GkdError(
+            f"{option}channels is {channels}, but the weights are of a network that sees {known.channels}: leave it "
+            "out (images are brought to the network's channels)"
+        )
+    if known is None:
+        depth = channels or (info.channels if info else 3)
+        statistics = IMAGENET[3 if depth == 3 else 1] if data is None else _statistics(data, depth)
+        known = Preprocessing(depth, info.image_size if info else default_size, *statistics)
     spec = NetworkSpec(
         name=name,
         stem=stem,
         classes=tuple(classes) if classes is not None else data.info.classes,  # type: ignore[union-attr]
-        in_channels=depth,
-        image_size=image_size or (info.image_size if info else default_size),
-        mean=tuple(mean) if mean is not None else default_mean,
-        std=tuple(std) if std is not None else default_std,
+        in_channels=known.channels,
+        image_size=image_size or known.image_size,
+        mean=tuple(mean) if mean is not None else known.mean,
+        std=tuple(std) if std is not None else known.std,
+        interpolation=known.interpolation,
+        crop_fraction=known.crop_fraction,
         **more,
     )
     if fault := spec.fault():

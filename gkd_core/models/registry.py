@@ -1,8 +1,9 @@
 """Architectures by name. Adding a family = one file in `cifar/` with a `build` function and one entry in `FAMILIES`.
 
 The CIFAR families are those of the CIFAR-100 distillation benchmark (RepDistiller), under the same layer names, so that
-checkpoints trained with it, or with mdistiller, load as they are. Every other name is torchvision's. Where both know a
-name (vgg11, vgg13, vgg16, vgg19) the plain name means the CIFAR family and `torchvision:vgg13` torchvision's.
+checkpoints trained with it, or with mdistiller, load as they are. `timm:NAME` is timm's (extra `hub`), every other name
+torchvision's. Where both know a name (vgg11, vgg13, vgg16, vgg19) the plain name means the CIFAR family and
+`torchvision:vgg13` torchvision's.
 """
 
 import difflib
@@ -28,13 +29,25 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Module in `gkd_core.models.cifar` → the names it builds."""
 
 TORCHVISION = "torchvision:"
+TIMM = "timm:"
 TOPOLOGICAL = "topological:"
 STEMS = ("auto", "cifar", "imagenet")
 
 
 def model_names() -> tuple[str, ...]:
-    """Every name `create_classifier` takes: the CIFAR families, then torchvision's (imports torchvision)."""
+    """Names that `create_classifier` takes: the CIFAR families, then torchvision's (imports torchvision)."""
     return (*_cifar_names(), *(torchvision_name(name) for name in _torchvision_names()))
+
+
+def timm_names() -> tuple[str, ...]:
+    """The names of timm's networks.
+
+    Raises:
+        GkdError: timm is not installed.
+    """
+    from gkd_core.models import timm
+
+    return tuple(TIMM + name for name in timm.names())
 
 
 def refuse_unknown_name(name: str, key: str = "network") -> None:
@@ -45,9 +58,14 @@ def refuse_unknown_name(name: str, key: str = "network") -> None:
     Raises:
         GkdError: there is none.
     """
+    if name.startswith(TIMM):
+        from gkd_core.models import timm
+
+        timm.refuse_unknown(name, key)
+        return
     if not is_cifar_name(name) and name.removeprefix(TORCHVISION) not in _torchvision_names():
         near = difflib.get_close_matches(name, _torchvision_names(), n=3)
-        known = [*_cifar_names(), *near, "every torchvision classification model by its name"]
+        known = [*_cifar_names(), *near, "every torchvision classification model by its name, timm:NAME"]
         raise GkdError(unknown(key, name, known))
 
 
@@ -67,13 +85,14 @@ def create_classifier(
     """A freshly initialised network, from torch's global random state.
 
     Args:
-        name: one of `model_names()`; `torchvision:NAME` always means torchvision's, `topological:NAME` the network of
-            that name that also looks at persistence features (see `gkd_core.models.topological`).
+        name: one of `model_names()`; `timm:NAME` means timm's, `torchvision:NAME` always torchvision's,
+            `topological:NAME` the network of that name that also looks at persistence features (see
+            `gkd_core.models.topological`).
         num_classes: C ≥ 1.
         in_channels: 1 or 3.
         image_size: side of the square input in pixels.
         stem: first layers of a torchvision network: "imagenet", "cifar", or "auto" (cifar up to 64 pixels). The CIFAR
-            families have their own stem at every size and refuse "imagenet".
+            families have their own stem at every size and refuse "imagenet", timm's networks refuse "cifar".
     Raises:
         GkdError: unknown name or stem, or images too small for the network.
     """
@@ -95,6 +114,10 @@ def create_classifier(
             )
         family: Any = importlib.import_module(f"gkd_core.models.cifar.{module}")
         return cast("Classifier", family.build(name, num_classes, in_channels=in_channels, image_size=image_size))
+    if name.startswith(TIMM):
+        from gkd_core.models import timm
+
+        return timm.build(name, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
     refuse_unknown_name(name)
     from gkd_core.models.torchvision import build
 

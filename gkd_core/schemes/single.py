@@ -23,7 +23,8 @@ class Single(Scheme):
     def check(self, params: "Params") -> Iterator[str]:
         """A student with a view of its own is another scheme's."""
         yield from super().check(params)
-        if params.student.has_own_view:
+        student = params.student
+        if student.channels is not None or (student.image_size is not None and student.weights is None):
             from gkd_core.schemes import reading
 
             yield (

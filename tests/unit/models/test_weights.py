@@ -211,7 +211,7 @@ def test_a_missing_source_is_one_sentence(tmp_path):
 
 def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "w.onnx").write_bytes(b"x")
-    with pytest.raises(GkdError, match=r"must end in \.pt, \.pth, \.safetensors"):
+    with pytest.raises(GkdError, match=r"must end in \.pt, \.pth, \.bin, \.safetensors"):
         take(tmp_path / "w.onnx")
 
 
