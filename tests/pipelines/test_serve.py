@@ -431,7 +431,7 @@ def test_what_cannot_be_served_is_said_in_one_sentence(deploy, tmp_path, capsys,
     (tmp_path / "garbage").write_bytes(b"\x08\x07garbage")
     (tmp_path / "empty").write_text("\n")
     shutil.copytree(deploy, tmp_path / "bundle")
-    (tmp_path / "bundle" / "bundle.json").write_text('{"name": "red/bird"}')
+    (tmp_path / "bundle" / "bundle.json").write_text('{"name": "red/bird", "files": {}}')
     places = {
         "deploy": deploy,
         "bundle": tmp_path / "bundle",

@@ -198,7 +198,7 @@ class Counting(nn.Module):
 
 
 def test_a_network_bound_to_one_batch_size_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GkdError, match="^it exports for one batch size only"):
+    with pytest.raises(GkdError, match=r"^it exports for one batch size only"):
         write_onnx(Counting(), tmp_path / "m.onnx", classes=("a",), channels=1, image_size=4, name="it")
     assert not list(tmp_path.iterdir())
 
