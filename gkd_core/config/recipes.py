@@ -38,6 +38,7 @@ class ResolvedTraining(TrainingConfig):
     label_smoothing: float
     freeze_epochs: int
     backbone_lr_factor: float
+    freeze_batch_norm: bool
 
 
 @dataclass(frozen=True)
@@ -191,14 +192,17 @@ def _cifar(given: Mapping[str, Any], images: int) -> dict[str, Any]:
         "label_smoothing": 0.0,
         "freeze_epochs": 0,
         "backbone_lr_factor": 1.0,
+        "freeze_batch_norm": False,
     }
 
 
 def _fine_tune(given: Mapping[str, Any], images: int) -> dict[str, Any]:
     """From learnt weights: the new head alone for the first epochs, then all, below the head at a tenth of its rate.
 
-    No label smoothing: a teacher trained with it teaches less (Müller et al. 2019, arXiv:1906.02629). With optimizer
-    sgd the learning rate is 0.01 and weight decay 1e-4.
+    Statistics of batch norms stay: those of a few small batches are worse (449 flowers of 96 pixels, batches of 16, an
+    ImageNet EfficientNet-Lite0, 10 epochs, one seed: 84.0 against 78.7 % of 188 test images). No label smoothing: a
+    teacher trained with it teaches less (Müller et al. 2019, arXiv:1906.02629). With optimizer sgd the learning rate is
+    0.01 and weight decay 1e-4.
     """
     epochs, batch_size = _length(given, images, FINE_TUNE_STEPS, FINE_TUNE_EPOCHS)
     sgd = given.get("optimizer") == "sgd"
@@ -213,6 +217,7 @@ def _fine_tune(given: Mapping[str, Any], images: int) -> dict[str, Any]:
         "label_smoothing": 0.0,
         "freeze_epochs": min(2, epochs // 5),
         "backbone_lr_factor": 0.1,
+        "freeze_batch_norm": True,
     }
 
 
@@ -234,6 +239,7 @@ def _photos_from_scratch(given: Mapping[str, Any], images: int) -> dict[str, Any
         "label_smoothing": 0.1,
         "freeze_epochs": 0,
         "backbone_lr_factor": 1.0,
+        "freeze_batch_norm": False,
     }
 
 

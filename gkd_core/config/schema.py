@@ -173,9 +173,10 @@ class TrainingConfig(Section):
     """Learning rate of everything below the head, as a part of `learning_rate`; null takes the recipe's."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Factor on the learning rate for each block further below the head; 1 is the same for all."""
-    freeze_batch_norm: bool = False
+    freeze_batch_norm: bool | None = None
     """Keep the running statistics of batch norms as the weights brought them, and normalise by them, in the whole
-    training: for batches too small to tell statistics. Their weights and biases are trained."""
+    training: for batches too small to tell statistics. Their weights and biases are trained. Null takes the
+    recipe's."""
     label_smoothing: Fraction | None = None
     """ε of label smoothing in the cross-entropy; null takes the recipe's."""
     clip_norm: Positive | None = None

@@ -37,6 +37,7 @@ def test_cifar_is_what_a_training_had_before_there_were_recipes():
         ("weight_decay", 0.0), ("decay_norms", True), ("decay_norms", False), ("warmup_epochs", 0.0),
         ("warmup_epochs", 0.25), ("label_smoothing", 0.2), ("label_smoothing", 0.0), ("freeze_epochs", 0),
         ("freeze_epochs", 1), ("backbone_lr_factor", 0.5), ("backbone_lr_factor", 1.0),
+        ("freeze_batch_norm", True), ("freeze_batch_norm", False),
     ],
 )  # fmt: skip
 def test_what_is_given_wins_over_the_recipe_and_null_takes_it(recipe, field, value):

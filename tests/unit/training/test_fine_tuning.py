@@ -18,6 +18,10 @@ from tests.unit.stripes import CLASSES, network, stripes_data
 
 HEAD = "classifier.fc."
 PARTS = (("c", "a"), ("b", "c", "d"))
+SETTINGS = {
+    "epochs": 3, "batch_size": 16, "device": "cpu", "learning_rate": 0.01, "freeze_epochs": 0,
+    "freeze_batch_norm": False,
+}  # fmt: skip
 
 
 def run_of(work, spec=None, *, count=40, student=None, **config) -> Trainer:
@@ -32,9 +36,7 @@ def run_of(work, spec=None, *, count=40, student=None, **config) -> Trainer:
         Training(
             student,
             stripes_data(count),
-            TrainingConfig.model_validate(
-                {"epochs": 3, "batch_size": 16, "device": "cpu", "learning_rate": 0.01, "freeze_epochs": 0} | config
-            ),
+            TrainingConfig.model_validate(SETTINGS | config),
             spec,
             tuple(network("wrn_16_2", 2 + i, parts[i]) for i in range(taught_by)),
         ),
@@ -242,3 +244,15 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     run_of(tmp_path, epochs=1).run()
     with pytest.raises(GkdError, match="another configuration"):
         run_of(tmp_path, epochs=1, layer_decay=0.5).run()
+
+
+def test_every_generation_is_fine_tuned_from_the_same_weights(monkeypatch):
+    run = run_of(None, epochs=2, freeze_epochs=1, learning_rate=None)
+    starts, train = [], Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self: (starts.append(state_of(self.network)), train(self))[1])
+    spec = DistillationSpec("kd", scheme="born_again", scheme_options={"generations": 1})
+    settings = TrainingConfig(epochs=2, batch_size=16, device="cpu", freeze_epochs=1)
+    result = Training(run.network, stripes_data(40), settings, spec).in_scheme(run.network.sibling, None)
+    first, second = starts
+    assert changed(first, second) == {f"{HEAD}weight", f"{HEAD}bias"}
+    assert result.facts["recipe"] == "fine-tune"
