@@ -1,7 +1,7 @@
 """What every network is to the rest of the code: one output form, and a head that can be called alone."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -98,6 +98,16 @@ class Classifier(nn.Module, ABC):
         """Names of the layers that make the logits, new where the classes are: the last one, unless overridden."""
         *_, last = self.state_dict()
         return (last.rpartition(".")[0],)
+
+    def renew_head(self) -> None:
+        """Draw the weights of `head_layers` anew, on top of weights that were learnt: small, as torch's layers do.
+
+        Some architectures (EfficientNet, in timm and in torchvision) draw theirs ten times as large. A training from
+        noise gets over that; fine-tuning would pass the gradients of that loss on to all that was learnt.
+        """
+        for name in self.head_layers:
+            layer: Any = self.get_submodule(name)
+            layer.reset_parameters()
 
     def parameter_depths(self) -> dict[str, int]:
         """Depth of every parameter by its name: 0 in the stem, the largest in `head_layers` and there alone."""

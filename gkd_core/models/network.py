@@ -150,6 +150,7 @@ class Network(nn.Module):
             head = tuple(f"{layer}." for layer in self.classifier.head_layers)
             below = {name: v for name, v in self.classifier.state_dict().items() if not name.startswith(head)}
             other.classifier.load_state_dict(below, strict=False)
+            other.classifier.renew_head()
             other.pretrained = True
         return other
 

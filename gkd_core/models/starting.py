@@ -99,7 +99,7 @@ def start_from(network: Network, weights: StartingWeights, head: str = "auto", *
     """Give a fresh network these weights.
 
     Args:
-        network: its classification layer stays as it is where it is to be new.
+        network: its classification layer is drawn anew where it is to be new.
         head: "new", "keep" (the weights' own layer, its rows picked by the names of the classes), or "auto": keep where
             the weights know every class.
         option: stands before the names of arguments in errors.
@@ -115,6 +115,7 @@ def start_from(network: Network, weights: StartingWeights, head: str = "auto", *
         raise GkdError(_unfit(weights, network.spec, faults, option))
     rows = _rows(weights, network.spec, head, {key: state[key] for key in own if key in state}, option)
     if rows is None:
+        classifier.renew_head()
         state |= {key: expected[key] for key in own}
     else:
         state |= {key: state[key][rows] for key in own}

@@ -144,10 +144,9 @@ def test_the_cache_of_hf_home_is_where_it_is_looked_for(lite, tmp_path):
 def test_a_file_brings_the_preprocessing_of_its_architecture_and_no_names_of_classes(lite):
     new = create_model(LITE, classes=PETS, weights=lite, seed=3)
     assert new.spec.preprocessing == Preprocessing(3, 224, (0.5,) * 3, (0.5,) * 3, "bicubic", 0.875)
-    fresh, theirs = create_model(LITE, classes=PETS, seed=3, image_size=224), load_file(lite)
+    theirs, own = load_file(lite), head_tensors(new.classifier)
     for name, value in new.classifier.state_dict().items():
-        own = fresh.classifier.state_dict()[name] if name in head_tensors(new.classifier) else None
-        assert torch.equal(value, theirs[name.removeprefix("network.")] if own is None else own), name
+        assert name in own or torch.equal(value, theirs[name.removeprefix("network.")]), name
     assert new.weights_digest == file_digest(lite)
     assert new.pretrained
 
@@ -248,9 +247,10 @@ def test_a_folder_of_ours_starts_every_family(name, tmp_path):
         torch.testing.assert_close(new.eval()(images).logits, old.eval()(images).logits[:, [2, 0]])
     assert new.weights_digest == file_digest(tmp_path / "model.safetensors")
     other = create_model(name, classes=["cat", "cow"], weights=tmp_path, seed=2)
-    fresh = create_model(name, classes=["cat", "cow"], image_size=32, seed=2)
     state, head = other.classifier.state_dict(), head_tensors(other.classifier)
-    assert all(torch.equal(state[key], fresh.classifier.state_dict()[key]) for key in head)
+    for seed, same in ((2, True), (3, False)):
+        again = create_model(name, classes=["cat", "cow"], weights=tmp_path, seed=seed).classifier.state_dict()
+        assert all(torch.equal(state[key], again[key]) == same for key in head)
     assert all(torch.equal(state[key], value) for key, value in old.classifier.state_dict().items() if key not in head)
 
 
@@ -276,6 +276,18 @@ def test_new_throws_away_a_head_that_could_be_kept(tmp_path):
     new = create_model("resnet8", classes=PETS, weights=tmp_path, head="new", seed=2)
     assert not torch.equal(new.classifier.fc.weight, old.classifier.fc.weight)
     assert torch.equal(new.classifier.conv1.weight, old.classifier.conv1.weight)
+
+
+@pytest.mark.parametrize("name", ["timm:efficientnet_b0", "efficientnet_b0"])
+def test_a_new_head_on_learnt_weights_is_small(name, tmp_path):
+    """Both libraries draw this network's head with numbers up to 1/√classes, which is for a training from noise."""
+    save_network(create_model(name, classes=["a", "b", "c"], image_size=64), tmp_path)
+    network = create_model(name, classes=PETS, image_size=64, weights=tmp_path, head="new")
+    layer = network.classifier.get_submodule(network.classifier.head_layers[0])
+    bound = layer.in_features**-0.5
+    assert 0.9 * bound < layer.weight.abs().max() <= bound
+    again = network.sibling(1).classifier.get_submodule(network.classifier.head_layers[0])
+    assert 0.9 * bound < again.weight.abs().max() <= bound
 
 
 def test_the_head_of_a_file_is_kept_on_request_where_there_are_as_many_classes_and_it_is_said(tiny, caplog):
