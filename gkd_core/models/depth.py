@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,8 @@ def parameter_depths(module: nn.Module, head: Collection[str]) -> dict[str, int]
     Depths count blocks in the order in which they were registered. Walked through are sequences, what the head lies
     in, and a module that there is once and that holds a sequence (a transformer's encoder). What is left is a block: a
     residual block, a convolution. A norm layer by itself belongs to the block before it, and so do parameters between
-    blocks (a class token, position embeddings).
+    blocks (a class token, position embeddings). Where a network of timm's lies under `network`, timm's own grouping
+    counts instead.
 
     Args:
         module: with all its parameters.
@@ -22,6 +24,8 @@ def parameter_depths(module: nn.Module, head: Collection[str]) -> dict[str, int]
     Returns:
         0 for the stem, the largest for the head and for it alone.
     """
+    if (known := _by_timm(module, head)) is not None:
+        return known
     kinds = Counter(type(part) for part in module.modules())
     depths: dict[str, int] = {}
     blocks = 0
@@ -45,3 +49,17 @@ def parameter_depths(module: nn.Module, head: Collection[str]) -> dict[str, int]
 
     walk(module, "")
     return {name: depths.get(name, blocks) for name, _ in module.named_parameters()}
+
+
+def _by_timm(module: nn.Module, head: Collection[str]) -> dict[str, int] | None:
+    """Depths by the groups that timm's own layer decay has, without gaps; None: it has no say."""
+    network: Any = getattr(module, "network", None)
+    if not hasattr(network, "group_matcher"):
+        return None
+    from timm.models import group_parameters
+
+    found = group_parameters(network, network.group_matcher(coarse=False), reverse=True)
+    heads = tuple(f"{layer}." for layer in head)
+    groups = {f"network.{name}": group for name, group in found.items() if not f"network.{name}".startswith(heads)}
+    ranks = {group: rank for rank, group in enumerate(sorted(set(groups.values())))}
+    return {name: ranks[groups[name]] if name in groups else len(ranks) for name, _ in module.named_parameters()}

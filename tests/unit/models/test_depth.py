@@ -1,11 +1,13 @@
 """How deep parameters stand: in order, the head above all, the same rule for every architecture."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from gkd_core.data.topology import FEATURES
 from gkd_core.models.create import wrap
+from gkd_core.models.depth import parameter_depths
 from gkd_core.models.registry import create_classifier
 
 
@@ -80,3 +82,23 @@ def test_the_head_of_a_wrapped_module_is_the_layer_that_was_named():
         "head.weight": 2, "head.bias": 2, "trunk.0.weight": 0, "trunk.0.bias": 0, "trunk.1.weight": 0,
         "trunk.1.bias": 0, "trunk.3.weight": 1, "trunk.3.bias": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "blocks"),
+    [
+        ("vit_tiny_patch16_224", "head", 13),  # a stem and 12 blocks, the last norm with the last of them
+        ("swin_tiny_patch4_window7_224", "head.fc", 13),  # likewise, though its blocks lie in four stages
+        ("tf_efficientnet_lite0", "classifier", 17),  # a stem, 16 blocks, the last convolution with the last of them
+    ],
+)
+def test_a_network_of_timm_s_has_timm_s_own_groups_and_its_head_above_them(name, head, blocks):
+    holder = nn.Module()
+    with torch.device("meta"):
+        holder.network = timm.create_model(name, num_classes=5)
+    depths = parameter_depths(holder, (f"network.{head}",))
+    assert list(depths) == [parameter for parameter, _ in holder.named_parameters()]
+    assert sorted(set(depths.values())) == list(range(blocks + 1))
+    above = {parameter for parameter, depth in depths.items() if depth == blocks}
+    assert above == {f"network.{head}.weight", f"network.{head}.bias"}
+    assert depths[next(iter(depths))] == 0
