@@ -133,8 +133,9 @@ def planned(params: Params, image_size: int | None = None, images: int | None = 
         seen = student.image_size or side if network is student else side
         sizes = [seen] if seen else [1, SMALL_UP_TO + 1]
         counts = [images] if images and not part else [1, 10**9]
-        weights = getattr(network, "weights", None) is not None
-        starts = tuple(Start(weights, size, count, network.name) for size in sizes for count in counts)
+        starts = tuple(
+            Start(network.weights is not None, size, count, network.name) for size in sizes for count in counts
+        )
         plans.append(Planned(section, network.name, config, starts))
     return plans
 

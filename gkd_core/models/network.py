@@ -151,7 +151,7 @@ class Network(nn.Module):
             below = {name: v for name, v in self.classifier.state_dict().items() if not name.startswith(head)}
             other.classifier.load_state_dict(below, strict=False)
             other.classifier.renew_head()
-            other.pretrained = True
+            other.pretrained, other.weights_digest = True, self.weights_digest
         return other
 
     def select_classes(self, classes: tuple[str, ...] | None) -> None:

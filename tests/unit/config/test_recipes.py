@@ -186,6 +186,21 @@ def test_what_is_given_and_what_is_left_open_survives_json_as_a_pipeline_has_it(
     assert params.digest("train") != Params().digest("train")
 
 
+def test_weights_in_the_configuration_make_auto_fine_tune_before_anything_is_loaded():
+    params = parse_params({"student": {"weights": "somewhere"}, "train": {"freeze_epochs": 1, "recipe": "fine-tune"}})
+    assert [start.weights for plan in planned(params) for start in plan.starts] == [False] * 2 + [True] * 2
+    with pytest.raises(GkdError, match="recipe is fine-tune, but resnet14 starts from noise"):
+        parse_params(
+            {
+                "teacher": {
+                    "members": [{"name": "resnet8", "weights": "somewhere"}, {"name": "resnet14"}],
+                    "train": {"recipe": "fine-tune"},
+                },
+                "distill": {"method": "kd", "scheme": "ensemble"},
+            }
+        )
+
+
 def test_every_training_of_the_steps_is_planned():
     params = parse_params({"teacher": {"members": [{"name": "resnet8"}, {"name": "resnet14"}]},
                            "distill": {"method": "kd", "scheme": "ensemble"}})  # fmt: skip
