@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components import distill
+from components.teacher import find_start
 from gkd_core import schemes
 from gkd_core.config import Params
 from gkd_core.data.prepared import PreparedData
@@ -72,12 +73,14 @@ def run_trial(data: Path, teacher: Path, work: Path, params: Params, method: str
     """
     prepared = PreparedData.open(data)
     one = _settings(params, method, seed)
+    start = find_start(one.student, one, "student.")
     digest = json_digest(
         {
             "data_sha256": prepared.info.sha256,
             "teacher_digest": folder_digest(teacher),
             "code_sha256": code_sha256(),
             "configuration": one.digest("student", "train", "distill"),
+            **({} if start is None else {"weights_digest": start.digest}),
         }
     )
     folder = work / "compare" / f"{method}-seed{seed}-{digest[:16]}"

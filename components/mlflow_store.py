@@ -61,6 +61,7 @@ LINEAGE_TAGS = {  # tags of a version, each with the manifest's value that it ho
     "gkd.teacher": "teacher_digest",
     "gkd.student": "student_digest",
     "gkd.config": "config_digest",
+    "gkd.weights": "weights_digest",  # of a student that started from learnt weights
     "gkd.code": "code_sha256",
     "gkd.method": "method",
     "gkd.network": "network",

@@ -254,7 +254,7 @@ def _version_tags(
         "gkd.manifest": manifest_digest,
         "gkd.model": manifest["model"]["sha256"],
         **{f"gkd.model_{precision}": manifest[precision]["sha256"] for precision in kept_precisions(manifest)},
-        **{tag: manifest[key] for tag, key in LINEAGE_TAGS.items()},
+        **{tag: manifest[key] for tag, key in LINEAGE_TAGS.items() if key in manifest},
         "gkd.version": __version__,
         "gkd.top1": repr(metrics["onnx"]["top1"]),
         "gkd.test_images": str(metrics["data"]["test_images"]),
@@ -305,6 +305,7 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         key=digest,
         name=f"{role} {training['network']}" + (f" ({how})" if role == "student" else ""),
         tags={"gkd.role": role, "gkd.digest": digest, "gkd.data": training["data_sha256"]}
+        | ({"gkd.weights": training["weights_digest"]} if "weights_digest" in training else {})
         | _checkout(folder / "run.json"),
         params=_flat(facts),
         history=read_table(history) if history.exists() else [],

@@ -85,7 +85,7 @@ def _version(uri: str, folders: dict[str, Path], settings: TrackingConfig, place
             folders |= stored
             yield from walk_folders(folders, MAKER)
         manifest, tags = read_manifest(stored["deploy"]), version.tags  # compares the models' bytes
-        wanted = {tag: manifest[key] for tag, key in mlflow.LINEAGE_TAGS.items()}
+        wanted = {tag: manifest[key] for tag, key in mlflow.LINEAGE_TAGS.items() if key in manifest}
         wanted["gkd.model"] = manifest["model"]["sha256"]
         wanted["gkd.manifest"] = file_digest(folders["deploy"] / "manifest.json")
         if wrong := next((tag for tag, value in wanted.items() if tags.get(tag) != value), None):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import FILES, kept_precisions, read_manifest
+from gkd_core.export.manifest import FILES, OPTIONAL, kept_precisions, read_manifest
 from gkd_core.export.session import session
 from gkd_core.files import expect_kind, file_digest, folder_digest, record_of
 from gkd_core.records import ROLES, read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version
@@ -110,7 +110,7 @@ def _notes(name: str, folder: Path, record: str | None) -> tuple[dict[str, str |
 def _models(folder: Path) -> Iterator[Link]:
     """The lineage inside the models, and the files of a bundle."""
     manifest = read_manifest(folder)
-    wanted = {key: manifest[key] for key in (*LINEAGE, "method", "network")}
+    wanted = {key: manifest[key] for key in (*LINEAGE, *OPTIONAL, "method", "network") if key in manifest}
     wanted |= {"input": manifest["model"]["input"], "classes": json.dumps(manifest["classes"], ensure_ascii=False)}
     for precision in ("fp32", *kept_precisions(manifest)):
         smaller = {} if precision == "fp32" else {"precision": precision, "fp32_sha256": manifest["model"]["sha256"]}

@@ -281,7 +281,7 @@ def _rows(metrics: dict[str, Any], precision: str) -> list[tuple[str, dict[str, 
 
 
 def _lineage(manifest: dict[str, Any], chosen: dict[str, Any], precision: str) -> dict[str, str]:
-    keys = ("data_sha256", "teacher_digest", "student_digest", "config_digest", "code_sha256")
+    keys = ("data_sha256", "teacher_digest", "student_digest", "config_digest", "weights_digest", "code_sha256")
     return {
         **{key: manifest[key] for key in keys if manifest.get(key)},
         "model_sha256": chosen["sha256"],

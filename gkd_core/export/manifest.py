@@ -1,7 +1,8 @@
 """The manifest beside an exported model: what it is, and what it was made from. Imports no torch.
 
 The lineage it holds: `data_sha256` (the prepared images) → `teacher_digest` → `student_digest` → `model.sha256`, with
-`config_digest` (how the student was trained and exported) and `code_sha256` (by which sources). `int8` and `fp16` say
+`config_digest` (how the student was trained and exported), `code_sha256` (by which sources) and, where the student
+started from learnt weights, `weights_digest` (their file). `int8` and `fp16` say
 whether there is a smaller file, its digest and what it showed, or why there is none. The same inputs give
 the same bytes; what varies by run is in run.json beside it.
 """
@@ -30,6 +31,9 @@ SOURCES = (".py", ".j2")
 MODEL_FILE = "model.onnx"
 FILES = {"fp32": MODEL_FILE, "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}  # by precision
 SMALLER = tuple(precision for precision in FILES if precision != "fp32")
+
+OPTIONAL = ("weights_digest",)
+"""What the lineage of some students has, and of others not."""
 
 # What readers count on.
 ENTRY: Shape = {"file": PlainName, "sha256": str, "size_bytes": int}
@@ -72,6 +76,7 @@ def lineage(training: dict[str, Any], *, student_digest: str, export_digest: str
         "teacher_digest": training["teacher_digest"],
         "student_digest": student_digest,
         "config_digest": json_digest({"training": training["config_digest"], "export": export_digest}),
+        **{key: training[key] for key in OPTIONAL if key in training},
     }
 
 

@@ -48,6 +48,8 @@ def preprocessing(network: Network) -> dict[str, Any]:
         "channels": spec.in_channels,
         "mean": list(spec.mean),
         "std": list(spec.std),
+        "interpolation": spec.interpolation,
+        "crop_fraction": spec.crop_fraction,
     }
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.models.network import LUMA, Network, NetworkSpec, Preprocessing
-from gkd_core.models.registry import TIMM, TOPOLOGICAL, is_cifar_name, model_names, timm_names
+from gkd_core.models.registry import TIMM, TOPOLOGICAL, is_cifar_name, model_names, refuse_unknown_name, timm_names
 from gkd_core.models.starting import StartingWeights, find_weights, start_from
 from gkd_core.models.wrap import WRAPPED, WrappedClassifier
 
@@ -117,6 +117,8 @@ def build_network(
         raise GkdError(
             f"{option}head is {head}, but there are no weights whose head could be: give weights, or no head"
         )
+    if name.startswith(TIMM):
+        refuse_unknown_name(name)
     if weights is None or isinstance(weights, StartingWeights):
         start = weights
     else:

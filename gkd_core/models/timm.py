@@ -238,7 +238,8 @@ def tensors(
 
 def _classification_layers(network: Any, num_classes: int) -> list[str]:
     """Names of the linear layers, or 1×1 convolutions, that give the logits."""
-    found = network.get_classifier() if hasattr(network, "forward_head") else None
+    has_head = hasattr(network, "forward_head") and hasattr(network, "get_classifier")
+    found = network.get_classifier() if has_head else None
     parts = list(found) if isinstance(found, list | tuple | nn.ModuleList) else [found]
     if parts != [None]:
         parts.append(getattr(network, "aux_head", None))  # VOLO's, which classifies every patch

@@ -94,6 +94,7 @@ class Model:
             "classes": list(self.classes),
             "model_sha256": self.sha256,
             **{name: str(manifest.get(name, known.get(name, ""))) for name in (*LINEAGE, *ABOUT)},
+            **{name: str(value) for name in ("weights_digest",) if (value := manifest.get(name, known.get(name)))},
             "precision": str(known.get("precision", found.precision)),
         }
         self._try_out(found.file)

@@ -12,7 +12,10 @@ from gkd_core.files import file_digest, folder_digest, read_json
 from pipelines.kubeflow.checks import without_null
 
 MOST_CLASSES = 200  # of a confusion matrix in the metadata, which travel by gRPC: 4 MB at most, and 1000 would be 11
-TRAINED = ("role", "network", "method", "seed", "trained", "data_sha256", "teacher_digest", "config_digest")
+TRAINED = (
+    *("role", "network", "method", "seed", "trained"),
+    *("data_sha256", "teacher_digest", "config_digest", "weights_digest"),
+)
 
 
 def of_data(folder: str, dvc: dict[str, Any]) -> dict[str, Any]:

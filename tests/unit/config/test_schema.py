@@ -52,6 +52,10 @@ def test_a_wrong_value_is_named_with_its_key_and_the_way_out(content, parts):
         ({"train": {"schedule": "multistep", "milestones": [30], "epochs": 20}}, ["milestones [30]", "epochs (20)"]),
         ({"train": {"warmup_epochs": 20.0, "epochs": 20}}, ["warmup_epochs (20)", "epochs (20)"]),
         ({"train": {"nesterov": True, "optimizer": "adamw"}}, ["nesterov", "sgd"]),
+        ({"teacher": {"source": "w.pth", "weights": "pretrained"}}, ["teacher: ", "source", "weights"]),
+        ({"teacher": {"weights": "pretrained", "members": [{}, {}]}}, ["teacher: ", "weights", "members"]),
+        ({"teacher": {"mean": [0.5], "std": [0.5]}}, ["teacher: ", "mean", "weights are null"]),
+        ({"student": {"head": "keep"}}, ["student: ", "head is keep", "weights is null"]),
         ({"distill": {"curve": {"beta_min": 2.0}}}, ["distill.curve: ", "beta_min (2)", "beta_max (1)"]),
         ({"distill": {"curve": {"inflection": 0.5}}}, ["inflection", "saturation"]),
         ({"distill": {"curve": {"inflection": 0.8, "saturation": 0.4}}}, ["inflection (0.8)", "saturation (0.4)"]),
@@ -136,6 +140,11 @@ def test_a_section_with_nothing_below_it_has_its_defaults():
 
 
 def test_the_digest_follows_content_not_notation_nor_place():
+    networks = ({"weights": None, "head": "auto"}, {"weights": "a.pth"}, {"weights": "b.pth", "head": "auto"})
+    digests = [parse_params({"student": network}).digest("student") for network in networks]
+    assert digests[0] == Params().digest("student")
+    assert digests[1] == digests[2]  # their own digest is in the record of the training
+    assert parse_params({"student": {"weights": "b.pth", "head": "new"}}).digest("student") not in digests
     plain = Params().digest("data", "train")
     cifar = [{"source": "cifar10"}, {"source": "cifar10", "root": "/elsewhere"}]
     assert len({parse_params({"data": data}).digest("data", "train") for data in cifar}) == 1

@@ -14,7 +14,7 @@ from torch import nn
 
 from gkd_core.errors import GkdError
 from gkd_core.export import onnx as export_module
-from gkd_core.export.onnx import parity, write_onnx
+from gkd_core.export.onnx import parity, preprocessing, write_onnx
 from gkd_core.export.session import run_session, session
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -221,3 +221,16 @@ def test_a_broken_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
         session(tmp_path / "model.onnx")
     with pytest.raises(GkdError, match="does not exist: run `gkd export`"):
         session(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("sent", [20, 32, 50])
+def test_the_preprocessing_of_published_weights_is_in_the_graph(sent, tmp_path):
+    """Bicubic, and cut to the middle; at several batch sizes, on pixels that overshoot."""
+    network = digits_network(
+        in_channels=3, image_size=28, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bicubic", crop_fraction=0.875
+    ).eval()
+    write_onnx(network, tmp_path / "m.onnx", classes=DIGITS, channels=3, image_size=sent)
+    images = np.where(random_images(8, sent, 3) > 127, 255, 0).astype(np.uint8)
+    assert parity(network, tmp_path / "m.onnx", images, tolerance=1e-4)["max_abs"] < 1e-4
+    told = preprocessing(network)
+    assert (told["interpolation"], told["crop_fraction"]) == ("bicubic", 0.875)

@@ -1,10 +1,16 @@
 """timm's networks in our form: one of each family, which are as they come."""
 
+import copy
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from gkd_core.config import parse_params
+from gkd_core.errors import GkdError
 from gkd_core.models import timm as adapter
+from gkd_core.models.create import create_model, list_models
 from gkd_core.models.registry import create_classifier
 
 CLASSES = 13  # as many as nothing else in a network has
@@ -169,3 +175,108 @@ def test_a_family_has_our_form_and_computes_what_timm_computes(name):
     counted = {key for key, value in classifier.state_dict().items() if value.shape[:1] == (CLASSES,)}
     assert counted == {key for key in classifier.state_dict() if key.rpartition(".")[0] in classifier.head_layers}
     assert max(classifier.parameter_depths().values()) > 0
+
+
+def test_a_transformer_s_stages_are_its_patches_at_four_depths_the_last_after_the_norm():
+    classifier, images = example("vit_tiny_patch16_224")
+    seen = []
+    for depth in (2, 5, 8, 11):
+        classifier.network.blocks[depth].register_forward_hook(lambda _, __, out: seen.append(out))
+    with torch.no_grad():
+        output = classifier(images)
+        seen[-1] = classifier.network.norm(seen[-1])
+    for stage, tokens in zip(output.stages, seen, strict=True):
+        assert stage.shape == (2, 192, 4, 4)
+        assert torch.equal(stage[0, :, 1, 2], tokens[0, 1 + 1 * 4 + 2])
+    assert torch.equal(output.tokens, seen[-1].transpose(1, 2))
+    assert torch.equal(output.embedding, output.tokens[:, :, 0])
+
+
+def test_stages_of_a_network_without_a_class_token_stay_where_its_last_tokens_are_no_grid():
+    """PiT hands its class token alone to its head; its stages are the maps before."""
+    classifier, images = example("pit_ti_224")
+    output = classifier(images)
+    assert output.tokens.shape == (2, 256, 1)
+    assert [stage.shape[2] for stage in output.stages] == [7, 4, 2]
+
+
+def test_a_copy_reads_its_own_layers():
+    """An averaged network is a copy; hooks that stayed would have it read those of the first."""
+    classifier, images = example("resnet18")
+    other = copy.deepcopy(classifier)
+    nn.init.normal_(other.network.conv1.weight)
+    with torch.no_grad():
+        assert not torch.equal(other(images).embedding, classifier(images).embedding)
+        pooled = other(images).stages[-1].mean((2, 3))
+        torch.testing.assert_close(other(images).embedding, pooled)
+
+
+def test_it_trains_and_counts_batch_statistics_once():
+    classifier, images = example("efficientvit_b0")  # there is a batch norm in its head
+    classifier.train()
+    classifier(images)
+    assert {int(n) for key, n in classifier.state_dict().items() if key.endswith("num_batches_tracked")} == {1}
+
+
+def test_weight_decay_spares_what_timm_spares():
+    classifier, _ = example("vit_tiny_patch16_224")
+    assert {"network.pos_embed", "network.cls_token"} <= classifier.undecayed()
+
+
+# --- by name
+
+
+def test_timm_s_names_are_listed_where_they_are_asked_for():
+    assert "timm:convnext_atto" in list_models("timm:convnext_*")
+    assert all(name.startswith("timm:") for name in list_models("timm:"))
+    assert not [name for name in list_models() if name.startswith("timm:")]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("timm:convnext_tinny", ["'timm:convnext_tinny' is unknown", "did you mean 'timm:convnext_tiny'"]),
+        ("timm:resnet18.a1_in2k", ["'a1_in2k' is unknown", "did you mean 'a1_in1k'"]),
+        ("timm:", ["is unknown"]),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest(name, words):
+    for create in (lambda: create_model(name, classes=["a", "b"]), lambda: parse_params({"student": {"name": name}})):
+        with pytest.raises(GkdError) as caught:
+            create()
+        assert all(word in str(caught.value) for word in words), caught.value
+        assert "\n" not in str(caught.value)
+
+
+def test_without_timm_its_names_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(GkdError, match=r"pip install 'gkd\[hub\]'"):
+        create_model("timm:resnet18", classes=["a", "b"])
+
+
+def test_an_encoder_is_no_classification_network():
+    with pytest.raises(GkdError, match="timm:qwen3_vit_88m_enc is an encoder without a classification layer"):
+        create_model("timm:qwen3_vit_88m_enc", classes=["a", "b"], image_size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "made_for"),
+    [("vit_tiny_patch16_224", 8, 224), ("nest_tiny", 24, 224), ("inception_v3", 32, 299), ("test_vit", 8, 160)],
+)
+def test_images_smaller_than_the_network_takes(name, size, made_for):
+    with pytest.raises(GkdError) as caught:
+        create_model(f"timm:{name}", classes=["a", "b"], image_size=size)
+    assert f"timm:{name} does not take images of {size}×{size} pixels" in str(caught.value)
+    assert f"set image_size to {made_for}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_there_is_no_cifar_stem():
+    with pytest.raises(GkdError, match="its own stem"):
+        create_model("timm:resnet18", classes=["a", "b"], stem="cifar")
+
+
+def test_several_tensors_at_the_head_are_no_last_stage():
+    classifier = create_classifier("timm:efficientvim_m1", CLASSES, image_size=224)
+    with pytest.raises(GkdError, match=r"no head on a last stage.*such as kd"):
+        classifier.head(torch.zeros(1, 320, 4, 4))
