@@ -1,8 +1,10 @@
 """A project of one's own: params.yaml, dvc.yaml, .gitignore and a short README, fitted to a folder of images.
 
-Nothing is decoded: the images are counted, and of some the header is read.
+Nothing is decoded: the images are counted, and of some the header is read. Photos get networks that start from
+published weights; small or grey images get small networks that start from noise.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from gkd_core.config import load_params
+from gkd_core.config.recipes import SMALL_UP_TO
 from gkd_core.data.images import FORMATS
 from gkd_core.data.sources.base import Source
 from gkd_core.data.sources.folder import folder
@@ -27,9 +30,13 @@ from pipelines.dvc import dvc_yaml
 SAMPLE = 200  # images whose headers are read
 STEPS = 3000  # of the optimiser, that a training should have
 FEW = 20  # images of a class
+PRETRAINED = {"teacher": "tf_efficientnet_lite2", "student": "tf_efficientnet_lite0"}  # timm's names
+SEEN_SIDE = 160  # pixels that these see: fewer than their weights were made with, so that a CPU is enough
+PHOTO_SIDE = 182  # pixels of the prepared images, of which the networks see the middle, as with their weights
+PHOTOS_SEEN, PHOTO_EPOCHS = 4500, (3, 20)  # in one training from published weights
 LARGER = """
   # These are larger: 128 keeps more of them at 4 times the cost, and goes with torchvision's networks, such as resnet18
-  # as teacher and mobilenet_v3_small as student."""
+  # as teacher and mobilenet_v3_small as student, which have published weights too (`weights: pretrained`)."""
 SET_ASIDE = ("validation", "test")
 IGNORED = ("data", "teacher", "baseline", "kd", "student", "deploy", "work", "mlflow.db*", "mlruns", "mlartifacts")
 
@@ -53,23 +60,27 @@ class Photos:
     grey: bool
 
 
-def create_project(out: Path, root: Path) -> dict[str, Any]:
+def create_project(out: Path, root: Path, weights: str | None = None) -> dict[str, Any]:
     """Write the project's files to `out`, and make it a repository of Git and DVC.
 
     Args:
         out: not there yet, or empty.
         root: folder of images, as `data.source: folder` takes it.
+        weights: what the networks start from: "pretrained", "none", or a folder with a NAME.safetensors for each of
+            them; None chooses by the images.
     Returns:
-        What was found, what was chosen, and what is to be looked at ("warnings").
+        What was found, what was chosen and why ("chosen"), and what is to be looked at ("warnings").
     Raises:
-        GkdError: `out` holds something, or lies among the images; `root` is no folder of classes, or one has too few.
+        GkdError: `out` holds something, or lies among the images; `root` is no folder of classes, or one has too few;
+            the weights are not there, or need a package that is not.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise GkdError(f"{out} is there and not empty: name a folder that is not there yet")
     if out.resolve().is_relative_to(root.resolve()):
         raise GkdError(f"{out} would lie among the images of {root}: name a folder outside")
     photos = look(root)
-    settings = choose(photos)
+    starting, start = find(weights, photos, out)
+    settings = choose(photos, starting)
     with whole_folder(out, [root]) as building:
         (building / "params.yaml").write_text(_params(_from(out, root), settings, photos), encoding="utf-8")
         (building / "dvc.yaml").write_text(_dvc(), encoding="utf-8")
@@ -79,7 +90,9 @@ def create_project(out: Path, root: Path) -> dict[str, Any]:
         load_params(building / "params.yaml")
     warnings = [sentence for sentence in (_scarce(photos), _repository(out)) if sentence]
     found = {"classes": photos.counts, "splits": photos.splits, "side": photos.side}
-    return {"path": str(out), "found": found, "settings": settings, "warnings": warnings}
+    networks = f"{settings['teacher']} teaches {settings['student']}"
+    chosen = f"{networks}, {settings['epochs']} epochs each; both start from {start}"
+    return {"path": str(out), "found": found, "settings": settings, "chosen": chosen, "warnings": warnings}
 
 
 def look(root: Path) -> Photos:
@@ -110,26 +123,80 @@ def look(root: Path) -> Photos:
     )
 
 
-def choose(photos: Photos) -> dict[str, Any]:
+def find(given: str | None, photos: Photos, out: Path) -> tuple[dict[str, str], str]:
+    """What teacher and student start from, and a word on that.
+
+    Args:
+        given: of `create_project`.
+        out: the project, which may lie beside a folder of weights.
+    Returns:
+        `weights` by section, as params.yaml is to say it, nothing where they start from noise; and what they start from
+        for the terminal.
+    Raises:
+        GkdError: a file is missing, or the package timm.
+    """
+    installed = importlib.util.find_spec("timm") is not None
+    if given is None:
+        against = {
+            f"the images are small ({photos.side} pixels)": photos.side <= SMALL_UP_TO,
+            "the images are grey": photos.grey,
+            "published weights want the package timm: pip install 'gkd[hub]' and init again": not installed,
+        }
+        for reason, holds in against.items():
+            if holds:
+                return {}, f"noise ({reason})"
+    if given == "none":
+        return {}, "noise, as asked"
+    if not installed:
+        raise GkdError(f"--weights {given} is for networks of the package timm: pip install 'gkd[hub]'")
+    if given in (None, "pretrained"):
+        fetched = "the first run fetches 44 MB unless the Hugging Face hub's cache has them"
+        return dict.fromkeys(PRETRAINED, "pretrained"), f"published weights ({fetched}; --weights FOLDER: from files)"
+    files = {role: Path(str(given)) / f"{name}.safetensors" for role, name in PRETRAINED.items()}
+    for file in files.values():
+        if not file.is_file():
+            raise GkdError(
+                f"--weights {given}: there is no file {file}: give pretrained, none, or a folder that holds "
+                f"{' and '.join(each.name for each in files.values())}"
+            )
+    return {role: _from(out, file) for role, file in files.items()}, f"the published weights in {given}"
+
+
+def choose(photos: Photos, weights: dict[str, str]) -> dict[str, Any]:
     """Settings for such images.
 
+    Args:
+        weights: of `find`.
     Raises:
         GkdError: a class has too few images to be in every split.
     """
     total = sum(photos.counts.values())
+    if weights:
+        fewest, most = PHOTO_EPOCHS
+        return {
+            "teacher": f"timm:{PRETRAINED['teacher']}",
+            "student": f"timm:{PRETRAINED['student']}",
+            "weights": weights,
+            "image_size": PHOTO_SIDE,
+            "channels": 1 if photos.grey else 3,
+            **_fractions(photos, (0.1, 0.1) if total >= 20_000 else (0.1, 0.2) if total >= 2000 else (0.2, 0.25)),
+            "epochs": min(most, max(fewest, round(PHOTOS_SEEN / total))),
+        }
     batch_size = next(size for size, most in ((16, 500), (32, 2000), (64, 20_000), (128, total + 1)) if total < most)
     return {
+        "teacher": "resnet20",
+        "student": "resnet8",
+        "weights": {},
         "image_size": 32 if photos.side < 48 else 64,
         "channels": 1 if photos.grey else 3,
-        **_fractions(photos, total),
+        **_fractions(photos, (0.1, 0.1) if total >= 20_000 else (0.1, 0.2) if total >= 500 else (0.2, 0.2)),
         "batch_size": batch_size,
         "epochs": min(100, max(15, round(STEPS * batch_size / total))),
     }
 
 
-def _fractions(photos: Photos, total: int) -> dict[str, float]:
-    """Parts for validation and test: of few images larger ones, until every class is in every split."""
-    first = (0.1, 0.1) if total >= 20_000 else (0.1, 0.2) if total >= 500 else (0.2, 0.2)
+def _fractions(photos: Photos, first: tuple[float, float]) -> dict[str, float]:
+    """Parts for validation and test: `first`, or larger ones, until every class is in every split."""
     for validation, test in (first, (0.2, 0.2), (0.3, 0.3)):
         try:
             choose_splits(photos.source, validation, test, 0)
@@ -163,6 +230,11 @@ def _from(out: Path, root: Path) -> str:
 def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
     splits = ", ".join(f"{split} {count:,}" for split, count in photos.splits.items())
     validation, test = (" (not read: the folder has its own)" * (split in photos.splits) for split in SET_ASIDE)
+    if settings["weights"]:
+        larger = f"""
+  # The networks see the middle {SEEN_SIDE} pixels of it."""
+    else:
+        larger = LARGER * (photos.side >= 128)
     return f"""\
 # Made by `gkd init` for {len(photos.counts)} classes ({splits} images; median shorter side: {photos.side}).
 # `gkd params` lists every field with its meaning; what is not written here has its default.
@@ -170,19 +242,60 @@ def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
 data:
   source: folder
   root: {json.dumps(root, ensure_ascii=False)}
-  # Side in pixels; images are resized and centre-cropped.{LARGER * (photos.side >= 128)}
+  # Side in pixels; images are resized and centre-cropped.{larger}
   image_size: {settings["image_size"]}
   channels: {settings["channels"]}                 # 3 for colour, 1 for grey
   validation_fraction: {settings["validation_fraction"]}    # of the training images{validation}
   test_fraction: {settings["test_fraction"]}          # of all images{test}
   unreadable: refuse          # or drop: leave out files that cannot be decoded, and list them
 
+{_pretrained(settings) if settings["weights"] else _from_noise(settings)}
+# Below, DVC wants every section to be there that a stage names.
+references: {{baseline: true, kd: true}}    # the student alone, and by plain soft labels
+evaluate: {{confidence: 0.95}}
+export: {{input: uint8_nhwc}}
+gate: {{min_gain_over_baseline: 0.0}}       # what a student must show to become champion
+tracking: {{uri: null, model_name: gkd-student}}    # null: MLFLOW_TRACKING_URI, else ./mlflow.db
+"""
+
+
+def _pretrained(settings: dict[str, Any]) -> str:
+    """The sections of the networks and their trainings, from published weights."""
+    weights = {role: json.dumps(each, ensure_ascii=False) for role, each in settings["weights"].items()}
+    return f"""\
+# Both networks start from weights learnt on ImageNet, so that a few hundred photos and a few epochs are enough: every
+# null field of `train` takes the recipe fine-tune (`gkd params --effective --params params.yaml` shows what that is).
+# `weights: pretrained` is fetched once from the Hugging Face hub; a .safetensors file here needs no network. The
+# weights were made with 260 and 224 pixels; {SEEN_SIDE} takes less than half the time and costs some accuracy. On a GPU
+# set 260 and 224, data.image_size to 292, and more epochs.
 teacher:
-  name: resnet20              # on a GPU: resnet32x4, and resnet8x4 as student
+  name: {settings["teacher"]}
+  weights: {weights["teacher"]}
+  image_size: {SEEN_SIDE}
+  train: {{epochs: {settings["epochs"]}}}
+
+student:
+  name: {settings["student"]}
+  weights: {weights["student"]}
+  image_size: {SEEN_SIDE}
+
+distill:
+  method: gompertz            # see `gkd methods`
+
+train:                        # the student's budget, the same for baseline, plain KD and the method
+  epochs: {settings["epochs"]}
+"""
+
+
+def _from_noise(settings: dict[str, Any]) -> str:
+    """The same for small networks from scratch."""
+    return f"""\
+teacher:
+  name: {settings["teacher"]}              # on a GPU: resnet32x4, and resnet8x4 as student
   train: {{epochs: {settings["epochs"]}, batch_size: {settings["batch_size"]}}}
 
 student:
-  name: resnet8
+  name: {settings["student"]}
 
 distill:
   method: gompertz            # see `gkd methods`
@@ -190,13 +303,6 @@ distill:
 train:                        # the student's budget, the same for baseline, plain KD and the method
   epochs: {settings["epochs"]}
   batch_size: {settings["batch_size"]}
-
-# Below, DVC wants every section to be there that a stage names.
-references: {{baseline: true, kd: true}}    # the student alone, and by plain soft labels
-evaluate: {{confidence: 0.95}}
-export: {{input: uint8_nhwc}}
-gate: {{min_gain_over_baseline: 0.0}}       # what a student must show to become champion
-tracking: {{uri: null, model_name: gkd-student}}    # null: MLFLOW_TRACKING_URI, else ./mlflow.db
 """
 
 

@@ -17,11 +17,21 @@ def init(
     data: Annotated[
         Path, typer.Option(help="Folder of images, a sub-folder a class; or train/, val/, test/ of those.")
     ],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="pretrained|none|FOLDER",
+            help="What the networks start from: published weights, which the first run fetches; noise; or a folder "
+            "with the files of those weights, NAME.safetensors. Without: pretrained for colour photos of more than 64 "
+            "pixels, where timm is installed (gkd[hub]), else none.",
+        ),
+    ] = None,
 ) -> None:
     """Make a project for a folder of images: params.yaml with settings that fit, dvc.yaml, a Git and DVC repository."""
     from pipelines.project import create_project
 
-    done = create_project(out, data)
+    done = create_project(out, data, weights)
+    print(f"gkd: {done['chosen']}", file=sys.stderr)
     for warning in done["warnings"]:
         print(f"gkd: {warning}", file=sys.stderr)
     print(f"next: cd {out} && dvc repro", file=sys.stderr)

@@ -1,10 +1,14 @@
-"""Every shipped configuration runs: two epochs of small networks on a few digits, teacher and student."""
+"""Every shipped configuration runs: two epochs of small networks on a few digits, teacher and student.
+
+Networks that start from published weights stay what they are, at a size of few pixels.
+"""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks.efficientnet_lite import write_weights
 from components import distill, teacher
 from gkd_core import schemes
 from gkd_core.config import load_params, parse_params
@@ -16,15 +20,26 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MOMENT = {"epochs": 2, "batch_size": 50, "device": "cpu"}
 
 
-def shrunk(file: Path) -> dict:
-    """The configuration with small networks and no time; everything else as it is."""
+def shrunk(file: Path, published: Path) -> dict:
+    """The configuration with small networks and no time; everything else as it is.
+
+    Args:
+        published: a folder of weights, where the Hugging Face hub stands in the file.
+    """
     content = yaml.safe_load(file.read_text())
     section = content["teacher"]
     for part in (content, section):
         part["train"] = part.get("train", {}) | MOMENT
         if part["train"].get("schedule") == "multistep":
             part["train"]["milestones"] = [1]
-    section["name"] = content["student"]["name"] = "resnet8"
+        if part["train"].get("recipe") == "photos-from-scratch":
+            part["train"]["warmup_epochs"] = 0.5
+    for network in (section, content["student"]):
+        if network.get("weights") == "pretrained":
+            name = network["name"].removeprefix("timm:")
+            network |= {"weights": str(published / f"{name}.safetensors"), "image_size": 32}
+        else:
+            network["name"] = "resnet8"
     section["members"] = [member | {"name": "resnet8"} for member in section.get("members", [])]
     section["assistants"] = ["resnet8" for _ in section.get("assistants", [])]
     return content
@@ -36,10 +51,19 @@ def teachers(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("teachers")
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    """Files of the weights that configurations take from the hub."""
+    folder = tmp_path_factory.mktemp("published")
+    for version in (0, 2):
+        write_weights(version, folder)
+    return folder
+
+
 @pytest.mark.slow  # not one of them, but all together
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_it_runs(file, tmp_path, few_digits, teachers):
-    params = parse_params(shrunk(file))
+def test_it_runs(file, tmp_path, few_digits, teachers, published):
+    params = parse_params(shrunk(file, published))
     taught = teachers / params.digest("teacher")[:16]
     if not taught.exists():
         teacher.run(data=few_digits, out=taught, work=tmp_path / "work", params=params)

@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 
 from gkd_core.config import load_params
+from gkd_core.config.recipes import planned
 from gkd_core.errors import GkdError
-from pipelines.project import choose, create_project, look
+from pipelines.project import PRETRAINED, choose, create_project, find, look
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"cat": (200, 40, 40), "dog": (40, 180, 60), "emu": (40, 60, 200)}
@@ -60,18 +61,18 @@ def test_settings_follow_the_number_of_images(images, count, expected):
     labels = np.repeat([0, 1, 2], count)
     object.__setattr__(photos.source.splits["train"], "labels", labels)
     photos.counts.update(dict.fromkeys(COLOURS, count))
-    chosen = choose(photos)
+    chosen = choose(photos, {})
     assert {name: chosen[name] for name in expected} == expected
 
 
 def test_a_class_with_few_images_is_in_every_split_or_is_named(images):
     for number in range(3, 10):
         (images / "emu" / f"{number}.png").unlink()
-    chosen = choose(look(images))
+    chosen = choose(look(images), {})
     assert chosen["validation_fraction"] > 0.2, "of three images, a fifth is none"
     (images / "emu" / "2.png").unlink()
     with pytest.raises(GkdError, match="'emu' has 2 images"):
-        choose(look(images))
+        choose(look(images), {})
 
 
 def test_the_project_is_whole(tmp_path, images):
@@ -133,6 +134,86 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, images, monkey
             create_project(Path(out), Path(data))
         assert "\n" not in str(caught.value)
         assert sorted(tmp_path.rglob("*")) == before, (out, data)
+
+
+# --- photos start from published weights
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    write_images(tmp_path / "photos", 20, size=(90, 72))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    """A folder with files of the right names, of which nothing is read."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in PRETRAINED.values():
+        (folder / f"{name}.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_photos_start_from_published_weights(tmp_path, photos):
+    made = create_project(tmp_path / "project", photos)
+    params = load_params(tmp_path / "project" / "params.yaml")
+    assert (params.teacher.name, params.teacher.weights) == ("timm:tf_efficientnet_lite2", "pretrained")
+    assert (params.student.name, params.student.weights) == ("timm:tf_efficientnet_lite0", "pretrained")
+    assert params.teacher.image_size == params.student.image_size == 160
+    assert params.data.image_size == 182, "what the networks see is the middle of it"
+    for plan in planned(params):
+        assert all(outcome.recipe == "fine-tune" for outcome in plan.outcomes())
+        assert plan.config.epochs == 20
+    assert "tf_efficientnet_lite0" in made["chosen"]
+    assert "published" in made["chosen"]
+
+
+def test_files_of_weights_are_found_from_the_project_and_taken_for_small_images_too(tmp_path, images, weights):
+    made = create_project(tmp_path / "project", images, str(weights))
+    params = load_params(tmp_path / "project" / "params.yaml")
+    assert params.teacher.weights == "../weights/tf_efficientnet_lite2.safetensors"
+    assert (tmp_path / "project" / params.student.weights).resolve() == weights / "tf_efficientnet_lite0.safetensors"
+    assert str(weights) in made["chosen"]
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "given", "timm", "reason"),
+    [
+        ((64, 64), "RGB", None, True, "small (64 pixels)"),
+        ((90, 72), "L", None, True, "grey"),
+        ((90, 72), "RGB", "none", True, "as asked"),
+        ((90, 72), "RGB", None, False, "gkd[hub]"),
+    ],
+)
+def test_what_starts_from_noise_and_why(tmp_path, monkeypatch, size, mode, given, timm, reason):
+    write_images(tmp_path / "photos", 10, size=size, mode=mode)
+    if not timm:
+        monkeypatch.setitem(sys.modules, "timm", None)
+    photos = look(tmp_path / "photos")
+    weights, start = find(given, photos, tmp_path / "project")
+    assert (weights, reason in start) == ({}, True)
+    chosen = choose(photos, weights)
+    assert (chosen["teacher"], chosen["student"], chosen["image_size"]) == ("resnet20", "resnet8", 64)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, photos, weights, monkeypatch):
+    (weights / "tf_efficientnet_lite0.safetensors").unlink()
+    with pytest.raises(GkdError, match=r"--weights .*/weights: there is no file .*tf_efficientnet_lite0.safetensors"):
+        create_project(tmp_path / "project", photos, str(weights))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(GkdError, match=r"--weights pretrained .* pip install 'gkd\[hub\]'"):
+        create_project(tmp_path / "project", photos, "pretrained")
+    assert not (tmp_path / "project").exists()
+
+
+@pytest.mark.parametrize(("count", "epochs", "test"), [(20, 20, 0.25), (250, 6, 0.25), (1000, 3, 0.2)])
+def test_many_photos_take_fewer_epochs(photos, count, epochs, test):
+    found = look(photos)
+    object.__setattr__(found.source.splits["train"], "labels", np.repeat([0, 1, 2], count))
+    found.counts.update(dict.fromkeys(COLOURS, count))
+    chosen = choose(found, dict.fromkeys(PRETRAINED, "pretrained"))
+    assert (chosen["epochs"], chosen["test_fraction"]) == (epochs, test)
 
 
 @pytest.fixture(scope="module")
