@@ -4,6 +4,7 @@ from functools import partial
 
 import onnx
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -126,3 +127,24 @@ def test_another_file_of_weights_under_the_same_name_resumes_no_training(where, 
         digests.append(read_training(out, "baseline")["weights_digest"])
         assert digests[-1] == file_digest(file)
     assert digests[0] != digests[1]
+
+
+def test_a_transformer_of_timm_s_learns_from_a_convolutional_network_by_gompertz(where, teacher, tmp_path):
+    """From a file of weights, at their size and with their statistics, and out into a graph that agrees with torch."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "w.safetensors")
+    given = parse_params(
+        {
+            "student": {"name": "timm:test_vit", "weights": str(tmp_path / "w.safetensors"), "image_size": 32},
+            "train": {"epochs": 1, "device": "cpu"},
+            "export": {"int8": {"enabled": False}},
+        }
+    )
+    teacher_step.run(**where, out=tmp_path / "teacher", params=params())
+    facts = distill.run(**where, teacher=tmp_path / "teacher", out=tmp_path / "student", params=given)
+    assert facts["recipe"] == "fine-tune"
+    folders = {"data": where["data"], "teacher": tmp_path / "teacher", "student": tmp_path / "student"}
+    export.run(**folders, out=tmp_path / "deploy", params=given)
+    told = read_manifest(tmp_path / "deploy")["preprocessing"]
+    assert (told["channels"], told["image_size"], told["interpolation"]) == (3, 32, "bicubic")
+    assert told["crop_fraction"] == pytest.approx(timm.get_pretrained_cfg("test_vit").crop_pct)

@@ -202,7 +202,9 @@ def test_torchvision_s_weights_are_taken_by_either_of_their_names(torch_hub, wei
     assert network.num_classes == 10
 
 
-def test_positions_of_a_vision_transformer_are_resampled_for_another_image_size(tiny, tmp_path):
+def test_positions_of_a_vision_transformer_are_resampled_for_another_image_size(tiny, tmp_path, monkeypatch):
+    init, thin = models.VisionTransformer.__init__, {"num_layers": 4, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16}
+    monkeypatch.setattr(models.VisionTransformer, "__init__", lambda self, **given: init(self, **(given | thin)))
     small = create_model(TINY, classes=PETS, weights=tiny(), image_size=96)
     assert small.classifier.network.pos_embed.shape == (1, 37, 64)
     torch.manual_seed(0)
@@ -210,7 +212,7 @@ def test_positions_of_a_vision_transformer_are_resampled_for_another_image_size(
     torch.nn.init.normal_(theirs.encoder.pos_embedding)
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     ours = create_model("vit_b_32", classes=PETS, weights=tmp_path / "vit.pth", image_size=96)
-    assert ours.classifier.network.encoder.pos_embedding.shape == (1, 10, 768)
+    assert ours.classifier.network.encoder.pos_embedding.shape == (1, 10, 16)
     same = create_model("vit_b_32", classes=PETS, weights=tmp_path / "vit.pth")
     assert torch.equal(same.classifier.network.encoder.pos_embedding, theirs.encoder.pos_embedding)
 
