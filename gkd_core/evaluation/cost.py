@@ -1,9 +1,11 @@
 """What a network costs: parameters, multiply-accumulates for one image, latency on this machine."""
 
+import contextlib
 import copy
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,22 @@ def multiply_accumulates(network: nn.Module, channels: int, image_size: int) -> 
     usual for this figure.
     """
     counted = copy.deepcopy(network).cpu().eval()
-    with FlopCounterMode(display=False) as counter:
+    with _every_product(), FlopCounterMode(display=False) as counter:
         counted(torch.zeros(1, channels, image_size, image_size))
     return int(counter.get_total_flops()) // 2
+
+
+@contextlib.contextmanager
+def _every_product() -> Iterator[None]:
+    """Let torch's own attention layers compute product by product: in eval mode one operator does all of it, which the
+    counter does not know.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def measure_latency(

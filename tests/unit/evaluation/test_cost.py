@@ -8,6 +8,7 @@ from torch import nn
 
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
+from gkd_core.models.create import create_model
 
 
 class Small(nn.Module):
@@ -29,6 +30,34 @@ def test_cost_by_hand() -> None:
     assert multiply_accumulates(network, channels=3, image_size=8) == 64 * 27 * 4 + 40
     assert network.training
     assert network.norm.num_batches_tracked == 0
+
+
+class Attention(nn.Module):
+    """torch's own layer, which computes in one operator when nothing is to be learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = images.flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+
+def test_attention_is_counted_by_hand() -> None:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    # 16 tokens × 8 × (24 + 8) for queries, keys, values and output; 16 × 16 × 8 for the scores, as many to use them
+    assert multiply_accumulates(Attention(), channels=8, image_size=4) == 16 * 8 * 32 + 2 * 16 * 16 * 8
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("timm:vit_tiny_patch16_224", 1260), ("timm:tf_efficientnet_lite0", 407)]
+)
+def test_networks_of_timm_cost_what_their_authors_say(name: str, millions: int) -> None:
+    """1.26 and 0.41 thousand millions, in timm's table of results (vit_tiny) and the authors' own (lite0)."""
+    network = create_model(name, classes=[str(i) for i in range(1000)], image_size=224)
+    assert multiply_accumulates(network, channels=3, image_size=224) / 1e6 == pytest.approx(millions, rel=0.06)
 
 
 def doubling_model(path: Path, kind: int, shape: list[int | str]) -> Path:
