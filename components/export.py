@@ -1,8 +1,13 @@
 """The export step: the student as one ONNX file, checked against torch, smaller files of it, and the manifest."""
 
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gkd_core.config import ExportConfig, Int8Config, Params
 from gkd_core.data.prepared import PreparedData, Split
@@ -19,12 +24,36 @@ from gkd_core.export.manifest import (
     write_manifest,
 )
 from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
-from gkd_core.export.quantise import quantise, stratified_pick
+from gkd_core.export.quantise import Quantiser, stratified_pick
 from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest, whole_folder, write_json
 from gkd_core.models.network import load_network
 from gkd_core.records import read_teacher_of, read_trained
 from gkd_core.run_facts import run_facts
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way to int8.
+
+    Attributes:
+        name: in the manifest.
+        in_float: part of the layers that stay in float, those that add most noise.
+        symmetric: activations are int8 around zero.
+    """
+
+    name: str
+    in_float: float = 0.0
+    symmetric: bool = False
+
+
+ATTEMPTS = (
+    Attempt("as configured"),
+    Attempt("with the noisiest quarter of the layers in float", in_float=0.25),
+    Attempt("with symmetric activations", symmetric=True),
+    Attempt("with the noisiest half of the layers in float", in_float=0.5),
+)
+"""In the order in which they are made; each costs about as much as validating the model."""
 
 
 def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) -> dict[str, Any]:
@@ -107,46 +136,68 @@ def _smaller(model: Path, prepared: PreparedData, settings: ExportConfig) -> dic
             reference = run_session(session(model), validation.images)
         file = model.with_name(FILES[precision])
         try:
-            facts = _int8(model, file, prepared.train, settings.int8) if precision == "int8" else _fp16(model, file)
+            if precision == "int8":
+                entries[precision] = _int8(model, file, prepared, reference, settings.int8)
+            else:
+                entries[precision] = _fp16(model, file, validation, reference, settings.fp16_tolerance)
         except GkdError as error:  # there is still the model itself
+            file.unlink(missing_ok=True)
             entries[precision] = dropped_file(str(error))
-            continue
-        found = fidelity(run_session(session(file), validation.images), reference, validation.labels)
-        reason = (
-            int8_shortfall(
-                found,
-                min_agreement=settings.int8.min_agreement,
-                max_accuracy_drop=settings.int8.max_accuracy_drop,
-            )
-            if precision == "int8"
-            else fp16_shortfall(found, tolerance=settings.fp16_tolerance)
-        )
-        facts |= {"validation": found}
-        if reason is None:
-            entries[precision] = kept_file(file, facts)
-        else:
-            file.unlink()
-            entries[precision] = dropped_file(reason, facts)
     return entries
 
 
-def _int8(model: Path, file: Path, train: Split, settings: Int8Config) -> dict[str, Any]:
+def _int8(
+    model: Path, file: Path, prepared: PreparedData, reference: NDArray[np.float32], settings: Int8Config
+) -> dict[str, Any]:
+    """As configured; where that is not near enough, by `ATTEMPTS` in order. The first that passes is kept."""
+    train, validation = prepared.train, prepared.validation
     chosen = stratified_pick(train.labels, settings.calibration_images, settings.seed)
-    quantise(
+    quantiser = Quantiser(
         model,
-        file,
         train.images[chosen],
         calibration=settings.calibration,
         percentile=settings.percentile,
         reduce_range=settings.reduce_range,
     )
-    return {
+    facts: dict[str, Any] = {
         "calibration": settings.calibration,
         "calibration_images": len(chosen),
         "reduce_range": settings.reduce_range,
     }
+    noisiest: list[str] = []
+    results: list[dict[str, Any]] = []
+    first: dict[str, Any] = {}
+    for attempt in ATTEMPTS:
+        if attempt.in_float and not noisiest:
+            noisiest = quantiser.noisiest()
+        spared = noisiest[: math.ceil(attempt.in_float * len(noisiest))]
+        quantiser.write(file, symmetric=attempt.symmetric, in_float=spared)
+        found = fidelity(run_session(session(file), validation.images), reference, validation.labels)
+        reason = int8_shortfall(
+            found, min_agreement=settings.min_agreement, max_accuracy_drop=settings.max_accuracy_drop
+        )
+        results.append({"attempt": attempt.name, "agreement": found["agreement"], "top1": found["top1"]})
+        tried = {"attempts": results} if len(results) > 1 else {}
+        if reason is None:
+            how = {"in_float": sorted(spared)} if spared else {}
+            return kept_file(file, facts | how | tried | {"validation": found})
+        if not first:
+            first = {"reason": reason, "validation": found}
+    file.unlink()
+    others = ", ".join(f"{each['attempt']} {100 * each['agreement']:.2f} %" for each in results[1:])
+    return dropped_file(
+        f"{first['reason']}; nor did it help otherwise ({others})",
+        facts | {"attempts": results, "validation": first["validation"]},
+    )
 
 
-def _fp16(model: Path, file: Path) -> dict[str, Any]:
+def _fp16(
+    model: Path, file: Path, validation: Split, reference: NDArray[np.float32], tolerance: float
+) -> dict[str, Any]:
     to_half(model, file)
-    return {}
+    found = fidelity(run_session(session(file), validation.images), reference, validation.labels)
+    reason = fp16_shortfall(found, tolerance=tolerance)
+    if reason is None:
+        return kept_file(file, {"validation": found})
+    file.unlink()
+    return dropped_file(reason, {"validation": found})

@@ -131,7 +131,27 @@ def test_an_int8_that_is_not_good_enough_is_dropped_and_the_reason_kept(project:
     assert summary["int8"] == {"kept": False, "reason": manifest["int8"]["reason"]}
     assert manifest["int8"]["validation"]["agreement"] < 0.999
     assert "export.int8.min_agreement asks for 99.9 %" in manifest["int8"]["reason"]
+    tried = manifest["int8"]["attempts"]
+    assert [each["attempt"] for each in tried] == [attempt.name for attempt in export.ATTEMPTS]
+    assert all(each["attempt"] in manifest["int8"]["reason"] for each in tried[1:])
     assert "export.fp16_tolerance allows 1e-09" in manifest["fp16"]["reason"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_int8_that_is_good_enough_in_another_way_is_kept_with_what_was_tried(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the second way is said to be: with the layers that add most noise in float."""
+    answers = iter(["not near enough", None])
+    monkeypatch.setattr(export, "int8_shortfall", lambda *_, **__: next(answers))
+    run(project, tmp_path / "deploy", params=parse_params({"export": {"int8": {"calibration_images": 20}}}))
+    entry = read_manifest(tmp_path / "deploy")["int8"]
+    assert entry["kept"]
+    assert [each["attempt"] for each in entry["attempts"]] == [attempt.name for attempt in export.ATTEMPTS[:2]]
+    assert entry["attempts"][1]["agreement"] == entry["validation"]["agreement"]
+    assert entry["in_float"]
+    kept = onnx.load(tmp_path / "deploy" / entry["file"])
+    assert set(entry["in_float"]) <= {node.name for node in kept.graph.node}
 
 
 @pytest.mark.usefixtures("at_once")

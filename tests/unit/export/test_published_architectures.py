@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gkd_core.export.onnx import parity, write_onnx
+from gkd_core.export.quantise import Quantiser
+from gkd_core.export.session import run_session, session
 from gkd_core.models.create import create_model
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -53,6 +55,26 @@ def test_a_published_architecture_answers_as_in_torch_at_every_batch(name: str, 
         [d.dim_param or d.dim_value for d in end.type.tensor_type.shape.dim] for end in onnx.load(path).graph.input
     ]
     assert sides == [["batch", SENT, SENT, 3]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["timm:tf_efficientnet_lite0", "mobilenet_v3_small"])
+def test_small_networks_quantise_in_every_way(name: str, tmp_path: Path) -> None:
+    """And with more layers in float they come nearer."""
+    network = create_model(name, classes=CLASSES, image_size=64, stem="imagenet" if ":" not in name else "auto")
+    with torch.no_grad():
+        network.train()(torch.rand(16, 3, 64, 64))
+    write_onnx(network, tmp_path / "model.onnx", classes=CLASSES, channels=3, image_size=64)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+    quantiser = Quantiser(tmp_path / "model.onnx", pixels)
+    expected = run_session(session(tmp_path / "model.onnx"), pixels)
+    noisiest = quantiser.noisiest()
+    distances = []
+    for how in ({}, {"symmetric": True}, {"in_float": noisiest}):
+        quantiser.write(tmp_path / "int8.onnx", **how)
+        distances.append(np.abs(run_session(session(tmp_path / "int8.onnx"), pixels) - expected).mean())
+    assert np.isfinite(distances).all()
+    assert distances[2] < min(distances[:2])
 
 
 class Seen(nn.Module):

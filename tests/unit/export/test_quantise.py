@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from gkd_core.errors import GkdError
 from gkd_core.export.half import to_half
 from gkd_core.export.onnx import InputForm, write_onnx
-from gkd_core.export.quantise import _first_convolutions, quantise, stratified_pick
+from gkd_core.export.quantise import Quantiser, _by_added_noise, _first_convolutions, quantise, stratified_pick
 from gkd_core.export.session import run_session, session
 from gkd_core.export.strip import strip
 from gkd_core.files import file_digest
@@ -205,6 +205,48 @@ def test_depthwise_convolutions_are_not_taken_for_the_first() -> None:
         [weight for _, weight in made],
     )
     assert _first_convolutions(helper.make_model(graph)) == ["pixels"]
+
+
+def test_layers_stay_in_float_and_activations_are_symmetric_on_request(
+    source: Path, int8: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    quantiser = Quantiser(source, images[:100])
+    quantiser.write(tmp_path / "plain.onnx")
+    assert (tmp_path / "plain.onnx").read_bytes() == int8.read_bytes()
+    noisiest = quantiser.noisiest()
+    graph = onnx.load_from_string(quantiser.prepared).graph
+    nodes = {node.name: node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
+    assert set(noisiest) == set(nodes) - set(_first_convolutions(onnx.load(source)))
+    assert quantiser.noisiest() == noisiest
+
+    spared = [name for name in noisiest if nodes[name].op_type == "Conv"][:2]
+    quantiser.write(tmp_path / "spared.onnx", in_float=spared)
+    original, found = weights(source), weights(tmp_path / "spared.onnx")
+    for name in spared:
+        weight = nodes[name].input[1]
+        np.testing.assert_array_equal(found[weight], original[weight])
+    assert sum(value.dtype == np.int8 for value in found.values()) > 0
+
+    quantiser.write(tmp_path / "symmetric.onnx", symmetric=True)
+    model, held = onnx.load(tmp_path / "symmetric.onnx"), weights(tmp_path / "symmetric.onnx")
+    zeros = [held[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert zeros
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros)
+
+
+def test_a_layer_is_as_noisy_as_what_it_adds() -> None:
+    """By hand: the first adds .1, the second .5 behind its rectifier, the third nothing."""
+    names = ["first", "second", "third"]
+    nodes, end = [], "x"
+    for name in names:
+        nodes += [helper.make_node("Conv", [end, f"{name}.weight"], [f"{name}.sum"], name=name)]
+        nodes += [helper.make_node("Relu", [f"{name}.sum"], [f"{name}.active"])]
+        end = f"{name}.active"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", end)]
+    held = [numpy_helper.from_array(np.zeros((8, 8, 3, 3), np.float32), f"{name}.weight") for name in names]
+    model = helper.make_model(helper.make_graph(nodes, "three", ends[:1], ends[1:], held))
+    noise = {"first.sum": 0.1, "second.active": 0.6, "third.active": 0.6}
+    assert _by_added_noise(model, noise) == ["second", "first", "third"]
 
 
 def test_calibration_images_are_drawn_in_proportion() -> None:
