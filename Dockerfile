@@ -110,6 +110,7 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     && install --directory --mode 1777 /work
 COPY --from=train-materials /sbom.cdx.json /usr/share/sbom/gkd.cdx.json
 ENV TORCH_HOME=/tmp/torch \
+    HF_HOME=/tmp/huggingface \
     DVC_NO_ANALYTICS=1 \
     DVC_SITE_CACHE_DIR=/tmp/dvc \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -24,6 +24,8 @@ _IMAGE = re.compile(
     re.ASCII,
 )
 
+WEIGHT_FILES = (".safetensors", ".pth", ".pt")
+
 
 def resolve(
     params: dict[str, Any], overrides: Sequence[str] = (), *, data_source: str = "", mlflow: str = ""
@@ -210,7 +212,7 @@ def refuse_other_devices(params: Params, accelerators: int) -> None:
 
 
 def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> None:
-    """See that the data, its repository, the teacher and the tracking store are no places on this machine.
+    """See that data, its repository, teacher, weights and tracking store are no places on this machine.
 
     Args:
         mounts: where the profile's volumes are.
@@ -226,6 +228,12 @@ def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> 
         "teacher.source": (params.teacher.source, "set it to null and register it, then give models:/NAME@ALIAS"),
         "dvc_repo": (dvc_repo.removeprefix("file://"), "give an address that git clones"),
     }
+    networks = {"teacher": params.teacher, "student": params.student}
+    networks |= {f"teacher.members.{place}": member for place, member in enumerate(params.teacher.members)}
+    for section, network in networks.items():
+        given = network.weights or ""
+        if "/" in given or given.endswith(WEIGHT_FILES):  # else the name of published weights
+            places[f"{section}.weights"] = (given, "give pretrained, hf-hub:OWNER/NAME or models:/NAME@ALIAS")
     for name, (place, instead) in places.items():
         if not place or re.match(r"[^/]+:", place) or any(Path(place).is_relative_to(mount) for mount in mounts):
             continue

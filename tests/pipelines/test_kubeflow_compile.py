@@ -141,6 +141,40 @@ def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path, parts_of):
         assert {"name": "NCCL_DEBUG", "value": "INFO"} in variables
 
 
+WEIGHTS = """
+import socket, sys
+from pathlib import Path
+def refuse(*_, **__): raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+sys.modules |= dict.fromkeys(("torch", "torchvision", "timm", "huggingface_hub"))  # as where they are not installed
+from pipelines.kubeflow.compile import compile_pipeline
+compile_pipeline(Path(sys.argv[1]), params=Path("params.yaml"), profile=sys.argv[2], overrides=sys.argv[3:])
+"""
+
+
+def test_weights_are_named_at_compile_time_and_read_in_the_cluster(tmp_path, parts_of):
+    """Neither torch nor timm nor a network are wanted for it; caches and files may lie in a volume."""
+    caches = {"HF_HOME": "/gkd/weights/huggingface", "TORCH_HOME": "/gkd/weights/torch"}
+    profile = {"volumes": [{"claim": "gkd-weights", "mount": "/gkd/weights"}], "env": caches}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(profile))
+    given = {
+        "teacher.name": "timm:convnext_tiny",
+        "teacher.weights": "in22k_ft_in1k",
+        "student.name": "timm:tf_efficientnet_lite0",
+        "student.weights": "/gkd/weights/lite0.safetensors",
+    }
+    overrides = [f"{name}={value}" for name, value in given.items()]
+    command = [sys.executable, "-c", WEIGHTS, str(tmp_path / "p.yaml"), str(tmp_path / "mine.yaml"), *overrides]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    spec, pods = parts_of(tmp_path / "p.yaml")
+    assert spec["root"]["inputDefinitions"]["parameters"]["overrides"]["defaultValue"] == overrides
+    for name in ("teacher", "baseline", "kd", "distill"):
+        variables = spec["deploymentSpec"]["executors"][f"exec-{name}"]["container"]["env"]
+        assert {variable["name"]: variable["value"] for variable in variables}.items() >= caches.items()
+        assert [claim["mountPath"] for claim in pods[f"exec-{name}"]["pvcMount"]] == ["/gkd/weights"]
+
+
 @pytest.mark.slow
 def test_nothing_of_this_machine_is_in_it(tmp_path):
     environment = os.environ | {
@@ -240,6 +274,12 @@ def test_on_several_nodes_a_training_task_only_waits(compiled, parts_of, tmp_pat
         ("tracking: {uri: ./mlruns}", ["./mlruns", "MLflow server"]),
         ("data: {source: folder, root: pictures}", ["data.root is pictures, a place on this machine", "dvc_repo"]),
         ("teacher: {source: ../teacher.pt}", ["teacher.source is ../teacher.pt", "models:/NAME@ALIAS"]),
+        ("teacher: {weights: ../w.pth}", ["teacher.weights is ../w.pth", "hf-hub:OWNER/NAME", "a volume"]),
+        (
+            "{teacher: {members: [{}, {weights: w.safetensors}]}, distill: {scheme: ensemble, method: kd}}",
+            ["teacher.members.1.weights is w.safetensors"],
+        ),
+        ("student: {weights: /home/me/student}", ["student.weights is /home/me/student", "models:/NAME@ALIAS"]),
         ("data: {source: cifar11}", ["data.source 'cifar11' is unknown", "did you mean 'cifar10'?"]),
         ("teacher: {name: resnett20}", ["teacher.name 'resnett20' is unknown", "'resnet20'"]),
         ("tracking: {uri: 'mlflow.example:5000'}", ["tracking.uri is mlflow.example:5000", "http://"]),
