@@ -33,7 +33,7 @@ FEW = 20  # images of a class
 PRETRAINED = {"teacher": "tf_efficientnet_lite2", "student": "tf_efficientnet_lite0"}  # timm's names
 SEEN_SIDE = 160  # pixels that these see: fewer than their weights were made with, so that a CPU is enough
 PHOTO_SIDE = 182  # pixels of the prepared images, of which the networks see the middle, as with their weights
-PHOTOS_SEEN, PHOTO_EPOCHS = 4500, (3, 20)  # in one training from published weights
+PHOTOS_SEEN, PHOTO_EPOCHS = 3000, (3, 20)  # in one training from published weights
 LARGER = """
   # These are larger: 128 keeps more of them at 4 times the cost, and goes with torchvision's networks, such as resnet18
   # as teacher and mobilenet_v3_small as student, which have published weights too (`weights: pretrained`)."""

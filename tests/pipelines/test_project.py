@@ -207,7 +207,7 @@ def test_weights_that_are_not_there_are_named(tmp_path, photos, weights, monkeyp
     assert not (tmp_path / "project").exists()
 
 
-@pytest.mark.parametrize(("count", "epochs", "test"), [(20, 20, 0.25), (250, 6, 0.25), (1000, 3, 0.2)])
+@pytest.mark.parametrize(("count", "epochs", "test"), [(20, 20, 0.25), (250, 4, 0.25), (1000, 3, 0.2)])
 def test_many_photos_take_fewer_epochs(photos, count, epochs, test):
     found = look(photos)
     object.__setattr__(found.source.splits["train"], "labels", np.repeat([0, 1, 2], count))
