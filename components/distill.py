@@ -84,7 +84,7 @@ def _train(
         "data_sha256": prepared.info.sha256,
         "teacher_digest": "" if teacher is None else folder_digest(teacher),
         "config_digest": params.digest("student", "train", "references" if reference else "distill"),
-        **weights_fact(student),
+        **weights_fact(student, start),
     }
     facts["budget_digest"] = _budget(params, resolve(params.train, start_of(student, prepared)), student.weights_digest)
     where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"

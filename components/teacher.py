@@ -194,7 +194,7 @@ def _train(
         config=teacher.train.model_copy(update={"seed": one.seed}),
         spec=spec,
         teachers=teachers,
-        facts={"role": "assistant" if one.assistant else "teacher", **inputs, **weights_fact(network)},
+        facts={"role": "assistant" if one.assistant else "teacher", **inputs, **weights_fact(network, one.start)},
         title=one.title,
         section="teacher.train",
     )
@@ -209,9 +209,14 @@ def _start(one: _Network, teacher: TeacherConfig) -> dict[str, Any]:
     return {"weights": one.start, "head": one.head, "option": "teacher.", **preprocessing}
 
 
-def weights_fact(network: Network) -> dict[str, str]:
-    """For the lineage: the digest of the weights that a network started from; nothing where they were random."""
-    return {"weights_digest": network.weights_digest} if network.weights_digest else {}
+def weights_fact(network: Network, start: StartingWeights | None) -> dict[str, str]:
+    """For the lineage: the digest of the weights that a network started from, their published name and licence where
+    they have any; nothing where they were random.
+    """
+    if start is None or not network.weights_digest:
+        return {}
+    told = {"weights": start.published, "weights_licence": start.licence}
+    return {"weights_digest": network.weights_digest, **{key: value for key, value in told.items() if value}}
 
 
 def specification(

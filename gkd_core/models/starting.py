@@ -43,6 +43,8 @@ class StartingWeights:
         preprocessing: that belongs to them; None: they do not say.
         classes: names of their outputs, in order; None: they do not say.
         timm: timm's `PretrainedCfg` of them, for a network of timm's.
+        published: the name under which they are published; empty for a file or a folder.
+        licence: of them, where their publisher tells it.
     """
 
     source: str
@@ -52,6 +54,8 @@ class StartingWeights:
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] | None = None
     timm: Any = None
+    published: str = ""
+    licence: str = ""
 
     @property
     def digest(self) -> str:
@@ -201,6 +205,8 @@ def _of_torchvision(given: str, model: str, option: str) -> StartingWeights:
         "imagenet",
         published.torchvision_preprocessing(model, weights),
         None if categories is None else tuple(categories),
+        published=str(weights),
+        licence=weights.meta.get("license", ""),
     )
 
 
@@ -230,7 +236,10 @@ def _of_timm(given: str, name: str, option: str) -> StartingWeights:
         found = timm.published(f"{plain}.{wanted}" if wanted else plain)
         classes = published.imagenet_classes() if found.num_classes == published.IMAGENET_1K else None
     path = published.timm_file(found)
-    return StartingWeights(given, path, name, "auto", published.timm_preprocessing(found), classes, found)
+    known_as = given if given.startswith(HUB) else f"timm:{plain}.{wanted}".rstrip(".")
+    preprocessing = published.timm_preprocessing(found)
+    licence = found.license or ""
+    return StartingWeights(given, path, name, "auto", preprocessing, classes, found, known_as, licence)
 
 
 def _tensors(weights: StartingWeights, spec: NetworkSpec, classifier: Classifier, option: str) -> dict[str, Tensor]:

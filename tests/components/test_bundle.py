@@ -301,6 +301,30 @@ def test_the_card_tells_what_the_method_worked_with(made: Path) -> None:
     assert (values["temperature"], values["solver"], values["weight_kd"]) == ("4.0", "sinkhorn", "1.0")
 
 
+@pytest.mark.parametrize(
+    ("told", "row"),
+    [
+        ({}, None),
+        (
+            {"weights_digest": "d", "weights": "timm:convnext_atto.d2_in1k", "weights_licence": "apache-2.0"},
+            "timm:convnext_atto.d2_in1k, licence apache-2.0",
+        ),
+        (
+            {"weights_digest": "d"},
+            "weights of a file or a folder, whose licence is not known here: look it up before you hand the model on",
+        ),
+    ],
+)
+def test_the_card_names_the_weights_it_started_from_and_their_licence(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], row: str | None
+) -> None:
+    training = json.loads((folders["student"] / "training.json").read_text())
+    monkeypatch.setattr("gkd_core.export.bundle.read_training", lambda *_: training | told)
+    make(folders, tmp_path / "out")
+    rows = re.findall(r"\| starts from \| (.*) \|\n", (tmp_path / "out" / "MODEL_CARD.md").read_text())
+    assert [each.replace("\\", "") for each in rows] == ([] if row is None else [row])
+
+
 def test_the_card_of_an_int8_bundle_tells_of_int8(folders: dict[str, Path], tmp_path: Path) -> None:
     make(folders, tmp_path / "out", precision="int8")
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text()

@@ -117,6 +117,9 @@ def test_a_published_network_knows_what_is_on_two_photos(lite, hub, caplog):
     put_in_hub(hub, "timm/tf_efficientnet_lite0.in1k", model__safetensors=lite)
     with caplog.at_level(logging.INFO, "gkd_core"):
         network = create_model(LITE, weights="pretrained")
+    found = find_weights("pretrained", LITE)
+    assert (found.published, found.licence) == ("timm:tf_efficientnet_lite0.in1k", "apache-2.0")
+    assert find_weights(lite, LITE).published == ""
     assert network.spec.preprocessing == Preprocessing(3, 224, (0.5,) * 3, (0.5,) * 3, "bicubic", 0.875)
     assert network.classes == imagenet_classes()
     assert network.weights_digest == file_digest(lite)
@@ -194,6 +197,8 @@ def test_the_preprocessing_of_torchvision_s_weights_is_torchvision_s_own(torch_h
 def test_torchvision_s_weights_are_taken_by_either_of_their_names(torch_hub, weights, digits):
     state = models.mobilenet_v2().state_dict()
     torch.save(state, torch_hub / Path(models.MobileNet_V2_Weights.IMAGENET1K_V2.url).name)
+    found = find_weights(weights, "mobilenet_v2")
+    assert (found.published, found.licence) == ("MobileNet_V2_Weights.IMAGENET1K_V2", "")  # torchvision tells none
     network = create_model("mobilenet_v2", data=PreparedData.open(digits), weights=weights)
     assert network.spec.preprocessing[:2] == (3, 224)
     assert network.spec.crop_fraction == pytest.approx(224 / 232)
