@@ -42,7 +42,7 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], Path]:
         folder = root / name
         with (root / f"{name}.lock").open("a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if lock.tell() == 0:
+            if lock.seek(0, os.SEEK_END) == 0:  # not where it ended when it was opened: another may have written since
                 shutil.rmtree(folder, ignore_errors=True)  # of one who failed
                 folder.mkdir()
                 fill(folder)
