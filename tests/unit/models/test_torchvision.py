@@ -52,7 +52,9 @@ def without_memory(monkeypatch):
         yield
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_every_classification_model_has_our_form(name, without_memory):
     size = 56 if name == "maxvit_t" else 32
     network = create_classifier(torchvision_name(name), 7, in_channels=1, image_size=size).eval()
