@@ -2,12 +2,13 @@
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 
-class JsonServer:
+class JsonServer(ABC):
     """A server to use as a context manager.
 
     Attributes:
@@ -26,9 +27,9 @@ class JsonServer:
         self.http.shutdown()
         self.http.server_close()
 
+    @abstractmethod
     def answer(self, verb: str, target: str, headers: Message, body: bytes) -> tuple[int, Any]:
         """Status, and what is sent: text as it is, anything else as JSON."""
-        raise NotImplementedError
 
     def _handler(server) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):
