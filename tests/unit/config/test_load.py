@@ -188,7 +188,7 @@ def test_old_and_new_name_together_are_refused():
 def test_new_names_warn_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        parse_params({"references": {"kd_weight": 0.5}})
+        assert parse_params({"references": {"kd_weight": 0.5}}).references.kd_weight == 0.5
 
 
 def test_sections_alone_are_not_asked_about_the_others():

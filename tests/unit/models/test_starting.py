@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,21 +44,6 @@ def hub(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "hf" / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return folder
-
-
-@pytest.fixture
-def torch_hub(tmp_path, monkeypatch) -> Path:
-    """torch.hub's cache, empty; and no network."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def no_network(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
     return folder
 
 

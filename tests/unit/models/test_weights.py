@@ -1,7 +1,6 @@
 import logging
 import pickle
 import re
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -264,25 +263,10 @@ def test_something_else_in_the_file_is_one_sentence(tmp_path, content):
 # --- torchvision's published weights
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Path:
-    """Where torch.hub keeps what it fetched; nothing can be fetched."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def no_network(*_, **__):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(torch.hub, "urlopen", no_network)
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    return folder
-
-
-def test_published_weights_bring_classes_size_and_statistics(hub):
+def test_published_weights_bring_classes_size_and_statistics(torch_hub):
     theirs = models.mobilenet_v3_small()
     published = models.MobileNet_V3_Small_Weights.IMAGENET1K_V1
-    torch.save(theirs.state_dict(), hub / Path(published.url).name)
+    torch.save(theirs.state_dict(), torch_hub / Path(published.url).name)
     taken = take("torchvision:MobileNet_V3_Small_Weights.IMAGENET1K_V1", classes=None)
     assert taken.spec.name == "mobilenet_v3_small"
     assert taken.spec.stem == "imagenet"
@@ -299,11 +283,11 @@ def test_published_weights_bring_classes_size_and_statistics(hub):
     assert taken(images).logits.shape == (2, 2)
 
 
-def test_googlenet_keeps_the_statistics_it_was_trained_with(hub):
+def test_googlenet_keeps_the_statistics_it_was_trained_with(torch_hub):
     """Its file has two more heads, and torchvision renormalises its input inside."""
     published = models.GoogLeNet_Weights.IMAGENET1K_V1
     theirs = models.googlenet(aux_logits=True, transform_input=True, init_weights=False)
-    torch.save(theirs.state_dict(), hub / Path(published.url).name)
+    torch.save(theirs.state_dict(), torch_hub / Path(published.url).name)
     taken = take("torchvision:GoogLeNet_Weights.DEFAULT", classes=None)
     images = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
@@ -311,10 +295,10 @@ def test_googlenet_keeps_the_statistics_it_was_trained_with(hub):
         torch.testing.assert_close(taken(images).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_torchvision_s_vgg_does_not_become_the_cifar_network(hub, monkeypatch):
+def test_torchvision_s_vgg_does_not_become_the_cifar_network(torch_hub, monkeypatch):
     """The names vgg11, 13, 16, 19 are taken by the CIFAR family."""
     monkeypatch.setattr("gkd_core.models.weights._load", lambda *_, **__: None)
-    torch.save({"x": torch.zeros(1)}, hub / Path(models.VGG11_Weights.IMAGENET1K_V1.url).name)
+    torch.save({"x": torch.zeros(1)}, torch_hub / Path(models.VGG11_Weights.IMAGENET1K_V1.url).name)
     with torch.device("meta"):
         assert take("torchvision:VGG11_Weights.IMAGENET1K_V1", classes=None).spec.name == "torchvision:vgg11"
 
@@ -339,14 +323,14 @@ def test_classes_for_published_weights_are_refused():
         take("torchvision:ResNet18_Weights.IMAGENET1K_V1")
 
 
-def test_no_network_is_one_sentence_that_says_where_the_file_goes(hub):
+def test_no_network_is_one_sentence_that_says_where_the_file_goes(torch_hub):
     with pytest.raises(GkdError, match=r"cannot fetch https://.*no route to host.*put that file at .*shufflenet"):
         take("torchvision:ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1", classes=None)
-    assert list(hub.iterdir()) == []
+    assert list(torch_hub.iterdir()) == []
 
 
-def test_a_damaged_download_is_one_sentence(hub):
-    path = hub / Path(models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.url).name
+def test_a_damaged_download_is_one_sentence(torch_hub):
+    path = torch_hub / Path(models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1.url).name
     path.write_bytes(b"half a file")
     with pytest.raises(GkdError, match=r"is damaged .* delete it, and it is fetched again"):
         take("torchvision:ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1", classes=None)
