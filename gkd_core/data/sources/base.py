@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,27 @@ class Examples:
             `gkd_core.data.images.Unreadable` where `names` is given.
         names: file names for messages, or () where pictures cannot be unreadable.
         parallel: `read` may be called from several threads.
+        open: position → the file's own bytes; None where the pictures are not files.
     """
 
     labels: NDArray[np.int64]
     read: Callable[[int], NDArray[np.uint8]]
     names: tuple[str, ...] = ()
     parallel: bool = False
+    open: Callable[[int], IO[bytes]] | None = None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file or folder of the source that is in no split.
+
+    Attributes:
+        name: relative to the root.
+        reason: what it is, or why it is not used; alike for all files of one kind.
+    """
+
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,7 @@ class Source:
         channels: 1 or 3.
         splits: "train" always; "validation" and "test" where the source has its own.
         flip: a mirrored picture is still of its class, so flipping is the default augmentation.
+        left_out: what else the source holds, each with its reason.
     """
 
     name: str
@@ -48,3 +64,4 @@ class Source:
     channels: int
     splits: Mapping[SplitName, Examples]
     flip: bool
+    left_out: tuple[LeftOut, ...] = ()

@@ -107,7 +107,9 @@ def _examples(
         return read_image(paths[position], size, channels)
 
     names = tuple(_shown(path.relative_to(root)) for path in paths)
-    return Examples(np.array(labels, dtype=np.int64), read, names, parallel=True)
+    return Examples(
+        np.array(labels, dtype=np.int64), read, names, parallel=True, open=lambda position: paths[position].open("rb")
+    )
 
 
 def _subfolders(place: Path) -> list[Path]:
