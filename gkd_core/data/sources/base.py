@@ -21,6 +21,8 @@ class Examples:
             `gkd_core.data.images.Unreadable` where `names` is given.
         names: file names for messages, or () where pictures cannot be unreadable.
         parallel: `read` may be called from several threads.
+        groups: what each example belongs to (a patient, a burst of shots), so that all of one group are in one split;
+            "" is one on its own. () where nothing is known.
         open: position → the file's own bytes; None where the pictures are not files.
     """
 
@@ -28,6 +30,7 @@ class Examples:
     read: Callable[[int], NDArray[np.uint8]]
     names: tuple[str, ...] = ()
     parallel: bool = False
+    groups: tuple[str, ...] = ()
     open: Callable[[int], IO[bytes]] | None = None
 
 

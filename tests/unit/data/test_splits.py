@@ -1,5 +1,7 @@
 """Splits are stratified, seeded, disjoint, complete; what cannot be split is refused in one sentence."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -100,3 +102,57 @@ def test_some_of_the_training_images_are_kept_in_proportion_and_the_other_splits
 def test_more_or_fewer_than_can_be_kept_is_refused(count: int, words: str) -> None:
     with pytest.raises(GkdError, match=f"data.train_images is {count}.*{words}"):
         choose_splits(source(LABELS), 0.1, 0.2, seed=0, train_images=count)
+
+
+def grouped(labels: np.ndarray, groups: list[str], **more: tuple[list[int], list[str]]) -> Source:
+    plain = source(labels, **{name: values for name, (values, _) in more.items()})
+    named = {"train": groups, **{name: names for name, (_, names) in more.items()}}
+    splits = {name: dataclasses.replace(each, groups=tuple(named[name])) for name, each in plain.splits.items()}
+    return dataclasses.replace(plain, splits=splits)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["of one class each", "of several classes"])
+def test_a_group_is_in_one_split_and_classes_keep_their_share(mixed: bool) -> None:
+    random = np.random.default_rng(0)
+    patients = random.integers(0, 120, len(LABELS)) if mixed else LABELS * 50 + random.integers(0, 40, len(LABELS))
+    groups = [str(patient) for patient in patients]
+    chosen = choose_splits(grouped(LABELS, groups), 0.1, 0.2, seed=0)
+    assert sorted(np.concatenate([c.positions for c in chosen.values()]).tolist()) == list(range(1000))
+    assert all(np.all(np.diff(c.positions) > 0) for c in chosen.values())
+    of_split = {name: {groups[position] for position in c.positions} for name, c in chosen.items()}
+    assert not of_split["train"] & of_split["validation"]
+    assert not of_split["test"] & (of_split["train"] | of_split["validation"])
+    for name, share in (("train", 0.72), ("validation", 0.08), ("test", 0.2)):
+        wanted = share * np.bincount(LABELS)
+        assert np.abs(np.bincount(LABELS[chosen[name].positions]) - wanted).max() <= 12
+    again, other = (choose_splits(grouped(LABELS, groups), 0.1, 0.2, seed=s)["test"].positions for s in (0, 1))
+    assert np.array_equal(chosen["test"].positions, again)
+    assert not np.array_equal(again, other)
+
+
+def test_examples_without_a_group_are_each_on_their_own() -> None:
+    groups = ["together"] * 40 + [""] * 960
+    chosen = choose_splits(grouped(LABELS, groups), 0.1, 0.2, seed=0)
+    assert [len(c.positions) for c in chosen.values()] == [720, 80, 200]
+    assert sum(bool({0, 39} & set(c.positions.tolist())) for c in chosen.values()) == 1
+
+
+def test_groups_of_one_change_nothing() -> None:
+    plain = choose_splits(source(LABELS), 0.1, 0.2, seed=0)
+    for groups in ([str(i) for i in range(1000)], [""] * 1000):
+        alone = choose_splits(grouped(LABELS, groups), 0.1, 0.2, seed=0)
+        assert all(np.array_equal(alone[name].positions, plain[name].positions) for name in plain)
+
+
+def test_a_class_in_too_few_groups_is_refused_by_name() -> None:
+    groups = ["one patient"] * 100 + [str(i // 5) for i in range(900)]
+    with pytest.raises(GkdError, match=r"class 'a' of toy has 100 images to split, with those of a group together"):
+        choose_splits(grouped(LABELS, groups), 0.1, 0.2, seed=0)
+
+
+def test_a_group_in_two_ready_splits_is_refused_by_name() -> None:
+    ready = grouped(LABELS, [str(i) for i in range(1000)], test=([0, 1, 2, 3], ["", "a", "7", "b"]))
+    with pytest.raises(GkdError, match="group '7' of toy is in the train split and in the test split"):
+        choose_splits(ready, 0.1, 0.2, seed=0)
+    left_out = choose_splits(ready, 0.1, 0.2, seed=0, excluded={"train": {7}})
+    assert len(left_out["test"].positions) == 4
