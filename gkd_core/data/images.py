@@ -8,7 +8,9 @@ A file says how large it is before it is decoded: what would need gigabytes is r
 those in `FORMATS` (Pillow knows some forty, and runs Ghostscript for one of them).
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -43,13 +45,20 @@ def read_image(file: Path | IO[bytes], size: int, channels: int, *, max_pixels: 
         Unreadable: not an image of a known format, truncated, damaged, too large, or of a depth without an agreed range
             (32 bit).
     """
+    with opened(file, max_pixels) as image:
+        # A JPEG decodes faster at half, a quarter, an eighth; twice the final size keeps the resampling honest.
+        image.draft(None, (2 * size, 2 * size))
+        ImageOps.exif_transpose(image, in_place=True)
+        return fit(image, size, channels)
+
+
+@contextlib.contextmanager
+def opened(file: Path | IO[bytes], max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """A file, or an open stream of its bytes, as Pillow opens it; what fails within the block is `Unreadable`, too."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             _refuse_huge(image, MAX_PIXELS if max_pixels is None else max_pixels)
-            # A JPEG decodes faster at half, a quarter, an eighth; twice the final size keeps the resampling honest.
-            image.draft(None, (2 * size, 2 * size))
-            ImageOps.exif_transpose(image, in_place=True)
-            return fit(image, size, channels)
+            yield image
     except Unreadable:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
@@ -82,7 +91,7 @@ def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDA
             return image
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     _refuse_huge(image, MAX_PIXELS)
-    image = _in_mode(image, "RGB" if channels == 3 else "L")
+    image = in_mode(image, "RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
@@ -96,7 +105,7 @@ def _refuse_huge(image: Image.Image, most: int) -> None:
         )
 
 
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """The picture in RGB or L; a large one strip by strip, since no pixel has to do with another."""
     if image.mode == mode and not image.has_transparency_data:
         return image
