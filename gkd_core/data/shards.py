@@ -10,6 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+UNLABELLED = -1
+"""The label of an image that has none."""
+
 
 @dataclass(frozen=True)
 class Shards:
@@ -20,10 +23,12 @@ class Shards:
     Attributes:
         sizes: rows of each process, in order of rank; process 0 has the first rows of the batch.
         rank: of this process.
+        labelled: how many of the batch's rows have a label, all processes together; None is all of them.
     """
 
     sizes: tuple[int, ...]
     rank: int = 0
+    labelled: int | None = None
 
     @staticmethod
     def of(rows: int, processes: int = 1, rank: int = 0) -> "Shards":

@@ -72,6 +72,7 @@ class AttentionTransfer(Loss):
     """
 
     feature_maps = True
+    unlabelled = True
 
     def __init__(
         self,

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gkd_core.data import shards
+from gkd_core.data.shards import UNLABELLED
 from gkd_core.errors import GkdError
 from gkd_core.methods import model_of
 from gkd_core.mistakes import mistakes
@@ -43,6 +45,7 @@ class Loss(nn.Module, ABC):
     Class attributes:
         hard_labels: the method needs integer labels, so mixup is refused.
         feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
+        unlabelled: it also teaches on images without a label; where it does not, they are refused.
     Attributes:
         label_smoothing: ε of the cross-entropy, set by whoever trains.
     Raises:
@@ -62,6 +65,7 @@ class Loss(nn.Module, ABC):
 
     hard_labels = False
     feature_maps = False
+    unlabelled = False
     label_smoothing: float = 0.0
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -105,15 +109,28 @@ class Loss(nn.Module, ABC):
         Args:
             student: gradients flow into it.
             teacher: of the same images; no gradient flows into it. None for a method without a teacher.
-            labels: [B] int64, or [B, C] class probabilities (mixup).
+            labels: [B] int64, or [B, C] class probabilities (mixup). An image without a label has −1, or zeros: only
+                where `unlabelled` says so.
             epoch: time t in epochs, a float: epoch + step / steps_per_epoch. For warm-ups, and for what is drawn anew
                 at every step.
             indices: [B] int64, each sample's position in the training split, where a method remembers samples.
         """
 
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy in at least float32, with `label_smoothing`; labels as in `forward`."""
-        return functional.cross_entropy(at_least_float32(logits), labels, label_smoothing=self.label_smoothing)
+        """Mean cross-entropy in at least float32, with `label_smoothing`; labels as in `forward`.
+
+        Images without a label have no part in it; at least one image has one.
+        """
+        measure = functools.partial(
+            functional.cross_entropy,
+            at_least_float32(logits),
+            labels,
+            ignore_index=UNLABELLED,
+            label_smoothing=self.label_smoothing,
+        )
+        if shards.current().labelled is None:
+            return measure()
+        return mean_over_labelled(measure(reduction="none"), labels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""
@@ -163,6 +180,25 @@ def _refuse_foreign(error: AttributeError, loss: Loss) -> None:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Half types become float32; float32 and float64 stay (gradcheck needs the latter)."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def has_label(labels: Tensor) -> Tensor:
+    """[B] bool, which images have a label; labels are [B] int64 or [B, C] class probabilities."""
+    return labels >= 0 if labels.ndim == 1 else labels.sum(1) > 0.5
+
+
+def mean_over_labelled(each: Tensor, labels: Tensor) -> Tensor:
+    """Mean of [B], a value an image, over the images that have a label; zero where none has.
+
+    Where processes share the batch each has the part that, in their weighted mean, makes it the mean over all its
+    labelled images, however these are spread.
+    """
+    labelled = has_label(labels)
+    total = torch.where(labelled, each, 0.0).sum()
+    shared = shards.current()
+    if shared.labelled is None:  # a loop of one's own, which says nothing of the whole batch
+        return total / labelled.sum().clamp_min(1)
+    return total * (shared.total / (shared.labelled * len(each)))
 
 
 def expect_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:

@@ -93,6 +93,8 @@ class CorrelationMatching(Loss):
         ['ce', 'correlation']
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

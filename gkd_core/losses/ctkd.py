@@ -67,6 +67,8 @@ class CurriculumTemperature(Loss):
         ['ce', 'kd']
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

@@ -80,6 +80,8 @@ class Dist(Loss):
         ['ce', 'inter', 'intra']
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

@@ -58,6 +58,8 @@ class DynamicKD(Loss):
         ['ce', 'kd']
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

@@ -76,6 +76,7 @@ class FitNet(Loss):
     """
 
     feature_maps = True
+    unlabelled = True
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class Gompertz(Loss):
     Where channels differ, a trained 1×1 adapter brings the student's features to the teacher's channels for L_wass (it
     belongs to the loss, not to the student), and a fixed semi-orthogonal map brings the teacher's gradient to the
     student's channels for L_grad. A term of weight 0 is not computed. Of a transformer the tokens are matched,
-    which are what its head sees.
+    which are what its head sees. Images without a label have a part in L_wass and L_kd alone.
 
     Args:
         seed: of adapter and map, and of sliced's directions.
@@ -85,6 +85,7 @@ class Gompertz(Loss):
     """
 
     feature_maps = True
+    unlabelled = True
 
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[str]:
@@ -197,6 +198,7 @@ class Gompertz(Loss):
         return gradient_loss(
             head_gradient(student_network, student, labels, differentiable=True),
             self.remap(head_gradient(teacher_network, teacher, labels, differentiable=False)),
+            labels=labels,
             r=self.r,
         )
 

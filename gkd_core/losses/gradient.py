@@ -12,12 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gkd_core.losses.base import at_least_float32, full_precision
+from gkd_core.losses.base import at_least_float32, full_precision, mean_over_labelled
 from gkd_core.losses.feature_maps import resample_total
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
-def gradient_loss(student_gradient: Tensor, teacher_gradient: Tensor, *, r: float = 0.5, eps: float = 1e-8) -> Tensor:
+def gradient_loss(
+    student_gradient: Tensor,
+    teacher_gradient: Tensor,
+    *,
+    labels: Tensor | None = None,
+    r: float = 0.5,
+    eps: float = 1e-8,
+) -> Tensor:
     """r·‖g_T − g_S‖₂ + (1 − r)·(1 − cos(g_T, g_S)), per sample on flattened gradients, mean over the batch.
 
     Grids of different size are both brought to the smaller one (in each direction) with their totals kept. Tokens lie
@@ -27,6 +34,8 @@ def gradient_loss(student_gradient: Tensor, teacher_gradient: Tensor, *, r: floa
         student_gradient: [B, C, H, W] or [B, C, N] = ∂CE/∂f_S of each sample; any float dtype, computed in at least
             float32.
         teacher_gradient: [B, C, H₂, W₂] or [B, C, N₂], already in the student's channels; no gradient flows into it.
+        labels: [B] int64 or [B, C] class probabilities; images without a label, whose cross-entropy has no gradient,
+            are left out of the mean. None: all have one.
         r: share of the Euclidean distance, in [0, 1].
         eps: smallest norm the cosine divides by.
     Raises:
@@ -53,7 +62,8 @@ def gradient_loss(student_gradient: Tensor, teacher_gradient: Tensor, *, r: floa
     teacher = teacher.to(student.dtype)
     distance: Tensor = torch.linalg.vector_norm(teacher - student, dim=1)
     cosine = functional.cosine_similarity(teacher, student, dim=1, eps=eps)
-    return (r * distance + (1 - r) * (1 - cosine)).mean()
+    each = r * distance + (1 - r) * (1 - cosine)
+    return each.mean() if labels is None else mean_over_labelled(each, labels)
 
 
 def head_gradient(network: StagedNetwork, output: Output, targets: Tensor, *, differentiable: bool) -> Tensor:
@@ -130,11 +140,12 @@ def autograd_head_gradient(
 def class_probabilities(targets: Tensor, logits: Tensor) -> Tensor:
     """[B, C] from labels [B] (one-hot) or from probabilities [B, C], in the dtype of `logits`.
 
-    `one_hot` would ask the device for the labels' range.
+    `one_hot` would ask the device for the labels' range. An image without a label has any class's row: whoever asks
+    leaves it out.
     """
     if targets.ndim == 2:
         return targets.to(logits.dtype)
-    return torch.zeros_like(logits).scatter_(1, targets[:, None], 1.0)
+    return torch.zeros_like(logits).scatter_(1, targets.clamp_min(0)[:, None], 1.0)
 
 
 @contextlib.contextmanager

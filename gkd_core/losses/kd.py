@@ -28,6 +28,8 @@ class KnowledgeDistillation(Loss):
         >>> sum(terms.values()).backward()
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

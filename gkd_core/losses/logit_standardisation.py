@@ -61,6 +61,8 @@ class LogitStandardisation(Loss):
         ['ce', 'kd']
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

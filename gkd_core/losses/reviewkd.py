@@ -112,6 +112,7 @@ class ReviewKD(Loss):
     """
 
     feature_maps = True
+    unlabelled = True
 
     def __init__(
         self,

@@ -103,6 +103,8 @@ class RelationalDistillation(Loss):
         ['angle', 'ce', 'distance']
     """
 
+    unlabelled = True
+
     def __init__(
         self,
         student: StagedNetwork,

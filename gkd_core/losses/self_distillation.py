@@ -96,6 +96,7 @@ class SelfDistillation(Loss):
     """
 
     feature_maps = True
+    unlabelled = True
 
     def __init__(
         self,

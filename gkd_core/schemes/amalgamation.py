@@ -90,6 +90,7 @@ class AmalgamationLoss(Loss):
     Source: the setting, Shen et al. 2019 (arXiv:1811.02796); the formula is ours.
     """
 
+    unlabelled = True
     columns: Tensor
 
     def __init__(self, parts: Sequence[Sequence[int]], *, temperature: float = TEMPERATURE) -> None:

@@ -141,15 +141,18 @@ class TeacherEnsemble(Teacher):
 def confidence_weights(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     """w_m = (1 − e^{CE_m} / Σ_j e^{CE_j}) / (M − 1) for each sample: the smaller a teacher's error, the larger.
 
+    For a sample without a label, against which no error is known, all count alike.
+
     Args:
         log_probabilities: [M, B, C], M ≥ 2, of the teachers at τ = 1.
-        targets: [B] int64 labels or [B, C] class probabilities.
+        targets: [B] int64 labels or [B, C] class probabilities; −1 or zeros where there is no label.
     Returns:
         [M, B], of sum 1 over M.
     Source: Zhang et al. 2022, the weights of its soft-label term (arXiv:2201.00007).
     """
     if targets.ndim == 1:
-        errors = -log_probabilities.gather(2, targets[None, :, None].expand(len(log_probabilities), -1, 1)).squeeze(2)
+        classes = targets.clamp_min(0)[None, :, None].expand(len(log_probabilities), -1, 1)
+        errors = torch.where(targets >= 0, -log_probabilities.gather(2, classes).squeeze(2), 0.0)
     else:
         errors = -(targets * log_probabilities).sum(2)
     return (1 - errors.softmax(0)) / (len(errors) - 1)

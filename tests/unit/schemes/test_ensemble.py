@@ -63,6 +63,13 @@ def test_weights_of_whole_labels_and_of_certain_mixtures_agree_and_sum_to_one():
     torch.testing.assert_close(by_label.sum(0), torch.ones(6))
 
 
+def test_without_a_label_all_teachers_count_alike():
+    each = torch.randn(4, 6, 3).log_softmax(2)
+    weights = confidence_weights(each, torch.where(LABELS == 1, -1, LABELS))
+    torch.testing.assert_close(weights[:, LABELS == 1], torch.full((4, 2), 0.25))
+    assert torch.equal(weights[:, LABELS != 1], confidence_weights(each, LABELS)[:, LABELS != 1])
+
+
 def test_the_confident_teacher_speaks_louder():
     networks, teacher = several(temperature=2.0, weighting="confidence")
     with torch.no_grad():
