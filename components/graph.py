@@ -211,14 +211,14 @@ def divide(params: "Params") -> dict[str, dict[str, Any]]:
     given = {}
     for step in STEPS:
         wanted = {*step.sections, *(SHOWN if step.shows else ())}
-        if any(address.startswith("models:/") for address in _addresses(params, step)):
+        if any(address.startswith("models:/") for address in addresses(params, step)):
             wanted.add("tracking")
         given[step.name] = {name: section for name, section in content.items() if name in wanted}
     return given
 
 
-def _addresses(params: "Params", step: Step) -> list[str]:
-    """Where the networks come from that a step starts with."""
+def addresses(params: "Params", step: Step) -> list[str]:
+    """Where the networks come from that a step imports or starts from: files, folders, `models:/…`, published names."""
     teacher, student = params.teacher, params.student
     by_section = {
         "teacher": [teacher.source, teacher.weights, *(member.weights for member in teacher.members)],

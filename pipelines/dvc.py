@@ -1,21 +1,24 @@
-"""dvc.yaml, written from the table of steps, and which source files a step's result depends on.
+"""dvc.yaml, written from the table of steps, and which files beside its folders a step's result depends on.
 
 DVC knows no dependency that holds under some parameters only, and a change of one loss must not retrain a teacher that
-has no use for it. So the first stage, `sources`, writes one file for each step, with the digests of the sources that
-the step uses under these parameters, and the step depends on that file. `sources` takes a second; a step whose file
-stays the same is not run again.
+has no use for it. Nor does it look at a file that a parameter names, such as the weights that a student starts from. So
+the first stage, `sources`, writes one file for each step, with the digests of the sources that the step uses under
+these parameters and of the weights that they name, and the step depends on that file. `sources` takes a second, and
+runs every time, for it alone knows which weights to look at; a step whose file stays the same is not run again.
 """
 
 import ast
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
-from components.graph import MAKER, STEPS, Step
+from components.graph import MAKER, STEPS, Step, addresses
 from gkd_core.config import Params
-from gkd_core.files import file_digest, whole_folder, write_bytes, write_json
+from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
 from gkd_core.methods import METHODS
 
 SOURCES = "sources"
@@ -72,12 +75,12 @@ PLOTS = """plots:
 
 
 def write_sources(out: Path, params: Params) -> dict[str, Any]:
-    """Write STEP.json for every step: the sha256 of each source file that its result depends on.
+    """Write STEP.json for every step: the sha256 of each source file that its result depends on, and of its weights.
 
     Returns:
         How many files, by step.
     """
-    sources = {step.name: sources_of(step, params) for step in STEPS}
+    sources = {step.name: sources_of(step, params) | weights_of(step, params) for step in STEPS}
     with whole_folder(out) as folder:
         for name, files in sources.items():
             write_json(folder / f"{name}.json", files)
@@ -101,6 +104,19 @@ def sources_of(step: Step, params: Params) -> dict[str, str]:
         found.add(path)
         todo |= _imported(path) - found - SILENT
     return {path: file_digest(ROOT / path) for path in sorted(found)}
+
+
+def weights_of(step: Step, params: Params) -> dict[str, str]:
+    """The sha256 by path of the files and folders here whose networks a step imports or starts from.
+
+    What is not there is left to the step, which says so; what is published under a name does not change under it.
+    """
+    found = {}
+    for address in addresses(params, step):
+        path = Path(address)
+        if path.exists():
+            found[address] = folder_digest(path) if path.is_dir() else file_digest(path)
+    return found
 
 
 @cache
@@ -139,31 +155,34 @@ def _files_in(package: str) -> set[str]:
     return {file.relative_to(ROOT).as_posix() for file in files}
 
 
-def dvc_yaml(*, checkout: bool = True) -> str:
+def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = MappingProxyType({})) -> str:
     """The text of dvc.yaml.
 
     Args:
         checkout: gkd's sources stand beside it, so that a changed one is noticed; else gkd is an installed package.
+        beside: what steps depend on beside the folders of others, by the step's name.
     """
     lines = [
         "# Made by `make dvc` from the table in components/graph.py. `gkd STEP --help` tells what each step takes."
     ]
     lines += ["# A changed source reruns what it could change: `sources` writes down which step uses which.", "stages:"]
     if checkout:
-        read = ["distill", "teacher"]  # they name the methods
+        read = ["distill", "student", "teacher"]  # they name methods and weights
         stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": list(PACKAGES), "params": read, "outs": [SOURCES]}
+        stage["always_changed"] = True  # for DVC does not see another file of weights under the same name
         lines += _block(SOURCES, stage)
     for step in STEPS:
-        lines += _block(step.name, _stage(step, checkout))
+        lines += _block(step.name, _stage(step, checkout, beside.get(step.name, [])))
     return "\n".join([*lines, PLOTS])
 
 
-def _stage(step: Step, checkout: bool) -> dict[str, Any]:
+def _stage(step: Step, checkout: bool, beside: list[str]) -> dict[str, Any]:
     given = [f"--{folder} {folder}" for folder in step.inputs]
     code = [f"{SOURCES}/{step.name}.json"] if checkout else []
     deps = [path for folder in step.inputs for path in _paths(MAKER[folder])]
     stage: dict[str, Any] = {"cmd": " ".join([step.line, *given, f"--out {step.output}"])}
-    stage |= {"deps": sorted([*code, *deps])} if code or deps else {}
+    if deps := sorted([*code, *deps, *beside]):
+        stage["deps"] = deps
     stage["params"] = list(step.sections)
     outs = [path for path in _paths(step) if _kind(step, path) == "out" and not step.in_git]
     for_git = [path for path in _paths(step) if _kind(step, path) == "plot" or step.in_git]

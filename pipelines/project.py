@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from components.graph import STEPS
 from gkd_core.config import load_params
 from gkd_core.config.recipes import SMALL_UP_TO
 from gkd_core.data.images import FORMATS
@@ -28,8 +29,9 @@ from gkd_core.files import whole_folder
 from pipelines.dvc import dvc_yaml
 
 SAMPLE = 200  # images whose headers are read
-STEPS = 3000  # of the optimiser, that a training should have
+UPDATES = 3000  # of the optimiser, that a training should have
 FEW = 20  # images of a class
+PUBLISHED = "pretrained"
 PRETRAINED = {"teacher": "tf_efficientnet_lite2", "student": "tf_efficientnet_lite0"}  # timm's names
 SEEN_SIDE = 160  # pixels that these see: fewer than their weights were made with, so that a CPU is enough
 PHOTO_SIDE = 182  # pixels of the prepared images, of which the networks see the middle, as with their weights
@@ -83,7 +85,7 @@ def create_project(out: Path, root: Path, weights: str | None = None) -> dict[st
     settings = choose(photos, starting)
     with whole_folder(out, [root]) as building:
         (building / "params.yaml").write_text(_params(_from(out, root), settings, photos), encoding="utf-8")
-        (building / "dvc.yaml").write_text(_dvc(), encoding="utf-8")
+        (building / "dvc.yaml").write_text(_dvc(settings["weights"]), encoding="utf-8")
         (building / ".gitignore").write_text("".join(f"/{name}\n" for name in IGNORED))
         (building / ".dvcignore").write_text("# varies by run\nrun.json\n")
         (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
@@ -149,9 +151,9 @@ def find(given: str | None, photos: Photos, out: Path) -> tuple[dict[str, str], 
         return {}, "noise, as asked"
     if not installed:
         raise GkdError(f"--weights {given} is for networks of the package timm: pip install 'gkd[hub]'")
-    if given in (None, "pretrained"):
+    if given in (None, PUBLISHED):
         fetched = "the first run fetches 44 MB unless the Hugging Face hub's cache has them"
-        return dict.fromkeys(PRETRAINED, "pretrained"), f"published weights ({fetched}; --weights FOLDER: from files)"
+        return dict.fromkeys(PRETRAINED, PUBLISHED), f"published weights ({fetched}; --weights FOLDER: from files)"
     files = {role: Path(str(given)) / f"{name}.safetensors" for role, name in PRETRAINED.items()}
     for file in files.values():
         if not file.is_file():
@@ -191,7 +193,7 @@ def choose(photos: Photos, weights: dict[str, str]) -> dict[str, Any]:
         "channels": 1 if photos.grey else 3,
         **_fractions(photos, (0.1, 0.1) if total >= 20_000 else (0.1, 0.2) if total >= 500 else (0.2, 0.2)),
         "batch_size": batch_size,
-        "epochs": min(100, max(15, round(STEPS * batch_size / total))),
+        "epochs": min(100, max(15, round(UPDATES * batch_size / total))),
     }
 
 
@@ -306,13 +308,16 @@ train:                        # the student's budget, the same for baseline, pla
 """
 
 
-def _dvc() -> str:
-    """The graph without gkd's sources, and with the images: new ones make the whole run anew."""
-    command = "    cmd: gkd prepare --out data\n"
-    text = dvc_yaml(checkout=False)
-    assert command in text
-    stages = text[text.index("stages:") :].replace(command, f"{command}    deps: ['${{data.root}}']\n")
-    return f"# Made by `gkd init`. `gkd STEP --help` tells what each step takes.\n{stages}"
+def _dvc(weights: dict[str, str]) -> str:
+    """The graph without gkd's sources, and with the images and files of weights: others make anew what used them."""
+    files = {role: [address] for role, address in weights.items() if address != PUBLISHED}
+    beside = {"prepare": ["${data.root}"]}
+    for step in STEPS:
+        if step.trains and (used := [each for role in step.sections for each in files.get(role, [])]):
+            beside[step.name] = used
+    text = dvc_yaml(checkout=False, beside=beside)
+    note = "# Another file of weights in params.yaml takes its place among `deps` here too.\n" if files else ""
+    return f"# Made by `gkd init`. `gkd STEP --help` tells what each step takes.\n{note}{text[text.index('stages:') :]}"
 
 
 def _readme(name: str, photos: Photos) -> str:

@@ -146,23 +146,35 @@ def untrainable(params: Params) -> Iterator[Mistake]:
     for plan in planned(params):
         outcomes, section = plan.outcomes(), plan.section
         trainings = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-        if not trainings:
-            sentence = str(outcomes[0])
-        elif _gives_momentum(plan.config) and all(training.optimizer == "adamw" for training in trainings):
-            sentence = (
-                f"{section}: momentum is given but the recipe's optimizer is adamw: only sgd reads momentum, so leave "
-                "it out, or set optimizer"
-            )
+        try:
+            refuse_unread_momentum(plan.config, *trainings, section=section)
+        except GkdError as error:
+            sentence = str(error)
         else:
-            continue
+            if trainings:
+                continue
+            sentence = str(outcomes[0])
         if sentence not in told:
             told.add(sentence)
             yield Mistake(tuple(section.split(".")), sentence, contradiction=True)
 
 
-def _gives_momentum(config: TrainingConfig) -> bool:
-    """Whether somebody wrote it, with no optimizer beside it that would have been asked before."""
-    return "momentum" in config.model_fields_set and config.optimizer is None
+def refuse_unread_momentum(config: TrainingConfig, *resolved: ResolvedTraining, section: str = "train") -> None:
+    """See that momentum, where somebody wrote it, is read by the optimizer that a recipe chooses.
+
+    Args:
+        config: as it was written; an optimizer in it was asked before (`TrainingConfig.unread`).
+        resolved: what it may come to.
+        section: where the user wrote `config`, for the error.
+    Raises:
+        GkdError: all of them take adamw.
+    """
+    given = "momentum" in config.model_fields_set and config.optimizer is None
+    if given and resolved and all(training.optimizer == "adamw" for training in resolved):
+        raise GkdError(
+            f"{section}: momentum is given but the recipe's optimizer is adamw: only sgd reads momentum, so leave it "
+            "out, or set optimizer"
+        )
 
 
 def _refuse_noise(config: TrainingConfig, start: Start, section: str) -> None:

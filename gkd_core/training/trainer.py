@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
 from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_wide_augmentation
-from gkd_core.config.recipes import ResolvedTraining, Start, choose, resolve
+from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
@@ -87,7 +87,9 @@ def train(
     """
     expect_network(network, "network")
     _expect_data(data)
-    training = Training(network, data, _config(seed, settings), facts={"role": "teacher"}, title="network")
+    training = Training(
+        network, data, _config(network, data, seed, settings), facts={"role": "teacher"}, title="network"
+    )
     return _run_alone(training, work, out)
 
 
@@ -138,7 +140,8 @@ def distill(
         raise GkdError("student and teacher are the same network: create the student by itself")
     schemes.get(scheme).check_teachers(spec, teachers, student, "the argument teacher")
     _refuse_options(settings, spec)
-    training = Training(student, data, _config(seed, settings), spec, tuple(teachers), {"role": "student"}, "student")
+    config = _config(student, data, seed, settings)
+    training = Training(student, data, config, spec, tuple(teachers), {"role": "student"}, "student")
     return _run_alone(training, work, out)
 
 
@@ -158,13 +161,14 @@ def _refuse_options(settings: dict[str, Any], spec: DistillationSpec) -> None:
             raise GkdError(f"{name} is an option of {owner}: pass {argument}={{{name!r}: {settings[name]!r}}}")
 
 
-def _config(seed: int, settings: dict[str, Any]) -> TrainingConfig:
+def _config(network: Network, data: PreparedData, seed: int, settings: dict[str, Any]) -> TrainingConfig:
     config = parse_section(TrainingConfig, settings | {"seed": seed}, "train")
     if config.devices > distributed.processes():
         raise GkdError(
             f"train.devices is {config.devices}, but this program is one process: start it with torchrun "
             f"--nproc-per-node {config.devices}, or run the step (`gkd distill`), which starts them by itself"
         )
+    refuse_unread_momentum(config, resolve(config, start_of(network, data)))
     return config
 
 

@@ -25,7 +25,11 @@ def _command(steps: list[Step]) -> Callable[..., None]:
             words = f"Folder of `{maker}`; needed unless the method learns without one."
             options[name] = (Annotated[Path | None, typer.Option(help=words)], None)
     main = steps[-1]
-    options["out"] = (Out, Path(main.output))
+    if len(steps) > 1:  # each writes its own folder
+        words = f"Folder to write.  [default: {main.output}; of a reference its name]"
+        options["out"] = (Annotated[Path | None, typer.Option(help=words)], None)
+    else:
+        options["out"] = (Out, Path(main.output))
     if main.trains:
         options["work"] = (Work, Path("work"))
     if len(steps) > 1:
@@ -41,7 +45,8 @@ def _command(steps: list[Step]) -> Callable[..., None]:
             if given.get(name) is not None and name not in step.inputs:
                 raise GkdError(f"`{step.line}` learns without --{name}: leave it out")
         settings = configuration.read()
-        finish(step.run(**{"work": Path("work"), **given}, params=settings))
+        out = given.pop("out") or Path(step.output)
+        finish(step.run(**{"work": Path("work"), **given}, out=out, params=settings))
 
     run.__name__, run.__doc__ = main.word, main.help
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

@@ -126,6 +126,13 @@ def test_a_place_to_write_that_cannot_be_is_named(folder):
     assert (folder / "file").read_text() == "mine"
 
 
+def test_a_reference_is_written_to_a_folder_of_its_own_name(folder, digits):
+    off = ["--set", "references.baseline=false", "--data", str(digits)]
+    assert gkd("distill", "--reference", "baseline", *off, cwd=folder).returncode == 0
+    assert (folder / "baseline" / "training.json").is_file()
+    assert not (folder / "student").exists()
+
+
 def test_photos_are_never_replaced(folder):
     for name in ("cat", "dog"):
         (folder / "photos" / name).mkdir(parents=True)

@@ -1,5 +1,6 @@
 """dvc.yaml is the table of steps, and a changed source reruns the steps whose results it could change."""
 
+import json
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from gkd_core.config import Params, load_params, parse_params
 from pipelines import dvc
 
 ROOT = Path(__file__).parents[2]
+ALWAYS = {"sources": ["always changed"]}  # what `dvc status` says where nothing is out of date
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -89,6 +91,42 @@ def test_the_manifest_s_code_digest_is_of_the_sources_that_export_depends_on():
                 assert file.relative_to(ROOT).as_posix() in everything
 
 
+def test_weights_that_a_parameter_names_are_among_what_a_step_depends_on(tmp_path, monkeypatch):
+    """Files and folders by their content, wherever the parameter stands; what is published needs none."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.safetensors").write_bytes(b"one")
+    (tmp_path / "before" / "resnet8").mkdir(parents=True)
+    Path("before/resnet8/model.safetensors").write_bytes(b"one")
+    content = {
+        "teacher": {"members": [{"weights": "own.safetensors"}, {"name": "resnet18", "weights": "pretrained"}]},
+        "student": {"weights": "before"},
+        "distill": {"scheme": "ensemble", "method": "kd"},
+    }
+
+    def noted() -> dict[str, dict[str, str]]:
+        dvc.write_sources(tmp_path / "sources", parse_params(content))
+        return {name: json.loads((tmp_path / "sources" / f"{name}.json").read_text()) for name in STEP}
+
+    first = noted()
+    named = {name: {"own.safetensors", "before", "pretrained"} & set(files) for name, files in first.items()}
+    assert {name: found for name, found in named.items() if found} == {
+        "teacher": {"own.safetensors"},
+        "baseline": {"before"},
+        "kd": {"before"},
+        "distill": {"before"},
+    }
+    Path("own.safetensors").write_bytes(b"two")
+    Path("before/run.json").write_text("varies by run")
+    second = noted()
+    assert [name for name in STEP if first[name] != second[name]] == ["teacher"]
+    Path("before/resnet8/model.safetensors").write_bytes(b"two")
+    third = noted()
+    assert [name for name in STEP if second[name] != third[name]] == ["baseline", "kd", "distill"]
+    content["teacher"] = {"source": "own.safetensors", "classes": ["a", "b"]}
+    del content["distill"]
+    assert "own.safetensors" in noted()["teacher"]
+
+
 RUN = """
 import sys
 from pathlib import Path
@@ -150,13 +188,14 @@ def test_dvc_reruns_what_uses_a_changed_loss_and_nothing_else(tmp_path, monkeypa
         (tmp_path / "ran").write_text("")
         with Repo(".") as repo:
             repo.reproduce()
-            assert repo.status() == {}
+            assert repo.status() == ALWAYS
         return set((tmp_path / "ran").read_text().split())
 
     def after_a_change_of(loss: str) -> set[str]:
         with (tmp_path / "gkd_core" / "losses" / f"{loss}.py").open("a") as file:
             file.write("\n# another line\n")
         with Repo(".") as repo:
+            assert repo.status() != ALWAYS
             assert set(repo.status()) == {"sources"}
         return rerun()
 
@@ -171,3 +210,8 @@ def test_dvc_reruns_what_uses_a_changed_loss_and_nothing_else(tmp_path, monkeypa
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     assert rerun() == {"teacher", "distill"}
     assert after_a_change_of("gompertz") == {"teacher", "distill"}
+    content["student"] = {"name": "resnet8", "weights": "own.safetensors"}
+    for weights in (b"one", b"two"):
+        (tmp_path / "own.safetensors").write_bytes(weights)
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+        assert rerun() == {"baseline", "kd", "distill"}, "another file under the same name"

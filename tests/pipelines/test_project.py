@@ -175,6 +175,10 @@ def test_files_of_weights_are_found_from_the_project_and_taken_for_small_images_
     assert params.teacher.weights == "../weights/tf_efficientnet_lite2.safetensors"
     assert (tmp_path / "project" / params.student.weights).resolve() == weights / "tf_efficientnet_lite0.safetensors"
     assert str(weights) in made["chosen"]
+    stages = yaml.safe_load((tmp_path / "project" / "dvc.yaml").read_text())["stages"]
+    files = {name: [path for path in stage["deps"] if path.startswith("../weights")] for name, stage in stages.items()}
+    trained = dict.fromkeys(("baseline", "kd", "distill"), params.student.weights)
+    assert {name: found[0] for name, found in files.items() if found} == {"teacher": params.teacher.weights} | trained
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ def test_what_is_given_and_nothing_reads_is_refused(data):
     networks = network(data), network(data, 1)
     assert "curve.b is 1" in sentence(gkd.distill, *networks, data, method="kd", curve={"b": 1.0})
     assert "momentum" in sentence(gkd.train, networks[0], data, optimizer="adamw", momentum=0.5)
+    assert "momentum" in sentence(gkd.train, networks[0], data, recipe="photos-from-scratch", momentum=0.9)
+    assert "momentum" in sentence(gkd.distill, *networks, data, recipe="photos-from-scratch", momentum=0.9)
     said = sentence(gkd.distill, *networks, data, options={"solver": "sliced", "epsilon": 0.1})
     assert "epsilon is 0.1 but solver sliced" in said
 
