@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.data.augment import Augmentation, crop_and_flip, cut_out, mix
+from gkd_core.data.interleave import Interleaved, Joined, unlabelled_per_batch
 from gkd_core.data.memory import fits
 from gkd_core.data.prepared import Split
 from gkd_core.data.shards import ALONE, Shards
@@ -20,8 +22,9 @@ class Batch(NamedTuple):
 
     Attributes:
         images: [B, C, H, W] float32 in [0, 1], augmented, not normalised.
-        labels: [B] int64; with mixup the labels of the first of each pair.
-        indices: [B] int64, positions in the split.
+        labels: [B] int64; with mixup the labels of the first of each pair. −1 of an image without a label, whose row in
+            `targets` is zero.
+        indices: [B] int64, positions in the split; images without a label are counted on from its end.
         targets: [B, num_classes] float32 with mixup, else None.
         topology: [B, F] float32, persistence features of the unaugmented images by their indices (with mixup, of the
             first of each pair); None where the data has none.
@@ -62,20 +65,25 @@ class Loader:
     Several processes go through the same batches, each with its own rows of every one: order, augmentation and mixup's
     pairs are drawn for the whole batch, so they are the same however many share it.
 
+    Images without a label join the batches of those with one (see `Interleaved`): an epoch is still one pass over the
+    labelled ones. Mixup mixes either kind among themselves.
+
     Args:
         split: what to load.
-        batch_size: images a batch, all processes together.
+        batch_size: labelled images a batch, all processes together.
         device: where the batches are wanted.
         seed: of order and augmentation.
         augmentation: random changes; null changes nothing.
         shuffle: a new order each epoch, else the split's own.
         num_classes: width of mixup's targets.
+        unlabelled: images without a label, to join those of the split in a shuffled order.
+        unlabelled_fraction: which part of every batch they are, in (0, 1).
         resident: keep all images on the device (True), stream them (False), or decide by free memory (null).
         processes: how many share each batch.
         rank: which of them this is; it gets a batch's rows in order of rank, in validation perhaps none of a short one.
     Raises:
         GkdError: fewer images than the batches need.
-        ValueError: cutout without the data's mean.
+        ValueError: cutout without the data's mean; unlabelled images in a set order, or beside persistence features.
     """
 
     def __init__(
@@ -88,6 +96,8 @@ class Loader:
         augmentation: Augmentation | None = None,
         shuffle: bool,
         num_classes: int,
+        unlabelled: Split | None = None,
+        unlabelled_fraction: float = 0.0,
         resident: bool | None = None,
         processes: int = 1,
         rank: int = 0,
@@ -104,19 +114,36 @@ class Loader:
         smallest = 2 * processes if shuffle else 1
         self._bounds = _bounds(len(split), batch_size, smallest)
         self._shards = [Shards.of(stop - start, processes, rank) for start, stop in self._bounds]
+        self._interleaved: Interleaved | None = None
+        self._has_label: Tensor | None = None
+        images, labels = split.images, split.labels
+        if unlabelled is not None and unlabelled_fraction:
+            if not shuffle or split.topology is not None:
+                raise ValueError("unlabelled images join a shuffled split without persistence features")
+            extra = unlabelled_per_batch(batch_size, unlabelled_fraction)
+            self._interleaved = interleaved = Interleaved(len(split), len(unlabelled), batch_size, extra)
+            self._shards = [
+                Shards.of(int(interleaved.rows(stop) - interleaved.rows(start)), processes, rank, labelled=stop - start)
+                for start, stop in self._bounds
+            ]
+            self._bounds = tuple((int(interleaved.rows(a)), int(interleaved.rows(b))) for a, b in self._bounds)
+            self._has_label = torch.from_numpy(interleaved.has_label()).to(self.device)
+            images = cast(NDArray[np.uint8], Joined(images, unlabelled.images))
+            labels = np.concatenate([labels, unlabelled.labels])
+        self._source = images
         if len(split) < smallest:
             raise GkdError(
                 f"{len(split)} images are too few for batches of {batch_size}: add images, or lower train.batch_size"
             )
-        self._labels = torch.from_numpy(np.array(split.labels)).to(self.device)
+        self._labels = torch.from_numpy(np.array(labels)).to(self.device)
         self._topology = None
         if split.topology is not None:
             self._topology = torch.from_numpy(np.array(split.topology)).to(self.device)
         self._fill = torch.tensor(split.mean, dtype=torch.float32, device=self.device)
         # Processes on a CPU share its memory; accelerators have their own.
         copies = processes if self.device.type == "cpu" else 1
-        self.resident = fits(copies * split.images.nbytes, self.device) if resident is None else resident
-        self._images = torch.from_numpy(np.array(split.images)).to(self.device) if self.resident else None
+        self.resident = fits(copies * images.nbytes, self.device) if resident is None else resident
+        self._images = torch.from_numpy(np.array(images)).to(self.device) if self.resident else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -126,7 +153,10 @@ class Loader:
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n, counted from 0."""
         host = np.random.default_rng([self.seed, n])
-        order = torch.from_numpy(host.permutation(len(self.split)) if self.shuffle else np.arange(len(self.split)))
+        rows = host.permutation(len(self.split)) if self.shuffle else np.arange(len(self.split))
+        if self._interleaved is not None:
+            rows = self._interleaved.order(rows, self.seed, n)
+        order = torch.from_numpy(rows)
         generator = torch.Generator(self.device).manual_seed(int(host.integers(2**62)))
         # Drawn on the host: a scalar the device is handed, never asked for.
         alpha = self.augmentation.mixup
@@ -134,7 +164,8 @@ class Loader:
         indices = _to_device(order, self.device)
         batches = zip(self._bounds, self._shards, shares, self._pixels(order, indices), strict=True)
         for (start, stop), shards, share, pixels in batches:
-            draws = self._draw(stop - start, pixels.shape[1:3], generator)
+            known = None if self._has_label is None else self._has_label[start:stop]
+            draws = self._draw(stop - start, pixels.shape[1:3], generator, known)
             chosen = indices[start:stop]
             targets = None
             if draws.partners is None:
@@ -166,7 +197,7 @@ class Loader:
             return
 
         def read(rows: slice) -> Tensor:
-            pixels = torch.from_numpy(self.split.images[order[rows].numpy()])
+            pixels = torch.from_numpy(self._source[order[rows].numpy()])
             return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
         # One batch is read ahead while the device works on the last.
@@ -179,8 +210,10 @@ class Loader:
                     ahead = reader.submit(read, following)
                 yield pixels.to(self.device, non_blocking=True)
 
-    def _draw(self, batch: int, size: tuple[int, ...], generator: torch.Generator) -> _Draws:
-        """For a whole batch of images of size (H, W)."""
+    def _draw(
+        self, batch: int, size: tuple[int, ...], generator: torch.Generator, known: Tensor | None = None
+    ) -> _Draws:
+        """For a whole batch of images of size (H, W); `known` says which have a label, None all."""
         augmentation, device = self.augmentation, self.device
         shifts = coins = centres = partners = None
         if augmentation.crop_padding or augmentation.flip:
@@ -190,7 +223,7 @@ class Loader:
             uniform = torch.rand(batch, 2, generator=generator, device=device)
             centres = torch.stack(((uniform[:, 0] * size[0]).long(), (uniform[:, 1] * size[1]).long()), 1)
         if augmentation.mixup:
-            partners = torch.rand(batch, generator=generator, device=device).argsort()
+            partners = _partners(torch.rand(batch, generator=generator, device=device), known)
         return _Draws(shifts, coins, centres, partners)
 
     def _augment(self, pixels: Tensor, draws: _Draws) -> Tensor:
@@ -201,6 +234,14 @@ class Loader:
         if draws.centres is not None:
             images = cut_out(images, draws.centres, self.augmentation.cutout, self._fill)
         return images
+
+
+def _partners(drawn: Tensor, known: Tensor | None) -> Tensor:
+    """A permutation of the batch [B] from numbers in [0, 1); images without a label keep among themselves."""
+    if known is None:
+        return drawn.argsort()
+    kind = known.logical_not().to(drawn.dtype)
+    return torch.empty_like(kind, dtype=torch.int64).scatter_(0, kind.argsort(stable=True), (kind + drawn).argsort())
 
 
 def _bounds(count: int, batch_size: int, smallest: int) -> tuple[tuple[int, int], ...]:

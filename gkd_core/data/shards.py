@@ -31,10 +31,10 @@ class Shards:
     labelled: int | None = None
 
     @staticmethod
-    def of(rows: int, processes: int = 1, rank: int = 0) -> "Shards":
+    def of(rows: int, processes: int = 1, rank: int = 0, *, labelled: int | None = None) -> "Shards":
         """A batch of so many rows shared out as evenly as can be, larger parts first."""
         least, over = divmod(rows, processes)
-        return Shards(tuple(least + (r < over) for r in range(processes)), rank)
+        return Shards(tuple(least + (r < over) for r in range(processes)), rank, labelled)
 
     @property
     def total(self) -> int:
