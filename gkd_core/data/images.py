@@ -1,30 +1,41 @@
 """One picture, whatever its mode, as a square uint8 array: what every image goes through, also when served.
 
 The rules, kept in `dataset.json` too: the first frame counts; the EXIF orientation is applied; transparency is laid
-over white; 16-bit grey is scaled by 255/65535; the centre square is scaled to size (the shorter side is resized, then
-the centre cropped), bilinear with antialiasing; colour becomes grey by ITU-R BT.601, grey becomes colour by repetition.
+over white; 16-bit values are scaled from the range they are of, which is the smallest of 8, 10, 12, 14 and 16 bits that
+holds the picture's largest value; the centre square is scaled to size (the shorter side is resized, then the centre
+cropped), bilinear with antialiasing; colour becomes grey by ITU-R BT.601, grey becomes colour by repetition.
 
-A file says how large it is before it is decoded: what would need gigabytes is refused, and so is every format but
-those in `FORMATS` (Pillow knows some forty, and runs Ghostscript for one of them).
+A file is known by its content, not by its ending, and says how large it is before it is decoded: what would need
+gigabytes is refused, and so is every format but those in `FORMATS` (Pillow knows some forty, and runs Ghostscript for
+one of them).
+
+This file needs numpy and Pillow alone (and pillow-heif for HEIC): a bundle has a copy of it.
 """
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile, jpeg_factory
 
 PREPARATION = (
-    "first frame; EXIF orientation applied; transparency over white; 16-bit grey by 255/65535; "
-    "shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R BT.601"
+    "first frame; EXIF orientation applied; transparency over white; 16-bit values by the smallest of 8, 10, 12, 14, "
+    "16 bits that holds the largest; shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R "
+    "BT.601"
 )
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # and HEIF, where pillow-heif is installed
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: up to some 600 MB while it is decoded, whatever its mode
 STRIP = 1 << 18  # pixels that are brought to their final mode together: this takes several copies of them
+ORIENTATION = 0x0112  # the number of EXIF's field
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners put into 16
 
 # Pillow warns of large pictures on stderr, and refuses larger ones; here one limit refuses, in one sentence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -32,6 +43,69 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 class Unreadable(Exception):
     """A picture that cannot be decoded; the message says why, without the file's name."""
+
+
+def is_picture(file: Path) -> bool:
+    """Whether the file's content is a picture of a format that is read (HEIC also where its package is missing)."""
+    with file.open("rb") as stream:
+        if _is_heif(stream.read(12)):
+            return True
+    try:
+        with opened(file):
+            return True
+    except Unreadable:
+        return False
+
+
+@contextlib.contextmanager
+def opened(file: Path | IO[bytes], max_pixels: int | None = None) -> Iterator[ImageFile]:
+    """A file, or a stream of its bytes, with its header read: size and mode are known, nothing is decoded yet.
+
+    Args:
+        max_pixels: which more are refused; None is `MAX_PIXELS`. A JPEG that can be decoded at a fraction of its size
+            is let through: `decoded` looks at what is decoded of it.
+    Raises:
+        Unreadable: not an image of a known format, too large; and whatever goes wrong with it within the block.
+    """
+    try:
+        given = file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file)
+        with given as stream, _recognised(stream) as image:
+            if not (isinstance(image, JpegImageFile) and _decodes_in_one_pass(image)):
+                _refuse_huge(image, max_pixels)
+            yield image
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:  # Pillow would name the stream by its address in memory
+        raise Unreadable("cannot identify it: no image of a known format") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise Unreadable(reason.replace(str(file), file.name) if isinstance(file, Path) else reason) from None
+
+
+def decoded(image: ImageFile, side: int, max_pixels: int | None = None) -> Image.Image:
+    """The pixels of what `opened` gives, upright.
+
+    Args:
+        side: a JPEG is decoded at a half, a quarter or an eighth of its size where both its sides stay twice as long.
+        max_pixels: which more are not decoded.
+    Raises:
+        Unreadable: it is too large, also so.
+    """
+    if isinstance(image, JpegImageFile):
+        image.draft(None, (2 * side, 2 * side))  # twice: it keeps the resampling honest
+        _refuse_huge(image, max_pixels)
+    of_16_bits = bool(image.tile) and _raw_mode(image.tile[0].args)[:-1] in ("RGB;16", "RGBA;16")
+    stream = image.fp
+    image.load()
+    # Pillow keeps the upper byte of such colours, in which next to nothing is where their values have 12 bits.
+    if of_16_bits and stream is not None and (white := _white_by_band(image)).min() < 65535:
+        with _recognised(stream) as lower:
+            lower.tile = [tile._replace(args=_other_byte(tile.args)) for tile in lower.tile]
+            joined = _joined(image, lower, white)
+        joined.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        return ImageOps.exif_transpose(joined)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def read_image(file: Path | IO[bytes], size: int, channels: int, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
@@ -46,29 +120,48 @@ def read_image(file: Path | IO[bytes], size: int, channels: int, *, max_pixels: 
             (32 bit).
     """
     with opened(file, max_pixels) as image:
-        # A JPEG decodes faster at half, a quarter, an eighth; twice the final size keeps the resampling honest.
-        image.draft(None, (2 * size, 2 * size))
-        ImageOps.exif_transpose(image, in_place=True)
-        return fit(image, size, channels)
+        return fit(decoded(image, size, max_pixels), size, channels)
 
 
-@contextlib.contextmanager
-def opened(file: Path | IO[bytes], max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """A file, or an open stream of its bytes, as Pillow opens it; what fails within the block is `Unreadable`, too."""
+def _recognised(stream: IO[bytes]) -> ImageFile:
+    stream.seek(0)
+    head = stream.read(12)
+    stream.seek(0)
+    if head.startswith(b"\xff\xd8\xff"):
+        # Image.open refuses 179 million pixels and more, which a JPEG of a telephone has: it is decoded at a fraction.
+        return jpeg_factory(stream)
+    if not _is_heif(head):
+        return Image.open(stream, formats=FORMATS)
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            _refuse_huge(image, MAX_PIXELS if max_pixels is None else max_pixels)
-            yield image
-    except Unreadable:
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError) and not isinstance(file, Path):
-            # Pillow would name the stream by its address in memory.
-            reason = "cannot identify it: no image of a known format"
-        if isinstance(file, Path):
-            reason = reason.replace(str(file), file.name)
-        raise Unreadable(reason) from None
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise Unreadable(
+            "it is HEIC, which takes the package pillow-heif: pip install 'gkd[photos]', or convert it to JPEG"
+        ) from None
+    register_heif_opener()
+    return Image.open(stream, formats=(*FORMATS, "HEIF"))
+
+
+def _is_heif(head: bytes) -> bool:
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def _decodes_in_one_pass(image: JpegImageFile) -> bool:
+    """Whether a JPEG is decoded row by row. A progressive one, or one scan a colour, is held whole meanwhile."""
+    stream, components = image.fp, 0
+    assert stream is not None
+    before = stream.tell()
+    stream.seek(2)
+    try:
+        while len(head := stream.read(4)) == 4 and head[0] == 0xFF:
+            body = stream.read(max(0, int.from_bytes(head[2:]) - 2))
+            if head[1] in (0xC0, 0xC1):  # frame: sequential
+                components = body[5]
+            elif head[1] == 0xDA:  # first scan
+                return components > 0 and body[0] == components
+        return False
+    finally:
+        stream.seek(before)
 
 
 def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
@@ -90,15 +183,16 @@ def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDA
         if image.shape == (size, size, channels):
             return image
         image = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    _refuse_huge(image, MAX_PIXELS)
+    _refuse_huge(image)
     image = in_mode(image, "RGB" if channels == 3 else "L")
     if image.size != (size, size):
         image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
 
 
-def _refuse_huge(image: Image.Image, most: int) -> None:
+def _refuse_huge(image: Image.Image, most: int | None = None) -> None:
     width, height = image.size
+    most = MAX_PIXELS if most is None else most
     if width * height > most:
         raise Unreadable(
             f"it is {width} × {height} pixels large, and more than {most:,} are not decoded: make it smaller"
@@ -109,22 +203,63 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """The picture in RGB or L; a large one strip by strip, since no pixel has to do with another."""
     if image.mode == mode and not image.has_transparency_data:
         return image
+    white = _white(int(np.asarray(image).max())) if image.mode.startswith("I;16") else 255
     width, height = image.size
     rows = max(1, STRIP // width)
     if height <= rows:
-        return _plain(image).convert(mode)
+        return _plain(image, white).convert(mode)
     whole = Image.new(mode, image.size)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        whole.paste(_plain(strip).convert(mode), (0, top))
+        whole.paste(_plain(strip, white).convert(mode), (0, top))
     return whole
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """The picture without transparency and with 8 bits a channel."""
+def _white(highest: int) -> int:
+    """The largest value of the range that 16-bit values are of: cameras put 10, 12 or 14 bits into 16."""
+    return next((1 << bits) - 1 for bits in DEPTHS if highest < 1 << bits)
+
+
+def _scaled(values: NDArray[np.uint16], white: int | NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """16-bit values in 8 bits, `white` (for all, or by band) becoming 255."""
+    return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+
+
+def _white_by_band(image: Image.Image) -> NDArray[np.uint32]:
+    """`_white` of RGB, alike for the colours, or RGBA [bands], told from the upper bytes of 16-bit values."""
+    highest = [int(band[1]) * 256 + 255 for band in image.getextrema() if isinstance(band, tuple)]
+    return np.array([_white(max(highest[:3]))] * 3 + [_white(alpha) for alpha in highest[3:]], np.uint32)
+
+
+def _joined(upper: Image.Image, lower: Image.Image, white: NDArray[np.uint32]) -> Image.Image:
+    """The picture in 8 bits whose 16-bit values these are the bytes of, row by row."""
+    whole = np.array(upper)
+    for row, low in zip(whole, np.asarray(lower), strict=True):
+        row[:] = _scaled(row.astype(np.uint16) << 8 | low, white)
+    return Image.fromarray(whole)
+
+
+def _raw_mode(arguments: Any) -> str:
+    """How the pixels lie in the file, from the arguments of Pillow's decoder."""
+    raw = arguments[0] if isinstance(arguments, tuple) else arguments
+    return raw if isinstance(raw, str) else ""
+
+
+def _other_byte(arguments: Any) -> Any:
+    """The same arguments with the bytes of a 16-bit value in the other order: Pillow takes the other one of them."""
+    raw = _raw_mode(arguments)
+    order = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}[raw[-1]]
+    return (raw[:-1] + order, *arguments[1:]) if isinstance(arguments, tuple) else raw[:-1] + order
+
+
+def _plain(image: Image.Image, white: int) -> Image.Image:
+    """The picture without transparency and with 8 bits a channel.
+
+    Args:
+        white: of 16-bit values, which becomes 255.
+    """
     if image.mode.startswith("I;16"):
-        sixteen = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((sixteen * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(_scaled(np.asarray(image), white))
     if image.mode in ("I", "F"):
         raise Unreadable("its pixels are 32 bits deep, which has no agreed range: convert it to 8 or 16 bits")
     if image.has_transparency_data:

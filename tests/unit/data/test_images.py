@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
-from gkd_core.data.images import Unreadable, fit, read_image
+from gkd_core.data.images import Unreadable, fit, is_picture, opened, read_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -21,6 +22,37 @@ def halves(left: tuple[int, ...] | int, right: tuple[int, ...] | int, mode: str 
     image = Image.new(mode, (8, 8), left)
     image.paste(right, (4, 0, 8, 8))
     return image
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_of_16_bits(values: np.ndarray, _: str) -> bytes:
+    """A PNG of 16-bit colours, which Pillow does not write."""
+    height, width, bands = values.shape
+    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    content = zlib.compress(rows)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def tiff_of_16_bits(values: np.ndarray, kind: str) -> bytes:
+    """The same as TIFF; `kind` is the order of the bytes, perhaps "compressed"."""
+    end, (height, width, bands) = {"II": "<", "MM": ">"}[kind[:2]], values.shape
+    data = values.astype(end + "u2").tobytes()
+    packed = zlib.compress(data) if "compressed" in kind else data
+    depths = struct.pack(f"{end}{bands}H", *[16] * bands)
+    entries = [(256, width), (257, height), (258, 0), (259, 8 if "compressed" in kind else 1), (262, 2), (273, 0)]
+    entries += [(277, bands), (278, height), (279, len(packed)), *([(338, 2)] if bands == 4 else [])]
+    place = 8 + 2 + 12 * len(entries) + 4
+    entries = [(tag, {258: place, 273: place + len(depths)}.get(tag, value)) for tag, value in entries]
+    fields = b"".join(
+        struct.pack(f"{end}HHII", tag, 3, bands, value) if tag == 258 else struct.pack(f"{end}HHII", tag, 4, 1, value)
+        for tag, value in entries
+    )
+    head = kind[:2].encode() + struct.pack(f"{end}HIH", 42, 8, len(entries))
+    return head + fields + bytes(4) + depths + packed
 
 
 def test_an_array_of_the_right_shape_is_kept_as_it_is() -> None:
@@ -105,6 +137,35 @@ def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
         assert read_image(tmp_path / name, 4, 1)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_values_of_fewer_bits_in_sixteen_fill_the_range(bits: int, tmp_path: Path) -> None:
+    white = (1 << bits) - 1
+    values = np.array([[0, white // 5, white // 2 + 1, white]] * 4, dtype=np.uint16)
+    for name in ("deep.png", "deep.tiff"):
+        Image.fromarray(values).save(tmp_path / name)
+        assert read_image(tmp_path / name, 4, 1)[0, :, 0].tolist() == [0, 51, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["png", "II", "MM", "II compressed", "MM compressed"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_so_do_colours_of_which_pillow_keeps_the_upper_byte(kind: str, bands: int) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (8, 8, bands))
+    values[0, 0] = 4095
+    values[:, :, 3:] = 4095
+    write = png_of_16_bits if kind == "png" else tiff_of_16_bits
+    got = read_image(io.BytesIO(write(values, kind)), 8, 3)
+    assert np.array_equal(got, np.rint(values[:, :, :3] * 255 / 4095))
+    got = read_image(io.BytesIO(write(values << 4, kind)), 8, 3)
+    assert np.array_equal(got, values[:, :, :3] >> 4)
+
+
+def test_twelve_bits_of_a_large_picture_are_of_one_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.linspace(0, 4095, 50 * 37).astype(np.uint16).reshape(50, 37)
+    whole = fit(Image.fromarray(values), 9, 1)
+    monkeypatch.setattr("gkd_core.data.images.STRIP", 7 * 37)
+    assert np.array_equal(fit(Image.fromarray(values), 9, 1), whole)
+
+
 def test_bilevel_is_black_and_white(tmp_path: Path) -> None:
     Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / "bits.png")
     assert np.array_equal(read_image(tmp_path / "bits.png", 4, 1)[:, :, 0], np.eye(4, dtype=np.uint8) * 255)
@@ -139,6 +200,61 @@ def test_a_large_jpeg_comes_out_as_when_decoded_in_full(tmp_path: Path) -> None:
     assert np.abs(quick.astype(int) - full).max() <= 3
 
 
+def test_a_large_jpeg_counts_with_what_is_decoded_of_it(tmp_path: Path) -> None:
+    scene = Image.linear_gradient("L").resize((4000, 3000))
+    scene.save(tmp_path / "a.jpg", quality=90)
+    array = read_image(tmp_path / "a.jpg", 32, 1, max_pixels=1 << 20)
+    assert np.abs(array.astype(int) - fit(scene.resize((164, 123)), 32, 1)).max() <= 3
+    with pytest.raises(Unreadable, match="it is 2000 × 1500 pixels large, and more than 1,048,576 are not decoded"):
+        read_image(tmp_path / "a.jpg", 500, 1, max_pixels=1 << 20)
+    # 202 million pixels, as telephones take them, of which Pillow's own limit knows nothing better than to refuse.
+    content = bytearray((tmp_path / "a.jpg").read_bytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", 12_300, 16_400)
+    with opened(io.BytesIO(content)) as image:
+        assert image.size == (16_400, 12_300)
+
+
+def test_a_jpeg_that_is_held_whole_while_it_is_decoded_counts_in_full(tmp_path: Path) -> None:
+    scene = Image.linear_gradient("L").resize((512, 512)).convert("RGB")
+    scene.save(tmp_path / "plain.jpg")
+    scene.save(tmp_path / "progressive.jpg", progressive=True)
+    content = (tmp_path / "plain.jpg").read_bytes()
+    scan = content.index(b"\xff\xda\x00\x0c\x03")
+    (tmp_path / "a scan a colour.jpg").write_bytes(
+        content[:scan] + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + bytes(99)
+    )
+    assert read_image(tmp_path / "plain.jpg", 16, 3, max_pixels=1 << 16).shape == (16, 16, 3)
+    for name in ("progressive.jpg", "a scan a colour.jpg"):
+        with pytest.raises(Unreadable, match="it is 512 × 512 pixels large"):
+            read_image(tmp_path / name, 16, 3, max_pixels=1 << 16)
+
+
+@pytest.mark.parametrize("form", ["AVIF", "HEIF", "JPEG", "WEBP"])
+def test_a_file_is_known_by_its_content(form: str, tmp_path: Path) -> None:
+    register_heif_opener()
+    halves(RED, BLUE).resize((64, 64)).save(tmp_path / "a.png", form, quality=95)
+    array = read_image(tmp_path / "a.png", 8, 3).astype(int)
+    assert np.abs(array[:, :3] - RED).max() <= 12
+    assert np.abs(array[:, 5:] - BLUE).max() <= 12
+    assert is_picture(tmp_path / "a.png")
+
+
+def test_heic_without_its_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_heif_opener()
+    halves(RED, BLUE).save(tmp_path / "a.heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(Unreadable, match="it is HEIC, which takes the package pillow-heif: pip install"):
+        read_image(tmp_path / "a.heic", 8, 3)
+    assert is_picture(tmp_path / "a.heic")
+
+
+def test_text_is_no_picture_whatever_it_begins_with(tmp_path: Path) -> None:
+    for text in ("", "BMW and Audi, a list of cars", "GIF89a", "II*", "RIFF", "notes"):
+        (tmp_path / "a.txt").write_text(text)
+        assert not is_picture(tmp_path / "a.txt"), text
+
+
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for ending in ("jpg", "png", "gif", "bmp", "tiff", "webp"):
@@ -160,10 +276,6 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 def bomb(width: int, height: int) -> bytes:
     """A valid PNG of a few kilobytes that says it is this large."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
 
