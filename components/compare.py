@@ -12,7 +12,7 @@ from typing import Any
 from components import distill
 from components.teacher import find_start
 from gkd_core import schemes
-from gkd_core.config import Params
+from gkd_core.config import Params, unweighable
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
@@ -129,6 +129,10 @@ def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
             f"distill.temperature is {settings.temperature:g}, but a comparison gives every method its own: set it to "
             "null, and those you mean under distill.options"
         )
+    if params.train.balance == "weights":
+        for method in chosen:
+            if not METHODS[method].load().weighs_samples:
+                raise GkdError(unweighable(method))
 
 
 def _settings(params: Params, method: str, seed: int) -> Params:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from gkd_core import schemes
 from gkd_core.config.schema import AugmentConfig, Params, Section, can_train
 from gkd_core.errors import GkdError
+from gkd_core.methods import METHODS
 from gkd_core.mistakes import Mistake
 
 
@@ -22,6 +23,24 @@ def contradictions(params: Params) -> Iterator[str]:
     except GkdError as error:
         yield str(error)
     yield from scheme.check(params)
+    learned = [("train", params.train.balance, distill.method)]
+    if params.teacher.assistants:
+        learned.append(("teacher.train", params.teacher.train.balance, params.teacher.assistant_distill.method))
+    for section, balance, method in learned:
+        if balance == "weights" and not METHODS[method].load().weighs_samples:
+            yield unweighable(method, section)
+
+
+def unweighable(method: str, section: str = "train") -> str:
+    """Why `balance: weights` is refused for a method, as a sentence.
+
+    Args:
+        section: where `balance` was written.
+    """
+    return (
+        f"{section}.balance is weights, but method {method} has terms that are no mean over samples, so they cannot be "
+        f"weighted: set {section}.balance to sampler or logit-adjustment, or take another method"
+    )
 
 
 def unread(section: Section, at: tuple[str, ...] = ()) -> Iterator[Mistake]:

@@ -179,6 +179,11 @@ class TrainingConfig(Section):
     recipe's."""
     label_smoothing: Fraction | None = None
     """ε of label smoothing in the cross-entropy; null takes the recipe's."""
+    balance: Literal["none", "weights", "sampler", "logit-adjustment"] = "none"
+    """For classes of very different size: `weights` counts each image by the inverse of its class's frequency, in
+    cross-entropy and in all that is distilled; `sampler` shows all classes equally often, small ones by repeating their
+    images; `logit-adjustment` adds the logarithm of the classes' frequencies to the logits in the cross-entropy of the
+    training (Menon et al. 2021)."""
     clip_norm: Positive | None = None
     """Largest gradient norm; null does not clip."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

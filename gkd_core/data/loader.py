@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gkd_core.data.augment import Augmentation, crop_and_flip, cut_out, mix
+from gkd_core.data.balance import balanced_order
 from gkd_core.data.interleave import Interleaved, Joined, unlabelled_per_batch
 from gkd_core.data.memory import fits
 from gkd_core.data.prepared import Split
@@ -75,6 +76,7 @@ class Loader:
         seed: of order and augmentation.
         augmentation: random changes; null changes nothing.
         shuffle: a new order each epoch, else the split's own.
+        balanced: with `shuffle`, an order in which all classes come equally often (see `balanced_order`).
         num_classes: width of mixup's targets.
         unlabelled: images without a label, to join those of the split in a shuffled order.
         unlabelled_fraction: which part of every batch they are, in (0, 1).
@@ -95,6 +97,7 @@ class Loader:
         seed: int = 0,
         augmentation: Augmentation | None = None,
         shuffle: bool,
+        balanced: bool = False,
         num_classes: int,
         unlabelled: Split | None = None,
         unlabelled_fraction: float = 0.0,
@@ -108,6 +111,7 @@ class Loader:
         self.seed = seed
         self.augmentation = augmentation or Augmentation()
         self.shuffle = shuffle
+        self.balanced = balanced
         self.num_classes = num_classes
         if self.augmentation.cutout and not split.mean:
             raise ValueError("cutout fills with the data's mean, but this split has none")
@@ -153,7 +157,7 @@ class Loader:
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n, counted from 0."""
         host = np.random.default_rng([self.seed, n])
-        rows = host.permutation(len(self.split)) if self.shuffle else np.arange(len(self.split))
+        rows = self._order(host)
         if self._interleaved is not None:
             rows = self._interleaved.order(rows, self.seed, n)
         order = torch.from_numpy(rows)
@@ -178,6 +182,12 @@ class Loader:
             if len(chosen):
                 topology = None if self._topology is None else self._topology[chosen]
                 yield Batch(images, self._labels[chosen], chosen, targets, topology, shards)
+
+    def _order(self, host: np.random.Generator) -> NDArray[np.int64]:
+        """Which rows of the split an epoch shows, one after the other."""
+        if not self.shuffle:
+            return np.arange(len(self.split))
+        return balanced_order(self.split.labels, host) if self.balanced else host.permutation(len(self.split))
 
     def _rows(self) -> list[slice]:
         """Where in the order the rows stand that this process reads, batch by batch."""

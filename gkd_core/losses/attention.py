@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, required
+from gkd_core.losses.base import Loss, at_least_float32, mean_squared_difference, required
 from gkd_core.losses.feature_maps import student_and_teacher_stages, to_smaller_grid
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -24,13 +24,16 @@ def attention_map(features: Tensor, p: float = 2.0) -> Tensor:
     return functional.normalize(at_least_float32(features).abs().pow(p).mean(1).flatten(1), dim=1)
 
 
-def attention_loss(student_features: Tensor, teacher_features: Tensor, p: float = 2.0) -> Tensor:
+def attention_loss(
+    student_features: Tensor, teacher_features: Tensor, p: float = 2.0, *, weights: Tensor | None = None
+) -> Tensor:
     """Mean squared difference of two attention maps, over batch and positions, on the smaller of their grids.
 
     Args:
         student_features: [B, C, H, W]; any float dtype, computed in at least float32.
         teacher_features: [B, C₂, H₂, W₂], channels and grid may differ; no gradient flows into it.
         p: power ≥ 1.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: the batches differ, or p is below 1.
     Source: Zagoruyko & Komodakis 2017, eq. 2 (arXiv:1612.03928), as the authors' code and RepDistiller's
@@ -49,7 +52,7 @@ def attention_loss(student_features: Tensor, teacher_features: Tensor, p: float 
         raise ValueError(f"p must be at least 1, not {p}")
     student, teacher = to_smaller_grid(at_least_float32(student_features), at_least_float32(teacher_features.detach()))
     attended = attention_map(student, p)
-    return functional.mse_loss(attended, attention_map(teacher, p).to(attended.dtype))
+    return mean_squared_difference(attended, attention_map(teacher, p).to(attended.dtype), weights)
 
 
 class AttentionTransfer(Loss):
@@ -73,6 +76,7 @@ class AttentionTransfer(Loss):
 
     feature_maps = True
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -91,5 +95,6 @@ class AttentionTransfer(Loss):
         """Terms "ce" and "attention"."""
         teacher = required(teacher, "at")
         pairs = zip(student.stages[-self.pairs :], teacher.stages[-self.pairs :], strict=True)
-        losses = [attention_loss(student_stage, teacher_stage, self.p) for student_stage, teacher_stage in pairs]
+        weights = self.sample_weights(labels)
+        losses = [attention_loss(ours, theirs, self.p, weights=weights) for ours, theirs in pairs]
         return {"ce": self.cross_entropy(student.logits, labels), "attention": self.weight * torch.stack(losses).sum()}

@@ -46,8 +46,11 @@ class Loss(nn.Module, ABC):
         hard_labels: the method needs integer labels, so mixup is refused.
         feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
         unlabelled: it also teaches on images without a label; where it does not, they are refused.
+        weighs_samples: every term is a mean over samples in which `sample_weights` count; else weighting is refused.
     Attributes:
-        label_smoothing: ε of the cross-entropy, set by whoever trains.
+        label_smoothing: ε of the cross-entropy, set by whoever trains; so are the next two.
+        class_weights: [C], what a sample of each class counts in every term; None counts all alike.
+        log_priors: [C], added to the logits in the cross-entropy alone; None adds nothing.
     Raises:
         ValueError: a hyperparameter is of another type or beyond its limits.
         GkdError: a network, or its output in the call, lacks what the loss asks of it.
@@ -66,7 +69,10 @@ class Loss(nn.Module, ABC):
     hard_labels = False
     feature_maps = False
     unlabelled = False
+    weighs_samples = False
     label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    log_priors: Tensor | None = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -119,18 +125,38 @@ class Loss(nn.Module, ABC):
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy in at least float32, with `label_smoothing`; labels as in `forward`.
 
-        Images without a label have no part in it; at least one image has one.
+        Images without a label have no part in it; at least one image has one. With `log_priors` it is that of
+        logits + log π: the network then learns, in its logits, what is left when the classes' frequencies π are taken
+        out (logit adjustment at τ = 1).
+
+        Source: Menon et al. 2021, eq. 10 (arXiv:2007.07314), for `log_priors`.
         """
+        logits = at_least_float32(logits)
         measure = functools.partial(
             functional.cross_entropy,
-            at_least_float32(logits),
+            logits if self.log_priors is None else logits + self.log_priors,
             labels,
             ignore_index=UNLABELLED,
             label_smoothing=self.label_smoothing,
         )
-        if shards.current().labelled is None:
+        weights = self.sample_weights(labels)
+        if weights is None and shards.current().labelled is None:
             return measure()
-        return mean_over_labelled(measure(reduction="none"), labels)
+        each = measure(reduction="none")
+        return mean_over_labelled(each if weights is None else weights * each, labels)
+
+    def sample_weights(self, labels: Tensor) -> Tensor | None:
+        """[B], `class_weights` of the samples' classes, or None; labels as in `forward`.
+
+        Of class probabilities the mean by these; 1 for an image without a label, whose class nobody knows.
+        """
+        if self.class_weights is None:
+            return None
+        if labels.ndim == 2:
+            weights = labels @ self.class_weights.to(labels.dtype)
+        else:
+            weights = self.class_weights[labels.clamp_min(0)]
+        return torch.where(has_label(labels), weights, 1.0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimiser, with their own settings where they need any (weight_decay: 0, say)."""
@@ -199,6 +225,26 @@ def mean_over_labelled(each: Tensor, labels: Tensor) -> Tensor:
     if shared.labelled is None:  # a loop of one's own, which says nothing of the whole batch
         return total / labelled.sum().clamp_min(1)
     return total * (shared.total / (shared.labelled * len(each)))
+
+
+def batch_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of [B] over the batch, each value times its weight where there are weights.
+
+    Divided by B, not by the weights' sum: weights are of mean 1 over the training images, not over each batch, so this
+    is an unbiased estimate of the weighted mean over all images, and the same however many processes share the batch.
+
+    Example:
+        >>> batch_mean(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.5]))
+        tensor(1.7500)
+    """
+    return values.mean() if weights is None else (weights.to(values.dtype) * values).mean()
+
+
+def mean_squared_difference(student: Tensor, teacher: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean of (student − teacher)² over batch and all else, [B, …] each; samples count by their weights."""
+    if weights is None:
+        return functional.mse_loss(student, teacher)
+    return batch_mean((student - teacher).square().flatten(1).mean(1), weights)
 
 
 def expect_same_shape(student_name: str, student: Tensor, teacher_name: str, teacher: Tensor) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required
+from gkd_core.losses.base import Loss, at_least_float32, batch_mean, expect_same_shape, required
 from gkd_core.losses.dist import pearson_correlation
 from gkd_core.losses.logit_standardisation import refuse_two_classes, standardise
 from gkd_core.models.classifier import Output, StagedNetwork
@@ -45,6 +45,8 @@ def cmkd_loss(
     teacher_logits: Tensor,
     smoothness: float = 0.1,
     direction: Direction = "hard_by_rank",
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Mean over the batch of (1 − h)·(1 − Pearson) + h·(1 − Spearman), h each sample's `difficulty`.
 
@@ -55,6 +57,7 @@ def cmkd_loss(
         teacher_logits: [B, C]; no gradient flows into it.
         smoothness: of the soft ranks.
         direction: hard samples count more by rank, as written above, or by value (h and 1 − h exchanged).
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: shapes differ, or fewer than three classes.
 
@@ -69,7 +72,7 @@ def cmkd_loss(
     by_rank = 1 - pearson_correlation(soft_rank(student, smoothness), soft_rank(teacher, smoothness))
     hard = difficulty(teacher_logits)
     rank_share = hard if direction == "hard_by_rank" else 1 - hard
-    return ((1 - rank_share) * by_value + rank_share * by_rank).mean()
+    return batch_mean((1 - rank_share) * by_value + rank_share * by_rank, weights)
 
 
 class CorrelationMatching(Loss):
@@ -94,6 +97,7 @@ class CorrelationMatching(Loss):
     """
 
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -114,5 +118,6 @@ class CorrelationMatching(Loss):
     def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and "correlation"."""
         teacher = required(teacher, "cmkd")
-        correlation = cmkd_loss(student.logits, teacher.logits, self.smoothness, self.direction)
+        weights = self.sample_weights(labels)
+        correlation = cmkd_loss(student.logits, teacher.logits, self.smoothness, self.direction, weights=weights)
         return {"ce": self.cross_entropy(student.logits, labels), "correlation": self.weight * correlation}

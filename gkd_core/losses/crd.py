@@ -11,14 +11,14 @@ from torch.nn import functional
 from gkd_core.data import shards
 from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
+from gkd_core.losses.base import Loss, at_least_float32, batch_mean, full_precision, required
 from gkd_core.models.classifier import Output, StagedNetwork
 
 # Remainders of numbers this large favour none of n images by more than n / 2⁶².
 LARGE = 2**62
 
 
-def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int) -> Tensor:
+def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int, *, weights: Tensor | None = None) -> Tensor:
     """Noise-contrastive loss of telling one positive from m negatives, in nats, mean over the batch.
 
     With the critic h = P / (P + m/N), P = exp(score) / Z: −log h(positive) − Σ log(1 − h(negative)).
@@ -28,6 +28,7 @@ def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int) -> Ten
             and m counts the others, row by row.
         log_normaliser: log Z, [].
         images: N, number of images that negatives are drawn from.
+        weights: [B], what each anchor counts in the mean; None counts all alike.
     Source: Tian et al. 2020, eq. 18 (arXiv:1910.10699); crd/criterion.py of HobbitLong/RepDistiller, less its ε of
         1e-7: in log space nothing needs it.
 
@@ -37,7 +38,7 @@ def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int) -> Ten
     """
     count = scores[:, 1:].isfinite().sum(1, keepdim=True).clamp_min(1)
     log_odds = scores - log_normaliser - (count / images).log().to(scores.dtype)
-    return (functional.softplus(-log_odds[:, 0]) + functional.softplus(log_odds[:, 1:]).sum(1)).mean()
+    return batch_mean(functional.softplus(-log_odds[:, 0]) + functional.softplus(log_odds[:, 1:]).sum(1), weights)
 
 
 class EmbeddingHead(nn.Linear):
@@ -123,6 +124,7 @@ class ContrastiveRepresentation(Loss):
     """
 
     hard_labels = True
+    weighs_samples = True
     memory_student: Tensor
     memory_teacher: Tensor
     log_normaliser_student: Tensor
@@ -197,8 +199,11 @@ class ContrastiveRepresentation(Loss):
         teacher_scores = self._scores(teacher_embedding, self.memory_student, labels, positives, negatives)
         self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores, shared)
         self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores, shared)
-        contrast = contrastive_loss(student_scores, self.log_normaliser_student, self.images)
-        contrast = contrast + contrastive_loss(teacher_scores, self.log_normaliser_teacher, self.images)
+        weights = self.sample_weights(labels)
+        contrast = contrastive_loss(student_scores, self.log_normaliser_student, self.images, weights=weights)
+        contrast = contrast + contrastive_loss(
+            teacher_scores, self.log_normaliser_teacher, self.images, weights=weights
+        )
         if self.training:
             everyone = shared.gather(indices)
             student_rows = shared.gather(student_embedding.detach())

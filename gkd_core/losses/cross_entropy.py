@@ -14,6 +14,8 @@ class CrossEntropy(Loss):
         torch.Size([])
     """
 
+    weighs_samples = True
+
     def __init__(self, student: StagedNetwork | None = None, teacher: StagedNetwork | None = None) -> None:
         super().__init__()
 

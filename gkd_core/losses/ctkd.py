@@ -68,6 +68,7 @@ class CurriculumTemperature(Loss):
     """
 
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -103,5 +104,6 @@ class CurriculumTemperature(Loss):
         self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, **unused: object
     ) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""
-        soft = kd_loss(student.logits, required(teacher, "ctkd").logits, self.temperature(epoch))
+        teacher_logits, weights = required(teacher, "ctkd").logits, self.sample_weights(labels)
+        soft = kd_loss(student.logits, teacher_logits, self.temperature(epoch), weights=weights)
         return {"ce": self.weight_ce * self.cross_entropy(student.logits, labels), "kd": self.weight_kd * soft}

@@ -7,7 +7,15 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, required, warmed_up, warmup_length
+from gkd_core.losses.base import (
+    Loss,
+    at_least_float32,
+    batch_mean,
+    expect_same_shape,
+    required,
+    warmed_up,
+    warmup_length,
+)
 from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -52,15 +60,20 @@ def dkd_loss(
     weight_target: float = 1.0,
     weight_non_target: float = 8.0,
     temperature: float = TEMPERATURE,
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """τ²·(weight_target·TCKD + weight_non_target·NCKD), in nats, mean over the batch; the rest as in `decoupled_kl`.
+
+    Args:
+        weights: [B], what each sample counts in the mean; None counts all alike.
 
     Example:
         >>> dkd_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]]), torch.tensor([0]))
         tensor(1.7751)
     """
     target, others = decoupled_kl(student_logits, teacher_logits, labels, temperature)
-    return temperature**2 * (weight_target * target + weight_non_target * others).mean()
+    return temperature**2 * batch_mean(weight_target * target + weight_non_target * others, weights)
 
 
 def _split(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +111,7 @@ class DecoupledKD(Loss):
     """
 
     hard_labels = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -122,8 +136,8 @@ class DecoupledKD(Loss):
     ) -> dict[str, Tensor]:
         """Terms "ce" and "dkd"."""
         teacher = required(teacher, "dkd")
-        weights = self.weight_target, self.weight_non_target
-        decoupled = dkd_loss(student.logits, teacher.logits, labels, *weights, self.temperature)
+        parts, weights = (self.weight_target, self.weight_non_target), self.sample_weights(labels)
+        decoupled = dkd_loss(student.logits, teacher.logits, labels, *parts, self.temperature, weights=weights)
         return {
             "ce": self.cross_entropy(student.logits, labels),
             "dkd": warmed_up(epoch, self.warmup_epochs) * decoupled,

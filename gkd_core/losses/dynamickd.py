@@ -12,7 +12,12 @@ from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def entropy_corrected_kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, scale: Tensor, temperature: float = TEMPERATURE
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    scale: Tensor,
+    temperature: float = TEMPERATURE,
+    *,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """KL(σ(teacher / τ) ‖ σ(k·student / τ)) · τ², in nats, mean over the batch.
 
@@ -24,6 +29,7 @@ def entropy_corrected_kd_loss(
         teacher_logits: [B, C]; no gradient flows into it.
         scale: k > 0, [] for one or [B, 1] for one a sample.
         temperature: τ > 0; larger is softer.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: shapes differ, or temperature is not positive.
 
@@ -32,7 +38,7 @@ def entropy_corrected_kd_loss(
         >>> entropy_corrected_kd_loss(z / 2, z, torch.tensor(2.0))
         tensor(0.)
     """
-    return kd_loss(scale * at_least_float32(student_logits), teacher_logits, temperature)
+    return kd_loss(scale * at_least_float32(student_logits), teacher_logits, temperature, weights=weights)
 
 
 class DynamicKD(Loss):
@@ -59,6 +65,7 @@ class DynamicKD(Loss):
     """
 
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -89,7 +96,8 @@ class DynamicKD(Loss):
     def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""
         teacher, scale = required(teacher, "dynamickd"), self.scale(student.logits)
-        corrected = entropy_corrected_kd_loss(student.logits, teacher.logits, scale, self.temperature)
+        weights = self.sample_weights(labels)
+        corrected = entropy_corrected_kd_loss(student.logits, teacher.logits, scale, self.temperature, weights=weights)
         return {"ce": self.weight_ce * self.cross_entropy(student.logits, labels), "kd": self.weight_kd * corrected}
 
     def parameter_groups(self) -> list[dict[str, Any]]:

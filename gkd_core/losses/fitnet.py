@@ -5,20 +5,20 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
+from gkd_core.losses.base import Loss, at_least_float32, full_precision, mean_squared_difference, required
 from gkd_core.losses.feature_maps import ChannelAdapter, Shape, student_and_teacher_stages, to_smaller_grid
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
-def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def hint_loss(student_features: Tensor, teacher_features: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """Mean squared difference of two feature maps, over batch, channels and positions, on the smaller of their grids.
 
     Args:
         student_features: [B, C, H, W], already in the teacher's channels; computed in at least float32.
         teacher_features: [B, C, H₂, W₂]; no gradient flows into it.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: batch or channels differ.
     Source: Romero et al. 2015, eq. 3 (arXiv:1412.6550), as a mean (RepDistiller's distiller_zoo/FitNet.py).
@@ -33,7 +33,7 @@ def hint_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
             "differ in batch or channels"
         )
     student, teacher = to_smaller_grid(at_least_float32(student_features), at_least_float32(teacher_features.detach()))
-    return functional.mse_loss(student, teacher.to(student.dtype))
+    return mean_squared_difference(student, teacher.to(student.dtype), weights)
 
 
 class Regressor(nn.Module):
@@ -77,6 +77,7 @@ class FitNet(Loss):
 
     feature_maps = True
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class FitNet(Loss):
         guided = self.regressor(student.stages[self.stage])
         return {
             "ce": self.cross_entropy(student.logits, labels),
-            "hint": self.weight * hint_loss(guided, hint),
+            "hint": self.weight * hint_loss(guided, hint, weights=self.sample_weights(labels)),
         }
 
 

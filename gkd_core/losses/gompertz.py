@@ -86,6 +86,7 @@ class Gompertz(Loss):
 
     feature_maps = True
     unlabelled = True
+    weighs_samples = True
 
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[str]:
@@ -169,17 +170,17 @@ class Gompertz(Loss):
     ) -> dict[str, Tensor]:
         """Terms "ce", "wasserstein", "gradient" and "kd"."""
         teacher = required(teacher, "gompertz")
-        terms = {"ce": self.cross_entropy(student.logits, labels)}
+        terms, weights = {"ce": self.cross_entropy(student.logits, labels)}, self.sample_weights(labels)
         if self.weight_wasserstein:
-            terms["wasserstein"] = self.weight_wasserstein * self._wasserstein(student, teacher, epoch)
+            terms["wasserstein"] = self.weight_wasserstein * self._wasserstein(student, teacher, epoch, weights)
         if self.weight_gradient:
-            terms["gradient"] = self.weight_gradient * self._gradient(student, teacher, labels)
+            terms["gradient"] = self.weight_gradient * self._gradient(student, teacher, labels, weights)
         if self.weight_kd:
             soft = kd_loss if self.scale_tau2 else soft_label_kl
-            terms["kd"] = self.weight_kd * soft(student.logits, teacher.logits, self.temperature)
+            terms["kd"] = self.weight_kd * soft(student.logits, teacher.logits, self.temperature, weights=weights)
         return terms
 
-    def _wasserstein(self, student: Output, teacher: Output, epoch: float) -> Tensor:
+    def _wasserstein(self, student: Output, teacher: Output, epoch: float, weights: Tensor | None) -> Tensor:
         features = student.last_stage
         return wasserstein_loss(
             features if self.adapter is None else self.adapter(features),
@@ -191,15 +192,17 @@ class Gompertz(Loss):
             seed=_step_seed(self.seed, epoch),
             position_weight=self.position_weight,
             normalise=self.normalise,
+            weights=weights,
         )
 
-    def _gradient(self, student: Output, teacher: Output, labels: Tensor) -> Tensor:
+    def _gradient(self, student: Output, teacher: Output, labels: Tensor, weights: Tensor | None) -> Tensor:
         student_network, teacher_network = self._networks
         return gradient_loss(
             head_gradient(student_network, student, labels, differentiable=True),
             self.remap(head_gradient(teacher_network, teacher, labels, differentiable=False)),
             labels=labels,
             r=self.r,
+            weights=weights,
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gkd_core.losses.base import at_least_float32, full_precision, mean_over_labelled
+from gkd_core.losses.base import at_least_float32, batch_mean, full_precision, mean_over_labelled
 from gkd_core.losses.feature_maps import resample_total
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -24,6 +24,7 @@ def gradient_loss(
     labels: Tensor | None = None,
     r: float = 0.5,
     eps: float = 1e-8,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """r·‖g_T − g_S‖₂ + (1 − r)·(1 − cos(g_T, g_S)), per sample on flattened gradients, mean over the batch.
 
@@ -38,6 +39,7 @@ def gradient_loss(
             are left out of the mean. None: all have one.
         r: share of the Euclidean distance, in [0, 1].
         eps: smallest norm the cosine divides by.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: batch or channels differ, or r is out of range.
     Source: Yang & Qin 2025, eqs. 2–4 (arXiv:2510.21649); r is not given there.
@@ -63,7 +65,9 @@ def gradient_loss(
     distance: Tensor = torch.linalg.vector_norm(teacher - student, dim=1)
     cosine = functional.cosine_similarity(teacher, student, dim=1, eps=eps)
     each = r * distance + (1 - r) * (1 - cosine)
-    return each.mean() if labels is None else mean_over_labelled(each, labels)
+    if labels is None:
+        return batch_mean(each, weights)
+    return mean_over_labelled(each if weights is None else weights.to(each.dtype) * each, labels)
 
 
 def head_gradient(network: StagedNetwork, output: Output, targets: Tensor, *, differentiable: bool) -> Tensor:

@@ -29,6 +29,7 @@ class KnowledgeDistillation(Loss):
     """
 
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -45,5 +46,6 @@ class KnowledgeDistillation(Loss):
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""
-        soft = kd_loss(student.logits, required(teacher, "kd").logits, self.temperature)
+        teacher_logits, weights = required(teacher, "kd").logits, self.sample_weights(labels)
+        soft = kd_loss(student.logits, teacher_logits, self.temperature, weights=weights)
         return {"ce": (1 - self.weight) * self.cross_entropy(student.logits, labels), "kd": self.weight * soft}

@@ -62,6 +62,7 @@ class LogitStandardisation(Loss):
     """
 
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -82,5 +83,6 @@ class LogitStandardisation(Loss):
     def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""
         teacher = required(teacher, "logit-standardisation")
-        soft = kd_loss(standardise(student.logits), standardise(teacher.logits), self.temperature)
+        logits, weights = (standardise(student.logits), standardise(teacher.logits)), self.sample_weights(labels)
+        soft = kd_loss(*logits, self.temperature, weights=weights)
         return {"ce": self.weight_ce * self.cross_entropy(student.logits, labels), "kd": self.weight_kd * soft}

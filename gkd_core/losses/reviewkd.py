@@ -13,6 +13,7 @@ from gkd_core.losses.base import (
     at_least_float32,
     expect_same_shape,
     full_precision,
+    mean_squared_difference,
     required,
     warmed_up,
     warmup_length,
@@ -24,7 +25,9 @@ WARMUP_EPOCHS = 20.0
 WIDEST = 512  # channels of the fused maps at most, as published
 
 
-def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+def hierarchical_context_loss(
+    student_features: Tensor, teacher_features: Tensor, *, weights: Tensor | None = None
+) -> Tensor:
     """Squared difference on the full grid and on its averages over 4×4, 2×2 and 1×1 areas, weighted 1, ½, ¼, ⅛.
 
     Levels not below the grid's size are left out; the weights of the others are scaled to sum to 1.
@@ -32,6 +35,7 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
     Args:
         student_features: [B, C, H, W]; any float dtype, computed in at least float32.
         teacher_features: [B, C, H, W]; no gradient flows into it.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Returns:
         The mean over batch, channels and positions of each level, weighted.
     Raises:
@@ -46,13 +50,13 @@ def hierarchical_context_loss(student_features: Tensor, teacher_features: Tensor
     student = at_least_float32(student_features)
     teacher = at_least_float32(teacher_features.detach()).to(student.dtype)
     weight = total = 1.0
-    loss = functional.mse_loss(student, teacher)
+    loss = mean_squared_difference(student, teacher, weights)
     for size in (4, 2, 1):
         if size < min(student.shape[2:]):
             weight /= 2
             total += weight
             averages = functional.adaptive_avg_pool2d(student, size), functional.adaptive_avg_pool2d(teacher, size)
-            loss = loss + weight * functional.mse_loss(averages[0], averages[1])
+            loss = loss + weight * mean_squared_difference(*averages, weights)
     return loss / total
 
 
@@ -113,6 +117,7 @@ class ReviewKD(Loss):
 
     feature_maps = True
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -144,11 +149,12 @@ class ReviewKD(Loss):
         """Terms "ce" and "review"."""
         student_maps = self._maps(student.stages)
         teacher_maps = self._maps(required(teacher, "reviewkd").stages)
+        weights = self.sample_weights(labels)
         losses, handed_on = [], None
         for stage, target, fusion in zip(student_maps[::-1], teacher_maps[::-1], list(self.fusions)[::-1], strict=True):
             with full_precision(stage):
                 compared, handed_on = fusion(stage, handed_on, tuple(target.shape[2:]))
-            losses.append(hierarchical_context_loss(compared, target))
+            losses.append(hierarchical_context_loss(compared, target, weights=weights))
         warmth = warmed_up(epoch, self.warmup_epochs)
         return {
             "ce": self.cross_entropy(student.logits, labels),

@@ -7,18 +7,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, full_precision
+from gkd_core.losses.base import Loss, at_least_float32, batch_mean, expect_same_shape, full_precision
 from gkd_core.losses.feature_maps import Shape, stages_of
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
-def feature_distance(features: Tensor, target: Tensor) -> Tensor:
+def feature_distance(features: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Tensor:
     """‖f − target‖² of each sample, mean over the batch.
 
     Args:
         features: [B, D] of a shallow head; any float dtype, computed in at least float32.
         target: [B, D] of the deepest stage; no gradient flows into it.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: shapes differ.
     Source: Zhang et al. 2019, eq. 5 (arXiv:1905.08094).
@@ -29,7 +30,7 @@ def feature_distance(features: Tensor, target: Tensor) -> Tensor:
     """
     expect_same_shape("features", features, "target", target)
     features = at_least_float32(features)
-    return (features - at_least_float32(target.detach()).to(features.dtype)).square().sum(1).mean()
+    return batch_mean((features - at_least_float32(target.detach()).to(features.dtype)).square().sum(1), weights)
 
 
 class AuxiliaryHead(nn.Module):
@@ -97,6 +98,7 @@ class SelfDistillation(Loss):
 
     feature_maps = True
     unlabelled = True
+    weighs_samples = True
 
     def __init__(
         self,
@@ -129,9 +131,10 @@ class SelfDistillation(Loss):
         heads = [head(stage) for head, stage in zip(self.heads, student.stages[:-1], strict=True)]
         deepest = at_least_float32(student.stages[-1]).mean((2, 3))
         soft = kd_loss if self.scale_tau2 else soft_label_kl
+        weights = self.sample_weights(labels)
         ce = [self.cross_entropy(logits, labels) for logits, _ in heads]
-        kd = [soft(logits, student.logits, self.temperature) for logits, _ in heads]
-        distances = [feature_distance(features, deepest) for _, features in heads]
+        kd = [soft(logits, student.logits, self.temperature, weights=weights) for logits, _ in heads]
+        distances = [feature_distance(features, deepest, weights=weights) for _, features in heads]
         return {
             "ce": self.cross_entropy(student.logits, labels) + (1 - self.weight) * torch.stack(ce).sum(),
             "kd": self.weight * torch.stack(kd).sum(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gkd_core.data import shards
-from gkd_core.losses.base import at_least_float32, full_precision
+from gkd_core.losses.base import at_least_float32, batch_mean, full_precision
 from gkd_core.losses.transport import (
     exact_distance,
     quantile_distance,
@@ -32,6 +32,7 @@ def wasserstein_loss(
     seed: int = 0,
     position_weight: float = 0.0,
     normalise: Normalisation = "none",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """W1 with Euclidean ground cost between two feature maps, mean over the batch.
 
@@ -51,6 +52,7 @@ def wasserstein_loss(
             and `exact`.
         normalise: `teacher_rms` divides both clouds by √(mean over batch and atoms of ‖x‖²) of the teacher, detached;
             the whole batch, also where several processes share it.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Raises:
         ValueError: shapes do not fit, an argument is out of range, or the solver knows no positions.
     Source: Yang & Qin 2025, eq. 1 (arXiv:2510.21649). The solver and the adapter of channels are not given there.
@@ -67,21 +69,22 @@ def wasserstein_loss(
             rms = teacher_rms(atoms(teacher))
             student, teacher = student / rms, teacher / rms
         if solver == "quantile":
-            return quantile_distance(student, teacher).mean()
+            return batch_mean(quantile_distance(student, teacher), weights)
         x, y = atoms(student), atoms(teacher)
         one_atom = x.shape[1] == 1 and y.shape[1] == 1
         if solver == "sliced" and not one_atom:
-            return sliced_distance(x, y, random_directions(x.shape[2], projections, seed, x)).mean()
+            directions = random_directions(x.shape[2], projections, seed, x)
+            return batch_mean(sliced_distance(x, y, directions), weights)
         cost = euclidean(x, y)
         if one_atom:
-            return cost.mean()
+            return batch_mean(cost.flatten(), weights)
         if position_weight:
             student_positions = positions(student.shape[2], student.shape[3], student)
             teacher_positions = positions(teacher.shape[2], teacher.shape[3], teacher)
             cost = cost + position_weight * euclidean(student_positions[None], teacher_positions[None])
         if solver == "exact":
-            return exact_distance(cost).mean()
-        return sinkhorn_distance(cost, epsilon=epsilon, iterations=iterations).mean()
+            return batch_mean(exact_distance(cost), weights)
+        return batch_mean(sinkhorn_distance(cost, epsilon=epsilon, iterations=iterations), weights)
 
 
 def _check(

@@ -91,6 +91,7 @@ class AmalgamationLoss(Loss):
     """
 
     unlabelled = True
+    weighs_samples = True
     columns: Tensor
 
     def __init__(self, parts: Sequence[Sequence[int]], *, temperature: float = TEMPERATURE) -> None:
@@ -104,7 +105,8 @@ class AmalgamationLoss(Loss):
         student_slices = torch.split(student.logits[:, self.columns], self.sizes, dim=1)
         teacher_slices = torch.split(required(teacher, "kd").logits, self.sizes, dim=1)
         pairs = zip(student_slices, teacher_slices, strict=True)
-        each = [kd_loss(ours, theirs, self.temperature) for ours, theirs in pairs]
+        weights = self.sample_weights(labels)
+        each = [kd_loss(ours, theirs, self.temperature, weights=weights) for ours, theirs in pairs]
         return {"ce": self.cross_entropy(student.logits, labels), "kd": torch.stack(each).sum()}
 
 

@@ -114,7 +114,7 @@ class MutualLearner(Learner):
             logits = [peer(batch.images).logits for peer in (self.network, *self.others)]
         terms = {"ce": torch.stack([self.loss.cross_entropy(each, labels) for each in logits]).sum()}
         if self.exchange:
-            terms["mutual"] = mutual_loss(logits, self.temperature)
+            terms["mutual"] = mutual_loss(logits, self.temperature, weights=self.loss.sample_weights(labels))
         return terms, logits[0].detach()
 
     def networks(self) -> dict[str, Network]:
@@ -144,17 +144,18 @@ class MutualLearner(Learner):
         return {"selected_peer": best, "peers_validation_top1": [last[f"validation_top1_peer{k}"] for k in numbers]}
 
 
-def mutual_loss(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
+def mutual_loss(logits: Sequence[Tensor], temperature: float = 1.0, *, weights: Tensor | None = None) -> Tensor:
     """Σ_k mean over j ≠ k of τ²·KL(σ(z_j/τ) ‖ σ(z_k/τ)), in nats, mean over the batch.
 
     Args:
         logits: of each of N ≥ 2 peers, [B, C]; a gradient flows into z_k only where it is the one that learns.
         temperature: τ > 0.
+        weights: [B], what each sample counts in the mean; None counts all alike.
     Source: Zhang et al. 2018, §2 (arXiv:1706.00384).
     """
     each = [at_least_float32(z) for z in logits]
     pairs = [
-        kd_loss(student, teacher, temperature)
+        kd_loss(student, teacher, temperature, weights=weights)
         for k, student in enumerate(each)
         for j, teacher in enumerate(each)
         if j != k

@@ -26,9 +26,10 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
-from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_wide_augmentation
+from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_wide_augmentation, unweighable
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.data.augment import Augmentation
+from gkd_core.data.balance import class_counts, class_weights, log_priors
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.shards import Shards
@@ -320,6 +321,7 @@ class Trainer:
             spec, network, training.teachers, known, autocast=self.autocast
         ).to(self.device)
         self.learner.loss.label_smoothing = config.label_smoothing
+        self._balance(training)
         if self.learner.loss.hard_labels and config.augment.mixup:
             raise GkdError(
                 f"distill.method {spec.method} needs plain labels, train.augment.mixup mixes them: set it to 0"
@@ -379,6 +381,21 @@ class Trainer:
             decay_norms=config.decay_norms,
             head_first=config.freeze_epochs > 0,
         )
+
+    def _balance(self, training: Training) -> None:
+        """Tell the loss how large the classes are, as far as `train.balance` asks it; the sampler is the loader's.
+
+        Raises:
+            GkdError: samples are to be weighted, and the loss has terms in which they cannot be.
+        """
+        loss, balance = self.learner.loss, self.config.balance
+        counts = class_counts(training.data.train.labels, len(self.network.classes))
+        if balance == "weights":
+            if not loss.weighs_samples:
+                raise GkdError(unweighable(training.spec.method, training.section))
+            loss.class_weights = torch.from_numpy(class_weights(counts)).float().to(self.device)
+        elif balance == "logit-adjustment":
+            loss.log_priors = torch.from_numpy(log_priors(counts)).float().to(self.device)
 
     def run(self) -> Result:
         """Train to the end, from the checkpoint's epoch on where there is one."""
@@ -590,6 +607,7 @@ def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) 
             seed=config.seed,
             augmentation=augmentation,
             shuffle=True,
+            balanced=config.balance == "sampler",
             **share,
         ),
         Loader(data.validation, batch_size=max(config.batch_size, 256), augmentation=None, shuffle=False, **share),

@@ -105,6 +105,10 @@ class TestARun:
         ({"seeds": [-1]}, "0 or more"),
         ({"params": budget(distill={"temperature": 2.0})}, "distill.temperature is 2"),
         ({"params": budget(distill={"scheme": "mutual", "method": "kd"})}, "set it to single"),
+        (
+            {"params": budget(train={"balance": "weights"}), "methods": ["ce", "rkd"]},
+            "method rkd .* cannot be weighted",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, words, few_digits, tmp_path):

@@ -20,3 +20,17 @@ def test_augmentation_as_wide_as_the_images_is_refused_with_their_size():
     assert " 8 pixels" in crop
     assert " 8 pixels" in cutout
     refuse_wide_augmentation(AugmentConfig(cutout=7, crop_padding=7), 8)
+
+
+@pytest.mark.parametrize("method", ["rkd", "dist"])
+def test_weights_are_refused_with_a_method_that_compares_samples_before_anything_is_trained(method):
+    distill = {"method": method}
+    with pytest.raises(GkdError, match=rf"train\.balance is weights, but method {method} .* train\.balance to sampler"):
+        parse_params({"distill": distill, "train": {"balance": "weights"}})
+    parse_params({"distill": distill, "train": {"balance": "sampler"}, "teacher": {"train": {"balance": "weights"}}})
+
+
+def test_weights_in_a_chain_of_assistants_are_refused_where_they_were_written():
+    teacher = {"assistants": ["resnet8"], "assistant_distill": {"method": "rkd"}, "train": {"balance": "weights"}}
+    with pytest.raises(GkdError, match=r"teacher\.train\.balance is weights, but method rkd"):
+        parse_params({"distill": {"method": "rkd", "scheme": "assistant"}, "teacher": teacher})

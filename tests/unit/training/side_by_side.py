@@ -39,6 +39,11 @@ CASES = {
 }
 HEAD_FIRST = ("ce", "gompertz", "mutual")  # of which the head alone is trained for an epoch, then everything
 MIXED = ("kd", "dist", "gompertz")  # methods that also go through mixup here
+BALANCED = {  # and those with classes of different size made up for
+    "weights": ("ce", "gompertz tuned", "dkd", "mutual"),
+    "sampler": ("kd", "dist"),
+    "logit-adjustment": ("kd",),
+}
 
 
 def freeze_statistics(*modules: nn.Module) -> None:
@@ -135,6 +140,9 @@ def everything(folder: Path) -> dict:
         result["cases"][f"{name} head first"] = train(folder, CASES[name], **how)
     for name in MIXED:
         result["cases"][f"{name} mixed"] = train(folder, CASES[name], mixup=0.4)
+    for balance, some in BALANCED.items():
+        for name in some:
+            result["cases"][f"{name} {balance}"] = train(folder, CASES[name], balance=balance)
     try:
         train(folder, DistillationSpec("ce"), loss=PoisonedElsewhere(None, None))
     except GkdError as error:

@@ -36,7 +36,7 @@ def results(tmp_path_factory) -> tuple[dict, list[dict]]:
 
 
 def names() -> list[str]:
-    more = {"mixed": side_by_side.MIXED, "head first": side_by_side.HEAD_FIRST}
+    more = {"mixed": side_by_side.MIXED, "head first": side_by_side.HEAD_FIRST, **side_by_side.BALANCED}
     return [*side_by_side.CASES, *(f"{name} {how}" for how, some in more.items() for name in some)]
 
 
