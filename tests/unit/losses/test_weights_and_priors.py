@@ -132,3 +132,19 @@ def test_the_schemes_own_losses_weigh_their_soft_labels_too():
     assert mutual_loss([student, teacher], weights=weights).item() == pytest.approx(
         torch.stack(each).mean().item(), rel=1e-5
     )
+
+
+def test_an_image_without_a_label_has_weight_one_and_no_part_in_the_cross_entropy():
+    given = Given("kd", {"weight": 0.5})
+    given.loss.class_weights = WEIGHTS
+    labels = torch.where(torch.arange(6) % 2 == 0, -1, given.labels)
+    mixed = torch.where((labels >= 0)[:, None], functional.one_hot(given.labels, CLASSES).float(), 0.0)
+    student, teacher = given.outputs()
+    weights = torch.where(labels >= 0, WEIGHTS[given.labels], 1.0)
+    each = functional.cross_entropy(student.logits, given.labels, reduction="none")
+    for some in (labels, mixed):
+        assert given.loss.sample_weights(some).tolist() == weights.tolist()
+        terms = given.loss(student, teacher, some)
+        assert terms["ce"].item() == pytest.approx((0.5 * weights * each)[labels >= 0].mean().item(), rel=1e-6)
+        expected = 0.5 * kd_loss(student.logits, teacher.logits, weights=weights)
+        assert terms["kd"].item() == pytest.approx(expected.item(), rel=1e-6)
