@@ -37,6 +37,7 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
             train_images=data.train_images,
             seed=data.seed,
             unreadable=data.unreadable,
+            leakage=data.leakage,
         )
         if data.topology:
             write_info(folder, info.model_copy(update={"topology": write_topology(folder)}))

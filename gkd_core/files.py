@@ -124,6 +124,7 @@ _RECORDS = {
     "metrics.json": ("report", ("digests", "differences")),
     "version.json": ("registration", ("manifest", "run_id")),
     "comparison.json": ("comparison", ("reference", "pairs")),
+    "health.json": ("health", ("findings", "images")),  # after dataset.json, beside which it lies too
 }
 # By kind: what it holds, and what writes it.
 _KINDS = {
@@ -138,6 +139,7 @@ _KINDS = {
     "report": ("a report", "gkd evaluate"),
     "registration": ("a registration", "gkd register"),
     "comparison": ("a comparison of methods", "gkd compare"),
+    "health": ("what `gkd check` found", "gkd check"),
 }
 
 
@@ -314,9 +316,9 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# What varies from one run to the next by nature: times, hosts, pictures with dates in them. An earlier gkd listed the
-# hashes of them all in files.sha256.
-VARIES = frozenset({"run.json", "timings.json", "report.html", "files.sha256"})
+# What varies from one run to the next by nature: times, hosts, pictures with dates in them; and what is said about a
+# data set, which makes it no other. An earlier gkd listed the hashes of them all in files.sha256.
+VARIES = frozenset({"run.json", "timings.json", "report.html", "health.json", "health.html", "files.sha256"})
 
 
 def folder_digest(folder: Path) -> str:

@@ -1,7 +1,8 @@
 """`gkd`, the command line. Heavy imports happen inside commands: `gkd --help` answers at once.
 
 Progress goes to stderr; the last line on stdout is JSON. Exit codes: 0 done (a gate's refusal included), 1 the gate
-refused and `gate.on_refusal` is fail, or `gkd verify` found a link that does not hold, 2 something given is wrong.
+refused and `gate.on_refusal` is fail, `gkd verify` found a link that does not hold, or `gkd check` found what prepare
+refuses, 2 something given is wrong.
 """
 
 import signal
@@ -14,7 +15,7 @@ import typer
 from gkd_core import __version__
 from gkd_core.errors import GkdError
 from gkd_core.redact import redact
-from pipelines.commands import bundle, compare, lists, pipeline, project, registry, serving, steps, verify
+from pipelines.commands import bundle, check, compare, lists, pipeline, project, registry, serving, steps, verify
 
 app = typer.Typer(
     name="gkd",
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(project.app)
+app.add_typer(check.app)
 app.add_typer(steps.app)
 app.add_typer(bundle.app)
 app.add_typer(compare.app)

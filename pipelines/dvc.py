@@ -30,6 +30,7 @@ BY_NAME = ("gkd_core/data/sources", "gkd_core/models", "gkd_core/report")
 SILENT = frozenset(
     {
         "components/mlflow_store.py",
+        "gkd_core/data/health_page.py",
         "gkd_core/errors.py",
         "gkd_core/losses/__init__.py",
         "gkd_core/redact.py",

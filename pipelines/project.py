@@ -42,6 +42,8 @@ LARGER = """
 SET_ASIDE = ("validation", "test")
 IGNORED = ("data", "teacher", "baseline", "kd", "student", "deploy", "work", "mlflow.db*", "mlruns", "mlartifacts")
 
+IGNORED_BY_DVC = "# varies by run\nrun.json\n# said about a data set; makes it no other\nhealth.json\nhealth.html\n"
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -87,7 +89,7 @@ def create_project(out: Path, root: Path, weights: str | None = None) -> dict[st
         (building / "params.yaml").write_text(_params(_from(out, root), settings, photos), encoding="utf-8")
         (building / "dvc.yaml").write_text(_dvc(settings["weights"]), encoding="utf-8")
         (building / ".gitignore").write_text("".join(f"/{name}\n" for name in IGNORED))
-        (building / ".dvcignore").write_text("# varies by run\nrun.json\n")
+        (building / ".dvcignore").write_text(IGNORED_BY_DVC)
         (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
         load_params(building / "params.yaml")
     warnings = [sentence for sentence in (_scarce(photos), _repository(out)) if sentence]

@@ -103,6 +103,10 @@ class DataConfig(Section):
     Null keeps all."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
+    leakage: Literal["refuse", "allow"] = "refuse"
+    """What to do with copies of one picture, exact or near (`gkd check`): refuse those in two ready splits and keep the
+    others together where splits are taken from train, or decide the splits without regard to them. Digits, CIFAR and
+    torchvision's sets are taken as they are published."""
     seed: Seed = 0
     """Seed of the splits."""
     topology: bool = False

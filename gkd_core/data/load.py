@@ -27,7 +27,9 @@ from gkd_core.errors import GkdError, unknown
 from gkd_core.files import whole_folder
 
 # Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
-PARAMETERS = re.compile(r"(?<![\w./-])data\.(source|root|train_images|validation_fraction|test_fraction|unreadable)\b")
+PARAMETERS = re.compile(
+    r"(?<![\w./-])data\.(source|root|train_images|validation_fraction|test_fraction|unreadable|leakage)\b"
+)
 
 
 class Labelled(Sized, Protocol):
@@ -47,6 +49,7 @@ def load_data(
     train_images: int | None = None,
     seed: int = 0,
     unreadable: Literal["refuse", "drop"] = "refuse",
+    leakage: Literal["refuse", "allow"] = "refuse",
     root: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> PreparedData:
@@ -70,6 +73,8 @@ def load_data(
         train_images: how many training images to keep, stratified by class; the others are in no split.
         seed: of what is taken.
         unreadable: what happens to a folder with files that cannot be decoded.
+        leakage: what happens to copies of one picture in a folder: "refuse" those in two of its splits and keep the
+            others together where a split is taken from train, or "allow" them anywhere.
         root: where the files of a named source are, or are downloaded to; None is a cache of gkd's.
         cache: a folder to keep the prepared images in. If it is there already it is read, and `source` is not; a
             `source` that is prepared already is used where it lies.
@@ -98,6 +103,7 @@ def load_data(
             train_images=train_images,
             seed=seed,
             unreadable=unreadable,
+            leakage=leakage,
         )
         if cached is not None:
             with whole_folder(cached, kind="data", option="cache") as folder:

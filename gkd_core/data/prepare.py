@@ -11,6 +11,8 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
+from gkd_core.data.health_page import write_health
 from gkd_core.data.images import PREPARATION, Unreadable
 from gkd_core.data.prepared import AugmentDefaults, DatasetInfo, SplitWriter, content_digest, write_info
 from gkd_core.data.progress import progress
@@ -34,19 +36,31 @@ def write_prepared(
     train_images: int | None = None,
     seed: int = 0,
     unreadable: Literal["refuse", "drop"] = "refuse",
+    leakage: Literal["refuse", "allow"] = "refuse",
 ) -> DatasetInfo:
     """Write a source's three splits and dataset.json into an existing, empty folder.
 
     Pictures that cannot be read are all logged, then refused or dropped. With files dropped everything is what it would
     be had they never been there: the splits are decided again without them.
 
+    Where the pictures are files, they are looked at first (`gkd_core.data.health`), and health.json and health.html
+    tell what was found. Copies of one picture stay together in the splits that are taken from train, and are refused
+    where the source has them in two splits of its own; with `leakage` "allow" the splits are decided without regard to
+    them. A published benchmark (digits, CIFAR, torchvision's) is taken as it is.
+
     Raises:
-        GkdError: a class is empty or too small for the splits, or files cannot be read and `unreadable` is "refuse".
+        GkdError: a class is empty or too small for the splits, files cannot be read and `unreadable` is "refuse", or
+            the same picture is in two splits and `leakage` is "refuse".
     """
+    health = None
+    if all(examples.open is not None for examples in source.splits.values()):
+        health = examine(source, look_at(source), unreadable=unreadable, leakage=leakage)
+        refuse_leakage(health)
+    together = copies_in_train(health) if health is not None and leakage == "refuse" else []
     failed: dict[SplitName, dict[int, str]] = {}
     while True:
         excluded = {name: set(positions) for name, positions in failed.items()}
-        chosen = choose_splits(source, validation_fraction, test_fraction, seed, excluded, train_images)
+        chosen = choose_splits(source, validation_fraction, test_fraction, seed, excluded, train_images, together)
         writers, found = _write(source, chosen, folder)
         if not found:
             break
@@ -71,6 +85,8 @@ def write_prepared(
         preparation=PREPARATION,
     )
     write_info(folder, info)
+    if health is not None:
+        write_health(folder, health)
     return info
 
 

@@ -1,13 +1,14 @@
 """Which example goes to which split: decided on labels and groups alone, before anything is decoded."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
+from gkd_core.data.duplicates import groups_of
 from gkd_core.data.sources.base import SPLITS, Source, SplitName
 from gkd_core.errors import GkdError
 
@@ -26,6 +27,7 @@ def choose_splits(
     seed: int,
     excluded: Mapping[SplitName, set[int]] | None = None,
     train_images: int | None = None,
+    together: Iterable[Sequence[int]] = (),
 ) -> dict[SplitName, Chosen]:
     """Train, validation and test: the source's own where it has them, else taken from train, stratified by class.
 
@@ -35,6 +37,7 @@ def choose_splits(
     Args:
         excluded: positions to leave out, by the source's split.
         train_images: how many of the training split to keep, stratified by class; the others are in no split.
+        together: positions of the source's train that stay in one split besides, such as copies of one picture.
     Raises:
         GkdError: a class without images, or with too few (or in too few groups) to be in every split taken from train;
             a group in two of the source's own splits; fewer training images than `train_images`.
@@ -48,7 +51,7 @@ def choose_splits(
     labels = source.splits["train"].labels
     _check_classes(source, labels[chosen["train"].positions])
     _refuse_leak(source, chosen)
-    groups = np.array(source.splits["train"].groups or ())
+    groups = _joined(source.splits["train"].groups, together, len(labels))
     fractions: tuple[tuple[SplitName, float], ...] = (("test", test_fraction), ("validation", validation_fraction))
     for name, fraction in fractions:
         if name not in chosen:
@@ -58,6 +61,18 @@ def choose_splits(
         origin, positions = chosen["train"]
         chosen["train"] = Chosen(origin, _some(source, labels, positions, train_images, seed))
     return {name: chosen[name] for name in SPLITS}
+
+
+def _joined(groups: Sequence[str], together: Iterable[Sequence[int]], count: int) -> NDArray[np.str_]:
+    """A group's name for each of `count` examples, "" where it has none: `groups`, joined where `together` has two."""
+    linked = [(positions[0], position) for positions in together for position in positions[1:]]
+    if not linked:
+        return np.array(groups or ())
+    first: dict[str, int] = {}
+    linked += [(first.setdefault(name, position), position) for position, name in enumerate(groups) if name]
+    numbers = groups_of(count, np.array(linked, dtype=np.int64))
+    alone = np.bincount(numbers)[numbers] == 1
+    return np.where(alone, "", numbers.astype(np.str_))
 
 
 def _some(

@@ -1,0 +1,40 @@
+"""check: what is wrong with the images of `data.source`, before anything is trained on them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gkd_core.config import Params
+
+if TYPE_CHECKING:
+    from gkd_core.data.health import Health
+
+
+def run(*, out: Path, params: Params, fix_list: Path | None = None, teacher: Path | None = None) -> "Health":
+    """Write health.json and health.html to `out`, whole or not at all.
+
+    Reads the section `data` of the parameters.
+
+    Args:
+        fix_list: file to write what to remove to, if any.
+        teacher: folder of `gkd teacher`, by whose embeddings wrong labels are looked for.
+    Raises:
+        GkdError: the data is missing or damaged, or the teacher is; cleanlab is wanted and missing.
+    """
+    from gkd_core.data.health import examine, look_at, removals, write_fix_list
+    from gkd_core.data.health_page import write_health
+    from gkd_core.data.sources import open_source
+    from gkd_core.files import refuse_to_replace, whole_folder
+
+    data = params.data
+    root = Path(data.root).expanduser() if data.root is not None else None
+    inputs = [root, teacher]
+    refuse_to_replace(out, inputs, kind="health")
+    source = open_source(data.source, root, data.image_size, data.channels)
+    looks = look_at(source)
+    suspected = ()
+    health = examine(source, looks, unreadable=data.unreadable, leakage=data.leakage, suspected=suspected)
+    with whole_folder(out, inputs, kind="health") as folder:
+        write_health(folder, health)
+    if fix_list is not None:
+        write_fix_list(fix_list, removals(health))
+    return health

@@ -1,0 +1,80 @@
+"""`gkd check`: what is wrong with a data set?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.commands.options import PARAMS, Configuration, Out, Overrides, finish
+
+if TYPE_CHECKING:
+    from gkd_core.data.health import Health
+
+app = typer.Typer()
+
+
+@app.command()
+def check(
+    place: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Folder of images; else `data` of the configuration.")
+    ] = None,
+    out: Out = Path("health"),
+    fix_list: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write what to remove, and why, as CSV.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of `gkd teacher`, to look for wrong labels with.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors, too.")] = False,
+    params: Annotated[Path | None, typer.Option(help="The configuration; without FOLDER params.yaml is read.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look for duplicates, leaks between splits, unreadable and empty pictures, and scarce classes; exit 1 on an error.
+
+    An error is what `gkd prepare` would refuse; all else is a warning.
+    """
+    given = [] if place is None else ["data.source=folder", f"data.root={place}"]
+    settings = Configuration(params or PARAMS, [*given, *(overrides or [])]).read()
+    from components.check import run
+    from gkd_core.data.health import removals
+
+    health = run(out=out, params=settings, fix_list=fix_list, teacher=teacher)
+    _show(health, out / "health.html")
+    found = health.by_kind()
+    finish(
+        {
+            "path": str(out),
+            "images": len(health.looks),
+            "errors": len(health.errors),
+            "findings": {kind: len(each) for kind, each in found.items()},
+            "to_remove": len(removals(health)),
+            "fix_list": None if fix_list is None else str(fix_list),
+        }
+    )
+    if health.errors or (strict and health.findings):
+        raise typer.Exit(1)
+
+
+def _show(health: "Health", page: Path) -> None:
+    """The findings as a table on stderr."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    screen = Console(stderr=True)
+    if not screen.is_terminal:
+        screen = Console(stderr=True, width=120)
+    title = f"{len(health.looks):,} images, {len(health.source.classes)} classes; more in {page}"
+    table = Table(title=escape(title), title_justify="left")
+    for heading in ("", "found", "such as"):
+        table.add_column(heading)
+    for kind, found in health.by_kind().items():
+        first = max(found, key=lambda finding: finding.error)
+        names = ", ".join(look.name for look in first.looks[:2])
+        colour = "red" if first.error else "yellow"
+        table.add_row(
+            f"[{colour}]{kind}[/]", str(len(found)), escape(f"{names}: {first.detail}" if names else first.detail)
+        )
+    if not health.findings:
+        table.add_row("[green]nothing[/]", "", "")
+    screen.print(table)
