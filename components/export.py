@@ -78,6 +78,9 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     training = read_trained(student, "student", data=data, data_sha256=info.sha256, teacher=teacher)
     network = load_network(student, info.classes)
     digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export"))
+    described = {**digests, "method": training["method"], "network": network.spec.name, "precision": "fp32"}
+    if info.crop is not None:  # whoever makes a square of a picture for it must know
+        described["crop"] = info.crop
     with whole_folder(out, [data, teacher, student], kind="deploy") as folder:
         model = folder / MODEL_FILE
         write_onnx(
@@ -88,7 +91,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             image_size=info.image_size,
             input=settings.input,
             opset=settings.opset,
-            metadata={**digests, "method": training["method"], "network": network.spec.name, "precision": "fp32"},
+            metadata=described,
             name=f"the student {network.spec.name}",
         )
         agreement = parity(network, model, prepared.validation.images, tolerance=settings.parity_tolerance)

@@ -17,8 +17,9 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
         GkdError: the data is missing, damaged, or cannot be split as asked; GUDHI is wanted and missing.
     """
     from gkd_core.data.prepare import write_prepared
-    from gkd_core.data.prepared import write_info
+    from gkd_core.data.prepared import PreparedData, write_info
     from gkd_core.data.sources import open_source
+    from gkd_core.data.sources.base import SPLITS
     from gkd_core.data.topology import require_gudhi, write_topology
     from gkd_core.files import refuse_to_replace, whole_folder
 
@@ -38,8 +39,12 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
             seed=data.seed,
             unreadable=data.unreadable,
             leakage=data.leakage,
+            store=data.store,
+            store_size=data.store_size,
+            crop=data.crop,
         )
         if data.topology:
-            write_info(folder, info.model_copy(update={"topology": write_topology(folder)}))
+            images = {name: PreparedData(folder, info).split(name).images for name in SPLITS}
+            write_info(folder, info.model_copy(update={"topology": write_topology(folder, images)}))
     summary = info.model_dump(mode="json")
     return {k: summary[k] for k in ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped")}

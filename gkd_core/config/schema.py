@@ -92,6 +92,15 @@ class DataConfig(Section):
     folder in the user's cache). Enters no digest."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Side of the prepared square images in pixels; null keeps the source's own (`folder`: 64)."""
+    store: Literal["auto", "squares", "raw", "compressed"] = "auto"
+    """How the training pictures of a source of files are kept: whole, as pixels (`raw`) or JPEG (`compressed`), so that
+    training draws its windows from all of each; or as `squares`. `auto`: squares up to 64 pixels of `image_size`, whole
+    above, compressed where pixels would take more than 8 GiB."""
+    store_size: Annotated[int, Field(ge=4, le=2048)] | None = None
+    """Shorter side of whole pictures in pixels, to which larger ones are brought down; null is 1.15 × `image_size`."""
+    crop: Literal["center", "squash", "border"] = "center"
+    """How a square is made of a picture that is looked at, by evaluation, `gkd predict` and servers: its centre, all of
+    it out of proportion, or all of it between grey borders. timm's `crop_mode` of weights says what they expect."""
     channels: Literal[1, 3] | None = None
     """1 for greyscale, 3 for colour; null keeps the source's own (`folder`: 3)."""
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
@@ -118,6 +127,10 @@ class DataConfig(Section):
             yield f"root is {self.root} but source is digits, which reads no folder: set source to folder"
         if self.unreadable == "drop" and self.source != "folder":
             yield f"unreadable is drop but source is {self.source}: only folder has files that may not be readable"
+        if self.store == "squares" and self.store_size is not None:
+            yield f"store_size is {self.store_size} but store is squares: only whole pictures have a store_size"
+        if None not in (self.store_size, self.image_size) and self.store_size < self.image_size:  # type: ignore[operator]
+            yield f"store_size is {self.store_size}, below image_size ({self.image_size}): raise it, or leave it out"
 
 
 class AugmentConfig(Section):

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,15 @@ PREPARATION = (
     "16 bits that holds the largest; shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R "
     "BT.601"
 )
+Crop = Literal["center", "squash", "border"]
+PREPARED_BY: dict[Crop, str] = {
+    "center": "shorter side resized and centre cropped",
+    "squash": "resized to a square",
+    "border": "longer side resized, and bordered with grey (128) to a square",
+}
+"""What `PREPARATION` says of the way to a square."""
+BORDER = 128  # grey: near the mean of most photos
+LONGEST = 4  # times the shorter side: what reaches further is cut off, or one panorama would take the room of hundreds
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # and HEIF, where pillow-heif is installed
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: up to some 600 MB while it is decoded, whatever its mode
@@ -108,11 +117,14 @@ def decoded(image: ImageFile, side: int, max_pixels: int | None = None) -> Image
     return image
 
 
-def read_image(file: Path | IO[bytes], size: int, channels: int, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+def read_image(
+    file: Path | IO[bytes], size: int, channels: int, *, max_pixels: int | None = None, crop: Crop = "center"
+) -> NDArray[np.uint8]:
     """Decode a file, or an open stream of its bytes, and `fit` it.
 
     Args:
         max_pixels: which more are not decoded; None is `MAX_PIXELS`.
+        crop: see `fit`.
     Returns:
         uint8 [size, size, channels].
     Raises:
@@ -120,7 +132,7 @@ def read_image(file: Path | IO[bytes], size: int, channels: int, *, max_pixels: 
             (32 bit).
     """
     with opened(file, max_pixels) as image:
-        return fit(decoded(image, size, max_pixels), size, channels)
+        return fit(decoded(image, size, max_pixels), size, channels, crop)
 
 
 def _recognised(stream: IO[bytes]) -> ImageFile:
@@ -164,13 +176,38 @@ def _decodes_in_one_pass(image: JpegImageFile) -> bool:
         stream.seek(before)
 
 
-def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDArray[np.uint8]:
+def read_whole(file: Path | IO[bytes], shorter: int, channels: int) -> NDArray[np.uint8]:
+    """Decode a file, and bring its shorter side down to `shorter` pixels; a smaller picture keeps its size.
+
+    Of one that is more than four times as long as it is wide, the ends are cut off.
+
+    Returns:
+        uint8 [H, W, channels].
+    Raises:
+        Unreadable: as of `read_image`.
+    """
+    with opened(file) as image:
+        plain = in_mode(decoded(image, shorter), "RGB" if channels == 3 else "L")
+        width, height = plain.size
+        most = LONGEST * min(width, height)
+        if max(width, height) > most:
+            left, top = max(0, width - most) // 2, max(0, height - most) // 2
+            plain = plain.crop((left, top, left + min(width, most), top + min(height, most)))
+            width, height = plain.size
+        if min(width, height) > shorter:
+            scale = shorter / min(width, height)
+            plain = plain.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
+        return np.asarray(plain, dtype=np.uint8).reshape(plain.size[1], plain.size[0], channels)
+
+
+def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int, crop: Crop = "center") -> NDArray[np.uint8]:
     """Bring one picture to size and number of channels by the rules above.
 
     Args:
         image: a Pillow image, or uint8 [H, W] or [H, W, 1 or 3].
         size: side of the result in pixels.
         channels: 1 or 3.
+        crop: the centre square; all of it, out of proportion (`squash`); or all of it between grey borders (`border`).
     Returns:
         uint8 [size, size, channels]; the same values where nothing had to change.
     Raises:
@@ -186,8 +223,17 @@ def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int) -> NDA
     _refuse_huge(image)
     image = in_mode(image, "RGB" if channels == 3 else "L")
     if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
+        image = _square(image, size, crop)
     return np.asarray(image, dtype=np.uint8).reshape(size, size, channels)
+
+
+def _square(image: Image.Image, size: int, crop: Crop) -> Image.Image:
+    if crop == "squash":
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    if crop == "border":
+        grey = (BORDER,) * len(image.getbands())
+        return ImageOps.pad(image, (size, size), method=Image.Resampling.BILINEAR, color=grey)
+    return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
 
 
 def _refuse_huge(image: Image.Image, most: int | None = None) -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
-from gkd_core.data.images import fit
-from gkd_core.data.prepare import write_prepared
+from gkd_core.data.images import Crop, fit
+from gkd_core.data.prepare import StoreOption, write_prepared
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import KNOWN, open_source
 from gkd_core.data.sources.base import SPLITS, Examples, Source
@@ -28,7 +28,8 @@ from gkd_core.files import whole_folder
 
 # Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
 PARAMETERS = re.compile(
-    r"(?<![\w./-])data\.(source|root|train_images|validation_fraction|test_fraction|unreadable|leakage)\b"
+    r"(?<![\w./-])data\.(source|root|image_size|train_images|validation_fraction|test_fraction|unreadable|store_size|"
+    r"store|crop|leakage)\b"
 )
 
 
@@ -50,6 +51,9 @@ def load_data(
     seed: int = 0,
     unreadable: Literal["refuse", "drop"] = "refuse",
     leakage: Literal["refuse", "allow"] = "refuse",
+    store: StoreOption = "auto",
+    store_size: int | None = None,
+    crop: Crop = "center",
     root: str | Path | None = None,
     cache: str | Path | None = None,
 ) -> PreparedData:
@@ -65,7 +69,7 @@ def load_data(
             [C, H, W] of uint8 or of floats in [0, 1], not normalised. Each item is read once, so what changes images at
             random belongs into the training.
         image_size: side in pixels; None keeps the source's own (a folder's is 64, a data set's that of its first
-            image). The centre square is scaled to it.
+            image). The centre square is scaled to it, see `crop`.
         channels: 1 or 3; None keeps the source's own.
         classes: class names for data sets of your own, in the order of their labels; None takes the `classes` of the
             first, or numbers.
@@ -75,6 +79,11 @@ def load_data(
         unreadable: what happens to a folder with files that cannot be decoded.
         leakage: what happens to copies of one picture in a folder: "refuse" those in two of its splits and keep the
             others together where a split is taken from train, or "allow" them anywhere.
+        store: how the training pictures of a folder are kept: whole (`raw`, or `compressed` as JPEG), as `squares`, or
+            squares up to 64 pixels and whole above (`auto`). A training draws its windows from all of a whole picture.
+        store_size: shorter side of whole pictures in pixels; None is 1.15 times `image_size`.
+        crop: how a square is made of a picture that is not trained on: its centre, all of it out of proportion
+            (`squash`), or all of it between grey borders (`border`).
         root: where the files of a named source are, or are downloaded to; None is a cache of gkd's.
         cache: a folder to keep the prepared images in. If it is there already it is read, and `source` is not; a
             `source` that is prepared already is used where it lies.
@@ -104,6 +113,9 @@ def load_data(
             seed=seed,
             unreadable=unreadable,
             leakage=leakage,
+            store=store,
+            store_size=store_size,
+            crop=crop,
         )
         if cached is not None:
             with whole_folder(cached, kind="data", option="cache") as folder:

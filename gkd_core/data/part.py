@@ -5,6 +5,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core.data.photos import pictures
 from gkd_core.data.prepared import PreparedData, Split
 from gkd_core.data.sources.base import SPLITS, SplitName
 from gkd_core.errors import GkdError, unknown
@@ -50,7 +51,8 @@ class _Rows:
     def __init__(self, array: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
         self._array, self._rows = array, rows
         self.shape = (len(rows), *array.shape[1:])
-        self.nbytes = len(rows) * array[:1].nbytes
+        self.nbytes = array.nbytes // len(array) * len(rows) if len(array) else 0
+        self._pictures = pictures(array)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,6 +60,15 @@ class _Rows:
     def __getitem__(self, index: Any) -> NDArray[np.uint8]:
         rows: NDArray[np.uint8] = self._array[self._rows[index]]
         return rows
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """See `gkd_core.data.photos.Pictures`."""
+        return self._pictures.sizes[self._rows]
+
+    def read(self, row: int, top: int = 0, height: int | None = None) -> NDArray[np.uint8]:
+        """See `gkd_core.data.photos.Pictures`."""
+        return self._pictures.read(int(self._rows[row]), top, height)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         return self[:].astype(dtype) if dtype is not None else self[:]

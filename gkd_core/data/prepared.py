@@ -3,6 +3,9 @@
 dataset.json                                   `DatasetInfo`
 train/images.npy, validation/…, test/…         uint8 [N, S, S, C]
 train/labels.npy, …                            int64 [N]
+
+Of photos the training split holds whole pictures instead (`gkd_core.data.photos`): training draws its windows from all
+of each. What is measured is looked at as squares, the very pixels that a served model sees of a picture.
 """
 
 import hashlib
@@ -19,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from gkd_core.data.arrays import open_array
+from gkd_core.data.photos import PhotoRecords, Photos, Store
 from gkd_core.data.sources.base import SPLITS, SplitName
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
@@ -32,6 +36,20 @@ class AugmentDefaults(TypedDict):
 
     crop_padding: Annotated[int, Field(ge=0, le=1 << 16)]
     flip: bool
+
+
+class WholePictures(BaseModel):
+    """How the training pictures of photos are kept.
+
+    Attributes:
+        store_size: largest shorter side in pixels.
+        store: rows of pixels, or a JPEG each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store_size: Annotated[int, Field(ge=1, le=1 << 16)]
+    store: Store
 
 
 class DatasetInfo(BaseModel):
@@ -49,6 +67,8 @@ class DatasetInfo(BaseModel):
         augment: default augmentation of the source.
         dropped: files left out because they could not be read, relative to the data's root.
         preparation: how images were brought to size.
+        crop: how a square is made of a picture, where that is not its centre.
+        photos: how the training pictures are kept whole; None where they are squares.
         topology: sha256 of the persistence features by split, where there are any; they follow from the images.
     """
 
@@ -66,6 +86,8 @@ class DatasetInfo(BaseModel):
     augment: AugmentDefaults
     dropped: tuple[str, ...] = ()
     preparation: str
+    crop: Literal["squash", "border"] | None = None
+    photos: WholePictures | None = None
     topology: dict[SplitName, str] | None = None
 
 
@@ -74,7 +96,8 @@ class Split:
     """Images and labels of one split.
 
     Attributes:
-        images: uint8 [N, H, W, C], memory-mapped when it comes from a prepared folder.
+        images: uint8 [N, H, W, C], memory-mapped when it comes from a prepared folder; of whole pictures
+            `gkd_core.data.photos.Photos`, which makes such squares of those that are asked for.
         labels: int64 [N].
         mean: per channel of the train split, for pixels in [0, 1]; what cutout fills with.
         topology: float32 [N, F], persistence features of each image, memory-mapped; None where they were not prepared.
@@ -165,8 +188,8 @@ class PreparedData:
 
     def _open_split(self, name: SplitName) -> Split:
         """`split`, which the tests watch: nobody but evaluate may ask for the test images, and `check` looks at all."""
-        size, count = self.info.image_size, self.info.counts[name]
-        images = _open_array(self.folder / name / "images.npy", np.uint8, (count, size, size, self.info.channels))
+        count = self.info.counts[name]
+        images = self._images(name)
         labels = np.array(_open_array(self.folder / name / "labels.npy", np.int64, (count,)))
         if count and not 0 <= labels.min() <= labels.max() < len(self.info.classes):
             raise _damaged(self.folder / name / "labels.npy", "it has labels beyond the classes")
@@ -174,13 +197,88 @@ class PreparedData:
         topology = _open_array(features, np.float32, (count, FEATURES)) if features.is_file() else None
         return Split(images, labels, self.info.mean, topology)
 
+    def _images(self, name: SplitName) -> Any:
+        info, folder = self.info, self.folder / name
+        size, count, channels = info.image_size, info.counts[name], info.channels
+        if name != "train" or info.photos is None:
+            return _open_array(folder / "images.npy", np.uint8, (count, size, size, channels))
+        crop, store = info.crop or "center", info.photos.store
+        try:
+            return Photos(folder, count=count, channels=channels, image_size=size, crop=crop, store=store)
+        except ValueError as error:
+            raise _damaged(folder, str(error)) from None
+
     def digest(self) -> str:
         """sha256 of what is on disk now; equal to `info.sha256` unless a byte changed. Reads everything."""
-        hashes: dict[SplitName, dict[str, str]] = {
-            name: {what: _payload_hash(self.folder / name / f"{what}.npy") for what in ("images", "labels")}
-            for name in SPLITS
-        }
-        return content_digest(self.info.classes, self.info.image_size, self.info.channels, hashes)
+        return content_digest(self.info, {name: self._hashes(name) for name in SPLITS})
+
+    def _hashes(self, name: SplitName) -> dict[str, str]:
+        folder = self.folder / name
+        if name == "train" and self.info.photos is not None:
+            return _photo_hashes(folder, file_digest(folder / "images.bin"))
+        return {what: _payload_hash(folder / f"{what}.npy") for what in ("images", "labels")}
+
+
+class Moments:
+    """Mean and standard deviation per channel of pixels, in whole numbers: however they were grouped, the same."""
+
+    def __init__(self, channels: int) -> None:
+        self._pixels = 0
+        self._sum = np.zeros(channels, dtype=np.int64)
+        self._squares = np.zeros(channels, dtype=np.int64)
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        """Count uint8 [..., C] in."""
+        axes = tuple(range(images.ndim - 1))
+        self._pixels += images[..., 0].size
+        self._sum += images.sum(axes, dtype=np.int64)
+        self._squares += np.square(images, dtype=np.int64).sum(axes)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel, for pixels in [0, 1], float64; of a constant channel 1."""
+        pixels = self._pixels
+        mean = self._sum / pixels
+        # n·Σx² − (Σx)² in Python's integers: no rounding, so a constant channel has exactly zero variance.
+        variance = [(pixels * int(q) - int(s) ** 2) / pixels**2 for s, q in zip(self._sum, self._squares, strict=True)]
+        std = [float(np.sqrt(v)) / 255 if v > 0 else 1.0 for v in variance]
+        return tuple(float(m) / 255 for m in mean), tuple(std)
+
+
+class PhotoWriter:
+    """Writes a split of whole pictures, counting statistics and the digest on the way.
+
+    Args:
+        folder: an existing folder.
+        labels: [N] int64.
+        channels: of the pictures to come.
+        store: how they are kept.
+    """
+
+    def __init__(self, folder: Path, labels: NDArray[np.int64], channels: int, store: Store) -> None:
+        self._folder, self._count = folder, len(labels)
+        np.save(folder / "labels.npy", labels.astype("<i8", copy=False))
+        self._records, self._moments = PhotoRecords(folder, store), Moments(channels)
+
+    def append(self, images: Iterable[NDArray[np.uint8]]) -> None:
+        """Write the next pictures, each uint8 [H, W, C]."""
+        images = list(images)
+        for image in images:
+            self._moments.add(image)
+        self._records.append(images)
+
+    def close(self) -> dict[str, str]:
+        """Flush; the hashes of all files.
+
+        Raises:
+            ValueError: pictures are missing.
+        """
+        if len(self._records) != self._count:
+            raise ValueError(f"{len(self._records)} of {self._count} pictures were written")
+        return _photo_hashes(self._folder, self._records.close())
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of all pixels that were written, for pixels in [0, 1], float64."""
+        return self._moments.statistics()
 
 
 class SplitWriter:
@@ -200,9 +298,7 @@ class SplitWriter:
         )
         self._hash = hashlib.sha256()
         self._row = 0
-        # Whole numbers: exact, so the statistics do not depend on how the rows were grouped.
-        self._sum = np.zeros(channels, dtype=np.int64)
-        self._squares = np.zeros(channels, dtype=np.int64)
+        self._moments = Moments(channels)
 
     def append(self, images: Iterable[NDArray[np.uint8]]) -> None:
         """Write the next rows, each uint8 [S, S, C]."""
@@ -210,8 +306,7 @@ class SplitWriter:
         self._images[self._row : self._row + len(rows)] = rows
         self._row += len(rows)
         self._hash.update(rows.data)
-        self._sum += rows.sum((0, 1, 2), dtype=np.int64)
-        self._squares += np.square(rows, dtype=np.int64).sum((0, 1, 2))
+        self._moments.add(rows)
 
     def close(self) -> dict[str, str]:
         """Flush; the hashes of images and labels.
@@ -226,19 +321,15 @@ class SplitWriter:
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of what was written, for pixels in [0, 1], float64."""
-        pixels = self._row * self._images.shape[1] * self._images.shape[2]
-        mean = self._sum / pixels
-        # n·Σx² − (Σx)² in Python's integers: no rounding, so a constant channel has exactly zero variance.
-        variance = [(pixels * int(q) - int(s) ** 2) / pixels**2 for s, q in zip(self._sum, self._squares, strict=True)]
-        std = [float(np.sqrt(v)) / 255 if v > 0 else 1.0 for v in variance]
-        return tuple(float(m) / 255 for m in mean), tuple(std)
+        return self._moments.statistics()
 
 
-def content_digest(
-    classes: tuple[str, ...], image_size: int, channels: int, hashes: Mapping[SplitName, Mapping[str, str]]
-) -> str:
-    """The data's digest from its classes, its shape and the hashes of its arrays."""
-    return json_digest({"classes": list(classes), "shape": [image_size, image_size, channels], "splits": hashes})
+def content_digest(info: DatasetInfo, hashes: Mapping[SplitName, Mapping[str, str]]) -> str:
+    """The data's digest from its classes, its shape and the hashes of its arrays; `info.sha256` is not looked at."""
+    size = info.image_size
+    content: dict[str, Any] = {"classes": list(info.classes), "shape": [size, size, info.channels], "splits": hashes}
+    more = info.model_dump(include={"crop", "photos"}, exclude_none=True)  # where there are none, as it was before
+    return json_digest(content | more)
 
 
 def write_info(folder: Path, info: DatasetInfo) -> None:
@@ -250,6 +341,11 @@ def _payload_hash(path: Path) -> str:
     with path.open("rb", buffering=0) as stream:
         stream.seek(HEADER_BYTES)
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _photo_hashes(folder: Path, images: str) -> dict[str, str]:
+    arrays = {what: _payload_hash(folder / f"{what}.npy") for what in ("labels", "offsets", "sizes")}
+    return {"images": images, **arrays}
 
 
 def _open_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> Any:

@@ -9,7 +9,7 @@ persistence images of 8 × 8 pixels with linear weights. Source of these: Adams 
 (arXiv:1507.06217); diagrams and vectorisation are GUDHI's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gkd_core.data.progress import progress
-from gkd_core.data.sources.base import SPLITS, SplitName
+from gkd_core.data.sources.base import SplitName
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest
 
@@ -90,15 +90,16 @@ def topology_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack([vectorise(persistence_diagrams(intensity)) for intensity in intensities(images)])
 
 
-def write_topology(folder: Path) -> dict[SplitName, str]:
-    """Write `topology.npy` beside each split's `images.npy` in a prepared folder.
+def write_topology(folder: Path, images: Mapping[SplitName, NDArray[np.uint8]]) -> dict[SplitName, str]:
+    """Write each split's `topology.npy` into a prepared folder.
 
+    Args:
+        images: of every split, uint8 [N, H, W, C].
     Returns:
         Their sha256 by split, for dataset.json.
     Raises:
         GkdError: GUDHI is not installed.
     """
-    images = {split: np.load(folder / split / "images.npy", mmap_mode="r") for split in SPLITS}
     with progress("persistence diagrams", sum(map(len, images.values())), unit="images") as advance:
         for split, pixels in images.items():
             features = np.lib.format.open_memmap(
@@ -109,7 +110,7 @@ def write_topology(folder: Path) -> dict[SplitName, str]:
                 features[start : start + len(rows)] = topology_features(rows)
                 advance(len(rows))
             features.flush()
-    return {split: file_digest(folder / split / "topology.npy") for split in SPLITS}
+    return {split: file_digest(folder / split / "topology.npy") for split in images}
 
 
 def _persistence(point: NDArray[np.float64]) -> float:

@@ -6,6 +6,7 @@ from typing import overload
 
 import numpy as np
 
+from gkd_core.data.images import Crop
 from gkd_core.export.manifest import MODEL_FILE, build_manifest, write_manifest
 from gkd_core.export.onnx import InputForm, input_shape, parity, preprocessing, write_onnx
 from gkd_core.files import whole_folder
@@ -24,6 +25,7 @@ def export_onnx(
     channels: int | None = ...,
     input: InputForm = ...,
     opset: int = ...,
+    crop: Crop = ...,
 ) -> bytes: ...
 @overload
 def export_onnx(
@@ -34,6 +36,7 @@ def export_onnx(
     channels: int | None = ...,
     input: InputForm = ...,
     opset: int = ...,
+    crop: Crop = ...,
 ) -> Path: ...
 def export_onnx(
     network: Network,
@@ -43,6 +46,7 @@ def export_onnx(
     channels: int | None = None,
     input: InputForm = "uint8_nhwc",
     opset: int = 18,
+    crop: Crop = "center",
 ) -> Path | bytes:
     """The network as one ONNX file, preprocessing and class names inside, compared with torch on random images.
 
@@ -55,6 +59,7 @@ def export_onnx(
         channels: 1 or 3 of these images, likewise.
         input: `uint8_nhwc` takes pixels uint8 [B, H, W, C], `float_nchw` float32 [B, C, H, W] in [0, 1].
         opset: ONNX operator set.
+        crop: how `gkd predict` and servers make a square of a picture, as `load_data` did for this network.
     Returns:
         The path of model.onnx; without a folder its bytes.
     Raises:
@@ -78,7 +83,7 @@ def export_onnx(
             image_size=size,
             input=input,
             opset=opset,
-            metadata={"network": network.name, "precision": "fp32"},
+            metadata={"network": network.name, "precision": "fp32", **({} if crop == "center" else {"crop": crop})},
             name=f"the network {network.name}",
         )
         images = np.random.default_rng(0).integers(256, size=(8, size, size, depth), dtype=np.uint8)

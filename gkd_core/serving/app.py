@@ -214,7 +214,8 @@ class Serving:
         if self._pictures >= self._limits.pictures:
             raise Overloaded("pictures", f"{self._pictures} pictures are waiting to be decoded already")
         side, channels = model.picture
-        decode = partial(read_image, io.BytesIO(body), side, channels, max_pixels=self._limits.pixels)
+        how = {"max_pixels": self._limits.pixels, "crop": model.crop}
+        decode = partial(read_image, io.BytesIO(body), side, channels, **how)
         self._pictures += 1
         try:
             return model.from_pictures((await self._workers.run(decode))[None])

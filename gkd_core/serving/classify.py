@@ -48,7 +48,7 @@ def classify_files(model: Model, files: list[Path], top: int) -> list[list[dict[
             reason = "it is no file" if file.exists() else "it does not exist"
             raise GkdError(f"{file} is no picture that can be read ({reason}): name an image file")
         try:
-            picture = read_image(file, side, channels)
+            picture = read_image(file, side, channels, crop=model.crop)
         except Unreadable as error:
             raise GkdError(f"{file} is no picture that can be read ({error}): name an image file") from None
         rows += ranked(model.run(model.from_pictures(picture[None])), model.classes, top)

@@ -5,13 +5,14 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from gkd_core.data.images import Crop
 from gkd_core.errors import GkdError
 from gkd_core.export.session import as_input, first_line, open_session
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
@@ -58,6 +59,7 @@ class Model:
         sha256: of the ONNX file.
         input, output: images, and logits FP32 [batch, C].
         classes: C names.
+        crop: how a picture is made a square for it.
         facts: classes, digests and precision, as the metadata reply gives them.
     """
 
@@ -88,6 +90,7 @@ class Model:
             )
 
         known = self._session.get_modelmeta().custom_metadata_map
+        self.crop = _crop(known, found.file)
         manifest = found.manifest or {}
         self.classes = _classes(manifest, known, self.output.shape[1], found.file)
         self.facts: dict[str, Any] = {
@@ -184,6 +187,13 @@ def _spec(argument: Any, file: Path) -> TensorSpec:
             f"{file} takes batches of {sides[0]} only: export it with a free batch axis, as `gkd export` does"
         )
     return TensorSpec(argument.name, _DATATYPES[argument.type], (-1, *sides[1:]))
+
+
+def _crop(known: dict[str, str], file: Path) -> Crop:
+    name = known.get("crop", "center")
+    if name not in get_args(Crop):
+        raise InvalidModelError(f"{file} wants its pictures cropped by {name[:40]!r}: export it again")
+    return cast(Crop, name)
 
 
 def _classes(manifest: Mapping[str, Any], known: dict[str, str], count: int, file: Path) -> tuple[str, ...]:

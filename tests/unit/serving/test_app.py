@@ -105,3 +105,18 @@ def test_long_json_is_read_in_another_process(serving, spaces, processes):
     assert asyncio.run(ask(made, INFER, content))[0] == 200
     assert len(calls) == processes
     made.close()
+
+
+def test_a_picture_is_decoded_as_its_model_wants_it(serving, monkeypatch):
+    decoded = []
+
+    async def decode(function) -> np.ndarray:
+        decoded.append(function.keywords)
+        return np.zeros((8, 8, 1), np.uint8)
+
+    made = serving(decode)
+    for crop in ("center", "squash"):
+        monkeypatch.setattr(made.served.model, "crop", crop)
+        assert asyncio.run(ask(made, "/classify"))[0] == 200
+    assert [each["crop"] for each in decoded] == ["center", "squash"]
+    made.close()
