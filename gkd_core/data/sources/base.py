@@ -59,6 +59,7 @@ class Source:
         splits: "train" always; "validation" and "test" where the source has its own.
         flip: a mirrored picture is still of its class, so flipping is the default augmentation.
         left_out: what else the source holds, each with its reason.
+        warnings: sentences on what may be wrong with it.
     """
 
     name: str
@@ -68,3 +69,4 @@ class Source:
     splits: Mapping[SplitName, Examples]
     flip: bool
     left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[str, ...] = ()
