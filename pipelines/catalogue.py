@@ -5,14 +5,14 @@
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from gkd_core import schemes
 from gkd_core.config import Params
-from gkd_core.config.recipes import RECIPES
+from gkd_core.config.recipes import RECIPES, Start
 from gkd_core.methods import METHODS, hyperparameters
 from pipelines.summary import console
 
@@ -20,10 +20,11 @@ METHODS_HEAD = ("method", "what it does", "source", "weight over time", "hyperpa
 SCHEMES_HEAD = ("scheme", "what happens", "source", "settings", "methods inside")
 PARAMETERS_HEAD = ("parameter", "type", "default", "meaning")
 FEW, MANY = 500, 50_000  # images to train on
+PHOTO = 224  # their side in pixels
 RECIPES_ABOUT = f"""\
-What null means in `train` and `teacher.train`, by `recipe`; where the number of training images decides, for {FEW:,} →
-for {MANY:,} of them. A field that is given overrides its recipe's; `gkd params --effective` shows what a run would
-use."""
+What null means in `train` and `teacher.train`, by `recipe`, on images of {PHOTO} pixels; where the number of training
+images decides, for {FEW:,} → for {MANY:,} of them. A field that is given overrides its recipe's; `gkd params
+--effective` shows what a run would use."""
 TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "object": "section", "null": "null"}
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -140,9 +141,17 @@ def parameters_markdown() -> str:
 
 
 def _recipes() -> Iterator[Sequence[str]]:
-    columns = [(recipe({}, FEW), recipe({}, MANY)) for recipe in RECIPES.values()]
+    columns = [[flat(recipe({}, Start(None, PHOTO, images))) for images in (FEW, MANY)] for recipe in RECIPES.values()]
     for name in columns[0][0]:
         yield f"`{name}`", *(" → ".join(dict.fromkeys(shown(values[name]) for values in column)) for column in columns)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections flattened to dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
 
 
 def shown(value: Any) -> str:

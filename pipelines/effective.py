@@ -11,7 +11,7 @@ from gkd_core.config.recipes import Planned, ResolvedTraining, choose, planned
 from gkd_core.config.schema import Section
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from pipelines.catalogue import shown
+from pipelines.catalogue import flat, shown
 from pipelines.summary import console
 
 DATA = Path("data")
@@ -35,7 +35,10 @@ def show_effective(params: Params, data: Path | None) -> dict[str, Any]:
         image_size, images = info.image_size, info.counts["train"]
     plans = planned(params, image_size, images)
     recipes = {f"{plan.section} of {plan.network}": _recipe(plan) for plan in plans}
-    rows = list(_rows(params, "", {plan.section: _agreed(plan) for plan in reversed(plans)}))
+    resolved: dict[str, Any] = {}
+    for plan in reversed(plans):
+        resolved |= flat(_agreed(plan), f"{plan.section}.")
+    rows = list(_rows(params, "", resolved))
     table = Table()
     for heading in ("parameter", "value", "from"):
         table.add_column(heading, overflow="fold")
@@ -65,22 +68,27 @@ def _recipe(plan: Planned) -> str:
 
 def _agreed(plan: Planned) -> dict[str, Any]:
     """Values by field, and "?" where they depend on images not yet prepared."""
-    each = [training.model_dump(mode="json") for training in _trainings(plan)]
+    each = [flat(training.model_dump(mode="json")) for training in _trainings(plan)]
     return {name: value if all(one[name] == value for one in each) else UNKNOWN for name, value in each[0].items()}
 
 
-def _rows(section: Section, prefix: str, trainings: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Any, str]]:
-    """(name, value, where it is from) of every field, sections flattened to dotted names."""
-    resolved = trainings.get(prefix.rstrip("."))
+def _rows(section: Section, prefix: str, resolved: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """(name, value, where it is from) of every field, sections flattened to dotted names.
+
+    Args:
+        resolved: values of trainings as a run would use them, by the same names.
+    """
     for name, value in section:
+        place = f"{prefix}{name}"
         if isinstance(value, Section):
-            yield from _rows(value, f"{prefix}{name}.", trainings)
+            yield from _rows(value, f"{place}.", resolved)
             continue
         origin = "given" if name in section.model_fields_set else "default"
-        if resolved is not None and value != resolved[name]:
-            origin = "chosen by auto" if name == "recipe" else f"recipe {resolved['recipe']}"
-            value = resolved[name]
-        yield f"{prefix}{name}", _plain(value), origin
+        if value != resolved.get(place, value):
+            training = f"{place.partition('train.')[0]}train"
+            origin = "chosen by auto" if name == "recipe" else f"recipe {resolved[f'{training}.recipe']}"
+            value = resolved[place]
+        yield place, _plain(value), origin
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 `schema` says what each field means, `checks` what contradicts what, `load` how a file becomes `Params`.
 """
 
-from gkd_core.config.checks import refuse_wide_augmentation as refuse_wide_augmentation
+from gkd_core.config.checks import refuse_unfit_augmentation as refuse_unfit_augmentation
 from gkd_core.config.checks import unweighable as unweighable
 from gkd_core.config.load import load_params as load_params
 from gkd_core.config.load import params_of_sections as params_of_sections

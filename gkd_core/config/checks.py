@@ -9,6 +9,8 @@ from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS
 from gkd_core.mistakes import Mistake
 
+TRIVIAL_SHIFT = 32  # pixels: TrivialAugment's largest shift, whatever the size of the image
+
 
 def contradictions(params: Params) -> Iterator[str]:
     """What the sections say against each other, a sentence each."""
@@ -66,19 +68,29 @@ def untrainable(params: Params) -> Iterator[Mistake]:
     yield from importlib.import_module("gkd_core.config.recipes").untrainable(params)
 
 
-def refuse_wide_augmentation(augment: AugmentConfig, image_size: int, *, section: str = "train") -> None:
-    """See that random crops and squares leave something of the image.
+def refuse_unfit_augmentation(
+    augment: AugmentConfig, image_size: int, channels: int, *, section: str = "train"
+) -> None:
+    """See that random changes leave something of the image, and find what they are to change.
 
     Args:
         image_size: side of the images in pixels, which is known only from the prepared data.
+        channels: of the images.
         section: whose `augment` it is.
     Raises:
-        GkdError: they may not.
+        GkdError: they do not, a sentence each.
     """
-    wide = [
+    wrong = [
         f"{section}.augment.{name} is {pixels}, but the images are {image_size} pixels wide: set it below that"
         for name, pixels in (("crop_padding", augment.crop_padding), ("cutout", augment.cutout))
         if pixels is not None and pixels >= image_size
     ]
-    if wide:
-        raise GkdError("\n".join(wide))
+    if augment.auto == "trivial" and image_size < TRIVIAL_SHIFT:
+        wrong.append(
+            f"{section}.augment.auto is trivial, which moves images by up to {TRIVIAL_SHIFT} pixels, but they are "
+            f"{image_size} pixels wide: set it to rand or none"
+        )
+    if augment.hue and channels == 1:
+        wrong.append(f"{section}.augment.hue is {augment.hue:g}, but the images are grey: set it to 0")
+    if wrong:
+        raise GkdError("\n".join(wrong))

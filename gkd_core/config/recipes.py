@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gkd_core.config.schema import MemberConfig, NetworkConfig, Params, RecipeName, TrainingConfig
+from gkd_core.config.schema import AugmentConfig, MemberConfig, NetworkConfig, Params, RecipeName, TrainingConfig
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes
 
@@ -22,6 +22,15 @@ FINE_TUNE_STEPS, FINE_TUNE_EPOCHS = 1000, (5, 20)
 PHOTO_STEPS, PHOTO_EPOCHS = 3000, (15, 100)
 SIZES_KNOWN = {"digits": 8, "cifar10": 32, "cifar100": 32, "folder": 64}
 """Side in pixels of the images of a source where `data.image_size` is null."""
+NO_COLOURS = {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}
+
+
+class ResolvedAugment(AugmentConfig):
+    """An `AugmentConfig` in which nothing is left to a recipe."""
+
+    auto: Literal["none", "trivial", "rand"]
+    color_jitter: float
+    erasing: float
 
 
 class ResolvedTraining(TrainingConfig):
@@ -39,6 +48,7 @@ class ResolvedTraining(TrainingConfig):
     freeze_epochs: int
     backbone_lr_factor: float
     freeze_batch_norm: bool
+    augment: ResolvedAugment
 
 
 @dataclass(frozen=True)
@@ -68,8 +78,13 @@ def resolve(config: TrainingConfig, start: Start, section: str = "train") -> Res
     """
     recipe, _ = choose(config, start)
     _refuse_noise(config, start, section)
-    given = {name: value for name, value in config if value is not None}
-    content = {**config.model_dump(), **RECIPES[recipe](given, start.images), **given, "recipe": recipe}
+    given = {name: value for name, value in config.model_dump().items() if value is not None}
+    chosen = RECIPES[recipe](given, start)
+    augment = {name: value for name, value in given["augment"].items() if value is not None}
+    content = {
+        **config.model_dump(), **chosen, **given, "augment": {**given["augment"], **chosen["augment"], **augment},
+        "recipe": recipe,
+    }  # fmt: skip
     try:
         return ResolvedTraining.model_validate(content)
     except ValidationError as error:
@@ -192,7 +207,7 @@ def _refuse_noise(config: TrainingConfig, start: Start, section: str) -> None:
             )
 
 
-def _cifar(given: Mapping[str, Any], images: int) -> dict[str, Any]:
+def _cifar(given: Mapping[str, Any], start: Start) -> dict[str, Any]:
     """The defaults of the CIFAR benchmarks, shortened: SGD with momentum, the same rate for all."""
     return {
         "epochs": 20,
@@ -206,18 +221,19 @@ def _cifar(given: Mapping[str, Any], images: int) -> dict[str, Any]:
         "freeze_epochs": 0,
         "backbone_lr_factor": 1.0,
         "freeze_batch_norm": False,
+        "augment": NO_COLOURS,
     }
 
 
-def _fine_tune(given: Mapping[str, Any], images: int) -> dict[str, Any]:
+def _fine_tune(given: Mapping[str, Any], start: Start) -> dict[str, Any]:
     """From learnt weights: the new head alone for the first epochs, then all, below the head at a tenth of its rate.
 
     Statistics of batch norms stay: those of a few small batches are worse (449 flowers of 96 pixels, batches of 16, an
     ImageNet EfficientNet-Lite0, 10 epochs, one seed: 84.0 against 78.7 % of 188 test images). No label smoothing: a
     teacher trained with it teaches less (Müller et al. 2019, arXiv:1906.02629). With optimizer sgd the learning rate is
-    0.01 and weight decay 1e-4.
+    0.01 and weight decay 1e-4. The colour jitter, on images above 64 pixels, is the default of timm's train.py.
     """
-    epochs, batch_size = _length(given, images, FINE_TUNE_STEPS, FINE_TUNE_EPOCHS)
+    epochs, batch_size = _length(given, start.images, FINE_TUNE_STEPS, FINE_TUNE_EPOCHS)
     sgd = given.get("optimizer") == "sgd"
     return {
         "epochs": epochs,
@@ -231,15 +247,18 @@ def _fine_tune(given: Mapping[str, Any], images: int) -> dict[str, Any]:
         "freeze_epochs": min(2, epochs // 5),
         "backbone_lr_factor": 0.1,
         "freeze_batch_norm": True,
+        "augment": {"auto": "none", "color_jitter": 0.4, "erasing": 0.0} if _photos(start) else NO_COLOURS,
     }
 
 
-def _photos_from_scratch(given: Mapping[str, Any], images: int) -> dict[str, Any]:
+def _photos_from_scratch(given: Mapping[str, Any], start: Start) -> dict[str, Any]:
     """From noise, on photos: AdamW with a warm-up and label smoothing, for thousands of steps.
 
-    With optimizer sgd the learning rate is 0.05 and weight decay 1e-4.
+    With optimizer sgd the learning rate is 0.05 and weight decay 1e-4. TrivialAugment and erasing, on images above 64
+    pixels, are those of torchvision's reference training; its mixup and cutmix are left out, for they suit hundreds of
+    epochs, and methods that need plain labels refuse them.
     """
-    epochs, batch_size = _length(given, images, PHOTO_STEPS, PHOTO_EPOCHS)
+    epochs, batch_size = _length(given, start.images, PHOTO_STEPS, PHOTO_EPOCHS)
     sgd = given.get("optimizer") == "sgd"
     return {
         "epochs": epochs,
@@ -253,10 +272,16 @@ def _photos_from_scratch(given: Mapping[str, Any], images: int) -> dict[str, Any
         "freeze_epochs": 0,
         "backbone_lr_factor": 1.0,
         "freeze_batch_norm": False,
+        "augment": {"auto": "trivial", "color_jitter": 0.0, "erasing": 0.1} if _photos(start) else NO_COLOURS,
     }
 
 
-RECIPES: dict[RecipeName, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {
+def _photos(start: Start) -> bool:
+    """Whether the images are large enough to be photos; what changes colours and shapes was not made for digits."""
+    return start.image_size > SMALL_UP_TO
+
+
+RECIPES: dict[RecipeName, Callable[[Mapping[str, Any], Start], dict[str, Any]]] = {
     "cifar": _cifar,
     "fine-tune": _fine_tune,
     "photos-from-scratch": _photos_from_scratch,

@@ -134,16 +134,43 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes to training images; null takes the default of the data's source."""
+    """Random changes to training images, in this order; teacher and student see the same pixels.
+
+    Null takes the default of the data's source, or where it says so the recipe's.
+    """
 
     crop_padding: Annotated[int, Field(ge=0)] | None = None
     """Pixels of zero padding for a random crop back to size, i.e. the largest shift (CIFAR 4, digits 1)."""
     flip: bool | None = None
     """Mirror left-right with probability one half (CIFAR yes, digits no)."""
+    auto: Literal["none", "trivial", "rand"] | None = None
+    """`trivial` is TrivialAugment (one change of brightness, colour, contrast, sharpness, place or shape an image, of
+    any strength), `rand` RandAugment; as torchvision has them. Null takes the recipe's."""
+    rand_operations: Annotated[int, Field(ge=1, le=14)] = 2
+    """With `rand`: changes one after another."""
+    rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """With `rand`: their strength, of 0…30."""
+    color_jitter: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Brightness, contrast and saturation change by factors in 1 ± this (timm's `--color-jitter`); 0 is off. Null takes
+    the recipe's."""
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """The hue shifts by up to this part of the colour circle either way; 0 is off. Three to four times as slow as all
+    of `color_jitter`."""
     cutout: Annotated[int, Field(ge=0)] = 0
     """Side in pixels of a random square set to the mean; 0 is off."""
+    erasing: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Probability that a random rectangle (2 to 33 % of the area) is set to the mean; 0 is off. Null takes the
+    recipe's."""
     mixup: Annotated[float, Field(ge=0.0)] = 0.0
     """α of mixup's Beta(α, α); 0 is off."""
+    cutmix: Annotated[float, Field(ge=0.0)] = 0.0
+    """α of cutmix's Beta(α, α); 0 is off. Where mixup is on too, each batch has one of them, as likely as the other."""
+
+    def unread(self) -> Iterator[str]:
+        for name in ("rand_operations", "rand_magnitude"):
+            if name in self.model_fields_set and self.auto != "rand":
+                said = "null" if self.auto is None else self.auto
+                yield f"{name} is given but auto is {said}: only rand reads it, so set auto to rand, or leave it out"
 
 
 class TrainingConfig(Section):

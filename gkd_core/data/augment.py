@@ -1,35 +1,80 @@
 """Random changes to training images, for a whole batch at once, on the device, from a seeded generator.
 
-Nothing here waits for the device: no value is read back, no shape depends on one.
+Nothing here waits for the device: no value is read back, no shape depends on one. Changes of single images by
+torchvision's kernels are in `operations.py`.
 """
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gkd_core.data.operations import AutoName
+
+ERASED, ERASED_ASPECT, ERASING_TRIES = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's defaults
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each image, drawn anew for each.
+    """What is done to each image, drawn anew for each, in this order; mixup and cutmix to a batch, after all else.
 
     Attributes:
         crop_padding: pixels of black put round the image before a crop back to size; 0 is off.
         flip: mirror left-right with probability one half.
+        auto: `trivial` is TrivialAugment, `rand` RandAugment with `rand_operations` of magnitude `rand_magnitude`.
+        color_jitter: brightness, contrast and saturation change by factors in 1 ± this; 0 is off.
+        hue: the hue shifts by up to this part of the colour circle either way; 0 is off.
         cutout: side in pixels of a square set to the data's mean, its centre anywhere in the image (so part of it may
             lie outside); 0 is off. After DeVries & Taylor 2017 (arXiv:1708.04552).
+        erasing: probability that a rectangle is set to the data's mean; 0 is off. After Zhong et al. 2020
+            (arXiv:1708.04896).
         mixup: α of Beta(α, α), one mixture λ for the batch; 0 is off. After Zhang et al. 2018 (arXiv:1710.09412).
+        cutmix: α of Beta(α, α), one rectangle for the batch; 0 is off. With mixup each batch has one of them, as likely
+            as the other. After Yun et al. 2019 (arXiv:1905.04899).
     """
 
     crop_padding: int = 0
     flip: bool = False
+    auto: AutoName = "none"
+    rand_operations: int = 2
+    rand_magnitude: int = 9
+    color_jitter: float = 0.0
+    hue: float = 0.0
     cutout: int = 0
+    erasing: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.crop_padding < 0 or self.cutout < 0 or self.mixup < 0:
-            raise ValueError(f"crop_padding, cutout and mixup must not be negative: {self}")
+        strengths = ("crop_padding", "color_jitter", "hue", "cutout", "erasing", "mixup", "cutmix")
+        if any(getattr(self, name) < 0 for name in strengths):
+            raise ValueError(f"{', '.join(strengths[:-1])} and {strengths[-1]} must not be negative: {self}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other, and so are their labels."""
+        return self.mixup > 0 or self.cutmix > 0
+
+
+class Rectangle(NamedTuple):
+    """Rows top to bottom, columns left to right, without the last."""
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+    def fill(self, images: Tensor, content: Tensor) -> None:
+        """Write there, in place.
+
+        Args:
+            images: [..., H, W]. content: the same, or what spreads to the rectangle.
+        """
+        images[..., self.top : self.bottom, self.left : self.right] = content
 
 
 def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -74,6 +119,38 @@ def cut_out(images: Tensor, centres: Tensor, side: int, fill: Tensor) -> Tensor:
     return torch.where(inside, fill.view(1, channels, 1, 1), images)
 
 
+def draw_erased(rng: np.random.Generator, count: int, chance: float, size: tuple[int, int]) -> list[Rectangle | None]:
+    """A rectangle for each image that is to lose one: 2 to 33 % of its area, 0.3 to 3.3 times as high as wide.
+
+    As in torchvision's `RandomErasing`, an image for which ten draws give none that fits stays whole.
+    """
+    height, width = size
+    chosen = (rng.random(count) < chance).tolist()
+    areas = height * width * rng.uniform(*ERASED, (count, ERASING_TRIES))
+    aspects = np.exp(rng.uniform(*np.log(ERASED_ASPECT), (count, ERASING_TRIES)))
+    highs, wides = np.rint(np.sqrt(areas * aspects)).astype(int), np.rint(np.sqrt(areas / aspects)).astype(int)
+    places = rng.random((count, 2))
+    drawn: list[Rectangle | None] = []
+    for fits, high, wide, place in zip((highs < height) & (wides < width), highs, wides, places, strict=True):
+        if not chosen[len(drawn)] or not fits.any():
+            drawn.append(None)
+            continue
+        first = int(fits.argmax())
+        tall, broad = int(high[first]), int(wide[first])
+        top, left = int(place[0] * (height - tall + 1)), int(place[1] * (width - broad + 1))
+        drawn.append(Rectangle(top, left, top + tall, left + broad))
+    return drawn
+
+
+def draw_cut(rng: np.random.Generator, alpha: float, size: tuple[int, int]) -> Rectangle:
+    """CutMix's rectangle: (1 − λ) of the image's area round a centre anywhere in it, what lies outside cut off."""
+    height, width = size
+    half = 0.5 * math.sqrt(1 - rng.beta(alpha, alpha))
+    row, column = int(rng.integers(height)), int(rng.integers(width))
+    high, wide = int(half * height), int(half * width)
+    return Rectangle(max(row - high, 0), max(column - wide, 0), min(row + high, height), min(column + wide, width))
+
+
 def mix(images: Tensor, labels: Tensor, partners: Tensor, share: float, num_classes: int) -> tuple[Tensor, Tensor]:
     """Each image mixed with its partner, and the mixture of their labels.
 
@@ -84,7 +161,29 @@ def mix(images: Tensor, labels: Tensor, partners: Tensor, share: float, num_clas
     Returns:
         images [B, C, H, W]; targets [B, num_classes], rows sum to 1.
     """
+    return share * images + (1 - share) * images[partners], _mix_labels(labels, partners, share, num_classes)
+
+
+def cut_mix(
+    images: Tensor, labels: Tensor, partners: Tensor, rectangle: Rectangle, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """Each image with a rectangle of its partner's, and their labels mixed by area.
+
+    Args:
+        images: [B, C, H, W] float. labels: [B] int64.
+        partners: [B] int64, a permutation of the batch.
+    Returns:
+        images [B, C, H, W]; targets [B, num_classes], rows sum to 1.
+    """
+    top, left, bottom, right = rectangle
+    share = 1 - (bottom - top) * (right - left) / (images.shape[-2] * images.shape[-1])
+    mixed = images.clone()
+    rectangle.fill(mixed, images[..., top:bottom, left:right][partners])
+    return mixed, _mix_labels(labels, partners, share, num_classes)
+
+
+def _mix_labels(labels: Tensor, partners: Tensor, share: float, num_classes: int) -> Tensor:
+    """[B, num_classes] float32: `share` of the image's own class, the rest of its partner's."""
     # Not functional.one_hot, which reads the labels back to check their range.
-    one_hot = (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(images.dtype)
-    mixed = share * images + (1 - share) * images[partners]
-    return mixed, share * one_hot + (1 - share) * one_hot[partners]
+    one_hot = (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
+    return share * one_hot + (1 - share) * one_hot[partners]

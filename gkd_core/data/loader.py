@@ -1,6 +1,6 @@
 """Batches on the device: the whole split resident there when it fits, streamed from the memory map when not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, cast
 
@@ -9,10 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gkd_core.data.augment import Augmentation, crop_and_flip, cut_out, mix
+from gkd_core.data.augment import (
+    Augmentation,
+    Rectangle,
+    crop_and_flip,
+    cut_mix,
+    cut_out,
+    draw_cut,
+    draw_erased,
+    mix,
+)
 from gkd_core.data.balance import balanced_order
 from gkd_core.data.interleave import Interleaved, Joined, unlabelled_per_batch
 from gkd_core.data.memory import fits
+from gkd_core.data.operations import Operation, apply, draw_auto, draw_jitter
 from gkd_core.data.prepared import Split
 from gkd_core.data.shards import ALONE, Shards
 from gkd_core.errors import GkdError
@@ -23,12 +33,12 @@ class Batch(NamedTuple):
 
     Attributes:
         images: [B, C, H, W] float32 in [0, 1], augmented, not normalised.
-        labels: [B] int64; with mixup the labels of the first of each pair. −1 of an image without a label, whose row in
-            `targets` is zero.
+        labels: [B] int64; with mixup or cutmix the labels of the first of each pair. −1 of an image without a label,
+            whose row in `targets` is zero.
         indices: [B] int64, positions in the split; images without a label are counted on from its end.
-        targets: [B, num_classes] float32 with mixup, else None.
-        topology: [B, F] float32, persistence features of the unaugmented images by their indices (with mixup, of the
-            first of each pair); None where the data has none.
+        targets: [B, num_classes] float32 with mixup or cutmix, else None.
+        topology: [B, F] float32, persistence features of the unaugmented images by their indices (of the first of each
+            pair); None where the data has none.
         shards: which rows of the whole batch these are, where several processes share it.
     """
 
@@ -47,6 +57,8 @@ class _Draws(NamedTuple):
     coins: Tensor | None
     centres: Tensor | None
     partners: Tensor | None
+    operations: Sequence[Sequence[Operation]] | None
+    erased: Sequence[Rectangle | None] | None
 
     def of(self, rows: slice) -> "_Draws":
         """For these rows alone."""
@@ -77,7 +89,7 @@ class Loader:
         augmentation: random changes; null changes nothing.
         shuffle: a new order each epoch, else the split's own.
         balanced: with `shuffle`, an order in which all classes come equally often (see `balanced_order`).
-        num_classes: width of mixup's targets.
+        num_classes: width of mixup's and cutmix's targets.
         unlabelled: images without a label, to join those of the split in a shuffled order.
         unlabelled_fraction: which part of every batch they are, in (0, 1).
         resident: keep all images on the device (True), stream them (False), or decide by free memory (null).
@@ -85,7 +97,8 @@ class Loader:
         rank: which of them this is; it gets a batch's rows in order of rank, in validation perhaps none of a short one.
     Raises:
         GkdError: fewer images than the batches need.
-        ValueError: cutout without the data's mean; unlabelled images in a set order, or beside persistence features.
+        ValueError: cutout or erasing without the data's mean; unlabelled images in a set order, or beside persistence
+            features.
     """
 
     def __init__(
@@ -113,8 +126,9 @@ class Loader:
         self.shuffle = shuffle
         self.balanced = balanced
         self.num_classes = num_classes
-        if self.augmentation.cutout and not split.mean:
-            raise ValueError("cutout fills with the data's mean, but this split has none")
+        for name in ("cutout", "erasing"):
+            if getattr(self.augmentation, name) and not split.mean:
+                raise ValueError(f"{name} fills with the data's mean, but this split has none")
         smallest = 2 * processes if shuffle else 1
         self._bounds = _bounds(len(split), batch_size, smallest)
         self._shards = [Shards.of(stop - start, processes, rank) for start, stop in self._bounds]
@@ -162,6 +176,8 @@ class Loader:
             rows = self._interleaved.order(rows, self.seed, n)
         order = torch.from_numpy(rows)
         generator = torch.Generator(self.device).manual_seed(int(host.integers(2**62)))
+        # Of what came later; by itself, so that what was there before has the numbers it always had.
+        later = np.random.default_rng([self.seed, n, 1])
         # Drawn on the host: a scalar the device is handed, never asked for.
         alpha = self.augmentation.mixup
         shares = host.beta(alpha, alpha, self.steps_per_epoch) if alpha else np.ones(self.steps_per_epoch)
@@ -169,14 +185,20 @@ class Loader:
         batches = zip(self._bounds, self._shards, shares, self._pixels(order, indices), strict=True)
         for (start, stop), shards, share, pixels in batches:
             known = None if self._has_label is None else self._has_label[start:stop]
-            draws = self._draw(stop - start, pixels.shape[1:3], generator, known)
+            size = (pixels.shape[1], pixels.shape[2])
+            draws = self._draw(stop - start, size, generator, later, known)
             chosen = indices[start:stop]
             targets = None
             if draws.partners is None:
                 images = self._augment(pixels.permute(0, 3, 1, 2), draws.of(shards.mine))
             else:
                 whole = self._augment(pixels.permute(0, 3, 1, 2), draws)
-                whole, mixed = mix(whole, self._labels[chosen], draws.partners, float(share), self.num_classes)
+                pairs = (whole, self._labels[chosen], draws.partners)
+                cut = self._draw_cut(size, later)
+                if cut is None:
+                    whole, mixed = mix(*pairs, float(share), self.num_classes)
+                else:
+                    whole, mixed = cut_mix(*pairs, cut, self.num_classes)
                 images, targets = whole[shards.mine], mixed[shards.mine]
             chosen = chosen[shards.mine]
             if len(chosen):
@@ -191,7 +213,7 @@ class Loader:
 
     def _rows(self) -> list[slice]:
         """Where in the order the rows stand that this process reads, batch by batch."""
-        if self.augmentation.mixup:  # a row's partner may be anywhere in the batch: all make the whole of it
+        if self.augmentation.mixes:  # a row's partner may be anywhere in the batch: all make the whole of it
             return [slice(start, stop) for start, stop in self._bounds]
         rows = []
         for (start, stop), shards in zip(self._bounds, self._shards, strict=True):
@@ -221,28 +243,53 @@ class Loader:
                 yield pixels.to(self.device, non_blocking=True)
 
     def _draw(
-        self, batch: int, size: tuple[int, ...], generator: torch.Generator, known: Tensor | None = None
+        self,
+        batch: int,
+        size: tuple[int, int],
+        generator: torch.Generator,
+        later: np.random.Generator,
+        known: Tensor | None = None,
     ) -> _Draws:
         """For a whole batch of images of size (H, W); `known` says which have a label, None all."""
         augmentation, device = self.augmentation, self.device
-        shifts = coins = centres = partners = None
+        shifts = coins = centres = partners = operations = erased = None
         if augmentation.crop_padding or augmentation.flip:
             shifts = torch.randint(2 * augmentation.crop_padding + 1, (batch, 2), generator=generator, device=device)
             coins = torch.rand(batch, generator=generator, device=device) < (0.5 if augmentation.flip else 0.0)
         if augmentation.cutout:
             uniform = torch.rand(batch, 2, generator=generator, device=device)
             centres = torch.stack(((uniform[:, 0] * size[0]).long(), (uniform[:, 1] * size[1]).long()), 1)
-        if augmentation.mixup:
+        if augmentation.mixes:
             partners = _partners(torch.rand(batch, generator=generator, device=device), known)
-        return _Draws(shifts, coins, centres, partners)
+        if augmentation.auto != "none":
+            several = augmentation.rand_operations, augmentation.rand_magnitude
+            operations = draw_auto(later, batch, augmentation.auto, size, *several)
+        if augmentation.color_jitter or augmentation.hue:
+            jitter = draw_jitter(later, batch, augmentation.color_jitter, augmentation.hue)
+            operations = [[*a, *b] for a, b in zip(operations, jitter, strict=True)] if operations else jitter
+        if augmentation.erasing:
+            erased = draw_erased(later, batch, augmentation.erasing, size)
+        return _Draws(shifts, coins, centres, partners, operations, erased)
+
+    def _draw_cut(self, size: tuple[int, int], later: np.random.Generator) -> Rectangle | None:
+        """What cutmix exchanges in a batch; None leaves it to mixup."""
+        augmentation = self.augmentation
+        if not augmentation.cutmix or (augmentation.mixup and later.random() < 0.5):
+            return None
+        return draw_cut(later, augmentation.cutmix, size)
 
     def _augment(self, pixels: Tensor, draws: _Draws) -> Tensor:
-        """uint8 [B, C, H, W] → float32 in [0, 1], changed as drawn; mixup comes after it."""
+        """uint8 [B, C, H, W] → float32 in [0, 1], changed as drawn; mixup and cutmix come after it."""
         if draws.shifts is not None and draws.coins is not None:
             pixels = crop_and_flip(pixels, draws.shifts, draws.coins, self.augmentation.crop_padding)
+        if draws.operations is not None and len(pixels):
+            pixels = torch.stack([apply(*each) for each in zip(pixels.contiguous(), draws.operations, strict=True)])
         images = pixels.to(torch.float32, memory_format=torch.contiguous_format) / 255
         if draws.centres is not None:
             images = cut_out(images, draws.centres, self.augmentation.cutout, self._fill)
+        for image, rectangle in zip(images, draws.erased or (), strict=False):
+            if rectangle is not None:
+                rectangle.fill(image, self._fill.view(-1, 1, 1))
         return images
 
 

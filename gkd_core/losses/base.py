@@ -43,7 +43,7 @@ class Loss(nn.Module, ABC):
     default: `gkd methods` and the configuration read them there, and the constructor of every subclass keeps to them.
 
     Class attributes:
-        hard_labels: the method needs integer labels, so mixup is refused.
+        hard_labels: the method needs integer labels, so mixup and cutmix are refused.
         feature_maps: it needs the stages of both networks, so networks without feature maps are refused.
         unlabelled: it also teaches on images without a label; where it does not, they are refused.
         weighs_samples: every term is a mean over samples in which `sample_weights` count; else weighting is refused.
@@ -115,8 +115,8 @@ class Loss(nn.Module, ABC):
         Args:
             student: gradients flow into it.
             teacher: of the same images; no gradient flows into it. None for a method without a teacher.
-            labels: [B] int64, or [B, C] class probabilities (mixup). An image without a label has −1, or zeros: only
-                where `unlabelled` says so.
+            labels: [B] int64, or [B, C] class probabilities (mixup, cutmix). An image without a label has −1, or zeros:
+                only where `unlabelled` says so.
             epoch: time t in epochs, a float: epoch + step / steps_per_epoch. For warm-ups, and for what is drawn anew
                 at every step.
             indices: [B] int64, each sample's position in the training split, where a method remembers samples.

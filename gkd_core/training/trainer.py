@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
-from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_wide_augmentation, unweighable
+from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_unfit_augmentation, unweighable
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.balance import class_counts, class_weights, log_priors
@@ -263,9 +263,9 @@ class Training:
         Args:
             work: the checkpoint lives there; None keeps none.
         Raises:
-            GkdError: the method does not go with these networks or with mixup, the checkpoint is damaged or foreign, or
-                a term, a gradient or the validation loss is NaN or infinite (the step and the terms are named; the last
-                checkpoint stays).
+            GkdError: the method does not go with these networks or with mixup or cutmix, the checkpoint is damaged or
+                foreign, or a term, a gradient or the validation loss is NaN or infinite (the step and the terms are
+                named; the last checkpoint stays).
         """
         return Trainer(self, work).run()
 
@@ -301,7 +301,8 @@ class Trainer:
         self.network = network = training.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         scheme = schemes.get(spec.scheme)
         scheme.check_training(config)
-        refuse_wide_augmentation(config.augment, data.info.image_size, section=training.section)
+        shape = data.info.image_size, data.info.channels
+        refuse_unfit_augmentation(config.augment, *shape, section=training.section)
         self.loader, self.validation = loaders(data, config, self.device)
         self.teacher = scheme.create_teacher(
             spec,
@@ -322,10 +323,11 @@ class Trainer:
         ).to(self.device)
         self.learner.loss.label_smoothing = config.label_smoothing
         self._balance(training)
-        if self.learner.loss.hard_labels and config.augment.mixup:
-            raise GkdError(
-                f"distill.method {spec.method} needs plain labels, train.augment.mixup mixes them: set it to 0"
-            )
+        for name in ("mixup", "cutmix"):
+            if self.learner.loss.hard_labels and getattr(config.augment, name):
+                raise GkdError(
+                    f"distill.method {spec.method} needs plain labels, train.augment.{name} mixes them: set it to 0"
+                )
         distributed.own_random_numbers(config.seed)
         self.optimizer = self.create_optimizer()
         self.peak_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -587,13 +589,8 @@ def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) 
             f"train.batch_size is {config.batch_size}, but {processes} processes share each batch: make it a multiple "
             f"of {processes}, at least {2 * processes}"
         )
-    augment, default = config.augment, data.info.augment
-    augmentation = Augmentation(
-        crop_padding=default["crop_padding"] if augment.crop_padding is None else augment.crop_padding,
-        flip=default["flip"] if augment.flip is None else augment.flip,
-        cutout=augment.cutout,
-        mixup=augment.mixup,
-    )
+    default: dict[str, Any] = {**data.info.augment}
+    augmentation = Augmentation(**{name: default[name] if value is None else value for name, value in config.augment})
     share: dict[str, Any] = {
         "device": device,
         "num_classes": len(data.info.classes),

@@ -33,6 +33,23 @@ def test_what_is_given_what_a_recipe_says_and_what_is_default_are_told_apart(pro
     assert rows["train.epochs"] == "recipe cifar"
     assert rows["train.recipe"] == "chosen by auto"
     assert rows["data.validation_fraction"] == "default"
+    assert values["train.augment.auto"] == "none"
+    assert rows["train.augment.auto"] == "recipe cifar"
+    assert rows["train.augment.cutmix"] == "default"
+
+
+def test_a_section_inside_a_training_shows_what_the_recipe_says(project):
+    """Values of one training are not the other's."""
+    photos = ("--set", "data.source=folder", "--set", "data.root=x", "--set", "data.image_size=224")
+    found, text = effective(*photos, "--set", "teacher.train.augment.erasing=0.3")
+    values = found["parameters"]
+    assert values["train.augment.auto"] == values["teacher.train.augment.auto"] == "trivial"
+    assert (values["train.augment.erasing"], values["teacher.train.augment.erasing"]) == (0.1, 0.3)
+    rows = {line.split("│")[1].strip(): line.split("│")[3].strip() for line in text.splitlines() if "│" in line}
+    assert rows["train.augment.erasing"] == "recipe photos-from-scratch"
+    assert rows["teacher.train.augment.erasing"] == "given"
+    found, _ = effective("--set", "data.source=torchvision:STL10")  # images of a size nobody knows yet
+    assert found["parameters"]["train.augment.auto"] == "?"
 
 
 def test_what_depends_on_images_that_are_not_prepared_yet_is_said(project, few_digits):

@@ -29,5 +29,5 @@ def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network
 
 def stripes_data(count: int, validation: int = 16) -> SimpleNamespace:
     """Prepared data of them, as far as the trainer looks."""
-    info = SimpleNamespace(classes=CLASSES, image_size=8, augment={"crop_padding": 1, "flip": False})
+    info = SimpleNamespace(classes=CLASSES, image_size=8, channels=1, augment={"crop_padding": 1, "flip": False})
     return SimpleNamespace(train=stripes(count, 1), validation=stripes(validation, 2), info=info)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gkd_core.config import AugmentConfig, parse_params, refuse_wide_augmentation
+from gkd_core.config import AugmentConfig, parse_params, refuse_unfit_augmentation
 from gkd_core.errors import GkdError
 
 
@@ -13,13 +13,13 @@ def test_a_topological_teacher_needs_the_topology_of_the_data():
 
 def test_augmentation_as_wide_as_the_images_is_refused_with_their_size():
     with pytest.raises(GkdError) as caught:
-        refuse_wide_augmentation(AugmentConfig(cutout=50, crop_padding=8), 8, section="teacher.train")
+        refuse_unfit_augmentation(AugmentConfig(cutout=50, crop_padding=8), 8, 1, section="teacher.train")
     crop, cutout = str(caught.value).split("\n")
     assert crop.startswith("teacher.train.augment.crop_padding is 8")
     assert cutout.startswith("teacher.train.augment.cutout is 50")
     assert " 8 pixels" in crop
     assert " 8 pixels" in cutout
-    refuse_wide_augmentation(AugmentConfig(cutout=7, crop_padding=7), 8)
+    refuse_unfit_augmentation(AugmentConfig(cutout=7, crop_padding=7), 8, 1)
 
 
 @pytest.mark.parametrize("method", ["rkd", "dist"])
@@ -34,3 +34,35 @@ def test_weights_in_a_chain_of_assistants_are_refused_where_they_were_written():
     teacher = {"assistants": ["resnet8"], "assistant_distill": {"method": "rkd"}, "train": {"balance": "weights"}}
     with pytest.raises(GkdError, match=r"teacher\.train\.balance is weights, but method rkd"):
         parse_params({"distill": {"method": "rkd", "scheme": "assistant"}, "teacher": teacher})
+
+
+def test_augmentation_that_finds_nothing_to_change_is_refused():
+    with pytest.raises(GkdError, match=r"^train\.augment\.hue is 0\.1, but the images are grey"):
+        refuse_unfit_augmentation(AugmentConfig(hue=0.1, color_jitter=0.4), 64, 1)
+    refuse_unfit_augmentation(AugmentConfig(hue=0.1), 64, 3)
+    with pytest.raises(GkdError, match=r"^train\.augment\.auto is trivial, .* 32 pixels, .* 31 pixels wide: .* rand"):
+        refuse_unfit_augmentation(AugmentConfig(auto="trivial"), 31, 3)
+    refuse_unfit_augmentation(AugmentConfig(auto="trivial"), 32, 3)
+    refuse_unfit_augmentation(AugmentConfig(auto="rand"), 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("augment", "parts"),
+    [
+        ({"color_jitter": 1.5}, ["train.augment.color_jitter is 1.5", "1"]),
+        ({"hue": 0.6}, ["train.augment.hue is 0.6", "0.5"]),
+        ({"erasing": -0.1}, ["train.augment.erasing is -0.1"]),
+        ({"cutmix": -1.0}, ["train.augment.cutmix is -1"]),
+        ({"auto": "trivialaugment"}, ["train.augment.auto is 'trivialaugment'", "trivial", "rand"]),
+        ({"auto": "rand", "rand_magnitude": 31}, ["train.augment.rand_magnitude is 31", "30"]),
+        ({"rand_magnitude": 5}, ["train.augment: rand_magnitude is given but auto is null", "auto to rand"]),
+        ({"auto": "trivial", "rand_operations": 3}, ["rand_operations is given but auto is trivial"]),
+        ({"colour_jitter": 0.4}, ["'train.augment.colour_jitter'", "'train.augment.color_jitter'"]),
+    ],
+)
+def test_augmentation_s_limits_are_one_sentence(augment, parts):
+    with pytest.raises(GkdError) as refused:
+        parse_params({"train": {"augment": augment}})
+    (message,) = str(refused.value).splitlines()
+    for part in parts:
+        assert part in message

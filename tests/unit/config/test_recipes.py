@@ -27,6 +27,32 @@ def test_cifar_is_what_a_training_had_before_there_were_recipes():
     neutral = {"decay_norms": True, "freeze_epochs": 0, "backbone_lr_factor": 1.0, "layer_decay": 1.0}
     assert {name: getattr(found, name) for name in neutral} == neutral
     assert found.freeze_batch_norm is False
+    augment = {name: value for name, value in found.augment if name not in ("rand_operations", "rand_magnitude")}
+    nothing = dict.fromkeys(["color_jitter", "hue", "cutout", "erasing", "mixup", "cutmix"], 0)
+    assert augment == {"crop_padding": None, "flip": None, "auto": "none", **nothing}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "photos"),
+    [
+        ("cifar", {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}),
+        ("fine-tune", {"auto": "none", "color_jitter": 0.4, "erasing": 0.0}),
+        ("photos-from-scratch", {"auto": "trivial", "color_jitter": 0.0, "erasing": 0.1}),
+    ],
+)
+def test_a_recipe_changes_photos_as_photos_and_leaves_small_images_alone(recipe, photos):
+    def augment(size, **given):
+        found = resolve(TrainingConfig.model_validate({"recipe": recipe, "augment": given}), Start(True, size, 1000))
+        return found.augment.model_dump()
+
+    assert {name: augment(65)[name] for name in photos} == photos
+    assert {name: augment(64)[name] for name in photos} == {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}
+    for name, value in {"auto": "rand", "color_jitter": 0.7, "erasing": 0.3, "flip": False, "mixup": 0.2}.items():
+        assert augment(224, **{name: value}) == augment(224) | {name: value}
+    for name in photos:
+        assert augment(224, **{name: None}) == augment(224)
+    off = {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}
+    assert augment(224, **off) == augment(224) | off
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -45,7 +71,7 @@ def test_what_is_given_wins_over_the_recipe_and_null_takes_it(recipe, field, val
     assert getattr(given, field) == value
     left = resolved(recipe=recipe, **{field: None})
     assert left == resolved(recipe=recipe)
-    assert getattr(left, field) == RECIPES[recipe]({}, LEARNT.images)[field]
+    assert getattr(left, field) == RECIPES[recipe]({}, LEARNT)[field]
 
 
 def test_what_goes_with_the_optimizer_follows_the_optimizer_that_is_given():

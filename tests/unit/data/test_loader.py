@@ -1,5 +1,6 @@
 """Batches: complete, in a seeded order, the same resident or streamed, augmented as the statistics demand."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gkd_core.data.prepared import Split
 from gkd_core.errors import GkdError
 
 EVERYTHING = Augmentation(crop_padding=2, flip=True, cutout=3, mixup=0.4)
+PHOTOS = Augmentation(1, True, "rand", color_jitter=0.4, hue=0.1, erasing=0.5, mixup=0.2, cutmix=1.0)
 
 
 def split(count: int, size: int = 6, channels: int = 3) -> Split:
@@ -47,20 +49,31 @@ def test_a_batch_holds_the_images_and_labels_its_indices_name() -> None:
         assert batch.targets is None
 
 
+@pytest.mark.parametrize("augmentation", [EVERYTHING, PHOTOS])
 @pytest.mark.parametrize("resident", [True, False])
-def test_an_epoch_is_a_function_of_seed_and_number_alone(resident: bool) -> None:
+def test_an_epoch_is_a_function_of_seed_and_number_alone(augmentation: Augmentation, resident: bool) -> None:
     data = split(21)
-    used = loader(data, seed=4, augmentation=EVERYTHING, resident=resident)
+    used = loader(data, seed=4, augmentation=augmentation, resident=resident)
     for n in range(2):
         list(used.epoch(n))
     torch.manual_seed(99)  # nothing may come from the global generator
-    fresh = loader(data, seed=4, augmentation=EVERYTHING, resident=resident)
+    state = torch.get_rng_state()
+    fresh = loader(data, seed=4, augmentation=augmentation, resident=resident)
     assert all(same(a, b) for a, b in zip(used.epoch(2), fresh.epoch(2), strict=True))
-    for other in (loader(data, seed=5, augmentation=EVERYTHING).epoch(2), fresh.epoch(3)):
+    for other in (loader(data, seed=5, augmentation=augmentation).epoch(2), fresh.epoch(3)):
         assert not any(same(a, b) for a, b in zip(fresh.epoch(2), other, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)  # dropout goes on where it was
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation(crop_padding=1), EVERYTHING])
+def test_what_was_drawn_before_there_were_photos_is_drawn_as_it_was() -> None:
+    """Order, shifts, mirrors and squares of the first version: a CIFAR training ends with the bits it ended with."""
+    seen = hashlib.sha256()
+    for batch in loader(split(21), seed=4, augmentation=Augmentation(crop_padding=2, flip=True, cutout=3)).epoch(2):
+        seen.update((batch.images * 255).round().to(torch.uint8).numpy().tobytes() + batch.indices.numpy().tobytes())
+    assert seen.hexdigest() == "3f4269f8f2c2bed2031ad7dbc022178ff546004a9c92860854842cca6aaa421d"
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation(crop_padding=1), EVERYTHING, PHOTOS])
 @pytest.mark.parametrize("count", [21, 25, 3])
 def test_resident_and_streamed_are_the_same(augmentation: Augmentation | None, count: int, tmp_path: Path) -> None:
     data = split(count)
@@ -105,10 +118,11 @@ def test_an_epoch_left_early_lets_go_of_its_reader() -> None:
     assert len(list(streamed.epoch(0))) == 13
 
 
-def test_cutout_needs_the_mean() -> None:
-    data = split(10)
-    with pytest.raises(ValueError, match="cutout fills with the data's mean"):
-        loader(Split(data.images, data.labels), augmentation=Augmentation(cutout=2))
+@pytest.mark.parametrize("changes", [{"cutout": 2}, {"erasing": 0.5}])
+def test_what_fills_with_the_mean_needs_it(changes: dict[str, Any]) -> None:
+    data, (name,) = split(10), changes
+    with pytest.raises(ValueError, match=f"{name} fills with the data's mean"):
+        loader(Split(data.images, data.labels), augmentation=Augmentation(**changes))
 
 
 def point(count: int) -> Split:
@@ -168,9 +182,41 @@ def test_mixup_shares_one_beta_drawn_share_a_batch() -> None:
     assert np.var(shares) == pytest.approx(0.125, abs=0.015)
 
 
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_cutmix_s_targets_are_the_areas_and_it_takes_turns_with_mixup(mixup: float) -> None:
+    """Class 0 is black, class 1 white: what is white of an image is what its target says of class 1."""
+    count, batch_size = 4000, 8
+    data = Split(np.zeros((count, 6, 8, 1), np.uint8), np.arange(count, dtype=np.int64) % 2, (0.5,))
+    data.images[1::2] = 255
+    mixing = loader(data, batch_size=batch_size, augmentation=Augmentation(mixup=mixup, cutmix=1.0), num_classes=2)
+    cut = blended = 0
+    for batch in mixing.epoch(0):
+        assert batch.targets is not None
+        assert torch.allclose(batch.images.mean((1, 2, 3)), batch.targets[:, 1], atol=1e-6)
+        assert torch.allclose(batch.targets.sum(1), torch.ones(batch_size))
+        pure = (batch.images == 0) | (batch.images == 1)
+        several = batch.images.flatten(1).std(1) > 0  # black and white in one image
+        cut += bool(several.any())
+        blended += not bool(pure.all())
+    steps = count // batch_size
+    assert blended == pytest.approx(steps / 2 if mixup else 0, abs=4 * 0.5 * steps**0.5)
+    assert cut > 0.7 * (steps - blended)  # a rectangle may be empty, or its partners of the same class
+    assert cut + blended <= steps
+
+
+def test_erased_rectangles_are_the_mean_and_the_rest_stays() -> None:
+    count = 200
+    data = Split(np.full((count, 12, 12, 3), 255, np.uint8), np.zeros(count, np.int64), (0.1, 0.2, 0.3))
+    images = torch.cat([b.images for b in loader(data, augmentation=Augmentation(erasing=0.5)).epoch(0)])
+    lost = (images != 1).any(1)
+    assert lost.flatten(1).any(1).sum() == pytest.approx(count / 2, abs=4 * (count / 4) ** 0.5)
+    assert torch.equal(images.permute(0, 2, 3, 1)[lost], torch.tensor([0.1, 0.2, 0.3]).expand(int(lost.sum()), 3))
+
+
+@pytest.mark.parametrize("augmentation", [EVERYTHING, PHOTOS, Augmentation(auto="trivial")])
 @pytest.mark.parametrize("resident", [True, False])
-def test_nothing_waits_for_the_device(resident: bool, nothing_read_back: Any) -> None:
-    batches = loader(split(40), augmentation=EVERYTHING, resident=resident)
+def test_nothing_waits_for_the_device(augmentation: Augmentation, resident: bool, nothing_read_back: Any) -> None:
+    batches = loader(split(40, size=34), augmentation=augmentation, resident=resident)
     with nothing_read_back():
         assert sum(len(b.labels) for b in batches.epoch(0)) == 40
 

@@ -12,6 +12,8 @@ from gkd_core.errors import GkdError
 
 EVERYTHING = Augmentation(crop_padding=2, flip=True, cutout=3, mixup=0.5)
 WITHOUT_MIXUP = Augmentation(crop_padding=2, flip=True, cutout=3)
+PHOTOS = Augmentation(auto="rand", color_jitter=0.4, erasing=0.5)
+MIXED_PHOTOS = Augmentation(auto="trivial", mixup=0.2, cutmix=1.0)
 
 
 def split(count: int) -> Split:
@@ -32,7 +34,7 @@ def together(batches: tuple[Batch, ...]) -> list[torch.Tensor | None]:
 
 
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize("augmentation", [None, WITHOUT_MIXUP, EVERYTHING])
+@pytest.mark.parametrize("augmentation", [None, WITHOUT_MIXUP, EVERYTHING, PHOTOS, MIXED_PHOTOS])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_the_rows_of_all_are_the_batches_of_one(processes, augmentation, resident):
     data = split(12 * 2 + 7)

@@ -71,7 +71,7 @@ def train(
     data = SimpleNamespace(
         train=stripes(COUNT, 1),
         validation=stripes(9, 2),
-        info=SimpleNamespace(classes=CLASSES, image_size=8, augment={}),
+        info=SimpleNamespace(classes=CLASSES, image_size=8, channels=1, augment={}),
     )
     several = get(spec.scheme).teachers == "several"
     training = Training(

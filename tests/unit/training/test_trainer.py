@@ -27,6 +27,7 @@ from gkd_core.training.trainer import Trainer, Training
 from tests.unit.stripes import network, stripes, stripes_data
 
 CPU = torch.device("cpu")
+PHOTOS = {"auto": "rand", "color_jitter": 0.4, "erasing": 0.5, "mixup": 0.2, "cutmix": 1.0}
 
 
 def run_of(work, loss=None, *, teacher=None, count=50, weight=lambda t: 0.5, mixup=0.0, network_=None, **config):
@@ -119,9 +120,10 @@ def test_student_trains_and_teacher_never_does(tmp_path):
     assert all(p.grad is None for p in teacher.parameters())
 
 
-def test_the_teacher_answers_for_the_augmented_images_of_the_step(tmp_path):
+@pytest.mark.parametrize("augment", [{}, PHOTOS])
+def test_the_teacher_answers_for_the_augmented_images_of_the_step(tmp_path, augment):
     teacher = network("resnet8", 7)
-    run = run_of(tmp_path, teacher=teacher, epochs=1)
+    run = run_of(tmp_path, teacher=teacher, epochs=1, augment=augment)
     asked, learner = [], run.learner.forward
 
     def watched(batch, labels, teacher_output, epoch):
@@ -164,7 +166,12 @@ def test_means_count_a_short_last_batch_by_its_size():
 
 @pytest.mark.parametrize(
     ("interrupted_after", "extras"),
-    [(1, {}), (2, {"ema_decay": 0.9, "clip_norm": 1.0}), (1, {"select": "best", "mixup": 0.4})],
+    [
+        (1, {}),
+        (2, {"ema_decay": 0.9, "clip_norm": 1.0}),
+        (1, {"select": "best", "mixup": 0.4}),
+        (2, {"augment": PHOTOS}),
+    ],
 )
 def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, interrupted_after, extras):
     teacher = network("resnet8", 7)
