@@ -23,13 +23,13 @@ def run(*, out: Path, params: Params, fix_list: Path | None = None, teacher: Pat
     from gkd_core.data.health import examine, look_at, removals, write_fix_list
     from gkd_core.data.health_page import write_health
     from gkd_core.data.sources import open_source
+    from gkd_core.data.sources.address import local_path
     from gkd_core.files import refuse_to_replace, whole_folder
 
     data = params.data
-    root = Path(data.root).expanduser() if data.root is not None else None
-    inputs = [root, teacher]
+    inputs = [local_path(data.root), teacher]
     refuse_to_replace(out, inputs, kind="health")
-    source = open_source(data.source, root, data.image_size, data.channels)
+    source = open_source(data.source, data.root, data.image_size, data.channels, columns=data.columns, group=data.group)
     looks = look_at(source)
     suspected = ()
     health = examine(source, looks, unreadable=data.unreadable, leakage=data.leakage, suspected=suspected)

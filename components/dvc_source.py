@@ -3,14 +3,13 @@
 import contextlib
 import getpass
 import os
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from gkd_core.data.sources.archive import unpack as unpack_archive
 from gkd_core.errors import GkdError
 
 
@@ -40,7 +39,8 @@ def fetch(repo: str, path: str, rev: str | None, out: Path, *, unpack: bool = Fa
         whole = content if content.is_dir() else content.parent
         if unpack and content.is_file():
             whole = Path(scratch) / "unpacked"
-            _unpack(content, whole, f"{path} of {shown}")
+            whole.mkdir()
+            unpack_archive(content, whole, f"{path} of {shown}")
         if out.exists():
             out.rmdir()
         whole.rename(out)
@@ -141,36 +141,6 @@ def _surroundings(scratch: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _unpack(archive: Path, folder: Path, shown: str) -> None:
-    """What is in an archive; members that would land elsewhere, links and devices are refused."""
-    folder.mkdir()
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as packed:
-                for name in packed.namelist():
-                    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                        raise GkdError(f"{shown} holds {name!r}, which would land outside its folder: pack it anew")
-                _refuse_bomb(sum(member.file_size for member in packed.infolist()), archive, shown)
-                packed.extractall(folder)  # noqa: S202  # zipfile drops ways out and makes no links
-        elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as packed_tar:
-                _refuse_bomb(sum(member.size for member in packed_tar), archive, shown)
-                packed_tar.extractall(folder, filter="data")
-        else:
-            raise GkdError(f"{shown} is neither a zip nor a tar archive: pack it as one, or track the folder itself")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise GkdError(f"{shown} cannot be unpacked ({error}): pack it anew") from error
-
-
-GROWTH, ROOM = 100, 1 << 30  # an archive may become so many times its size, and a gigabyte
-
-
-def _refuse_bomb(total: int, archive: Path, shown: str) -> None:
-    """Pictures hardly shrink when packed, tables ten times: what grows a hundred times is no data set."""
-    if total > GROWTH * archive.stat().st_size + ROOM:
-        raise GkdError(f"{shown} would become {total / 1e9:.0f} GB, far more than data of its size: pack it anew")
 
 
 def _without_credentials(address: str) -> str:

@@ -12,13 +12,14 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
     Reads the section `data` of the parameters.
 
     Returns:
-        source, classes, image_size, channels, counts, sha256, dropped; left_out where there is any.
+        source, classes, image_size, channels, counts, sha256, dropped.
     Raises:
         GkdError: the data is missing, damaged, or cannot be split as asked; GUDHI is wanted and missing.
     """
     from gkd_core.data.prepare import write_prepared
     from gkd_core.data.prepared import PreparedData, write_info
     from gkd_core.data.sources import open_source
+    from gkd_core.data.sources.address import local_path
     from gkd_core.data.sources.base import SPLITS
     from gkd_core.data.topology import require_gudhi, write_topology
     from gkd_core.files import refuse_to_replace, whole_folder
@@ -26,9 +27,9 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
     data = params.data
     if data.topology:
         require_gudhi()
-    root = Path(data.root).expanduser() if data.root is not None else None
+    root = local_path(data.root)
     refuse_to_replace(out, [root], kind="data")
-    source = open_source(data.source, root, data.image_size, data.channels)
+    source = open_source(data.source, data.root, data.image_size, data.channels, columns=data.columns, group=data.group)
     with whole_folder(out, [root], kind="data") as folder:
         info = write_prepared(
             source,
@@ -46,6 +47,5 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
         if data.topology:
             images = {name: PreparedData(folder, info).split(name).images for name in SPLITS}
             write_info(folder, info.model_copy(update={"topology": write_topology(folder, images)}))
-    summary = info.model_dump(mode="json", exclude_none=True)
-    said = ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped", "left_out")
-    return {key: summary[key] for key in said if key in summary}
+    summary = info.model_dump(mode="json")
+    return {k: summary[k] for k in ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped")}

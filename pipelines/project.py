@@ -18,10 +18,10 @@ from typing import Any
 from components.graph import STEPS
 from gkd_core.config import load_params
 from gkd_core.config.recipes import SMALL_UP_TO
-from gkd_core.data.images import Unreadable, opened
-from gkd_core.data.left_out import warnings_of
+from gkd_core.data.images import opened
+from gkd_core.data.sources import files_of, open_source
+from gkd_core.data.sources.address import is_address
 from gkd_core.data.sources.base import Source
-from gkd_core.data.sources.folder import folder
 from gkd_core.data.splits import choose_splits
 from gkd_core.errors import GkdError
 from gkd_core.files import whole_folder
@@ -63,12 +63,12 @@ class Photos:
     grey: bool
 
 
-def create_project(out: Path, root: Path, weights: str | None = None) -> dict[str, Any]:
+def create_project(out: Path, root: str | Path, weights: str | None = None) -> dict[str, Any]:
     """Write the project's files to `out`, and make it a repository of Git and DVC.
 
     Args:
         out: not there yet, or empty.
-        root: folder of images, as `data.source: folder` takes it.
+        root: images, as `data.root` takes them of a folder, a list or a Hugging Face data set.
         weights: what the networks start from: "pretrained", "none", or a folder with a NAME.safetensors for each of
             them; None chooses by the images.
     Returns:
@@ -79,45 +79,47 @@ def create_project(out: Path, root: Path, weights: str | None = None) -> dict[st
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise GkdError(f"{out} is there and not empty: name a folder that is not there yet")
-    if out.resolve().is_relative_to(root.resolve()):
+    local = None if is_address(root) else Path(root)
+    if local is not None and out.resolve().is_relative_to(local.resolve()):
         raise GkdError(f"{out} would lie among the images of {root}: name a folder outside")
     photos = look(root)
     starting, start = find(weights, photos, out)
     settings = choose(photos, starting)
-    with whole_folder(out, [root]) as building:
-        (building / "params.yaml").write_text(_params(_from(out, root), settings, photos), encoding="utf-8")
-        (building / "dvc.yaml").write_text(_dvc(settings["weights"]), encoding="utf-8")
+    place = str(root) if local is None else _from(out, local)
+    with whole_folder(out, [local]) as building:
+        (building / "params.yaml").write_text(_params(place, settings, photos), encoding="utf-8")
+        (building / "dvc.yaml").write_text(_dvc(settings["weights"], local is not None), encoding="utf-8")
         (building / ".gitignore").write_text("".join(f"/{name}\n" for name in IGNORED))
         (building / ".dvcignore").write_text(IGNORED_BY_DVC)
         (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
         load_params(building / "params.yaml")
-    warnings = [*warnings_of(photos.source, str(root)), *filter(None, (_scarce(photos), _repository(out)))]
+    warnings = [sentence for sentence in (_scarce(photos), _repository(out)) if sentence]
     found = {"classes": photos.counts, "splits": photos.splits, "side": photos.side}
     networks = f"{settings['teacher']} teaches {settings['student']}"
     chosen = f"{networks}, {settings['epochs']} epochs each; both start from {start}"
     return {"path": str(out), "found": found, "settings": settings, "chosen": chosen, "warnings": warnings}
 
 
-def look(root: Path) -> Photos:
-    """Count the images of a folder.
+def look(root: str | Path) -> Photos:
+    """Count the images of a folder, a list or a Hugging Face data set.
 
     Raises:
-        GkdError: it is no folder of two classes or more, or none of its images can be read.
+        GkdError: it has not two classes or more, or none of its images can be read.
     """
-    source = folder(root, None, None, option="--data")
+    source = open_source(files_of(root), root, option="--data")
     train = source.splits["train"]
     numbers = Counter(train.labels.tolist())
+    sides, modes = [], set()
     assert train.open is not None
-    sides, modes, reason = [], set(), ""
     for position in range(0, len(train.names), max(1, len(train.names) // SAMPLE)):
         try:
             with train.open(position) as stream, opened(stream) as image:
                 sides.append(min(image.size))
                 modes.add(image.mode)
-        except (OSError, Unreadable) as error:  # the prepare step tells of each file
-            reason = reason or f"{train.names[position]} ({error})"
+        except Exception:  # Pillow's decoders raise many kinds; the prepare step tells of each file
+            continue
     if not sides:
-        raise GkdError(f"no image of {root} that was tried can be read: look at {reason}")
+        raise GkdError(f"no image of {root} that was tried can be read: look at {train.names[0]}")
     return Photos(
         source=source,
         counts={name: numbers[label] for label, name in enumerate(source.classes)},
@@ -244,7 +246,7 @@ def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
 # `gkd params` lists every field with its meaning; what is not written here has its default.
 
 data:
-  source: folder
+  source: {photos.source.name}
   root: {json.dumps(root, ensure_ascii=False)}
   # Side in pixels; images are resized and centre-cropped.{larger}
   image_size: {settings["image_size"]}
@@ -310,15 +312,24 @@ train:                        # the student's budget, the same for baseline, pla
 """
 
 
-def _dvc(weights: dict[str, str]) -> str:
-    """The graph without gkd's sources, and with the images and files of weights: others make anew what used them."""
+def _dvc(weights: dict[str, str], local: bool) -> str:
+    """The graph without gkd's sources, and with the images and files of weights: others make anew what used them.
+
+    Args:
+        weights: of `find`.
+        local: the images are here, where DVC can look at them.
+    """
     files = {role: [address] for role, address in weights.items() if address != PUBLISHED}
-    beside = {"prepare": ["${data.root}"]}
+    beside = {"prepare": ["${data.root}"]} if local else {}
     for step in STEPS:
         if step.trains and (used := [each for role in step.sections for each in files.get(role, [])]):
             beside[step.name] = used
     text = dvc_yaml(checkout=False, beside=beside)
     note = "# Another file of weights in params.yaml takes its place among `deps` here too.\n" if files else ""
+    if not local:
+        note += (
+            "# DVC does not see when the images at data.root change: `dvc repro --force prepare` reads them again.\n"
+        )
     return f"# Made by `gkd init`. `gkd STEP --help` tells what each step takes.\n{note}{text[text.index('stages:') :]}"
 
 

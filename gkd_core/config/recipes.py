@@ -20,7 +20,7 @@ from gkd_core.mistakes import Mistake, mistakes
 SMALL_UP_TO = 64  # pixels: what the benchmarks of small images have, and where a stem without strides ends
 FINE_TUNE_STEPS, FINE_TUNE_EPOCHS = 1000, (5, 20)
 PHOTO_STEPS, PHOTO_EPOCHS = 3000, (15, 100)
-SIZES_KNOWN = {"digits": 8, "cifar10": 32, "cifar100": 32, "folder": 64}
+SIZES_KNOWN = {"digits": 8, "cifar10": 32, "cifar100": 32, "folder": 64, "list": 64, "huggingface": 64}
 """Side in pixels of the images of a source where `data.image_size` is null."""
 NO_COLOURS = {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}
 

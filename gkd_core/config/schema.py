@@ -19,6 +19,7 @@ from gkd_core.mistakes import ContradictionsError
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0.0)]
+FILES = ("folder", "list", "huggingface")  # sources of files of one's own
 RecipeName = Literal["cifar", "fine-tune", "photos-from-scratch"]
 
 
@@ -86,10 +87,20 @@ class DataConfig(Section):
     """Where the images come from and how they are prepared."""
 
     source: str = "digits"
-    """`digits`, `cifar10`, `cifar100`, `folder`, or `torchvision:NAME` (any torchvision classification set)."""
+    """`digits`, `cifar10`, `cifar100`, `folder` (of images), `list` (a table of images, CSV or Parquet), `huggingface`
+    (a folder that `save_to_disk` of the package datasets wrote), or `torchvision:NAME` (any torchvision classification
+    set)."""
     root: str | None = None
-    """Folder the data is in (`folder`), or is downloaded to, unpacked in and read from (CIFAR, torchvision; null: gkd's
-    folder in the user's cache). Enters no digest."""
+    """Where the data is. Of `folder`, `list` and `huggingface`: a place here, an archive of it (zip, tar), or the
+    address of either (`s3://`, `gs://`, `https://`). Else the folder it is downloaded to, unpacked in and read from
+    (null: gkd's folder in the user's cache). Enters no digest."""
+    columns: dict[Literal["image", "label", "split"], str] = {}
+    """Names of the columns of a list (or of a Hugging Face data set: image and label), where they are none of the
+    usual, such as `{label: breed}`."""
+    group: str | None = None
+    """What belongs together (a patient, a burst of shots) and so is kept in one split: the column that says so; of
+    `folder`, a regular expression for the path of each file below the root, whose first group is meant, such as
+    `([^/]*)/[^/]*$` for the folder a file lies in. A list's column `group` needs no word."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Side of the prepared square images in pixels; null keeps the source's own (`folder`: 64)."""
     store: Literal["auto", "squares", "raw", "compressed"] = "auto"
@@ -125,12 +136,21 @@ class DataConfig(Section):
     def contradictions(self) -> Iterator[str]:
         if self.root is not None and self.source == "digits":
             yield f"root is {self.root} but source is digits, which reads no folder: set source to folder"
-        if self.unreadable == "drop" and self.source != "folder":
-            yield f"unreadable is drop but source is {self.source}: only folder has files that may not be readable"
         if self.store == "squares" and self.store_size is not None:
             yield f"store_size is {self.store_size} but store is squares: only whole pictures have a store_size"
         if None not in (self.store_size, self.image_size) and self.store_size < self.image_size:  # type: ignore[operator]
             yield f"store_size is {self.store_size}, below image_size ({self.image_size}): raise it, or leave it out"
+        for name, given in {"unreadable": self.unreadable == "drop", "group": self.group is not None}.items():
+            if given and self.source not in FILES:
+                own = "folder, list and huggingface"
+                yield f"{name} is {getattr(self, name)} but source is {self.source}: only {own} have files of your own"
+        if self.columns and self.source not in FILES[1:]:
+            yield f"columns are given but source is {self.source}, which has none: leave them out"
+        if self.group is not None and self.source == "folder":
+            try:
+                re.compile(self.group)
+            except re.error as error:
+                yield f"group {self.group} is no regular expression ({error}): correct it"
 
 
 class AugmentConfig(Section):

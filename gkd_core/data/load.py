@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,16 +20,16 @@ from torch.utils.data import Subset
 from gkd_core.data.images import Crop, fit
 from gkd_core.data.prepare import StoreOption, write_prepared
 from gkd_core.data.prepared import PreparedData
-from gkd_core.data.sources import KNOWN, open_source
+from gkd_core.data.sources import FILES, KNOWN, files_of, open_source
+from gkd_core.data.sources.address import is_address
 from gkd_core.data.sources.base import SPLITS, Examples, Source
-from gkd_core.data.sources.folder import folder as folder_of_images
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import whole_folder
 
 # Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
 PARAMETERS = re.compile(
     r"(?<![\w./-])data\.(source|root|image_size|train_images|validation_fraction|test_fraction|unreadable|store_size|"
-    r"store|crop|leakage)\b"
+    r"store|crop|leakage|columns|group)\b"
 )
 
 
@@ -55,6 +55,8 @@ def load_data(
     store_size: int | None = None,
     crop: Crop = "center",
     root: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    group: str | None = None,
     cache: str | Path | None = None,
 ) -> PreparedData:
     """Labelled images in three splits, all of one size. A split that the source does not have is taken from train.
@@ -64,10 +66,11 @@ def load_data(
 
     Args:
         source: "digits", "cifar10", "cifar100", "torchvision:NAME"; a folder with a folder of images for each class, or
-            with train/, val/, test/ of such; a folder that `gkd prepare` or a `cache` made; or torch `Dataset`s of your
-            own, in the order train, validation, test. Their items are (image, label): a Pillow image, or a tensor
-            [C, H, W] of uint8 or of floats in [0, 1], not normalised. Each item is read once, so what changes images at
-            random belongs into the training.
+            with train/, val/, test/ of such; a list of images (.csv, .parquet); a Hugging Face data set that was saved
+            to disk; an archive of a folder, or an address of any (s3://, gs://, https://); a folder that `gkd prepare`
+            or a `cache` made; or torch `Dataset`s of your own, in the order train, validation, test. Their items are
+            (image, label): a Pillow image, or a tensor [C, H, W] of uint8 or of floats in [0, 1], not normalised. Each
+            item is read once, so what changes images at random belongs into the training.
         image_size: side in pixels; None keeps the source's own (a folder's is 64, a data set's that of its first
             image). The centre square is scaled to it, see `crop`.
         channels: 1 or 3; None keeps the source's own.
@@ -84,7 +87,10 @@ def load_data(
         store_size: shorter side of whole pictures in pixels; None is 1.15 times `image_size`.
         crop: how a square is made of a picture that is not trained on: its centre, all of it out of proportion
             (`squash`), or all of it between grey borders (`border`).
-        root: where the files of a named source are, or are downloaded to; None is a cache of gkd's.
+        root: where the files of a named source are, or are downloaded to; None is a cache of gkd's. With it `source`
+            may be "folder", "list" or "huggingface", for an archive of a list, say.
+        columns: names of a table's columns "image", "label" and "split", where they are none of the usual.
+        group: the column, or of a folder the regular expression, that tells what is kept in one split.
         cache: a folder to keep the prepared images in. If it is there already it is read, and `source` is not; a
             `source` that is prepared already is used where it lies.
     Returns:
@@ -106,7 +112,7 @@ def load_data(
     with _in_words_of_this_call():
         prepare = functools.partial(
             write_prepared,
-            _open(source, root, image_size, channels, classes),
+            _open(source, root, image_size, channels, classes, columns, group),
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             train_images=train_images,
@@ -162,18 +168,21 @@ def _open(
     image_size: int | None,
     channels: int | None,
     classes: Sequence[str] | None,
+    columns: Mapping[str, str] | None,
+    group: str | None,
 ) -> Source:
     if not isinstance(source, str | Path):
         return _datasets(source, image_size, channels, classes)
     if classes is not None:
         raise GkdError("classes names the classes of data sets of your own, and this source has its own: leave it out")
-    known = [name for name in KNOWN if name != "folder"]
-    if isinstance(source, str) and (source in known or source.startswith("torchvision:")):
-        return open_source(source, Path(root) if root is not None else None, image_size, channels)
-    place = Path(source).expanduser()
-    if not place.is_dir():
-        raise GkdError(unknown("data source", str(source), [*known, "a folder of images", "Datasets of your own"]))
-    return folder_of_images(place, image_size, channels, option="source")
+    known = [name for name in KNOWN if name not in FILES]
+    named = isinstance(source, str) and (source in known or source.startswith("torchvision:"))
+    if named or (source in FILES and root is not None):
+        return open_source(str(source), root, image_size, channels, columns=columns, group=group, option="root")
+    if not is_address(source) and not Path(source).expanduser().exists():
+        places = ["a folder, an archive or a list of images", "an address", "Datasets of your own"]
+        raise GkdError(unknown("data source", str(source), [*known, *places]))
+    return open_source(files_of(source), source, image_size, channels, columns=columns, group=group, option="source")
 
 
 def _datasets(

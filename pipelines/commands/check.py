@@ -16,7 +16,11 @@ app = typer.Typer()
 @app.command()
 def check(
     place: Annotated[
-        Path | None, typer.Argument(metavar="FOLDER", help="Folder of images; else `data` of the configuration.")
+        str | None,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder of images, or an archive or a list of them, or an address; else `data` of the configuration.",
+        ),
     ] = None,
     out: Out = Path("health"),
     fix_list: Annotated[
@@ -33,7 +37,9 @@ def check(
 
     An error is what `gkd prepare` would refuse; all else is a warning.
     """
-    given = [] if place is None else ["data.source=folder", f"data.root={place}"]
+    from gkd_core.data.sources import files_of
+
+    given = [] if place is None else [f"data.source={files_of(place)}", f"data.root={place}"]
     settings = Configuration(params or PARAMS, [*given, *(overrides or [])]).read()
     from components.check import run
     from gkd_core.data.health import removals

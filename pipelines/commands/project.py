@@ -15,7 +15,12 @@ app = typer.Typer()
 def init(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make.")],
     data: Annotated[
-        Path, typer.Option(help="Folder of images, a sub-folder a class; or train/, val/, test/ of those.")
+        str,
+        typer.Option(
+            metavar="PLACE",
+            help="Folder of images, a sub-folder a class, or train/, val/, test/ of those; an archive of it; a list of "
+            "images (.csv, .parquet); a Hugging Face data set on disk; or an address of any (s3://, gs://, https://).",
+        ),
     ],
     weights: Annotated[
         str | None,
@@ -27,7 +32,7 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Make a project for a folder of images: params.yaml with settings that fit, dvc.yaml, a Git and DVC repository."""
+    """Make a project for images of your own: params.yaml with settings that fit, dvc.yaml, a Git and DVC repository."""
     from pipelines.project import create_project
 
     done = create_project(out, data, weights)

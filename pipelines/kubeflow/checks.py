@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from gkd_core.config import Params, parse_params
+from gkd_core.config.schema import FILES
 from gkd_core.errors import GkdError, unknown
 from gkd_core.redact import address_with_secret
 
@@ -165,18 +166,18 @@ def refuse_source(params: Params, repo: str, path: str, rev: str) -> None:
     if not repo:
         if path or rev:
             raise GkdError("dvc_path or dvc_rev is given, but no dvc_repo: name the repository, or leave all three out")
-        if params.data.source == "folder" and params.data.root is None:
+        if params.data.source in FILES and params.data.root is None:
             raise GkdError(
-                "data.source is folder but data.root names none: set data.root to the folder of images, or give "
-                "dvc_repo and dvc_path"
+                f"data.source is {params.data.source} but data.root names none: set data.root to an address such as "
+                "s3://BUCKET/photos or a place in a volume of the profile, or give dvc_repo and dvc_path"
             )
         return
     if not path:
         raise GkdError(f"dvc_repo is given, but not what to fetch from it: set dvc_path to the data's place in {repo}")
     if params.data.source == "digits":
         raise GkdError(
-            "data.source is digits, which reads no files, but dvc_repo is given: set data.source to folder, cifar10, "
-            "cifar100 or torchvision:NAME, or leave dvc_repo out"
+            "data.source is digits, which reads no files, but dvc_repo is given: set data.source to folder, list, "
+            "huggingface, cifar10, cifar100 or torchvision:NAME, or leave dvc_repo out"
         )
 
 
@@ -223,7 +224,8 @@ def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> 
     places = {
         "data.root": (
             params.data.root,
-            "set it to null and pass dvc_repo, dvc_path and dvc_rev to the run",
+            "set it to null and pass dvc_repo, dvc_path and dvc_rev to the run, give an address such as "
+            "s3://BUCKET/photos",
         ),
         "teacher.source": (params.teacher.source, "set it to null and register it, then give models:/NAME@ALIAS"),
         "dvc_repo": (dvc_repo.removeprefix("file://"), "give an address that git clones"),

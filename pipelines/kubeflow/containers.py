@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from gkd_core.config import Params
+from gkd_core.config.schema import FILES
+from gkd_core.data.sources.address import is_address
 from gkd_core.errors import GkdError
 
 SHARED_MEMORY = "2g"  # the engine gives 64 MB
-HANDED_ON = re.compile(r"(MLFLOW|AWS)_.*|OMP_NUM_THREADS|(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_FILE|GKD_IMAGE")
+HANDED_ON = re.compile(
+    r"(MLFLOW|AWS|FSSPEC)_.*|OMP_NUM_THREADS|(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_FILE|GKD_IMAGE"
+)
 LABEL = "gkd.run"
+_HERE = re.compile(r"://([^/@]*@)?(localhost|127\.0\.0\.1|\[::1\])([:/]|$)")
 
 
 class Containers:
@@ -94,13 +99,18 @@ class Containers:
                     container.kill()
 
     def _see_data(self, params: Params) -> None:
-        if params.data.root is not None:
+        if is_address(params.data.root):
+            self._network = "host" if _HERE.search(str(params.data.root)) else None
+        elif params.data.root is not None:
             root = Path(params.data.root).expanduser().resolve()
-            if not root.exists() and params.data.source == "folder":
+            own = params.data.source in FILES
+            if not root.exists() and own:
                 raise GkdError(f"data.root {params.data.root} does not exist: correct it")
-            root.mkdir(parents=True, exist_ok=True)  # what is downloaded stays there for the next time
+            if not own:
+                root.mkdir(parents=True, exist_ok=True)  # what is downloaded stays there for the next time
             self.overrides.append(f"data.root={root}")
-            self._mounts[root] = params.data.source != "folder"
+            # A list's images lie beside it.
+            self._mounts[root.parent if params.data.source == "list" and root.is_file() else root] = not own
         source = params.teacher.source
         if source is not None and not re.match(r"[a-z0-9]+:", source):
             if not Path(source).exists():
@@ -118,7 +128,7 @@ class Containers:
             database.parent.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{database}"
             self._mounts[database.parent] = True
-        elif re.search(r"://([^/@]*@)?(localhost|127\.0\.0\.1|\[::1\])([:/]|$)", uri):
+        elif _HERE.search(uri):
             self._network = "host"
         self._environment["MLFLOW_TRACKING_URI"] = uri
         if params.tracking.uri is not None:

@@ -66,9 +66,12 @@ def from_dvc(task: Task, repo: str, path: str, rev: str) -> tuple[Task, dict[str
     if not repo:
         return task, {}
     from components.dvc_source import fetch
+    from gkd_core.data.sources import FILES, files_of
 
     root = task.scratch / "source"
-    found = fetch(repo, path, rev or None, root, unpack=task.params.data.source == "folder")
+    # A list alone, whose images are addresses, is no archive.
+    packed = task.params.data.source in FILES and files_of(path) != "list"
+    found = fetch(repo, path, rev or None, root, unpack=packed)
     data = task.params.data.model_copy(update={"root": str(root)})
     return replace(task, params=task.params.model_copy(update={"data": data})), found | {"asked": rev or "the newest"}
 

@@ -291,3 +291,23 @@ class TestThePrepareTask:
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "data").exists()
+
+
+def test_a_list_of_addresses_is_fetched_and_not_unpacked(tmp_path, monkeypatch):
+    from components import dvc_source
+    from gkd_core.config import parse_params
+    from pipelines.kubeflow.task import Task, from_dvc
+
+    asked = []
+
+    def fetched(repo, path, rev, out, *, unpack):
+        asked.append(unpack)
+        return {"rev": "abc"}
+
+    monkeypatch.setattr(dvc_source, "fetch", fetched)
+    for source, path in (("list", "sets/list.csv"), ("list", "sets.zip"), ("folder", "sets.zip"), ("cifar10", "cifar")):
+        params = parse_params({"data": {"source": source}})
+        task, known = from_dvc(Task("prepare", "{}", params, tmp_path, tmp_path), "https://x.example/r.git", path, "")
+        assert task.params.data.root == str(tmp_path / "source")
+        assert known == {"rev": "abc", "asked": "the newest"}
+    assert asked == [False, True, True, False]

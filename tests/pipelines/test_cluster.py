@@ -514,6 +514,11 @@ class TestContent:
             ({"mlflow": "mlflow.example:5000"}, ["mlflow is mlflow.example:5000", "write http://mlflow.example:5000"]),
             ({"data_source": "torchvision:MNISTT"}, ["'MNISTT' is unknown", "'MNIST'"]),
             ({"data_source": "folder"}, ["data.root names none", "dvc_repo"]),
+            ({"data_source": "list"}, ["data.source is list but data.root names none", "s3://"]),
+            (
+                {"overrides": ["data.source=folder", "data.root=https://me:pw@x.example/photos.zip"]},
+                ["holds a password or a token"],
+            ),
             ({"dvc_rev": "v1"}, ["dvc_path or dvc_rev is given, but no dvc_repo"]),
             ({"dvc_repo": "https://git.example/a.git"}, ["set dvc_path"]),
             (
@@ -546,6 +551,8 @@ class TestContent:
         for arguments in (
             {"dvc_repo": "/photos/repo", "dvc_path": "images", "data_source": "folder"},
             {"overrides": ["data.source=folder", "data.root=/photos/images"]},
+            {"overrides": ["data.source=folder", "data.root=s3://bucket/photos"]},
+            {"overrides": ["data.source=list", "data.root=https://x.example/list.csv", "data.columns.label=breed"]},
         ):
             assert check(Work(tmp_path / "p.yaml", arguments, "name"), print).arguments == arguments
 

@@ -15,7 +15,7 @@ import yaml
 from kfp import dsl
 
 from components.graph import MAKER, STEP
-from gkd_core.config import load_params
+from gkd_core.config import load_params, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest, read_json
 from pipelines.kubeflow import containers, local
@@ -248,6 +248,25 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
                 runner="docker", params=folder / "params.yaml", overrides=overrides, out=folder / "made", user=user
             )
         assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
+def test_containers_see_the_files_of_every_source(folder, monkeypatch):
+    monkeypatch.setattr(containers, "refuse_no_engine", list)
+    monkeypatch.setattr(containers.Containers, "_see_tracking", lambda *_: None)
+    for file in ("list.csv", "photos.zip"):
+        (folder / file).write_text("")
+
+    def made(source: str, root: str) -> containers.Containers:
+        params = parse_params({"data": {"source": source, "root": root}})
+        return containers.Containers(params, {}, folder / "root", folder / "work", {}, None)
+
+    alone = made("folder", str(folder / "photos.zip"))
+    assert alone.overrides == [f"data.root={folder / 'photos.zip'}"]
+    assert alone._mounts[folder / "photos.zip"] is False
+    assert made("list", str(folder / "list.csv"))._mounts[folder] is False, "the images lie beside it"
+    elsewhere = made("list", "s3://bucket/list.csv")
+    assert (elsewhere.overrides, elsewhere._network) == ([], None)
+    assert made("folder", "http://localhost:8000/photos.zip")._network == "host"
 
 
 def test_a_folder_that_no_step_wrote_is_not_replaced(folder):

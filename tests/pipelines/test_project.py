@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -92,6 +94,32 @@ def test_the_project_is_whole(tmp_path, images):
     assert any("'cat' has 10" in sentence for sentence in made["warnings"])
     assert (out / ".git").is_dir()
     assert (out / ".dvc" / "config").is_file()
+
+
+def test_a_project_for_an_archive_or_a_list(tmp_path, images):
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", images.parent, images.name)
+    names = sorted(file.relative_to(tmp_path).as_posix() for file in images.rglob("*.png"))
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{name},{name.split('/')[1]}\n" for name in names))
+    made = {
+        root: create_project(tmp_path / f"of {Path(root).suffix}", tmp_path / root) for root in ("list.csv", packed)
+    }
+    of_list, of_archive = made.values()
+    assert of_list["found"] == of_archive["found"] == create_project(tmp_path / "plain", images)["found"]
+    for root, source in (("list.csv", "list"), ("packed.zip", "folder")):
+        out = tmp_path / f"of {Path(root).suffix}"
+        data = load_params(out / "params.yaml").data
+        assert (data.source, data.root) == (source, f"../{root}")
+        assert yaml.safe_load((out / "dvc.yaml").read_text())["stages"]["prepare"]["deps"] == ["${data.root}"]
+
+
+def test_a_project_for_images_elsewhere_leaves_it_to_people_to_read_them_again(tmp_path, images):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(images), "/init/photos", recursive=True)
+    create_project(tmp_path / "project", "memory://init/photos")
+    assert load_params(tmp_path / "project" / "params.yaml").data.root == "memory://init/photos"
+    text = (tmp_path / "project" / "dvc.yaml").read_text()
+    assert "deps" not in yaml.safe_load(text)["stages"]["prepare"]
+    assert "dvc repro --force prepare" in text
 
 
 def test_a_project_inside_a_repository_makes_no_second_one_and_finds_images_elsewhere(tmp_path, images):

@@ -47,6 +47,10 @@ def test_a_wrong_value_is_named_with_its_key_and_the_way_out(content, parts):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
+        ({"data": {"group": "who", "source": "cifar10"}}, ["group is who but source is cifar10", "folder, list and"]),
+        ({"data": {"source": "folder", "group": "("}}, ["group ( is no regular expression"]),
+        ({"data": {"source": "folder", "columns": {"label": "breed"}}}, ["columns are given but source is folder"]),
+        ({"data": {"unreadable": "drop"}}, ["unreadable is drop but source is digits"]),
         ({"train": {"schedule": "multistep"}}, ["train: ", "multistep", "milestones"]),
         ({"train": {"milestones": [3]}}, ["train: ", "milestones", "cosine"]),
         ({"train": {"schedule": "multistep", "milestones": [30], "epochs": 20}}, ["milestones [30]", "epochs (20)"]),
@@ -159,3 +163,17 @@ def test_every_field_is_documented():
 
     undocumented = [name for name, _, _, meaning in parameter_rows() if not meaning]
     assert undocumented == []
+
+
+def test_the_columns_of_a_list_are_named_in_params_and_on_the_command_line():
+    params = parse_params({"data": {"source": "list"}}, ["data.columns.label=breed", "data.group=patient"])
+    assert (params.data.columns, params.data.group) == ({"label": "breed"}, "patient")
+    (message,) = refused({"data": {"source": "list", "columns": {"lable": "breed"}}})
+    assert "data.columns" in message
+
+
+def test_the_sources_of_files_are_those_that_are_opened_as_such():
+    from gkd_core.config.schema import FILES
+    from gkd_core.data import sources
+
+    assert sources.FILES == FILES

@@ -1,0 +1,110 @@
+"""An archive as a folder: unpacked where it hurts nothing else, and swept away with whoever reads it.
+
+What is in it is not trusted: members that would land outside, links that lead there and devices are refused, and so is
+what would become a hundred times its size.
+"""
+
+import lzma
+import shutil
+import tarfile
+import tempfile
+import weakref
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from gkd_core.errors import GkdError
+
+GROWTH, ROOM = 100, 1 << 30  # an archive may become so many times its size, and a gigabyte
+PACKED = (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+
+
+class TemporaryFolder:
+    """A folder that goes when the last reference to this object does, or the process, and is made when it is needed.
+
+    It lies in the system's place for such (TMPDIR).
+    """
+
+    def __init__(self) -> None:
+        self.remove: Callable[[], object] = lambda: None
+        self._path: str | None = None
+
+    def new(self) -> Path:
+        """An empty folder in it."""
+        if self._path is None:
+            self._path = tempfile.mkdtemp(prefix="gkd-source-")
+            self.remove = weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        return Path(tempfile.mkdtemp(dir=self._path))
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is a zip or a tar, packed by gzip, bzip2 or xz or not, whatever its name."""
+    return zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
+
+
+def unpack(archive: Path, folder: Path, shown: str) -> None:
+    """Unpack an archive.
+
+    Args:
+        archive: zip, tar, tar.gz, tar.bz2 or tar.xz.
+        folder: an empty one.
+        shown: what the archive is called in errors.
+    Raises:
+        GkdError: it is no archive, damaged, or locked; it leads outside, or would grow beyond measure or the disk.
+    """
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as packed:
+                members = packed.infolist()
+                for member in members:
+                    if not (folder / member.filename).resolve().is_relative_to(folder.resolve()):
+                        raise GkdError(
+                            f"{shown} holds {member.filename!r}, which would land outside its folder: pack it anew"
+                        )
+                    if member.flag_bits & 1:
+                        raise GkdError(f"{shown} is locked by a password: pack it anew without one")
+                _refuse_growth(sum(member.file_size for member in members), archive, folder, shown)
+                packed.extractall(folder)  # noqa: S202  # zipfile drops ways out and makes no links
+        elif tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as packed_tar:
+                _refuse_growth(sum(member.size for member in packed_tar), archive, folder, shown)
+                packed_tar.extractall(folder, filter="data")
+        else:
+            raise GkdError(
+                f"{shown} is neither a zip nor a tar archive ({', '.join(PACKED)}): pack it as one, or name the folder "
+                "itself"
+            )
+    except (*DAMAGED, NotImplementedError) as error:
+        raise GkdError(f"{shown} cannot be unpacked ({error}): pack it anew") from error
+
+
+def _refuse_growth(total: int, archive: Path, folder: Path, shown: str) -> None:
+    """Pictures hardly shrink when packed, tables ten times: what grows a hundred times is no data set."""
+    if total > GROWTH * archive.stat().st_size + ROOM:
+        raise GkdError(f"{shown} would become {total / 1e9:.0f} GB, far more than data of its size: pack it anew")
+    refuse_no_room(total, folder, f"{shown} unpacked")
+
+
+def refuse_no_room(total: int, folder: Path, what: str) -> None:
+    """Raises: GkdError: so many bytes do not fit on the disk of a folder."""
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise GkdError(
+            f"{what} needs {total / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB left: make room, or let "
+            "TMPDIR name a folder on a larger disk"
+        )
+
+
+def innermost(folder: Path) -> Path:
+    """What an archive holds below the one folder that it was made of, if that is so.
+
+    `photos.zip` of a folder `photos/` holds `photos/cat/…`: one folder alone can be no data set, since a classifier
+    needs two classes.
+    """
+    while True:
+        inside = [place for place in folder.iterdir() if not place.name.startswith((".", "__MACOSX"))]
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
+            return folder
+        folder = inside[0]
