@@ -14,7 +14,9 @@ from gkd_core.data.prepared import Split
 from gkd_core.errors import GkdError
 
 EVERYTHING = Augmentation(crop_padding=2, flip=True, cutout=3, mixup=0.4)
-PHOTOS = Augmentation(1, True, "rand", color_jitter=0.4, hue=0.1, erasing=0.5, mixup=0.2, cutmix=1.0)
+PHOTOS = Augmentation(
+    crop_padding=1, flip=True, auto="rand", color_jitter=0.4, hue=0.1, erasing=0.5, mixup=0.2, cutmix=1.0
+)
 
 
 def split(count: int, size: int = 6, channels: int = 3) -> Split:
