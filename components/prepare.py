@@ -12,7 +12,7 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
     Reads the section `data` of the parameters.
 
     Returns:
-        source, classes, image_size, channels, counts, sha256, dropped.
+        source, classes, image_size, channels, counts, sha256, dropped; left_out where there is any.
     Raises:
         GkdError: the data is missing, damaged, or cannot be split as asked; GUDHI is wanted and missing.
     """
@@ -47,5 +47,6 @@ def run(*, out: Path, params: Params) -> dict[str, Any]:
         if data.topology:
             images = {name: PreparedData(folder, info).split(name).images for name in SPLITS}
             write_info(folder, info.model_copy(update={"topology": write_topology(folder, images)}))
-    summary = info.model_dump(mode="json")
-    return {k: summary[k] for k in ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped")}
+    summary = info.model_dump(mode="json", exclude_none=True)
+    said = ("source", "classes", "image_size", "channels", "counts", "sha256", "dropped", "left_out")
+    return {key: summary[key] for key in said if key in summary}

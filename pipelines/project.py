@@ -18,7 +18,8 @@ from typing import Any
 from components.graph import STEPS
 from gkd_core.config import load_params
 from gkd_core.config.recipes import SMALL_UP_TO
-from gkd_core.data.images import opened
+from gkd_core.data.images import Unreadable, opened
+from gkd_core.data.left_out import warnings_of
 from gkd_core.data.sources import files_of, open_source
 from gkd_core.data.sources.address import is_address
 from gkd_core.data.sources.base import Source
@@ -93,7 +94,7 @@ def create_project(out: Path, root: str | Path, weights: str | None = None) -> d
         (building / ".dvcignore").write_text(IGNORED_BY_DVC)
         (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
         load_params(building / "params.yaml")
-    warnings = [sentence for sentence in (_scarce(photos), _repository(out)) if sentence]
+    warnings = [*warnings_of(photos.source, str(root)), *filter(None, (_scarce(photos), _repository(out)))]
     found = {"classes": photos.counts, "splits": photos.splits, "side": photos.side}
     networks = f"{settings['teacher']} teaches {settings['student']}"
     chosen = f"{networks}, {settings['epochs']} epochs each; both start from {start}"
@@ -109,17 +110,17 @@ def look(root: str | Path) -> Photos:
     source = open_source(files_of(root), root, option="--data")
     train = source.splits["train"]
     numbers = Counter(train.labels.tolist())
-    sides, modes = [], set()
     assert train.open is not None
+    sides, modes, reason = [], set(), ""
     for position in range(0, len(train.names), max(1, len(train.names) // SAMPLE)):
         try:
             with train.open(position) as stream, opened(stream) as image:
                 sides.append(min(image.size))
                 modes.add(image.mode)
-        except Exception:  # Pillow's decoders raise many kinds; the prepare step tells of each file
-            continue
+        except (OSError, Unreadable) as error:  # the prepare step tells of each file
+            reason = reason or f"{train.names[position]} ({error})"
     if not sides:
-        raise GkdError(f"no image of {root} that was tried can be read: look at {train.names[0]}")
+        raise GkdError(f"no image of {root} that was tried can be read: look at {reason}")
     return Photos(
         source=source,
         counts={name: numbers[label] for label, name in enumerate(source.classes)},

@@ -56,13 +56,13 @@ class Unreadable(Exception):
 
 def is_picture(file: Path) -> bool:
     """Whether the file's content is a picture of a format that is read (HEIC also where its package is missing)."""
-    with file.open("rb") as stream:
-        if _is_heif(stream.read(12)):
-            return True
     try:
-        with opened(file):
-            return True
-    except Unreadable:
+        with file.open("rb") as stream:
+            if _is_heif(stream.read(12)):
+                return True
+            with opened(stream):
+                return True
+    except (OSError, Unreadable):
         return False
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
 from gkd_core.data.health_page import write_health
 from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, read_image, read_whole
+from gkd_core.data.left_out import count_left_out, warnings_of, write_left_out
 from gkd_core.data.photos import Store
 from gkd_core.data.prepared import (
     AugmentDefaults,
@@ -29,7 +30,7 @@ from gkd_core.data.prepared import (
     write_info,
 )
 from gkd_core.data.progress import progress
-from gkd_core.data.sources.base import Examples, Source, SplitName
+from gkd_core.data.sources.base import Examples, LeftOut, Source, SplitName
 from gkd_core.data.splits import Chosen, choose_splits
 from gkd_core.errors import GkdError
 
@@ -85,6 +86,8 @@ def write_prepared(
         health = examine(source, look_at(source), unreadable=unreadable, leakage=leakage)
         refuse_leakage(health)
     together = copies_in_train(health) if health is not None and leakage == "refuse" else []
+    for sentence in warnings_of(source):
+        log.warning("%s", sentence)
     failed: dict[SplitName, dict[int, str]] = {}
     while True:
         excluded = {name: set(positions) for name, positions in failed.items()}
@@ -100,6 +103,9 @@ def write_prepared(
             failed.setdefault(name, {}).update(reasons)
     hashes = {name: writer.close() for name, writer in writers.items()}
     mean, std = writers["train"].statistics()
+    dropped = [LeftOut(source.splits[name].names[i], why) for name, found in failed.items() for i, why in found.items()]
+    if source.left_out or dropped:
+        write_left_out(folder, [*source.left_out, *dropped])
     info = DatasetInfo(
         source=source.name,
         classes=source.classes,
@@ -111,10 +117,11 @@ def write_prepared(
         sha256="",
         # An eighth of the side: CIFAR's 4 of 32, the digits' 1 of 8.
         augment=AugmentDefaults(crop_padding=source.image_size // 8, flip=source.flip),
-        dropped=tuple(sorted(source.splits[name].names[i] for name, reasons in failed.items() for i in reasons)),
         preparation=PREPARATION.replace(PREPARED_BY["center"], PREPARED_BY[crop]),
         crop=None if crop == "center" else crop,
         photos=photos,
+        dropped=tuple(sorted(each.name for each in dropped)),
+        left_out=count_left_out(source.left_out) or None,
     )
     info = info.model_copy(update={"sha256": content_digest(info, hashes)})
     write_info(folder, info)

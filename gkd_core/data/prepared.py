@@ -66,6 +66,7 @@ class DatasetInfo(BaseModel):
         sha256: of classes, shapes and the arrays of the three splits.
         augment: default augmentation of the source.
         dropped: files left out because they could not be read, relative to the data's root.
+        left_out: how many files of the source are in no split by reason and ending; left_out.csv names them.
         preparation: how images were brought to size.
         crop: how a square is made of a picture, where that is not its centre.
         photos: how the training pictures are kept whole; None where they are squares.
@@ -85,6 +86,7 @@ class DatasetInfo(BaseModel):
     sha256: str
     augment: AugmentDefaults
     dropped: tuple[str, ...] = ()
+    left_out: dict[str, dict[str, Annotated[int, Field(ge=1)]]] | None = None
     preparation: str
     crop: Literal["squash", "border"] | None = None
     photos: WholePictures | None = None

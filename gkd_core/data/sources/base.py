@@ -59,6 +59,7 @@ class Source:
         splits: "train" always; "validation" and "test" where the source has its own.
         flip: a mirrored picture is still of its class, so flipping is the default augmentation.
         left_out: what else the source holds, each with its reason.
+        warnings: sentences on what may be wrong with it.
         keep: what must live as long as pictures are read: a temporary folder of what was unpacked or fetched.
     """
 
@@ -69,4 +70,5 @@ class Source:
     splits: Mapping[SplitName, Examples]
     flip: bool
     left_out: tuple[LeftOut, ...] = ()
+    warnings: tuple[str, ...] = ()
     keep: object = field(default=None, compare=False, repr=False)

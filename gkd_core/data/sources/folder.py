@@ -1,28 +1,34 @@
 """A folder of images: a folder for each class, or `train/`, `val/`, `test/` that hold such folders.
 
-Images are found at any depth below their class, by ending. Hidden files and folders (a name that starts with a dot,
-or `__MACOSX`) and other files are passed over, and so are images that lie outside any class. Class names are the
-folders' own, sorted by code point. `val/` may be called `valid/` or `validation/`; `val/` and `test/` may be missing.
+Images are found at any depth below their class; `walk` says what is one. Class names are the folders' own, in
+Unicode's composed form (NFC), sorted by code point. Splits are known by their usual names in any spelling
+(`SPLIT_FOLDERS`); `val/` and `test/` may be missing. What is not used is in the source's `left_out`.
 """
 
-import os
+import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.data.images import read_image
-from gkd_core.data.sources.base import Examples, Source, SplitName
+from gkd_core.data.sources.base import SPLITS, Examples, Source, SplitName
+from gkd_core.data.sources.walk import ENDINGS, Walk, shown
 from gkd_core.errors import GkdError
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
 }
+USUAL = "train, val, test"  # for the errors
+
+
+def split_of(name: str) -> SplitName | None:
+    """The split that a folder's name, or a word in a list, stands for: `Training`, `test_set`, `VAL`; None for none."""
+    return SPLIT_FOLDERS.get(re.sub(r"[\s_-]*(set|data|split|images)$", "", name.strip().lower()))
 
 
 def folder(root: Path, image_size: int | None, channels: int | None, *, option: str = "data.root") -> Source:
@@ -34,67 +40,141 @@ def folder(root: Path, image_size: int | None, channels: int | None, *, option: 
         channels: 1 or 3; null is 3.
         option: what named the folder, for the errors.
     Raises:
-        GkdError: no such folder, no images, an empty class, a class train does not have, splits that are ambiguous.
+        GkdError: no such folder, no images, an empty class, a class train does not have, splits that are ambiguous,
+            a class whose name is no line of text.
     """
     if not root.is_dir():
         raise GkdError(
             f"{option} {root} is {'not a folder' if root.exists() else 'not there'}: name a folder of images"
         )
     size, depth = image_size or 64, channels or 3
-    files = {split: _files_by_class(place) for split, place in _split_folders(root).items()}
+    walk = Walk(root, option)
+    places = _split_folders(root, walk)
+    files = {split: _files_by_class(folders, place, walk) for split, (place, folders) in places.items()}
     classes = tuple(sorted(files["train"]))
     if len(classes) == 1:
+        inner = places["train"][1][0]
+        nested = any(path.is_dir() for path in inner.iterdir())
         raise GkdError(
             f"{option} {root} has one class, {classes[0]!r}: a classifier needs two folders of images or more"
+            + (f"; if its folders are the classes, name {inner}" if nested else "")
         )
     splits: dict[SplitName, Examples] = {}
     for split, by_class in files.items():
         if strangers := sorted(set(by_class) - set(classes)):
+            like = next((name for name in classes if _folded(name) == _folded(strangers[0])), None)
             raise GkdError(
-                f"class {strangers[0]!r} is in the {split} split of {root} but not in train/: "
-                "add it to train/, or remove it there"
+                f"class {strangers[0]!r} is in the {split} split of {root} but not in {places['train'][0].name}/"
+                f"{f', which has {like!r}' if like else ''}: add it to {places['train'][0].name}/, or remove it there"
             )
         splits[split] = _examples(root, classes, by_class, size, depth)
-    return Source("folder", classes, size, depth, splits, flip=True)
+    left_out = tuple(sorted(walk.left_out, key=lambda each: each.name))
+    return Source(
+        *("folder", classes, size, depth, splits),
+        flip=True,
+        left_out=left_out,
+        warnings=(*_doubtful_names(root, classes), *_doubtful_splits(root, places)),
+    )
 
 
-def _split_folders(root: Path) -> dict[SplitName, Path]:
-    """Where each split lies; only "train", the root itself, when there are no ready splits."""
-    names = {place.name for place in _subfolders(root)}
-    # A class may well be called "train": a split is recognised by the folders of classes in it.
-    if "train" not in names or not _subfolders(root / "train"):
-        return {"train": root}
-    if others := sorted(names - set(SPLIT_FOLDERS)):
-        raise GkdError(
-            f"{root} has train/ and beside it {others[0]!r}, which is none of {', '.join(SPLIT_FOLDERS)}: move it away"
-        )
-    splits: dict[SplitName, Path] = {}
-    for name in sorted(names):
-        split = SPLIT_FOLDERS[name]
-        if split in splits:
-            raise GkdError(f"{root} has both {splits[split].name}/ and {name}/: keep one of them")
-        splits[split] = root / name
-    return {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+Places = dict[SplitName, tuple[Path, list[Path]]]
 
 
-def _files_by_class(place: Path) -> dict[str, list[Path]]:
-    """The image files of each class folder.
+def _split_folders(root: Path, walk: Walk) -> Places:
+    """Where each split lies, and its folders of classes; only "train", the root itself, when there are no ready splits.
 
     Raises:
-        GkdError: there are no images, or a class has none, or its name cannot be written as text.
+        GkdError: it is not clear which folders are splits and which are classes.
     """
-    by_class = {subfolder.name: _images_below(subfolder) for subfolder in _subfolders(place)}
+    folders = walk.folders(root)
+    words = {path: split_of(path.name) for path in folders}
+    # A class may well be called "train": a split is recognised by the folders of classes in it.
+    if not any(word == "train" and _has_folders(path) for path, word in words.items()):
+        if folders and all(words.values()):
+            lacks = "folders of classes in them" if "train" in words.values() else "train/"
+            raise GkdError(
+                f"{shown(root)} has {', '.join(f'{path.name}/' for path in folders)} and no {lacks}: make it "
+                "train/CLASS/*.jpg, test/CLASS/*.jpg"
+            )
+        if len(folders) > 1 and all(_has_splits(path) for path in folders):
+            raise GkdError(
+                f"{shown(root)} has splits within its classes ({folders[0].name}/…), and their images would be trained "
+                "on together: make it train/CLASS/*.jpg, test/CLASS/*.jpg"
+            )
+        return {"train": (root, folders)}
+    splits: dict[SplitName, Path] = {}
+    for path, word in words.items():
+        if word is None:
+            raise GkdError(
+                f"{shown(root)} has {next(p.name for p, w in words.items() if w == 'train')}/ and beside it "
+                f"{path.name!r}, which is none of {USUAL} in any usual spelling: move it away"
+            )
+        if word in splits:
+            raise GkdError(f"{shown(root)} has both {splits[word].name}/ and {path.name}/: keep one of them")
+        splits[word] = path
+    return {split: (splits[split], walk.folders(splits[split])) for split in SPLITS if split in splits}
+
+
+def _has_folders(place: Path) -> bool:
+    return bool(Walk(place).folders(place))
+
+
+def _has_splits(place: Path) -> bool:
+    return any(split_of(path.name) == "train" for path in Walk(place).folders(place))
+
+
+def _files_by_class(folders: list[Path], place: Path, walk: Walk) -> dict[str, list[Path]]:
+    """The image files of each class; folders whose names are written in two ways of Unicode are one class.
+
+    Raises:
+        GkdError: there are no images, or a class has none, or its name is no line of text.
+    """
+    by_class: dict[str, list[Path]] = {}
+    for path in folders:
+        if shown(path.name) != path.name:
+            raise GkdError(f"the name of the class folder {shown(path)} is not UTF-8: rename it")
+        if any(unicodedata.category(character) == "Cc" for character in path.name):
+            raise GkdError(
+                f"the name of the class folder {str(path)!r} has a line break or a control character: rename it"
+            )
+        by_class.setdefault(unicodedata.normalize("NFC", path.name), []).extend(walk.pictures(path))
     if not any(by_class.values()):
         raise GkdError(
-            f"{_shown(place)} has no images in folders of classes: put them there as CLASS/*.jpg "
+            f"{shown(place)} has no images in folders of classes: put them there as CLASS/*.jpg "
             f"({', '.join(sorted(ENDINGS))})"
         )
     for name, files in by_class.items():
-        if not _is_text(name):
-            raise GkdError(f"the name of the class folder {_shown(place / name)} is not UTF-8: rename it")
         if not files:
             raise GkdError(f"the class folder {place / name} has no images: add some, or remove it")
     return by_class
+
+
+def _folded(name: str) -> str:
+    """What two names have in common that differ in case, spaces or signs that nobody sees."""
+    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
+    return re.sub(r"[\s_-]+", " ", seen).strip().casefold()
+
+
+def _doubtful_names(root: Path, classes: Iterable[str]) -> list[str]:
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_folded(name), []).append(name)
+    return [
+        f"classes {', '.join(map(repr, names))} of {shown(root)} differ in case or spaces only: if they are one, put "
+        "their images into one folder"
+        for names in sorted(alike.values())
+        if len(names) > 1
+    ]
+
+
+def _doubtful_splits(root: Path, places: Places) -> list[str]:
+    name = places["validation"][0].name if "validation" in places else ""
+    if "test" in places or not name.lower().startswith("eval"):
+        return []
+    return [
+        f"{name}/ of {shown(root)} is taken for the validation split, and a test split is taken from train: rename it "
+        "test/ if it is what to measure on at the end"
+    ]
 
 
 def _examples(
@@ -106,32 +186,7 @@ def _examples(
     def read(position: int) -> NDArray[np.uint8]:
         return read_image(paths[position], size, channels)
 
-    names = tuple(_shown(path.relative_to(root)) for path in paths)
+    names = tuple(shown(path.relative_to(root)) for path in paths)
     return Examples(
         np.array(labels, dtype=np.int64), read, names, parallel=True, open=lambda position: paths[position].open("rb")
     )
-
-
-def _subfolders(place: Path) -> list[Path]:
-    return sorted(path for path in place.iterdir() if path.is_dir() and not _is_hidden(path.name))
-
-
-def _images_below(place: Path) -> list[Path]:
-    found: list[Path] = []
-    for parent, folders, names in os.walk(place):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        found += [Path(parent, name) for name in names if not _is_hidden(name) and Path(name).suffix.lower() in ENDINGS]
-    return sorted(found, key=lambda path: path.relative_to(place).as_posix())
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_text(name: str) -> bool:
-    return _shown(name) == name
-
-
-def _shown(path: Path | str) -> str:
-    """The path as text that can be printed and kept, whatever bytes are in it."""
-    return os.fsencode(path).decode("utf-8", errors="replace").replace(os.sep, "/")

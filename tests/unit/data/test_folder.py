@@ -1,11 +1,14 @@
 """Image folders in all the shapes people keep them."""
 
+import csv
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from gkd_core.data.left_out import count_left_out, warnings_of
 from gkd_core.data.prepare import write_prepared
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import open_source
@@ -86,6 +89,154 @@ def test_hidden_and_other_files_are_passed_over_and_nested_ones_found(tmp_path: 
         *("cat/0.png", "cat/1.png", "cat/2.png", "cat/2024/may/x.jpg"),
         *("dog/0.png", "dog/1.png", "dog/2.png"),
     )
+
+
+def test_every_file_is_a_picture_or_left_out_with_its_reason(tmp_path: Path) -> None:
+    classes(tmp_path, count=3)
+    picture(tmp_path / "cat" / "photo.jfif.png")
+    for taken in ("cat/a.JPE", "cat/b.jfif", "cat/picture without ending", "dog/x.dat"):
+        Image.new("RGB", (9, 9)).save(tmp_path / taken, "JPEG")
+    Image.new("RGB", (9, 9)).save(tmp_path / "dog" / "raw.NEF", "TIFF")
+    for name in ("cat/clip.MOV", "cat/clip2.mov", "dog/notes.txt", "dog/BMW.md", "labels.csv"):
+        (tmp_path / name).write_text("BMW, not a picture")
+    for name in ("#recycle/0.png", "@eaDir/cat/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/1.jpg", "lost+found/x.jpg"):
+        picture(tmp_path / name)
+    for name in ("cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "cat/Thumbs.db", "cat/.DS_Store", ".Trash-1000/files/0.png"):
+        picture(tmp_path / "x.png")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x.png").rename(tmp_path / name)
+    for name in ("dog/SYNOPHOTO_THUMB_XL.jpg", "dog/thumbnails/0.png"):
+        picture(tmp_path / name)
+    os.mkfifo(tmp_path / "dog" / "pipe.jpg")
+    source = open_source("folder", tmp_path, 8)
+    taken = set(source.splits["train"].names)
+    assert {"cat/a.JPE", "cat/b.jfif", "cat/picture without ending", "dog/x.dat", "cat/photo.jfif.png"} < taken
+    left = {each.name: each.reason for each in source.left_out}
+    everything = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if not p.is_dir()}
+    assert taken | set(left) == everything
+    assert not taken & set(left)
+    assert len(taken) == 11
+    assert left["dog/raw.NEF"] == "camera raw: export it as JPEG"
+    assert left["dog/pipe.jpg"] == "neither a file nor a folder"
+    assert left["labels.csv"] == "in no folder of a class"
+    assert left["dog/thumbnails/0.png"] == left["dog/SYNOPHOTO_THUMB_XL.jpg"] == "a thumbnail"
+    assert warnings_of(source, "SET") == [
+        "4 of 15 files of SET are left out: 2 × .mov, 1 × .md, 1 × .txt (no picture of a format that is read)"
+    ]
+    info = write_prepared(source, make(tmp_path / "out"), test_fraction=0.3, validation_fraction=0.3)
+    assert info.left_out == count_left_out(source.left_out)
+    assert info.left_out["no picture of a format that is read"] == {".mov": 2, ".md": 1, ".txt": 1}
+    with (tmp_path / "out" / "left_out.csv").open(newline="") as stream:
+        assert {row["file"]: row["reason"] for row in csv.DictReader(stream)} == left
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Training", "Testing"), ("TRAIN", "TEST"), ("train_set", "test-set"), ("training", "holdout"), ("Train", "tst")],
+)
+def test_splits_in_other_spellings(names: tuple[str, str], tmp_path: Path) -> None:
+    for name, count in zip(names, (6, 3), strict=True):
+        classes(tmp_path / name, count=count)
+    for name in ("dev", "VALID", "Validation", "eval"):
+        classes(tmp_path / name, count=2)
+        source = open_source("folder", tmp_path)
+        assert {split: len(each.labels) for split, each in source.splits.items()} == {
+            "train": 12,
+            "validation": 4,
+            "test": 6,
+        }
+        assert not source.warnings
+        shutil.rmtree(tmp_path / name)
+
+
+def test_splits_that_may_be_meant_otherwise_are_one_sentence(tmp_path: Path) -> None:
+    classes(tmp_path / "flat", ("Training", "testing"), count=3)
+    assert "has Training/, testing/ and no folders of classes in them: make it train/CLASS" in refused(
+        tmp_path / "flat"
+    )
+    for name in ("test", "val"):
+        classes(tmp_path / "no train" / name)
+    assert "has test/, val/ and no train/" in refused(tmp_path / "no train")
+    for name in ("cat", "dog"):
+        classes(tmp_path / "within" / name, ("train", "test"), count=2)
+    assert "has splits within its classes (cat/…)" in refused(tmp_path / "within")
+    classes(tmp_path / "deep" / "photos" / "train")
+    assert refused(tmp_path / "deep").endswith(f"if its folders are the classes, name {tmp_path / 'deep' / 'photos'}")
+    classes(tmp_path / "eval" / "train")
+    classes(tmp_path / "eval" / "eval")
+    (warning,) = open_source("folder", tmp_path / "eval").warnings
+    assert "eval/ of" in warning
+    assert "rename it test/" in warning
+    classes(tmp_path / "eval" / "Train")
+    assert "has both Train/ and train/: keep one of them" in refused(tmp_path / "eval")
+
+
+def test_a_name_composed_and_decomposed_is_one_class(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    classes(tmp_path / "train", (composed, "tea"), count=2)
+    picture(tmp_path / "train" / decomposed / "9.png")
+    classes(tmp_path / "test", (decomposed, "tea"), count=2)
+    source = open_source("folder", tmp_path)
+    assert source.classes == (composed, "tea")
+    assert source.splits["train"].labels.tolist() == [0, 0, 0, 1, 1]
+    assert source.splits["test"].labels.tolist() == [0, 0, 1, 1]
+    assert source.splits["train"].read(0).shape == (64, 64, 3)
+
+
+def test_names_that_nobody_tells_apart_are_said(tmp_path: Path) -> None:
+    classes(tmp_path / "set", ("Cat", "cat", "big dog", "big_dog", "cow"))
+    warnings = open_source("folder", tmp_path / "set").warnings
+    assert len(warnings) == 2
+    assert f"classes 'Cat', 'cat' of {tmp_path / 'set'} differ in case or spaces only" in warnings[0]
+    assert "classes 'big dog', 'big_dog' of" in warnings[1]
+    classes(tmp_path / "train", ("Cat", "cow"))
+    classes(tmp_path / "test", ("cat", "cow"))
+    shutil.rmtree(tmp_path / "set")
+    assert "class 'cat' is in the test split of" in refused(tmp_path)
+    assert "but not in train/, which has 'Cat': add it" in refused(tmp_path)
+    for name in ("two\nlines", "a\ttab", "bell\x07"):
+        classes(tmp_path / "odd", ("cow", name))
+        assert f"{name!r}"[1:-1] in refused(tmp_path / "odd")
+        assert "has a line break or a control character: rename it" in refused(tmp_path / "odd")
+        shutil.rmtree(tmp_path / "odd")
+
+
+def test_links_to_folders_are_followed_once_and_never_in_a_circle(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    classes(root, count=2)
+    classes(tmp_path / "elsewhere", ("bird", "more"), count=2)
+    (root / "all").symlink_to(root)  # leads back: all others' pictures would be its own
+    (root / "again").symlink_to(root / "cat")
+    (root / "up").symlink_to(tmp_path)
+    (root / "bird").symlink_to(tmp_path / "elsewhere" / "bird")
+    (root / "dog" / "more").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "dog" / "and more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "more" / "circle").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "cat" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (root / "cat" / "gone.txt").symlink_to(tmp_path / "nowhere")
+    source = open_source("folder", root)
+    assert source.classes == ("bird", "cat", "dog")
+    assert source.splits["train"].names == (
+        *("bird/0.png", "bird/1.png", "cat/0.png", "cat/1.png", "cat/gone.jpg"),
+        *("dog/0.png", "dog/1.png", "dog/more/0.png", "dog/more/1.png"),
+    )
+    assert {each.name: each.reason for each in source.left_out} == {
+        "all/": "a link that leads back to the data's root",
+        "up/": "a link that leads back to the data's root",
+        "again/": "a link to a folder that is read already",
+        "dog/and more/bird/": "a link to a folder that is read already",
+        "dog/and more/more/": "a link to a folder that is read already",
+        "dog/more/circle/": "a link to a folder that is read already",
+        "cat/gone.txt": "neither a file nor a folder",
+    }
+    assert "6 of 15 files" in warnings_of(source)[0]
+
+
+def test_a_hidden_store_is_read_through_the_links_to_it(tmp_path: Path) -> None:
+    classes(tmp_path / ".store", count=2)
+    for name in ("cat", "dog"):
+        (tmp_path / name).symlink_to(tmp_path / ".store" / name)
+    assert open_source("folder", tmp_path).splits["train"].names == ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png")
 
 
 def test_a_class_may_be_a_link(tmp_path: Path) -> None:
