@@ -6,6 +6,7 @@ In the examples of this package `student` and `teacher` are networks of 4 classe
 
 import contextlib
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -289,3 +290,8 @@ def warmup_length(given: float | None, *, published: float, epochs: int) -> floa
 def warmed_up(epoch: float, length: float) -> float:
     """How much of a warm-up of so many epochs is over at time t in epochs, from 0 to 1; one of length 0 is over."""
     return min(epoch / length, 1.0) if length else 1.0
+
+
+def warmed_up_by_steps(epoch: float, length: float) -> float:
+    """The same in steps of an epoch, counted from 1 as in the code of many authors: the first epoch has 1 / length."""
+    return warmed_up(math.floor(epoch) + 1, length)

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gkd_core.losses.base import Loss, required, warmed_up, warmup_length
+from gkd_core.losses.base import Loss, required, warmed_up_by_steps, warmup_length
 from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.models.classifier import Output, StagedNetwork
 
@@ -44,8 +44,8 @@ class CurriculumTemperature(Loss):
     """L = w_ce·CE(z_S, y) + w_kd·τ²·KL(σ(z_T/τ) ‖ σ(z_S/τ)), with τ = start + range·sigmoid(a) learned to *raise* L.
 
     The gradient of a is multiplied by −λ; λ rises from 0 to 1 along half a cosine, so the student is challenged little
-    by little. It flows through both networks' softened probabilities and through τ². The authors step λ once an epoch,
-    here it is continuous. As with them a starts at 1 (τ = 15.6 with the defaults) and shares the student's learning
+    by little. It flows through both networks' softened probabilities and through τ². As with the authors λ steps once
+    an epoch, and the first one has its first step; a starts at 1 (τ = 15.6 with the defaults) and shares the student's learning
     rate and weight decay.
 
     Args:
@@ -93,7 +93,7 @@ class CurriculumTemperature(Loss):
 
     def strength(self, epoch: float) -> float:
         """λ at time t in epochs."""
-        return (1 - math.cos(math.pi * warmed_up(epoch, self.curriculum_epochs))) / 2
+        return (1 - math.cos(math.pi * warmed_up_by_steps(epoch, self.curriculum_epochs))) / 2
 
     def temperature(self, epoch: float) -> Tensor:
         """τ, [], whose gradient is reversed as strongly as it is at time t in epochs."""

@@ -12,26 +12,38 @@ from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
-def pearson_correlation(x: Tensor, y: Tensor) -> Tensor:
+EPSILON = 1e-8
+"""What the authors add to the product of two lengths. It counts where probabilities hardly vary: at τ = 1 with
+confident logits it takes most of the gradient away."""
+
+
+def pearson_correlation(x: Tensor, y: Tensor, epsilon: float = 0.0) -> Tensor:
     """Correlation along the last dimension: two [..., N] → [...] in [−1, 1].
 
-    A vector without variation, up to rounding, correlates with nothing: 0, and no gradient (dividing by its norm would
-    give an enormous one).
+    A vector without variation, up to rounding, correlates with nothing: 0, and no gradient (dividing by its norm, or by
+    a small epsilon, would give an enormous one).
 
     Args:
         x, y: same shape; any float dtype, computed in at least float32.
+        epsilon: added to the product of the lengths of the centred vectors, which stands below the fraction line.
     """
-    return (_standardised(x) * _standardised(y)).sum(-1)
+    (x, x_length), (y, y_length) = _standardised(x), _standardised(y)
+    correlation = (x * y).sum(-1)
+    if not epsilon:
+        return correlation
+    lengths = (x_length * y_length).squeeze(-1)
+    return correlation * (lengths / (lengths + epsilon))
 
 
-def _standardised(x: Tensor) -> Tensor:
-    """Centred, to unit length."""
+def _standardised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Centred, to unit length; and the length [..., 1] that it had, 1 for a vector without variation."""
     x = at_least_float32(x)
     centred = x - x.mean(-1, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     rounding = 4 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
     varies = length > rounding
-    return torch.where(varies, centred, 0.0) / torch.where(varies, length, 1.0)
+    length = torch.where(varies, length, 1.0)
+    return torch.where(varies, centred, 0.0) / length, length
 
 
 def relation_losses(
@@ -48,7 +60,8 @@ def relation_losses(
         temperature: τ > 0 of both.
     Raises:
         ValueError: shapes differ.
-    Source: Huang et al. 2022 (arXiv:2205.10536); losses/dist_kd.py of hunto/DIST_KD.
+    Source: Huang et al. 2022 (arXiv:2205.10536); lib/models/losses/dist_kd.py of hunto/image_classification_sota,
+        with its ε.
 
     Example:
         >>> z = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -58,8 +71,8 @@ def relation_losses(
     expect_same_shape("student logits", student_logits, "teacher logits", teacher_logits)
     student = (at_least_float32(student_logits) / temperature).softmax(1)
     teacher = (at_least_float32(teacher_logits.detach()) / temperature).softmax(1)
-    inter = 1 - pearson_correlation(student, teacher).mean()
-    intra = 1 - pearson_correlation(student.T, teacher.T).mean()
+    inter = 1 - pearson_correlation(student, teacher, EPSILON).mean()
+    intra = 1 - pearson_correlation(student.T, teacher.T, EPSILON).mean()
     return inter, intra
 
 
@@ -72,7 +85,7 @@ class Dist(Loss):
         temperature: τ. The defaults are the authors' for CIFAR-100, factor τ² included.
     Raises:
         GkdError: there is no teacher.
-    Source: Huang et al. 2022 (arXiv:2205.10536); hunto/DIST_KD.
+    Source: Huang et al. 2022 (arXiv:2205.10536); hunto/image_classification_sota.
 
     Example:
         >>> loss = Dist(student, teacher, weight_intra=1.0)

@@ -13,7 +13,7 @@ from gkd_core.losses.base import (
     batch_mean,
     expect_same_shape,
     required,
-    warmed_up,
+    warmed_up_by_steps,
     warmup_length,
 )
 from gkd_core.losses.soft_labels import TEMPERATURE
@@ -91,15 +91,15 @@ def _kl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 class DecoupledKD(Loss):
-    """L = CE(z_S, y) + w(t)·τ²·(weight_target·TCKD + weight_non_target·NCKD), w rising linearly from 0 to 1.
+    """L = CE(z_S, y) + w(t)·τ²·(weight_target·TCKD + weight_non_target·NCKD), w rising to 1, a step an epoch.
 
     Args:
         epochs: length of the training.
         weight_target: of the target's part (α).
         weight_non_target: of the other classes' part (β); the authors choose it by pair, 8 for resnet32x4 → resnet8x4.
         temperature: τ of the soft labels.
-        warmup_epochs: length of the warm-up; 0 does without; null is the published 20 (of 240, in steps of one), or a
-            quarter of the training where that is shorter.
+        warmup_epochs: length of the warm-up; 0 does without; null is the published 20 (of 240), or a quarter of the
+            training where that is shorter. As with the authors the first epoch has 1 / warmup_epochs.
     Raises:
         GkdError: there is no teacher.
     Source: Zhao et al. 2022 (arXiv:2203.08679); megvii-research/mdistiller.
@@ -140,5 +140,5 @@ class DecoupledKD(Loss):
         decoupled = dkd_loss(student.logits, teacher.logits, labels, *parts, self.temperature, weights=weights)
         return {
             "ce": self.cross_entropy(student.logits, labels),
-            "dkd": warmed_up(epoch, self.warmup_epochs) * decoupled,
+            "dkd": warmed_up_by_steps(epoch, self.warmup_epochs) * decoupled,
         }

@@ -56,6 +56,19 @@ def last_stage_of(network: StagedNetwork, role: str, method: str) -> tuple[int, 
     return shape
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Of maps [B, C, H, W]; a batch with one value a channel, which has no variance, is normalised by the statistics of
+    the batches before it and does not count among them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, H, W], normalised."""
+        if input.numel() > input.shape[1]:
+            return super().forward(input)
+        return functional.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
 def to_smaller_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps [B, C, H, W] at the smaller of their heights and widths, by averaging over areas."""
     grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss, at_least_float32, full_precision, mean_squared_difference, required
-from gkd_core.losses.feature_maps import ChannelAdapter, Shape, student_and_teacher_stages, to_smaller_grid
+from gkd_core.losses.feature_maps import BatchNorm, ChannelAdapter, Shape, student_and_teacher_stages, to_smaller_grid
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
@@ -46,7 +46,7 @@ class Regressor(nn.Module):
     def __init__(self, student_channels: int, teacher_channels: int, seed: int) -> None:
         super().__init__()
         self.adapter = ChannelAdapter(student_channels, teacher_channels, seed)
-        self.norm = nn.BatchNorm2d(teacher_channels)
+        self.norm = BatchNorm(teacher_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """In at least float32, also under autocast."""

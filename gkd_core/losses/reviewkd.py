@@ -18,7 +18,7 @@ from gkd_core.losses.base import (
     warmed_up,
     warmup_length,
 )
-from gkd_core.losses.feature_maps import student_and_teacher_stages
+from gkd_core.losses.feature_maps import BatchNorm, student_and_teacher_stages
 from gkd_core.models.classifier import Output, StagedNetwork
 
 WARMUP_EPOCHS = 20.0
@@ -76,8 +76,8 @@ class Fusion(nn.Module):
         into, out_of = nn.Conv2d(channels, middle, 1, bias=False), nn.Conv2d(middle, out, 3, padding=1, bias=False)
         nn.init.kaiming_uniform_(into.weight, a=1)
         nn.init.kaiming_uniform_(out_of.weight, a=1)
-        self.enter = nn.Sequential(into, nn.BatchNorm2d(middle))
-        self.leave = nn.Sequential(out_of, nn.BatchNorm2d(out))
+        self.enter = nn.Sequential(into, BatchNorm(middle))
+        self.leave = nn.Sequential(out_of, BatchNorm(out))
         self.attend = nn.Sequential(nn.Conv2d(2 * middle, 2, 1), nn.Sigmoid()) if fuse else None
 
     def forward(self, stage: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:

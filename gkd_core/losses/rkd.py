@@ -72,9 +72,12 @@ def _distances(differences: Tensor) -> Tensor:
 
 
 def _relative_distances(distances: Tensor) -> Tensor:
-    """Divided by the mean of those that are not zero; zeros when all are."""
-    # Sums instead of distances[distances > 0].mean(): a mask would make the device tell how long the result is.
-    mean = distances.sum() / (distances > 0).sum().clamp_min(1)
+    """Divided by the mean over all pairs of two samples; zeros when all are.
+
+    Two samples that coincide are a pair like any other: the authors' code keeps their distance at 1e-6.
+    """
+    samples = len(distances)
+    mean = distances.sum() / max(samples * (samples - 1), 1)
     return distances / torch.where(mean > 0, mean, 1.0)
 
 

@@ -6,31 +6,37 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from gkd_core.data import shards
 from gkd_core.errors import GkdError
-from gkd_core.losses.base import Loss, at_least_float32, batch_mean, expect_same_shape, full_precision
-from gkd_core.losses.feature_maps import Shape, stages_of
+from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, full_precision
+from gkd_core.losses.feature_maps import BatchNorm, Shape, stages_of
 from gkd_core.losses.soft_labels import kd_loss, soft_label_kl
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
 def feature_distance(features: Tensor, target: Tensor, *, weights: Tensor | None = None) -> Tensor:
-    """‖f − target‖² of each sample, mean over the batch.
+    """‖f − target‖ over the whole batch, not squared and no mean: it grows with √B. No gradient where it is 0.
 
     Args:
         features: [B, D] of a shallow head; any float dtype, computed in at least float32.
         target: [B, D] of the deepest stage; no gradient flows into it.
-        weights: [B], what each sample counts in the mean; None counts all alike.
+        weights: [B], what each sample's square counts; None counts all alike.
     Raises:
         ValueError: shapes differ.
-    Source: Zhang et al. 2019, eq. 5 (arXiv:1905.08094).
+    Source: the authors' later code (ArchipLab-LinfengZhang/pytorch-self-distillation-final), to which the published
+        weight belongs; Zhang et al. 2019, eq. 5 (arXiv:1905.08094) has the square.
 
     Example:
-        >>> feature_distance(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
-        tensor(25.)
+        >>> feature_distance(torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.zeros(2, 2))
+        tensor(5.)
     """
     expect_same_shape("features", features, "target", target)
     features = at_least_float32(features)
-    return batch_mean((features - at_least_float32(target.detach()).to(features.dtype)).square().sum(1), weights)
+    differences = features - at_least_float32(target.detach()).to(features.dtype)
+    if weights is not None:
+        differences = differences * weights.to(differences.dtype).sqrt()[:, None]
+    distance: Tensor = torch.linalg.vector_norm(differences)
+    return distance
 
 
 class AuxiliaryHead(nn.Module):
@@ -49,13 +55,13 @@ class AuxiliaryHead(nn.Module):
         shrink = (max(1, stage[1] // deepest[1]), max(1, stage[2] // deepest[2]))
         self.bottleneck = nn.Sequential(
             nn.Conv2d(stage[0], narrow, 1),
-            nn.BatchNorm2d(narrow),
+            BatchNorm(narrow),
             nn.ReLU(),
             nn.Conv2d(narrow, narrow, shrink, stride=shrink),
-            nn.BatchNorm2d(narrow),
+            BatchNorm(narrow),
             nn.ReLU(),
             nn.Conv2d(narrow, deepest[0], 1),
-            nn.BatchNorm2d(deepest[0]),
+            BatchNorm(deepest[0]),
             nn.ReLU(),
         )
         self.linear = nn.Linear(deepest[0], classes)
@@ -71,10 +77,11 @@ class AuxiliaryHead(nn.Module):
 
 
 class SelfDistillation(Loss):
-    """CE of the network, and for each auxiliary head (1 − weight)·CE + weight·KL(σ(z/τ) ‖ σ(z_i/τ)) + λ·‖F_i − F‖².
+    """CE of the network, and for each auxiliary head (1 − weight)·CE + weight·KL(σ(z/τ) ‖ σ(z_i/τ)) + λ·‖A_i(F_i) − F‖.
 
     z and F, the logits and the pooled deepest stage, are constants in the last two: the network's end learns from the
-    labels alone. The heads on all stages but the deepest learn along and are thrown away with the loss.
+    labels alone. The heads on all stages but the deepest, and a linear map A_i behind each one's features, learn along
+    and are thrown away with the loss. The norm is over the features of the whole batch, as in the code that λ is from.
 
     The heads' cross-entropy stands in the term "ce" beside the network's own: it is learnt from labels, and a schedule
     weighs only what is distilled.
@@ -125,6 +132,7 @@ class SelfDistillation(Loss):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.heads = nn.ModuleList(AuxiliaryHead(stage, deepest, student.num_classes) for stage in shallow)
+            self.adapters = nn.ModuleList(nn.Linear(deepest[0], deepest[0]) for _ in shallow)
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" (the network's, and 1 − weight times its heads'), "kd" and "features", summed over the heads."""
@@ -134,7 +142,12 @@ class SelfDistillation(Loss):
         weights = self.sample_weights(labels)
         ce = [self.cross_entropy(logits, labels) for logits, _ in heads]
         kd = [soft(logits, student.logits, self.temperature, weights=weights) for logits, _ in heads]
-        distances = [feature_distance(features, deepest, weights=weights) for _, features in heads]
+        # The norm reaches over the whole batch, whichever process has its rows.
+        gather = shards.current().gather
+        everywhere = None if weights is None else gather(weights)
+        with full_precision(deepest):
+            adapted = [adapt(features) for adapt, (_, features) in zip(self.adapters, heads, strict=True)]
+        distances = [feature_distance(gather(each), gather(deepest), weights=everywhere) for each in adapted]
         return {
             "ce": self.cross_entropy(student.logits, labels) + (1 - self.weight) * torch.stack(ce).sum(),
             "kd": self.weight * torch.stack(kd).sum(),

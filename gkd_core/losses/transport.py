@@ -16,7 +16,8 @@ def sinkhorn_distance(cost: Tensor, *, epsilon: float = 0.02, iterations: int = 
     """⟨P, cost⟩ of the entropic plan P between two uniform clouds; P is held fixed for the gradient.
 
     The gradient is therefore that of the *regularised* value ⟨P, C⟩ + ε·KL(P ‖ a⊗b) at fixed ε (envelope theorem),
-    once the plan has converged. At ε = .02 and 100 iterations the value lies .3–1.6 % off the exact one.
+    once the plan has converged. At ε = .02 and 100 iterations the value was measured 0 to 2.8 % off the
+    exact one for clouds in 64 dimensions or more, and up to 46 % in one dimension, where `quantile_distance` is exact.
 
     Args:
         cost: [B, n, m], not negative.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gkd_core.errors import GkdError
 from gkd_core.models.classifier import Output
 from gkd_core.models.network import Network
 
@@ -18,12 +19,19 @@ class Ensemble(nn.Module):
     Args:
         networks: at least one.
         classes: class names of the answer, in order; every network's are among them. None: they all have the same.
+    Raises:
+        GkdError: no network knows one of the classes, which then has no probability.
     """
 
     def __init__(self, networks: Sequence[Network], classes: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
         self.classes = networks[0].classes if classes is None else classes
+        known = {name for network in networks for name in network.classes}
+        if strangers := [name for name in self.classes if name not in known]:
+            raise GkdError(
+                f"no network of the ensemble knows the class {strangers[0]!r}: add one that does, or remove the class"
+            )
         for i, network in enumerate(networks):
             columns = None
             if network.classes != self.classes:

@@ -38,11 +38,12 @@ class TestLearnedTemperature:
 
 class TestCurriculum:
     def test_the_authors_values_at_whole_epochs(self, pair):
-        """Their factor falls from 0 to −1: (cos(iπ/10) + 1)/2 · (0 − −1) + −1."""
+        """Their factor falls from 0 to −1: (cos(iπ/10) + 1)/2 · (0 − −1) + −1, in epoch i counted from 1."""
         loss = CurriculumTemperature(*pair, epochs=240)
         for epoch in range(1, 13):
             theirs = (math.cos(min(epoch, 10) * math.pi / 10) + 1) * 0.5 - 1
-            assert -loss.strength(epoch) == pytest.approx(theirs, abs=1e-15)
+            for begun in (0.0, 0.5, 0.99):
+                assert -loss.strength(epoch - 1 + begun) == pytest.approx(theirs, abs=1e-15)
 
 
 class TestMethod:

@@ -57,12 +57,12 @@ class TestMethod:
     def pair(self, make_network, make_pair):
         return make_pair(make_network(seed=1), make_network(seed=2))
 
-    def test_the_warm_up_is_linear_and_leaves_cross_entropy_alone(self, pair, make_batch):
+    def test_the_warm_up_counts_epochs_from_one_and_leaves_cross_entropy_alone(self, pair, make_batch):
+        """The authors' min(epoch / 20, 1), epoch = 1 in the first one."""
         loss, batch = DecoupledKD(*pair, epochs=240), make_batch(pair)
-        assert loss(*batch, epoch=0.0)["dkd"] == 0
-        assert loss(*batch, epoch=100.0)["dkd"] == loss(*batch, epoch=20.0)["dkd"]
-        early, late = loss(*batch, epoch=5.0), loss(*batch, epoch=20.0)
-        assert early["dkd"].item() == pytest.approx(0.25 * late["dkd"].item())
+        early, late = loss(*batch, epoch=0.0), loss(*batch, epoch=20.0)
+        for epoch, share in ((0.0, 0.05), (0.9, 0.05), (4.0, 0.25), (18.5, 0.95), (19.0, 1.0), (100.0, 1.0)):
+            assert loss(*batch, epoch=epoch)["dkd"].item() == pytest.approx(share * late["dkd"].item()), epoch
         assert early["ce"].item() == late["ce"].item()
 
     def test_without_a_warm_up_it_is_whole_from_the_start(self, pair, make_batch):

@@ -49,6 +49,17 @@ class TestFusion:
         assert torch.autograd.gradcheck(lambda s, d: fusion(s, d, (2, 2))[0], arguments)
 
 
+def test_a_batch_of_one_with_one_cell_a_map_is_normalised_by_the_batches_before_it():
+    fusion = Fusion(3, 4, 5, fuse=False)
+    fusion(normal(8, 3, 1, 1, dtype=torch.float32), None, (1, 1))
+    before = {name: value.clone() for name, value in fusion.state_dict().items()}
+    one = normal(1, 3, 1, 1, seed=1, dtype=torch.float32)
+    compared, _ = fusion(one, None, (1, 1))
+    for name, value in fusion.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    torch.testing.assert_close(compared, fusion.eval()(one, None, (1, 1))[0])
+
+
 class TestMethod:
     def test_value_against_the_steps_written_out(self, make_staged, make_pair, make_batch):
         pair = make_pair(make_staged(), make_staged("resnet8x4", seed=1))

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import pdist, squareform
@@ -18,7 +19,7 @@ def distance_oracle(student, teacher):
     total, relative = 0.0, []
     for embedding in (student, teacher):
         distances = squareform(pdist(embedding.numpy()))
-        relative.append(distances / distances[distances > 0].mean())
+        relative.append(distances / distances[~np.eye(len(distances), dtype=bool)].mean())
     for i in range(len(student)):
         for j in range(len(student)):
             total += huber(relative[0][i, j] - relative[1][i, j])
@@ -44,6 +45,14 @@ def test_distance_by_hand():
     student, teacher = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.0], [1.0], [2.0]])
     differences = (1 / 2 - 3 / 4, 2 / 2 - 3 / 4, 3 / 2 - 3 / 2)
     assert rkd_distance_loss(student, teacher).item() == pytest.approx(2 * sum(map(huber, differences)) / 9)
+
+
+def test_samples_that_coincide_are_a_pair_like_any_other():
+    """The authors' code gives them a distance of 1e-6, and .0785 here."""
+    student = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    teacher = torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 3.0], [4.0, 2.0]])
+    assert rkd_distance_loss(student, teacher).item() == pytest.approx(0.0785, abs=5e-5)
+    assert rkd_distance_loss(student, teacher).item() == pytest.approx(distance_oracle(student, teacher), rel=1e-5)
 
 
 def test_angle_by_hand():

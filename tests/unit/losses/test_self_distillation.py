@@ -10,8 +10,14 @@ from tests.unit.losses.draws import normal
 
 
 def test_feature_distance_by_hand():
-    # 3² + 4² and 0, over two samples.
-    assert feature_distance(torch.tensor([[3.0, 4.0], [1.0, 1.0]]), torch.tensor([[0.0, 0], [1, 1]])).item() == 12.5
+    # √(3² + 4² + 12²) over two samples.
+    assert feature_distance(torch.tensor([[3.0, 4.0], [1.0, 13.0]]), torch.tensor([[0.0, 0], [1, 1]])).item() == 13
+
+
+def test_no_gradient_where_features_are_the_target():
+    features = torch.ones(2, 3, requires_grad=True)
+    feature_distance(features, torch.ones(2, 3)).backward()
+    assert torch.equal(features.grad, torch.zeros(2, 3))
 
 
 class TestHead:
@@ -38,8 +44,11 @@ class TestMethod:
         deepest = torch.zeros(count, 64, 2, 2)
         # σ of the end: (3, 1, 1, 1) / 6; of the first head uniform, of the second as the end.
         end = torch.tensor([[math.log(3.0), 0.0, 0.0, 0.0]]).repeat(count, 1)
-        loss.heads[0] = Echo(torch.zeros(count, 4), torch.full((count, 64), 0.25))  # ‖f − 0‖² = 64 / 16 = 4
+        loss.heads[0] = Echo(torch.zeros(count, 4), torch.full((count, 64), 0.25))  # ‖f − 0‖² = 2·64 / 16 = 8
         loss.heads[1] = Echo(end.clone(), torch.zeros(count, 64))
+        for adapter in loss.adapters:
+            torch.nn.init.eye_(adapter.weight)
+            torch.nn.init.zeros_(adapter.bias)
         labels = torch.tensor([0, 1])
         output = Output(
             end, (torch.zeros(count, 16, 8, 8), torch.zeros(count, 32, 4, 4), deepest), torch.zeros(count, 64)
@@ -50,7 +59,7 @@ class TestMethod:
         # KL((½, ⅙, ⅙, ⅙) ‖ ¼) = ½·log 2 + ½·log ⅔
         kl = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
         assert terms["kd"].item() == pytest.approx(0.25 * kl, rel=1e-5)
-        assert terms["features"].item() == pytest.approx(0.5 * 4)
+        assert terms["features"].item() == pytest.approx(0.5 * math.sqrt(8))
 
     def test_a_schedule_weighs_nothing_that_is_learnt_from_labels(self, make_staged, make_pair, make_batch):
         """With β = 0 the heads still learn from the labels, and the network with them."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gkd_core.errors import GkdError
 from gkd_core.models.ensemble import Ensemble, mean_log_probabilities
 from gkd_core.models.network import Network, NetworkSpec
 
@@ -69,3 +70,8 @@ def test_it_exports(tmp_path, parts):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     np.testing.assert_allclose(logits, together(images).logits.detach().numpy(), atol=1e-5)
+
+
+def test_a_class_that_no_network_knows_is_refused():
+    with pytest.raises(GkdError, match="no network of the ensemble knows the class 'c'"):
+        Ensemble([network(0, ("a", "b")), network(1, ("b",))], ("a", "b", "c"))
