@@ -86,6 +86,11 @@ Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/s
 
 {_markdown(METHODS_HEAD, _methods())}
 
+The weights of `at` and `reviewkd` are the CIFAR-100 benchmark's, published for its networks' stages. Three families
+have another last stage here, what their head pools: `wrn_*` after batch norm and ReLU instead of before, MobileNetV2
+with 1280 channels instead of 160, ShuffleNetV2 with 1024 instead of 464. There the weights are a start, not the
+benchmark's.
+
 ## Presets of gompertz
 
 An option that is None takes the preset's value. `paper` is the paper's literal form; what it does not give is assumed.

@@ -62,7 +62,8 @@ class AttentionTransfer(Loss):
 
     Args:
         weight: of the sum. The default is the CIFAR-100 benchmark's; each map's mean grows as its positions become
-            fewer, so images much smaller than 32 pixels want less.
+            fewer, so images much smaller than 32 pixels want less. The last stage of wrn_*, MobileNetV2 and
+            ShuffleNetV2 is not the one it was published for (see docs/methods.md).
         p: power of the attention maps.
     Raises:
         GkdError: there is no teacher, or a network has no feature maps.

@@ -1,5 +1,6 @@
 """DynamicKD: an entropy controller, learned from the distillation loss, corrects the student's soft labels."""
 
+import math
 from typing import Annotated, Any
 
 import torch
@@ -41,13 +42,19 @@ def entropy_corrected_kd_loss(
     return kd_loss(scale * at_least_float32(student_logits), teacher_logits, temperature, weights=weights)
 
 
+LARGEST_SCALE = 4.0
+"""k stays within 1/4 and 4, so the student's temperature τ / k within a quarter and four times τ."""
+
+
 class DynamicKD(Loss):
     """L = w_ce·CE(z_S, y) + w_kd·τ²·KL(σ(z_T/τ) ‖ σ(k·z_S/τ)), with k = exp(a) learned from the second term alone.
 
     A reconstruction: the abstract says that an entropy controller, updated by the distillation loss, corrects the
     student's output entropy in real time. Assumed: the controller is one factor k on the student's logits, 1 at first;
     cross-entropy and inference see the raw logits (or k would be one more scale of the network); a learns at the
-    student's learning rate, without weight decay, which would pull k back to 1; the weights and τ are plain KD's.
+    student's learning rate, without weight decay, which would pull k back to 1; the weights and τ are plain KD's. Also
+    ours: k is kept within 1/`LARGEST_SCALE` and `LARGEST_SCALE`. Unbounded it runs away at large learning rates: to 0,
+    where its gradient, which is proportional to k, vanishes with it for good, or (per sample) to infinity.
 
     Args:
         weight_ce: w_ce.
@@ -87,11 +94,17 @@ class DynamicKD(Loss):
 
     def scale(self, student_logits: Tensor) -> Tensor:
         """k: [], or [B, 1] with `per_sample`."""
+        limit = math.log(LARGEST_SCALE)
+        if self.training:
+            with torch.no_grad():
+                self.log_scale.clamp_(-limit, limit)  # projected gradient descent
         if self.slope is None:
             return self.log_scale.exp()
         with full_precision(student_logits):
             logits = at_least_float32(student_logits.detach())
-            return (logits @ self.slope.to(logits.dtype) + self.log_scale).exp()[:, None]
+            exponent = logits @ self.slope.to(logits.dtype) + self.log_scale
+            # Bounded in value alone: a sample beyond the bounds still says which way w and a should go.
+            return (exponent + (exponent.clamp(-limit, limit) - exponent).detach()).exp()[:, None]
 
     def forward(self, student: Output, teacher: Output | None, labels: Tensor, **unused: object) -> dict[str, Tensor]:
         """Terms "ce" and "kd"."""

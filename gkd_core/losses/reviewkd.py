@@ -102,7 +102,8 @@ class ReviewKD(Loss):
     Args:
         seed: of the fusions' initial weights.
         epochs: length of the training.
-        weight: of the sum. The default is the authors' for resnet32x4 → resnet8x4 (resnet56 → resnet20: 0.6).
+        weight: of the sum. The default is the authors' for resnet32x4 → resnet8x4 (resnet56 → resnet20: 0.6);
+            the last stage of some networks is another here (see docs/methods.md).
         warmup_epochs: epochs of linear rise; 0 has none; null is the published 20, or a quarter of the training where
             that is shorter.
     Raises:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gkd_core.losses.dynamickd import DynamicKD, entropy_corrected_kd_loss
+from gkd_core.losses.dynamickd import LARGEST_SCALE, DynamicKD, entropy_corrected_kd_loss
 from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.training.learner import Learner
 from gkd_core.training.optimizer import create_optimizer
@@ -65,6 +65,28 @@ class TestMethod:
         student, teacher = batch.student.logits, batch.teacher.logits
         expected = 0.9 * 4 * (((student / 4).softmax(1) - (teacher / 4).softmax(1)) * student).sum(1).mean()
         assert gradient.item() == pytest.approx(expected.item(), rel=1e-3)
+
+    def test_a_factor_that_was_thrown_out_of_its_bounds_comes_back(self, pair, make_batch):
+        """One step too large, and log k = −10: its gradient would be e^−10 of what it is at 1, for good."""
+        loss, batch = DynamicKD(*pair), make_batch(pair)
+        with torch.no_grad():
+            loss.log_scale.fill_(-10.0)
+        # The student says what the teacher says, so the best k is 1.
+        same = batch.student._replace(logits=10 * batch.teacher.logits.detach())
+        optimizer = torch.optim.SGD(loss.parameters(), lr=0.05)
+        for _ in range(200):
+            optimizer.zero_grad()
+            loss(same, same, batch.labels)["kd"].backward()
+            optimizer.step()
+        assert loss.log_scale.exp().item() == pytest.approx(1.0, abs=0.05)
+
+    def test_no_sample_s_factor_leaves_the_bounds(self, pair, make_batch):
+        loss, batch = DynamicKD(*pair, per_sample=True), make_batch(pair)
+        loss.slope.data.fill_(100.0)
+        factors = loss.scale(batch.student.logits)
+        assert 1 / LARGEST_SCALE * 0.999 <= factors.min() <= factors.max() <= LARGEST_SCALE * 1.001
+        loss(*batch)["kd"].backward()
+        assert loss.slope.grad.abs().sum() > 0
 
     def test_no_weight_decay_on_the_controller(self, pair):
         loss = DynamicKD(*pair, per_sample=True)
