@@ -96,7 +96,8 @@ benchmark's.
 An option that is None takes the preset's value. `paper` is the paper's literal form; what it does not give is assumed.
 Assumed besides: the curve's b = 2 and c = 7 / epochs; that the features are the last stage's, of a transformer its
 tokens; where channels differ, a trained 1×1 adapter on the student's side for the feature loss, and a fixed
-semi-orthogonal map of the teacher's gradient for the gradient loss. `tuned` makes the feature term scale-free and puts τ² on the soft labels.
+semi-orthogonal map of the teacher's gradient for the gradient loss. `tuned` makes the feature term scale-free and puts
+τ² on the soft labels.
 
 {_markdown(("option", "paper", "tuned", "given by the paper"), presets)}
 

@@ -45,8 +45,8 @@ class CurriculumTemperature(Loss):
 
     The gradient of a is multiplied by −λ; λ rises from 0 to 1 along half a cosine, so the student is challenged little
     by little. It flows through both networks' softened probabilities and through τ². As with the authors λ steps once
-    an epoch, and the first one has its first step; a starts at 1 (τ = 15.6 with the defaults) and shares the student's learning
-    rate and weight decay.
+    an epoch, and the first one has its first step; a starts at 1 (τ = 15.6 with the defaults) and shares the student's
+    learning rate and weight decay.
 
     Args:
         epochs: length of the training.

@@ -11,7 +11,6 @@ from gkd_core.losses.base import Loss, at_least_float32, expect_same_shape, requ
 from gkd_core.losses.soft_labels import TEMPERATURE
 from gkd_core.models.classifier import Output, StagedNetwork
 
-
 EPSILON = 1e-8
 """What the authors add to the product of two lengths. It counts where probabilities hardly vary: at τ = 1 with
 confident logits it takes most of the gradient away."""
