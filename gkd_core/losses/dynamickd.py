@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gkd_core.losses.base import Loss, at_least_float32, full_precision, required
 from gkd_core.losses.soft_labels import TEMPERATURE, kd_loss
@@ -60,7 +61,8 @@ class DynamicKD(Loss):
         weight_ce: w_ce.
         weight_kd: w_kd.
         temperature: τ of the soft labels.
-        per_sample: one k a sample, k = exp(w·z_S + a) with w from 0; the student gets no gradient through w (assumed).
+        per_sample: one k a sample, k = exp(w·ẑ_S / √C + a) with w from 0 and ẑ_S the sample's standardised logits, so
+            that w moves as fast as a; the student gets no gradient through w (assumed).
     Raises:
         GkdError: there is no teacher.
     Source: the idea, Zhu et al. 2024, Pattern Recognition (arXiv:2305.05233); the formula is ours.
@@ -102,6 +104,7 @@ class DynamicKD(Loss):
             return self.log_scale.exp()
         with full_precision(student_logits):
             logits = at_least_float32(student_logits.detach())
+            logits = functional.layer_norm(logits, logits.shape[1:]) / math.sqrt(logits.shape[1])
             exponent = logits @ self.slope.to(logits.dtype) + self.log_scale
             # Bounded in value alone: a sample beyond the bounds still says which way w and a should go.
             return (exponent + (exponent.clamp(-limit, limit) - exponent).detach()).exp()[:, None]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import gkd_core as gkd
 from gkd_core.losses.dynamickd import LARGEST_SCALE, DynamicKD, entropy_corrected_kd_loss
 from gkd_core.losses.soft_labels import kd_loss
 from gkd_core.training.learner import Learner
@@ -82,7 +83,7 @@ class TestMethod:
 
     def test_no_sample_s_factor_leaves_the_bounds(self, pair, make_batch):
         loss, batch = DynamicKD(*pair, per_sample=True), make_batch(pair)
-        loss.slope.data.fill_(100.0)
+        loss.slope.data.copy_(torch.tensor([100.0, -50.0, 20.0, 0.0]))
         factors = loss.scale(batch.student.logits)
         assert 1 / LARGEST_SCALE * 0.999 <= factors.min() <= factors.max() <= LARGEST_SCALE * 1.001
         loss(*batch)["kd"].backward()
@@ -105,3 +106,27 @@ class TestMethod:
         with_head = torch.autograd.grad(loss(*batch)["kd"], batch.student.logits, retain_graph=True)[0]
         alone = 0.9 * entropy_corrected_kd_loss(batch.student.logits, batch.teacher.logits, fixed)
         torch.testing.assert_close(with_head, torch.autograd.grad(alone, batch.student.logits)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("learning_rate", [0.05, 0.1, 0.2])
+def test_it_learns_the_digits_at_every_learning_rate(digits_teacher, learning_rate, per_sample):
+    """Unbounded, a factor for each sample ended in NaN within an epoch, and a common one collapsed now and then."""
+    data, teacher = digits_teacher
+    torch.manual_seed(0)
+    student = gkd.create_model("resnet8", data=data)
+    gkd.distill(
+        student, teacher, data, method="dynamickd", options={"per_sample": per_sample}, epochs=6,
+        learning_rate=learning_rate, device="cpu",
+    )  # fmt: skip
+    assert gkd.evaluate(student, data.validation).top1 > 0.9
+
+
+@pytest.fixture(scope="module")
+def digits_teacher():
+    data = gkd.load_data("digits")
+    torch.manual_seed(0)
+    teacher = gkd.create_model("resnet14", data=data)
+    gkd.train(teacher, data, epochs=6, device="cpu")
+    return data, teacher
