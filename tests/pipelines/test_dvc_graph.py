@@ -104,6 +104,7 @@ def test_weights_that_a_parameter_names_are_among_what_a_step_depends_on(tmp_pat
     }
 
     def noted() -> dict[str, dict[str, str]]:
+        shutil.rmtree(tmp_path / "sources", ignore_errors=True)  # as DVC does
         dvc.write_sources(tmp_path / "sources", parse_params(content))
         return {name: json.loads((tmp_path / "sources" / f"{name}.json").read_text()) for name in STEP}
 
