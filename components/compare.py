@@ -16,7 +16,7 @@ from gkd_core.config import Params, unweighable
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import COLUMNS, Comparison, check_contenders
+from gkd_core.evaluation.comparison import COLUMNS, Comparison, check_trials
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_replace, whole_folder, write_json
@@ -117,7 +117,7 @@ def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
     Raises:
         GkdError: an unknown method, doubled seeds, or settings that would not be the same for all.
     """
-    check_contenders(chosen, seeds, "--methods", "--seeds", reference="--reference")
+    check_trials(chosen, seeds, "--methods", "--seeds", reference="--reference")
     settings = params.distill
     if settings.scheme != schemes.DEFAULT:
         raise GkdError(

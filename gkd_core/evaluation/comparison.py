@@ -1,6 +1,6 @@
 """Methods compared fairly: the same data, teacher, student, budget and seeds, and differences paired by seed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,8 +197,13 @@ def compare(
             f"student is a {type(student).__name__}: give a name from list_models, or a function seed → network, for "
             "every training begins with a new one"
         )
+    lists: dict[str, object] = {"methods": methods, "seeds": seeds}
+    for name, given in lists.items():
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise GkdError(f"{name} is {given!r}: give a list")
+    methods, seeds = list(methods), list(seeds)
     chosen = list(dict.fromkeys([reference, *methods]))
-    check_contenders(chosen, seeds, "methods", "seeds", reference="reference")
+    check_trials(chosen, seeds, "methods", "seeds", reference="reference")
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
         for method in chosen:
@@ -220,7 +225,7 @@ def compare(
     return Comparison(rows, reference)
 
 
-def check_contenders(
+def check_trials(
     methods: Sequence[str], seeds: Sequence[int], methods_name: str, seeds_name: str, *, reference: str
 ) -> None:
     """See that methods and seeds can be compared, before anything is trained.

@@ -1,7 +1,9 @@
 """Networks to train: by name, or around a module of one's own."""
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def create_model(
             raise GkdError("weights are for networks by name: load them into your module before it is wrapped")
         own: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
         return wrap(name, stages, head or "fc", classes=classes, data=data, **own)
+    _expect("name", name, str, "a name of list_models(), or a module of your own")
     spec: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
     return build_network(name, classes=classes, data=data, seed=seed, stem=stem, weights=weights, head=head, **spec)
 
@@ -186,6 +189,8 @@ def wrap(
         >>> [stage.shape[1:] for stage in network(torch.rand(1, 3, 64, 64)).stages]
         [torch.Size([64, 16, 16]), torch.Size([512, 2, 2])]
     """
+    _expect("module", module, nn.Module, "a torch.nn.Module (create_model makes a network by its name)")
+    _expect_list("stages", stages, str, "names of layers")
     if channels is None:
         first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
         channels = first.in_channels if first is not None and first.in_channels in (1, 3) else None
@@ -237,6 +242,11 @@ def describe(
     Raises:
         GkdError: there are no classes, or this describes no network.
     """
+    _expect_list(f"{option}classes", classes, str, "the classes' names")
+    for what, numbers in (("mean", mean), ("std", std)):
+        _expect_list(f"{option}{what}", numbers, Real, "numbers, one for each channel")
+    for what, number in (("image_size", image_size), ("channels", channels)):
+        _expect(f"{option}{what}", number, (int, type(None)), "a whole number")
     info = data.info if data is not None else None
     if classes is None and info is None:
         raise GkdError(f"a network needs the names of its classes: give {option}classes, or data")
@@ -246,7 +256,7 @@ def describe(
             "out (images are brought to the network's channels)"
         )
     if known is None:
-        depth = channels or (info.channels if info else 3)
+        depth = channels if channels is not None else info.channels if info else 3
         statistics = IMAGENET[3 if depth == 3 else 1] if data is None else _statistics(data, depth)
         known = Preprocessing(depth, info.image_size if info else default_size, *statistics)
     spec = NetworkSpec(
@@ -254,7 +264,7 @@ def describe(
         stem=stem,
         classes=tuple(classes) if classes is not None else data.info.classes,  # type: ignore[union-attr]
         in_channels=known.channels,
-        image_size=image_size or known.image_size,
+        image_size=known.image_size if image_size is None else image_size,
         mean=tuple(mean) if mean is not None else known.mean,
         std=tuple(std) if std is not None else known.std,
         interpolation=known.interpolation,
@@ -264,6 +274,21 @@ def describe(
     if fault := spec.fault():
         raise GkdError(f"there can be no such network ({fault}): change {option}image_size, mean, std or classes")
     return spec
+
+
+def _expect(what: str, given: object, kind: type | tuple[type, ...], words: str) -> None:
+    """Raises: GkdError: it is something else."""
+    if not isinstance(given, kind):
+        raise GkdError(f"{what} is {reprlib.repr(given)}: give {words}")
+
+
+def _expect_list(what: str, given: object, kind: type, words: str) -> None:
+    """Raises: GkdError: it is given and is something else, a text included, whose letters would be taken for names."""
+    if given is None:
+        return
+    if isinstance(given, Collection) and not isinstance(given, str) and all(isinstance(each, kind) for each in given):
+        return
+    raise GkdError(f"{what} is {reprlib.repr(given)}: give a list of {words}")
 
 
 def _statistics(data: PreparedData, channels: int) -> Statistics:

@@ -77,7 +77,7 @@ class TopologicalClassifier(PooledClassifier):
         return Output(self.classify(pooled) + self.topology(rows), stages, torch.cat((pooled, rows), 1))
 
     def head(self, last_stage: Tensor) -> Tensor:
-        """Not to be had: the last stage alone does not give the logits."""
+        """Not supported: the last stage alone does not give the logits."""
         raise GkdError("the topological teacher's head needs persistence features beside the last stage")
 
 

@@ -173,7 +173,7 @@ class Scheme(ABC):
     def check_teachers(
         self, spec: DistillationSpec, teachers: Sequence["Network"], student: "Network", where: str
     ) -> None:
-        """See that as many networks teach as it wants, and that they know what it wants.
+        """See that as many networks teach as it wants, and that one alone knows the student's classes in their order.
 
         Args:
             where: the teachers come from, or the option that takes one, for the sentence.
@@ -190,6 +190,13 @@ class Scheme(ABC):
             raise GkdError(
                 f"{where} holds {len(teachers)} networks, but distill.scheme {self.name} learns from one: set it to "
                 f"{' or '.join(reading('teacher.members'))}, or give another teacher"
+            )
+        known, wanted = teachers[0].classes, student.classes
+        if self.teachers == "one" and known != wanted:
+            how = "in another order" if set(known) == set(wanted) else f"and the student {_shown(wanted)}"
+            raise GkdError(
+                f"{where} knows the classes {_shown(known)}, {how}: give one that was trained on them, or load it with "
+                "load_model(…, data=data), which picks the data's classes by name"
             )
         if self.teachers == "several" and len(teachers) < 2:
             raise GkdError(
@@ -257,3 +264,8 @@ class Scheme(ABC):
             work: folder for checkpoints and finished parts; None keeps nothing.
         """
         return training.run(work)
+
+
+def _shown(classes: Sequence[str]) -> str:
+    more = f", … ({len(classes)})" if len(classes) > 3 else ""
+    return ", ".join(classes[:3]) + more

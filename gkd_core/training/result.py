@@ -107,6 +107,11 @@ class Result:
     seconds: float
     images_per_second: float
 
+    def __repr__(self) -> str:
+        facts = self.facts
+        top1 = f"validation top-1 {100 * facts['validation_top1']:.2f} %"
+        return f"Result({facts['network']} by {facts['method']}, {len(self.history)} epochs, {top1})"
+
     def save(self, folder: Path | str) -> None:
         """Fill an existing folder: model.safetensors, model.json, history.csv, steps.csv, training.json; and run.json,
         where all that varies from run to run is."""

@@ -26,7 +26,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
-from gkd_core.config import MethodConfig, TrainingConfig, parse_section, refuse_unfit_augmentation, unweighable
+from gkd_core.config import DistillConfig, TrainingConfig, parse_section, refuse_unfit_augmentation, unweighable
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.balance import class_counts, class_weights, log_priors
@@ -131,7 +131,10 @@ def distill(
         >>> result.facts["method"]
         'kd'
     """
-    parse_section(MethodConfig, {"method": method, "schedule": schedule, "curve": curve}, "distill")
+    given: dict[str, Any] = {"method": method, "schedule": schedule, "curve": curve, "scheme": scheme}
+    given |= {} if options is None else {"options": {method: options}}
+    given |= {} if scheme_options is None else {"scheme_options": {scheme: scheme_options}}
+    parse_section(DistillConfig, given, "distill")
     spec = DistillationSpec(method, options or {}, schedule, curve or {}, scheme, scheme_options or {})
     expect_network(student, "student")
     _expect_data(data)

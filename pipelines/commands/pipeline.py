@@ -124,7 +124,7 @@ class Task:
         bool | None,
         typer.Option(
             "--cache/--no-cache",
-            help="Take what the cluster remembers of a task, or run every one; submit takes it unless told, schedule "
+            help="Take what the cluster remembers of a task, or run every one; by default submit takes it, schedule "
             "does not.",
         ),
     ] = None

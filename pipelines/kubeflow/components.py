@@ -314,7 +314,7 @@ def plan(
     pairs: list,
     seeds: list,
     reference: str,
-) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("contenders", str)]):
+) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("trials", str)]):
     """Check what is to be compared as a whole, and list the trainings.
 
     Args:
@@ -330,7 +330,7 @@ def plan(
     Returns:
         prepare: The section data, as JSON.
         teachers: What the teacher step reads, once for every teacher: a list in JSON.
-        contenders: Every training: a list in JSON.
+        trials: Every training: a list in JSON.
     """
     import json
 
@@ -341,8 +341,8 @@ def plan(
     with running("plan"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_unknown(found)
-        prepare, teachers, contenders = lay_out(found, methods, pairs, seeds, reference)
-        return prepare, json.dumps(teachers), json.dumps(contenders)
+        prepare, teachers, trials = lay_out(found, methods, pairs, seeds, reference)
+        return prepare, json.dumps(teachers), json.dumps(trials)
 
 
 @component
@@ -379,11 +379,11 @@ def gather(teachers: Input[list[Model]], together: Output[Model]):
 
 
 @component
-def contend(contender: str, data: Input[Dataset], teachers: Input[Model], result: Output[Metrics]):
+def run_trial(trial: str, data: Input[Dataset], teachers: Input[Model], result: Output[Metrics]):
     """Train a student by one method with one seed, and measure it on the test images.
 
     Args:
-        contender: As JSON, the teacher's place, the method, the seed, and the sections of the parameters.
+        trial: As JSON, the teacher's place, the method, the seed, and the sections of the parameters.
         data: The prepared images.
         teachers: Side by side.
 
@@ -397,8 +397,8 @@ def contend(contender: str, data: Input[Dataset], teachers: Input[Model], result
     from gkd_core.files import write_json
     from pipelines.kubeflow.task import running
 
-    it = json.loads(contender)
-    with running("contend", json.dumps(it["sections"])) as task:
+    it = json.loads(trial)
+    with running("run-trial", json.dumps(it["sections"])) as task:
         folders = Path(data.path), Path(teachers.path) / str(it["teacher"]), task.work
         row = compare.run_trial(*folders, task.params, it["method"], it["seed"])
         result.log_metric("top1", row["top1"])

@@ -17,7 +17,7 @@ TRAINING = ("student", "train", "distill", "evaluate")
 def lay_out(
     params: Params, methods: Sequence[str], pairs: Sequence[Any], seeds: Sequence[float], reference: str
 ) -> tuple[str, list[str], list[str]]:
-    """The sections of the prepare step, those of each teacher, and each contender, all as JSON.
+    """The sections of the prepare step, those of each teacher, and each trial, all as JSON.
 
     Args:
         params: what all have in common.
@@ -40,7 +40,7 @@ def lay_out(
         refuse_unknown_name(teacher, "pairs: the teacher")
         refuse_unknown_name(student, "pairs: the student")
     teachers: dict[str, str] = {}
-    contenders = []
+    trials = []
     for teacher, student in dict.fromkeys(named):
         one = params.model_copy(
             update={
@@ -51,12 +51,12 @@ def lay_out(
         check(one, chosen, numbers)
         teachers.setdefault(teacher, json.dumps(divide(one)["teacher"]))
         content = one.model_dump(mode="json", include=set(TRAINING))
-        contenders += [
+        trials += [
             json.dumps({"teacher": list(teachers).index(teacher), "method": method, "seed": seed, "sections": content})
             for seed in numbers
             for method in chosen
         ]
-    return json.dumps(divide(params)["prepare"]), list(teachers.values()), contenders
+    return json.dumps(divide(params)["prepare"]), list(teachers.values()), trials
 
 
 def _whole(seed: float) -> int:

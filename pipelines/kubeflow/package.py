@@ -117,7 +117,7 @@ def _devices(spec: dict[str, Any]) -> int | None:
                         "the compiled pipeline holds a profile that this version of gkd does not read: compile it again"
                     ) from None
                 return given.all_devices
-    for name in ("exec-distill", "exec-contend"):
+    for name in ("exec-distill", "exec-run-trial"):
         accelerator = executors.get(name, {}).get("container", {}).get("resources", {}).get("accelerator", {})
         if count := accelerator.get("resourceCount") or accelerator.get("count"):
             return int(count)

@@ -83,19 +83,19 @@ def sweep(
             )
             data = prepare.outputs["data"]
             teachers = components.trainings(listed=plan.outputs["teachers"])
-            contenders = components.trainings(listed=plan.outputs["contenders"])
+            trials = components.trainings(listed=plan.outputs["trials"])
             with dsl.ParallelFor(teachers.output, parallelism=parallelism) as settings:
                 teacher = components.teacher(settings=settings, data=data)
             gather = components.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
-            with dsl.ParallelFor(contenders.output, parallelism=parallelism) as contender:
-                contend = components.contend(contender=contender, data=data, teachers=gather.outputs["together"])
-            compare = components.compare(results=dsl.Collected(contend.outputs["result"]), reference=reference)
-            for task in (plan, teachers, contenders):
+            with dsl.ParallelFor(trials.output, parallelism=parallelism) as trial:
+                run_trial = components.run_trial(trial=trial, data=data, teachers=gather.outputs["together"])
+            compare = components.compare(results=dsl.Collected(run_trial.outputs["result"]), reference=reference)
+            for task in (plan, teachers, trials):
                 configure(task, "settings", profile)
             configure(prepare, "prepare", profile)
             configure(teacher, "teacher", profile)
             configure(gather, "export", profile)
-            configure(contend, "distill", profile)
+            configure(run_trial, "distill", profile)
             configure(compare, "evaluate", profile)
 
     return pipeline

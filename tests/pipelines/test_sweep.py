@@ -26,22 +26,22 @@ def test_trainings_run_side_by_side_but_only_so_many(compiled, parts_of, given, 
     inner = {
         name: set(spec["components"][task["componentRef"]["name"]]["dag"]["tasks"]) for name, task in loops.items()
     }
-    assert sorted(map(sorted, inner.values())) == [["contend"], ["teacher"]]
-    contest = next(name for name, tasks in inner.items() if "contend" in tasks)
-    assert tasks["compare"]["dependentTasks"] == [contest]
-    assert "gather" in tasks[contest]["dependentTasks"]
-    assert pods["exec-contend"]["pvcMount"][0]["constant"] == "gkd-work"
-    assert spec["deploymentSpec"]["executors"]["exec-contend"]["container"]["resources"]["accelerator"]
+    assert sorted(map(sorted, inner.values())) == [["run-trial"], ["teacher"]]
+    trials = next(name for name, tasks in inner.items() if "run-trial" in tasks)
+    assert tasks["compare"]["dependentTasks"] == [trials]
+    assert "gather" in tasks[trials]["dependentTasks"]
+    assert pods["exec-run-trial"]["pvcMount"][0]["constant"] == "gkd-work"
+    assert spec["deploymentSpec"]["executors"]["exec-run-trial"]["container"]["resources"]["accelerator"]
 
 
 def test_each_teacher_is_trained_once_and_every_pair_meets_every_method_and_seed():
     params = load_params(ROOT / "params.yaml")
     pairs = [["resnet20", "resnet8"], ["resnet20", "resnet14"], ["resnet32", "resnet8"]]
-    prepare, teachers, contenders = lay_out(params, ["ce", "gompertz"], pairs, [0.0, 1.0], "kd")
+    prepare, teachers, trials = lay_out(params, ["ce", "gompertz"], pairs, [0.0, 1.0], "kd")
     assert set(json.loads(prepare)) == {"data"}
     assert [params_of_sections(json.loads(text)).teacher.name for text in teachers] == ["resnet20", "resnet32"]
-    found = [json.loads(text) for text in contenders]
-    assert len(found) == 3 * 3 * 2 == len(set(contenders))
+    found = [json.loads(text) for text in trials]
+    assert len(found) == 3 * 3 * 2 == len(set(trials))
     assert {(it["teacher"], it["sections"]["student"]["name"]) for it in found} == {
         (0, "resnet8"), (0, "resnet14"), (1, "resnet8"),
     }  # fmt: skip
@@ -52,9 +52,9 @@ def test_each_teacher_is_trained_once_and_every_pair_meets_every_method_and_seed
 def test_without_pairs_and_methods_it_is_the_parameters_own_and_all_methods():
     from gkd_core.methods import METHODS
 
-    _, teachers, contenders = lay_out(load_params(ROOT / "params.yaml"), [], [], [0, 1, 2], "kd")
+    _, teachers, trials = lay_out(load_params(ROOT / "params.yaml"), [], [], [0, 1, 2], "kd")
     assert len(teachers) == 1
-    assert len(contenders) == 3 * len(METHODS)
+    assert len(trials) == 3 * len(METHODS)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_a_small_one_run_here(tmp_path):
     (rows,) = found["pairs"].values()
     assert {row["method"]: len(row["seeds"]) for row in rows} == {"ce": 1, "kd": 1}
     assert list(found["pairs"]) == ["resnet8 → resnet8"]
-    assert done.stderr.count("contend …") == 2
+    assert done.stderr.count("run-trial …") == 2

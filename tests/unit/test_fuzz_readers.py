@@ -286,8 +286,8 @@ def test_the_originals_themselves_are_read(originals: Path, tmp_path: Path) -> N
 # --- what was thought of by hand
 
 NO_YAML = {
-    "a date that is none": "data: 2026-99-99",
-    "a number that is none": "data: !!int x",
+    "no day of the calendar": "data: 2026-99-99",
+    "text as an integer": "data: !!int x",
     "an object": "data: !!python/object/apply:os.system ['touch owned']",
     "brackets without end": "data: " + "[" * 20_000,
 }

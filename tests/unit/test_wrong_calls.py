@@ -41,6 +41,32 @@ def test_what_is_no_network_is_named_with_the_ways_to_get_one(data, given):
     assert sentence(gkd.evaluate, student, data, teacher=given).startswith("teacher is ")
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"classes": 3}, "classes is 3: give a list"),
+        ({"classes": "cat"}, "classes is 'cat': give a list"),
+        ({"classes": ["cat", 1]}, "classes is ['cat', 1]: give a list"),
+        ({"image_size": "64"}, "image_size is '64'"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"channels": 0}, "in_channels is 0"),
+        ({"mean": 0.5}, "mean is 0.5: give a list of numbers"),
+        ({"std": "abc"}, "std is 'abc': give a list of numbers"),
+    ],
+)
+def test_what_describes_a_network_is_of_the_right_type(given, named):
+    state = gkd.create_model("resnet8", classes=["a", "b"]).classifier.state_dict()
+    for call, network in ((gkd.create_model, "resnet8"), (gkd.wrap, resnet18(num_classes=2)), (gkd.load_model, state)):
+        more = {"name": "resnet8"} if call is gkd.load_model else {}
+        assert named in sentence(call, network, **more, **({"classes": ["a", "b"]} | given))
+
+
+def test_a_wrapped_module_is_a_module_and_its_stages_are_a_list():
+    assert "stages is 'layer1': give a list of names" in sentence(gkd.wrap, resnet18(), "layer1", classes=["a"])
+    assert "create_model" in sentence(gkd.wrap, "resnet18", classes=["a", "b"])
+    assert "list_models" in sentence(gkd.create_model, 18, classes=["a", "b"])
+
+
 def test_data_is_what_load_data_returns(data):
     for call, arguments in ((gkd.train, ()), (gkd.distill, (network(data, 1),)), (gkd.evaluate, ())):
         assert "load_data" in sentence(call, network(data), *arguments, [1, 2])
@@ -53,6 +79,27 @@ def test_a_teacher_is_asked_for_and_is_another_network_than_the_student(data):
     assert "--" not in said
     assert "the same network" in sentence(gkd.distill, student, student, data, method="kd")
     assert "seed → network" in sentence(gkd.compare, student, network(data, 1), data)
+
+
+def test_a_teacher_knows_the_data_s_classes_in_their_order(data):
+    """Of as many classes in another order it would teach the wrong ones, and nobody would see."""
+    backwards = gkd.create_model("resnet8", classes=data.classes[::-1], image_size=8, channels=1)
+    assert "in another order" in sentence(gkd.distill, network(data), backwards, data, method="kd")
+    others = gkd.create_model("resnet8", classes=["cat", "dog"], image_size=8, channels=1)
+    said = sentence(gkd.distill, network(data), others, data, method="kd")
+    assert all(part in said for part in ("cat, dog", "0, 1, 2, … (10)", "load_model"))
+
+
+@pytest.mark.parametrize("name", ["options", "scheme_options", "curve"])
+def test_options_are_a_mapping(data, name):
+    said = sentence(gkd.distill, network(data), network(data, 1), data, method="kd", **{name: "wasserstein"})
+    assert f"distill.{name}" in said
+    assert "wasserstein" in said
+
+
+@pytest.mark.parametrize("given", [{"methods": "kd"}, {"seeds": 3}])
+def test_a_comparison_takes_lists(data, given):
+    assert "give a list" in sentence(gkd.compare, "resnet8", network(data), data, **given)
 
 
 def test_an_option_of_the_method_is_sent_to_options(data):

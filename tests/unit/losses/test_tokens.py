@@ -17,7 +17,7 @@ CLASSES = 4
 
 
 class Tokens(nn.Module):
-    """Patches of 2 × 2 pixels and a class token, which the head looks at through attention; no grid unless told."""
+    """Patches of 2 × 2 pixels and a class token, which the head looks at through attention; no grid by default."""
 
     name = "tokens"
     num_classes = CLASSES
