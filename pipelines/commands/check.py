@@ -27,7 +27,10 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="Also write what to remove, and why, as CSV.")
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="Folder of `gkd teacher`, to look for wrong labels with.")
+        str | None,
+        typer.Option(
+            metavar="DIR|torchvision:WEIGHTS", help="Also look for wrong labels: by the embeddings of this network."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors, too.")] = False,
     params: Annotated[Path | None, typer.Option(help="The configuration; without FOLDER params.yaml is read.")] = None,
