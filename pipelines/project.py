@@ -40,7 +40,19 @@ LARGER = """
   # These are larger: 128 keeps more of them at 4 times the cost, and goes with torchvision's networks, such as resnet18
   # as teacher and mobilenet_v3_small as student, which have published weights too (`weights: pretrained`)."""
 SET_ASIDE = ("validation", "test")
-IGNORED = ("data", "teacher", "baseline", "kd", "student", "deploy", "work", "mlflow.db*", "mlruns", "mlartifacts")
+IGNORED = (
+    "data",
+    "teacher",
+    "baseline",
+    "kd",
+    "student",
+    "deploy",
+    "health",
+    "work",
+    "mlflow.db*",
+    "mlruns",
+    "mlartifacts",
+)
 
 IGNORED_BY_DVC = "# varies by run\nrun.json\n# said about a data set; makes it no other\nhealth.json\nhealth.html\n"
 

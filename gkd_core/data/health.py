@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from gkd_core.data.duplicates import BITS, SIDE, groups_of, near_pairs, perceptual_hash
-from gkd_core.data.images import Unreadable, in_mode, opened
+from gkd_core.data.images import Unreadable, decoded, in_mode, opened
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.base import SPLITS, Source, SplitName
 from gkd_core.errors import GkdError
@@ -30,8 +30,6 @@ HASHED_FROM = 32  # shorter side in pixels below which a perceptual hash tells t
 DARK = 64  # of 255: brighter is at most one pixel in a hundred
 BLANK = 3.0  # of 255: standard deviation of every channel
 FEW = 20  # training images of a class
-
-TURNED = (5, 6, 7, 8)  # EXIF orientations by a quarter
 
 Verdict = Literal["refuse", "allow"]
 KINDS = {
@@ -154,15 +152,16 @@ def _look(source: Source, name: SplitName, position: int) -> Look:
         with examples.open(position) as stream:
             content = stream.read()
         with opened(io.BytesIO(content)) as image:
-            size, mode, form = image.size, image.mode, image.format or ""
-            image.draft(None, (2 * SIDE, 2 * SIDE))
-            if image.getexif().get(ExifTags.Base.Orientation) in TURNED:
-                size = (size[1], size[0])
-            ImageOps.exif_transpose(image, in_place=True)
+            (width, height), mode, form = image.size, image.mode, image.format or ""
+            upright = decoded(image, SIDE)
+            if (width - height) * (upright.width - upright.height) < 0:  # it was on its side
+                width, height = height, width
             digest = hashlib.sha256(content).hexdigest()
-            return _seen(replace(look, size=size, mode=mode, format=form, digest=digest), image)
+            return _seen(replace(look, size=(width, height), mode=mode, format=form, digest=digest), upright)
     except Unreadable as error:
         return replace(look, unreadable=str(error))
+    except OSError as error:  # no permission, a link that leads nowhere
+        return replace(look, unreadable=error.strerror or str(error))
 
 
 def _seen(look: Look, image: Image.Image) -> Look:

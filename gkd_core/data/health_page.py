@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gkd_core.data.health import KINDS, TWICE, Finding, Health, Look, summary
-from gkd_core.data.images import Unreadable, in_mode, opened
+from gkd_core.data.images import Unreadable, decoded, in_mode, opened
 from gkd_core.data.sources.base import SPLITS
 from gkd_core.files import write_bytes, write_json
 
@@ -85,9 +85,7 @@ def _thumbnail(health: Health, look: Look) -> str:
             small = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
         else:
             with examples.open(look.position) as stream, opened(stream) as image:
-                image.draft(None, (2 * THUMBNAIL, 2 * THUMBNAIL))
-                ImageOps.exif_transpose(image, in_place=True)
-                small = in_mode(image, "RGB")
+                small = in_mode(decoded(image, THUMBNAIL), "RGB")
                 small.thumbnail((THUMBNAIL, THUMBNAIL))
     except (OSError, Unreadable):
         return ""

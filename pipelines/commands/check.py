@@ -55,6 +55,7 @@ def check(
             "path": str(out),
             "images": len(health.looks),
             "errors": len(health.errors),
+            "left_out": len(health.source.left_out),
             "findings": {kind: len(each) for kind, each in found.items()},
             "to_remove": len(removals(health)),
             "fix_list": None if fix_list is None else str(fix_list),
@@ -84,6 +85,8 @@ def _show(health: "Health", page: Path) -> None:
         table.add_row(
             f"[{colour}]{kind}[/]", str(len(found)), escape(f"{names}: {first.detail}" if names else first.detail)
         )
+    if left_out := health.source.left_out:
+        table.add_row("left out", str(len(left_out)), escape(f"{left_out[0].name}: {left_out[0].reason}"))
     if not health.findings:
         table.add_row("[green]nothing[/]", "", "")
     screen.print(table)
