@@ -1,5 +1,6 @@
 """check: what is wrong with the images of `data.source`, before anything is trained on them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +42,29 @@ def run(*, out: Path, params: Params, fix_list: Path | None = None, teacher: str
 
         suspected = label_issues(network, source, looks)
     health = examine(source, looks, unreadable=data.unreadable, leakage=data.leakage, suspected=suspected)
+    health = _with_splits(health, params)
     with whole_folder(out, inputs, kind="health") as folder:
         write_health(folder, health)
     if fix_list is not None:
         write_fix_list(fix_list, removals(health))
+    return health
+
+
+def _with_splits(health: "Health", params: Params) -> "Health":
+    """The same, with an error more where `gkd prepare` could not make the splits."""
+    from gkd_core.data.health import Finding, copies_in_train
+    from gkd_core.data.splits import choose_splits
+
+    data, excluded = params.data, {name: set[int]() for name in health.source.splits}
+    for look in health.looks:
+        if look.unreadable:
+            excluded[look.split].add(look.position)
+    together = copies_in_train(health) if data.leakage == "refuse" else []
+    fractions = (data.validation_fraction, data.test_fraction)
+    try:
+        choose_splits(health.source, *fractions, data.seed, excluded, data.train_images, together)
+    except GkdError as error:
+        return replace(health, findings=(Finding("splits", (), str(error), error=True), *health.findings))
     return health
 
 

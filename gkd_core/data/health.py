@@ -33,6 +33,7 @@ FEW = 20  # training images of a class
 
 Verdict = Literal["refuse", "allow"]
 KINDS = {
+    "splits": "Train, validation and test cannot be made of these images.",
     "unreadable": "Files that cannot be decoded.",
     "leakage": "The same picture in two splits: a test that holds it measures memory.",
     "conflicting_labels": "The same picture in two classes: at most one of them is right.",

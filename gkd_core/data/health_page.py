@@ -42,13 +42,17 @@ def render(health: Health) -> str:
         left_out=Counter(each.reason for each in health.source.left_out).most_common(),
         left_out_names=health.source.left_out[:1000],
         sections=[_section(health, kind, found) for kind, found in health.by_kind().items()],
-        clean=[text for kind, text in KINDS.items() if kind not in health.by_kind() and kind != "label_issues"],
+        clean=[
+            text
+            for kind, text in KINDS.items()
+            if kind not in health.by_kind() and kind not in ("splits", "label_issues")
+        ],
         errors=len(health.errors),
     )
 
 
 def _section(health: Health, kind: str, found: list[Finding]) -> dict[str, Any]:
-    pictures = kind not in ("unreadable", "few_images")
+    pictures = kind not in ("splits", "unreadable", "few_images")
     return {
         "kind": kind,
         "text": KINDS[kind],

@@ -55,6 +55,17 @@ def test_a_leak_ends_with_1_and_the_fix_list_mends_it(photos, tmp_path):
     assert (tmp_path / "fix.csv").read_text() == "path,reason\n"
 
 
+def test_what_cannot_be_split_is_an_error(photos, tmp_path):
+    for name in ("cat", "dog"):
+        for file in sorted((photos / "train" / name).iterdir())[3 if name == "dog" else 30 :]:
+            file.unlink()
+    result = check(photos / "train", "--out", tmp_path / "health")
+    assert result.exit_code == 1
+    found = json.loads((tmp_path / "health" / "health.json").read_text())["findings"]
+    assert found["splits"][0]["error"]
+    assert "'dog'" in found["splits"][0]["detail"]
+
+
 def test_without_a_folder_it_looks_at_the_configured_data(tmp_path):
     (tmp_path / "params.yaml").write_text("data: {source: digits}\n")
     result = check("--params", tmp_path / "params.yaml", "--out", tmp_path / "health")
