@@ -1,12 +1,15 @@
 """`python -m benchmarks.photos [DIR]`: our loader on photos beside `ImageFolder` and `DataLoader` with two workers.
 
 Both do the same to the same pictures, in turns, an epoch each, on this machine: a random window, a mirror, and what the
-recipes fine-tune and photos-from-scratch ask for. Then the memory that an epoch of ours holds, in a process of its own,
+recipes fine-tune and photos-from-scratch ask for. Images per second of the clock, and of CPU time, which tells more
+where the machine has other work. Then the memory that an epoch of ours holds, in a process of its own,
 for a set and for one four times as large. DIR has a folder of pictures for each class; without it, pictures of
 500 × 375 pixels are made.
 """
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -59,12 +62,22 @@ def ours(split: Split, augmentation: Augmentation) -> Loader:
     return Loader(split, batch_size=BATCH, device="cpu", augmentation=augmentation, shuffle=True, num_classes=10)
 
 
-def images_per_second(count: int, epoch: Callable[[], Iterable[object]]) -> float:
-    """Of one epoch."""
-    start = time.perf_counter()
+def cpu_seconds() -> float:
+    """Of this process and its children, the loader's workers."""
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def images_per_second(count: int, epoch: Callable[[], Iterable[object]]) -> tuple[float, float]:
+    """Of one epoch, by the clock and by CPU time."""
+    start, busy = time.perf_counter(), cpu_seconds()
     for _ in epoch():
         pass
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), count / (cpu_seconds() - busy)
 
 
 def speed(photos: Path, data: PreparedData, rounds: int) -> None:
@@ -77,20 +90,20 @@ def speed(photos: Path, data: PreparedData, rounds: int) -> None:
         files = ImageFolder(str(photos), v2.Compose(changes))
         theirs = DataLoader(files, batch_size=BATCH, shuffle=True, num_workers=2, persistent_workers=True)
         loader = ours(data.train, augmentation)
-        speeds: dict[str, list[float]] = {"gkd": [], "DataLoader": []}
+        found = []
         for turn in range(rounds + 1):
             mine = images_per_second(len(data.train), lambda turn=turn, loader=loader: loader.epoch(turn))
             others = images_per_second(len(files), lambda theirs=theirs: theirs)
             if turn:  # the first is a warm-up
-                speeds["gkd"].append(mine)
-                speeds["DataLoader"].append(others)
-        median = {who: statistics.median(found) for who, found in speeds.items()}
-        ratios = sorted(a / b for a, b in zip(speeds["gkd"], speeds["DataLoader"], strict=True))
-        print(
-            f"{name}: gkd {median['gkd']:,.0f} images/s, ImageFolder + DataLoader (2 workers) "
-            f"{median['DataLoader']:,.0f}, ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-            flush=True,
-        )
+                found.append((*mine, *others, mine[0] / others[0], mine[1] / others[1]))
+        clock, busy, their_clock, their_busy, *_ = (statistics.median(column) for column in zip(*found, strict=True))
+        print(f"{name}, images per second: gkd {clock:,.0f}, ImageFolder + DataLoader {their_clock:,.0f}; of CPU time")
+        print(f"  {busy:,.0f} and {their_busy:,.0f}", end="")
+        for what, place in (("ratio", 4), ("of CPU time", 5)):
+            ratios = sorted(row[place] for row in found)
+            print(f"; {what} {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})", end="")
+        print(flush=True)
+        del theirs
 
 
 def memory(prepared: Path) -> None:
@@ -107,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="?", metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=400, help="pictures to make")
     parser.add_argument("--memory", type=Path, metavar="PREPARED", help="only the memory of an epoch of prepared data")
     arguments = parser.parse_args()
     if arguments.memory is not None:
@@ -116,10 +130,10 @@ def main() -> None:
         photos = arguments.photos
         if photos is None:
             photos = Path(folder, "photos")
-            make_photos(photos, 400)
+            make_photos(photos, arguments.count)
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, images of {SIDE} pixels")
         speed(photos, gkd.load_data(photos, image_size=SIDE), arguments.rounds)
-        for count in (250, 1000):
+        for count in (arguments.count, 4 * arguments.count):
             many, cache = Path(folder, f"{count} photos"), Path(folder, f"{count} prepared")
             make_photos(many, count)
             gkd.load_data(many, image_size=SIDE, store="raw", leakage="allow", cache=cache)

@@ -146,6 +146,16 @@ def test_the_seed_decides_everything_and_something(tmp_path):
     assert not same(results[0], results[2])
 
 
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_a_method_that_needs_plain_labels_refuses_what_mixes_them_by_name(name):
+    spec, teachers = DistillationSpec("dkd"), (network("resnet8", 7),)
+    config = TrainingConfig.model_validate({"epochs": 1, "device": "cpu", "augment": {name: 0.5}})
+    with pytest.raises(
+        GkdError, match=rf"method dkd needs plain labels, train\.augment\.{name} mixes them: set it to 0"
+    ):
+        Trainer(Training(network("resnet8", 0), stripes_data(20), config, spec, teachers))
+
+
 class _Keeper(CrossEntropy):
     def __init__(self, teacher: Network) -> None:
         super().__init__(None, None)
