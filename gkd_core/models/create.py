@@ -97,6 +97,7 @@ def create_model(
         own: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
         return wrap(name, stages, head or "fc", classes=classes, data=data, **own)
     _expect("name", name, str, "a name of list_models(), or a module of your own")
+    _expect("weights", weights, (str, Path, type(None)), "pretrained, another name of weights, a file or a folder")
     spec: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
     return build_network(name, classes=classes, data=data, seed=seed, stem=stem, weights=weights, head=head, **spec)
 

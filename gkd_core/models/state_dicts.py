@@ -48,10 +48,12 @@ def read_state(path: Path, what: str) -> dict[str, Tensor]:
                 "save it again with torch.save(model.state_dict(), FILE)"
             ) from None
         # What torch says of a file that it cannot read advises to load it unsafely.
-        reason = first_line(error) if path.suffix == ".safetensors" else "nothing that torch.save wrote"
+        if path.suffix == ".safetensors":
+            reason, how = first_line(error), "safetensors.torch.save_file"
+        else:
+            reason, how = "nothing that torch.save wrote", "torch.save"
         raise GkdError(
-            f"{path} is damaged or no state-dict file ({reason}): save it again with "
-            "torch.save(model.state_dict(), FILE)"
+            f"{path} is damaged or no state-dict file ({reason}): save it again with {how}(model.state_dict(), FILE)"
         ) from None
     return tensors_in(content, str(path))
 

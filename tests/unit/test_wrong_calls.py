@@ -65,6 +65,7 @@ def test_a_wrapped_module_is_a_module_and_its_stages_are_a_list():
     assert "stages is 'layer1': give a list of names" in sentence(gkd.wrap, resnet18(), "layer1", classes=["a"])
     assert "create_model" in sentence(gkd.wrap, "resnet18", classes=["a", "b"])
     assert "list_models" in sentence(gkd.create_model, 18, classes=["a", "b"])
+    assert "pretrained" in sentence(gkd.create_model, "resnet8", classes=["a", "b"], weights=True)
 
 
 def test_data_is_what_load_data_returns(data):
