@@ -107,10 +107,11 @@ def _take(
     """Positions that stay and positions taken, each class in proportion and in both, no group in both."""
     named = groups[positions][groups[positions] != ""] if len(groups) else groups
     grouped = len(np.unique(named)) < len(named)
-    if grouped:
-        parts = _stratified_by_group(labels, groups, positions, fraction, seed)
-    else:
-        parts = _stratified(labels, positions, seed, test_size=fraction)
+    parts = (
+        _stratified_by_group(labels, groups, positions, fraction, seed)
+        if grouped
+        else _stratified(labels, positions, seed, test_size=fraction)
+    )
     if parts is None or not set(labels[parts[0]]) == set(labels[parts[1]]) == set(labels[positions]):
         counts = np.bincount(labels[positions], minlength=len(source.classes))
         if grouped:

@@ -121,7 +121,8 @@ def _from_files(
         if isinstance(error, GkdError):
             raise GkdError(str(error).replace(str(place), called)) from None
         raise
-    return replace(source, keep=temporary)
+    warnings = tuple(sentence.replace(str(place), called) for sentence in source.warnings)
+    return replace(source, keep=temporary, warnings=warnings)
 
 
 def _at_hand(name: str, root: str | Path, called: str, option: str, temporary: "TemporaryFolder") -> Path:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from gkd_core.data.sources.walk import IS_SYSTEM
 from gkd_core.errors import GkdError
 
 GROWTH, ROOM = 100, 1 << 30  # an archive may become so many times its size, and a gigabyte
@@ -104,7 +105,7 @@ def innermost(folder: Path) -> Path:
     needs two classes.
     """
     while True:
-        inside = [place for place in folder.iterdir() if not place.name.startswith((".", "__MACOSX"))]
+        inside = [place for place in folder.iterdir() if not IS_SYSTEM(place.name.lower())]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].is_symlink():
             return folder
         folder = inside[0]

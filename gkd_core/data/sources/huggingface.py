@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gkd_core.data.images import Unreadable, read_image
 from gkd_core.data.sources.base import SPLITS, Examples, LeftOut, Source, SplitName
-from gkd_core.data.sources.folder import SPLIT_FOLDERS
+from gkd_core.data.sources.folder import split_of
 from gkd_core.data.sources.listing import USUAL
 from gkd_core.errors import GkdError
 
@@ -98,7 +98,7 @@ def _splits(root: Path, where: str) -> dict[SplitName, Any]:
         raise GkdError(f"{where} cannot be read ({reason}): write it again by save_to_disk") from None
     splits: dict[SplitName, Any] = {}
     for name, rows in loaded.items() if isinstance(loaded, DatasetDict) else [("train", loaded)]:
-        split = SPLIT_FOLDERS.get(name.lower())
+        split = split_of(name)
         if split is None or split in splits:
             raise GkdError(
                 f"{where} has the split {name!r}, which is {'a second one' if split else 'none'} of train, validation "

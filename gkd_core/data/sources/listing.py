@@ -20,7 +20,8 @@ from gkd_core.data.images import read_image
 from gkd_core.data.sources.address import below, is_address, without_secrets
 from gkd_core.data.sources.archive import TemporaryFolder
 from gkd_core.data.sources.base import SPLITS, Examples, Source, SplitName
-from gkd_core.data.sources.folder import SPLIT_FOLDERS
+from gkd_core.data.sources.folder import USUAL as USUAL_SPLITS
+from gkd_core.data.sources.folder import split_of
 from gkd_core.errors import GkdError
 
 ENDINGS = (".csv", ".tsv", ".parquet")
@@ -84,11 +85,11 @@ def listing(
     splits: dict[SplitName, list[Row]] = {}
     seen: dict[str, int] = {}
     for row in rows:
-        split = SPLIT_FOLDERS.get(row.split.lower()) if row.split else "train"
+        split = split_of(row.split) if row.split else "train"
         if not row.image or not row.label:
             wrong[row.line] = f"has no {'label' if row.image else 'file'}"
         elif split is None:
-            wrong[row.line] = f"has the split {row.split!r}, which is none of {', '.join(SPLIT_FOLDERS)}"
+            wrong[row.line] = f"has the split {row.split!r}, which is none of {USUAL_SPLITS}"
         elif row.image in seen:
             wrong[row.line] = f"names {row.name} again, as line {seen[row.image]}"
         else:

@@ -83,8 +83,8 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(GkdError, match="is no folder that `save_to_disk`"):
         open_source("huggingface", tmp_path)
-    DatasetDict({"train": rows(4), "holdout": rows(4)}).save_to_disk(tmp_path / "odd")
-    with pytest.raises(GkdError, match="the split 'holdout', which is none of train"):
+    DatasetDict({"train": rows(4), "extra": rows(4)}).save_to_disk(tmp_path / "odd")
+    with pytest.raises(GkdError, match="the split 'extra', which is none of train"):
         open_source("huggingface", tmp_path / "odd")
     DatasetDict({"test": rows(4)}).save_to_disk(tmp_path / "alone")
     with pytest.raises(GkdError, match="no split to train on"):

@@ -59,7 +59,7 @@ def test_splits_groups_and_columns_by_name(images: Path) -> None:
     source = opened(images, text, columns={"image": "file", "label": "Breed"}, group="who")
     assert source.splits["train"].groups == tuple(f"p{n // 2}" for n in range(20))
     text = "path,label,subset\n" + "".join(
-        f"{images}/pictures/{n}.png,{10 - n % 2},{('Train', 'val', 'TEST')[n // 2 % 3]}\n" for n in range(20)
+        f"{images}/pictures/{n}.png,{10 - n % 2},{('Training', 'val', 'TEST')[n // 2 % 3]}\n" for n in range(20)
     )
     source = opened(images, text)
     assert source.classes == ("9", "10")
@@ -78,7 +78,7 @@ def test_one_class_however_its_name_is_written(images: Path) -> None:
 def test_every_wrong_row_is_named_with_its_line(images: Path) -> None:
     text = (
         "path,label,split\npictures/0.png,cat,train\npictures/none.png,cat,train\n\npictures/1.png,,train\n"
-        'pictures/2.png,"a dog\nof two lines",holdout\npictures/0.png,dog,train\n'
+        'pictures/2.png,"a dog\nof two lines",fold 3\npictures/0.png,dog,train\n'
     )
     with pytest.raises(GkdError) as error:
         opened(images, text)
@@ -86,7 +86,7 @@ def test_every_wrong_row_is_named_with_its_line(images: Path) -> None:
     assert "4 of 5 rows" in sentence
     assert "line 3 names pictures/none.png, which is not there" in sentence
     assert "line 5 has no label" in sentence
-    assert "line 7 has the split 'holdout'" in sentence
+    assert "line 7 has the split 'fold 3'" in sentence
     assert str(images / "list.csv") in sentence
     with pytest.raises(GkdError, match=r"line 3 names pictures/0\.png again, as line 2"):
         opened(images, "path,label\npictures/0.png,a\npictures/0.png,b\n")
