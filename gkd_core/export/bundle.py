@@ -15,6 +15,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gkd_core import __version__, schemes
+from gkd_core.data import images
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import (
@@ -46,6 +47,7 @@ WORST = 3
 LONGEST_NAME = 63  # a DNS label
 LONGEST_SERVICE = LONGEST_NAME - len("-predictor")  # which KServe appends, and makes a host name of
 NAME = r"[a-z]([-a-z0-9]*[a-z0-9])?"
+PICTURES = "pictures.py"  # a copy of `gkd_core.data.images`, so that whoever has the bundle reads pictures as we do
 WORST_TABLE = "plots/per_class.csv"
 TRAINED: Shape = {"epochs": int, "selected_epoch": int, "seed": int, "hyperparameters": dict}
 # What the card tells of a smaller file, as the manifest has it.
@@ -142,6 +144,7 @@ def write_bundle(
             if isinstance(manifest.get(p), dict) and not manifest[p].get("kept") and "reason" in manifest[p]
         ],
         "info": info,
+        "crop_option": "" if info.crop is None else f', crop="{info.crop}"',
         "training": training,
         "hyperparameters": _hyperparameters(training, manifest),
         "method": METHODS.get(training["method"]) or {"teacher": bool(training["teacher_digest"])},
@@ -171,6 +174,7 @@ def write_bundle(
         _render("config.pbtxt.j2", repository / "config.pbtxt", facts)
         labels = "".join(f"{' '.join(label.split())}\n" for label in manifest["classes"])
         write_bytes(repository / "labels.txt", labels.encode())
+        shutil.copyfile(images.__file__, folder / PICTURES)
         _render("README.md.j2", folder / "README.md", facts)
         _render("MODEL_CARD.md.j2", folder / "MODEL_CARD.md", facts)
         if storage_uri or registry_uri:

@@ -72,6 +72,7 @@ def test_every_file_is_there_and_listed(made: Path, folders: dict[str, Path]) ->
         "model.onnx",
         "model_fp16.onnx",
         "model_int8.onnx",
+        "pictures.py",
         "triton/digits/1/model.onnx",
         "triton/digits/config.pbtxt",
         "triton/digits/labels.txt",
@@ -183,9 +184,9 @@ def test_kubernetes_waits_as_long_as_the_server_drains(folders: dict[str, Path],
 
 
 def test_the_readmes_program_runs_and_names_a_class(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.DOTALL)
+    program, _ = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.DOTALL)
     images = PreparedData.open(folders["data"]).validation.images[:1]
-    for file in ("model.onnx", "model_int8.onnx"):
+    for file in ("model.onnx", "model_int8.onnx", "pictures.py"):
         shutil.copy(made / file, tmp_path)
     Image.fromarray(np.array(images[0, ..., 0])).save(tmp_path / "image.png")
     result = subprocess.run(
