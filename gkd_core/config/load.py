@@ -189,13 +189,18 @@ def _source(mistake: Mistake, given: dict[tuple[str, ...], str], where: str) -> 
             text
             for path, text in given.items()
             if path[:size] == mistake.place
-            and re.search(rf"(?<![\w.]){re.escape('.'.join(path[size:]))}(?!\w)", mistake.sentence)
+            and re.search(rf"(?<![\w.])({'|'.join(_names(path, size))})(?!\w)", mistake.sentence)
         ]
         return " with ".join([where, *part])
     for path, text in reversed(given.items()):  # the last that wrote it
         if all(a == b for a, b in zip(path, mistake.place, strict=False)):
             return text
     return where
+
+
+def _names(path: tuple[str, ...], size: int) -> list[str]:
+    """What a sentence about a section of so many parts may call a key in it: with the section's name or without."""
+    return [re.escape(".".join(part)) for part in (path, path[size:])]
 
 
 def _apply(content: dict[str, Any], override: str) -> tuple[str, ...]:

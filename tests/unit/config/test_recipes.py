@@ -236,3 +236,8 @@ def test_every_training_of_the_steps_is_planned():
     assert {start.image_size for plan in planned(params) for start in plan.starts} == {8}
     assert {start.images for plan in planned(params, images=77) for start in plan.starts} == {77}
     assert [plan.section for plan in planned(parse_params({"teacher": {"source": "models:/x@champion"}}))] == ["train"]
+
+
+def test_a_recipe_that_an_override_gives_is_blamed_on_it():
+    with pytest.raises(GkdError, match=r"^params with --set train.recipe=fine-tune: train.recipe is fine-tune"):
+        parse_params({}, ["train.recipe=fine-tune"])
