@@ -12,7 +12,7 @@ from typing import Any
 from components import distill
 from components.teacher import find_start
 from gkd_core import schemes
-from gkd_core.config import Params, unweighable
+from gkd_core.config import Params, unlabelled_refused, unweighable
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
@@ -133,6 +133,9 @@ def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
         for method in chosen:
             if not METHODS[method].load().weighs_samples:
                 raise GkdError(unweighable(method))
+    if params.data.unlabelled is not None and params.train.unlabelled_fraction != 0:
+        for sentence in (each for method in chosen for each in unlabelled_refused(method)):
+            raise GkdError(sentence)
 
 
 def _settings(params: Params, method: str, seed: int) -> Params:

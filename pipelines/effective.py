@@ -29,11 +29,11 @@ def show_effective(params: Params, data: Path | None) -> dict[str, Any]:
     Raises:
         GkdError: the folder is no prepared data, or a training would be refused.
     """
-    image_size = images = None
+    image_size = images = unlabelled = None
     if data is not None or (DATA / "dataset.json").is_file():
         info = PreparedData.open(DATA if data is None else data, check=False).info
-        image_size, images = info.image_size, info.counts["train"]
-    plans = planned(params, image_size, images)
+        image_size, images, unlabelled = info.image_size, info.counts["train"], info.unlabelled is not None
+    plans = planned(params, image_size, images, unlabelled)
     recipes = {f"{plan.section} of {plan.network}": _recipe(plan) for plan in plans}
     resolved: dict[str, Any] = {}
     for plan in reversed(plans):
@@ -86,7 +86,8 @@ def _rows(section: Section, prefix: str, resolved: dict[str, Any]) -> Iterator[t
         origin = "given" if name in section.model_fields_set else "default"
         if value != resolved.get(place, value):
             training = f"{place.partition('train.')[0]}train"
-            origin = "chosen by auto" if name == "recipe" else f"recipe {resolved[f'{training}.recipe']}"
+            chosen = {"recipe": "chosen by auto", "unlabelled_fraction": "chosen by the data"}
+            origin = chosen.get(name, f"recipe {resolved[f'{training}.recipe']}")
             value = resolved[place]
         yield place, _plain(value), origin
 

@@ -23,7 +23,9 @@ from gkd_core.data.left_out import warnings_of
 from gkd_core.data.sources import files_of, open_source
 from gkd_core.data.sources.address import is_address
 from gkd_core.data.sources.base import Source
+from gkd_core.data.sources.folder import pictures
 from gkd_core.data.splits import choose_splits
+from gkd_core.data.unlabelled import refuse_inside
 from gkd_core.errors import GkdError
 from gkd_core.files import whole_folder
 from pipelines.dvc import dvc_yaml
@@ -76,7 +78,9 @@ class Photos:
     grey: bool
 
 
-def create_project(out: Path, root: str | Path, weights: str | None = None) -> dict[str, Any]:
+def create_project(
+    out: Path, root: str | Path, weights: str | None = None, unlabelled: Path | None = None
+) -> dict[str, Any]:
     """Write the project's files to `out`, and make it a repository of Git and DVC.
 
     Args:
@@ -84,6 +88,7 @@ def create_project(out: Path, root: str | Path, weights: str | None = None) -> d
         root: images, as `data.root` takes them of a folder, a list or a Hugging Face data set.
         weights: what the networks start from: "pretrained", "none", or a folder with a NAME.safetensors for each of
             them; None chooses by the images.
+        unlabelled: folder of images without classes; None is none.
     Returns:
         What was found, what was chosen and why ("chosen"), and what is to be looked at ("warnings").
     Raises:
@@ -95,13 +100,22 @@ def create_project(out: Path, root: str | Path, weights: str | None = None) -> d
     local = None if is_address(root) else Path(root)
     if local is not None and out.resolve().is_relative_to(local.resolve()):
         raise GkdError(f"{out} would lie among the images of {root}: name a folder outside")
+    if unlabelled is not None:
+        if out.resolve().is_relative_to(unlabelled.resolve()):
+            raise GkdError(f"{out} would lie among the images of {unlabelled}: name a folder outside")
+        refuse_inside(unlabelled, local, "--unlabelled", "--data")
+        pictures(unlabelled, 1, 1, option="--unlabelled")
     photos = look(root)
     starting, start = find(weights, photos, out)
     settings = choose(photos, starting)
-    place = str(root) if local is None else _from(out, local)
-    with whole_folder(out, [local]) as building:
-        (building / "params.yaml").write_text(_params(place, settings, photos), encoding="utf-8")
-        (building / "dvc.yaml").write_text(_dvc(settings["weights"], local is not None), encoding="utf-8")
+    places = {"root": str(root) if local is None else _from(out, local)}
+    watched = ["root"] if local is not None else []
+    if unlabelled is not None:
+        places["unlabelled"] = _from(out, unlabelled)
+        watched.append("unlabelled")
+    with whole_folder(out, [local, unlabelled]) as building:
+        (building / "params.yaml").write_text(_params(places, settings, photos), encoding="utf-8")
+        (building / "dvc.yaml").write_text(_dvc(settings["weights"], watched), encoding="utf-8")
         (building / ".gitignore").write_text("".join(f"/{name}\n" for name in IGNORED))
         (building / ".dvcignore").write_text(IGNORED_BY_DVC)
         (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
@@ -246,7 +260,7 @@ def _from(out: Path, root: Path) -> str:
     return os.path.relpath(images, project) if images.is_relative_to(project.parent) else str(images)
 
 
-def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
+def _params(places: dict[str, str], settings: dict[str, Any], photos: Photos) -> str:
     splits = ", ".join(f"{split} {count:,}" for split, count in photos.splits.items())
     validation, test = (" (not read: the folder has its own)" * (split in photos.splits) for split in SET_ASIDE)
     if settings["weights"]:
@@ -254,13 +268,14 @@ def _params(root: str, settings: dict[str, Any], photos: Photos) -> str:
   # The networks see the middle {SEEN_SIDE} pixels of it."""
     else:
         larger = LARGER * (photos.side >= 128)
+    folders = "\n".join(f"  {name}: {json.dumps(place, ensure_ascii=False)}" for name, place in places.items())
     return f"""\
 # Made by `gkd init` for {len(photos.counts)} classes ({splits} images; median shorter side: {photos.side}).
 # `gkd params` lists every field with its meaning; what is not written here has its default.
 
 data:
   source: {photos.source.name}
-  root: {json.dumps(root, ensure_ascii=False)}
+{folders}
   # Side in pixels; images are resized and centre-cropped.{larger}
   image_size: {settings["image_size"]}
   channels: {settings["channels"]}                 # 3 for colour, 1 for grey
@@ -325,21 +340,21 @@ train:                        # the student's budget, the same for baseline, pla
 """
 
 
-def _dvc(weights: dict[str, str], local: bool) -> str:
+def _dvc(weights: dict[str, str], watched: list[str]) -> str:
     """The graph without gkd's sources, and with the images and files of weights: others make anew what used them.
 
     Args:
         weights: of `find`.
-        local: the images are here, where DVC can look at them.
+        watched: parameters of `data` that name images here, where DVC can look at them.
     """
     files = {role: [address] for role, address in weights.items() if address != PUBLISHED}
-    beside = {"prepare": ["${data.root}"]} if local else {}
+    beside = {"prepare": [f"${{data.{name}}}" for name in watched]} if watched else {}
     for step in STEPS:
         if step.trains and (used := [each for role in step.sections for each in files.get(role, [])]):
             beside[step.name] = used
     text = dvc_yaml(checkout=False, beside=beside)
     note = "# Another file of weights in params.yaml takes its place among `deps` here too.\n" if files else ""
-    if not local:
+    if "root" not in watched:
         note += (
             "# DVC does not see when the images at data.root change: `dvc repro --force prepare` reads them again.\n"
         )

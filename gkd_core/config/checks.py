@@ -31,6 +31,13 @@ def contradictions(params: Params) -> Iterator[str]:
     for section, balance, method in learned:
         if balance == "weights" and not METHODS[method].load().weighs_samples:
             yield unweighable(method, section)
+    if params.data.unlabelled is not None:
+        trainings = [("train", params.train, distill.method)]
+        if params.teacher.assistants:
+            trainings.append(("teacher.train", params.teacher.train, params.teacher.assistant_distill.method))
+        for section, training, method in trainings:
+            if training.unlabelled_fraction != 0:
+                yield from unlabelled_refused(method, section)
 
 
 def unweighable(method: str, section: str = "train") -> str:
@@ -43,6 +50,19 @@ def unweighable(method: str, section: str = "train") -> str:
         f"{section}.balance is weights, but method {method} has terms that are no mean over samples, so they cannot be "
         f"weighted: set {section}.balance to sampler or logit-adjustment, or take another method"
     )
+
+
+def unlabelled_refused(method: str, section: str = "train") -> Iterator[str]:
+    """Why a method cannot learn from images without labels, a sentence, unless it can, or leaves them alone as ce does.
+
+    Args:
+        section: of the training.
+    """
+    if method != "ce" and not METHODS[method].load().unlabelled:
+        yield (
+            f"method {method} needs the label of every image, and the data has unlabelled ones: set "
+            f"{section}.unlabelled_fraction to 0, or take another method"
+        )
 
 
 def unread(section: Section, at: tuple[str, ...] = ()) -> Iterator[Mistake]:

@@ -20,6 +20,7 @@ from gkd_core.mistakes import Mistake, mistakes
 SMALL_UP_TO = 64  # pixels: what the benchmarks of small images have, and where a stem without strides ends
 FINE_TUNE_STEPS, FINE_TUNE_EPOCHS = 1000, (5, 20)
 PHOTO_STEPS, PHOTO_EPOCHS = 3000, (15, 100)
+UNLABELLED_FRACTION = 0.5
 SIZES_KNOWN = {"digits": 8, "cifar10": 32, "cifar100": 32, "folder": 64, "list": 64, "huggingface": 64}
 """Side in pixels of the images of a source where `data.image_size` is null."""
 NO_COLOURS = {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}
@@ -49,6 +50,7 @@ class ResolvedTraining(TrainingConfig):
     backbone_lr_factor: float
     freeze_batch_norm: bool
     augment: ResolvedAugment
+    unlabelled_fraction: float
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class Start:
         image_size: side in pixels of the images it works on.
         images: how many there are to train on.
         network: its name, for errors.
+        unlabelled: there are images without labels that it may learn from.
     """
 
     weights: bool | None
     image_size: int
     images: int
     network: str = "the network"
+    unlabelled: bool = False
 
 
 def resolve(config: TrainingConfig, start: Start, section: str = "train") -> ResolvedTraining:
@@ -78,8 +82,13 @@ def resolve(config: TrainingConfig, start: Start, section: str = "train") -> Res
     """
     recipe, _ = choose(config, start)
     _refuse_noise(config, start, section)
+    if config.unlabelled_fraction and not start.unlabelled:
+        raise GkdError(
+            f"{section}.unlabelled_fraction is {config.unlabelled_fraction:g}, but the data has no unlabelled images: "
+            "name their folder in data.unlabelled, or leave it out"
+        )
     given = {name: value for name, value in config.model_dump().items() if value is not None}
-    chosen = RECIPES[recipe](given, start)
+    chosen = RECIPES[recipe](given, start) | {"unlabelled_fraction": UNLABELLED_FRACTION if start.unlabelled else 0.0}
     augment = {name: value for name, value in given["augment"].items() if value is not None}
     content = {
         **config.model_dump(), **chosen, **given, "augment": {**given["augment"], **chosen["augment"], **augment},
@@ -130,13 +139,17 @@ class Planned:
         return found
 
 
-def planned(params: Params, image_size: int | None = None, images: int | None = None) -> list[Planned]:
+def planned(
+    params: Params, image_size: int | None = None, images: int | None = None, unlabelled: bool | None = None
+) -> list[Planned]:
     """The trainings of the teacher step, then the student's, which its references have too.
 
     Args:
         image_size: side of the prepared images in pixels; None: as far as the parameters tell.
         images: how many there are to train on; None: not known.
+        unlabelled: there are images without labels; None: as the parameters say.
     """
+    some = params.data.unlabelled is not None if unlabelled is None else unlabelled
     side = image_size or params.data.image_size or SIZES_KNOWN.get(params.data.source)
     teacher, student = params.teacher, params.student
     assistants = [NetworkConfig(name=name) for name in teacher.assistants]
@@ -148,8 +161,11 @@ def planned(params: Params, image_size: int | None = None, images: int | None = 
         seen = student.image_size or side if network is student else side
         sizes = [seen] if seen else [1, SMALL_UP_TO + 1]
         counts = [images] if images and not part else [1, 10**9]
+        taught = network is student or bool(assistants)
         starts = tuple(
-            Start(network.weights is not None, size, count, network.name) for size in sizes for count in counts
+            Start(network.weights is not None, size, count, network.name, unlabelled=some and taught)
+            for size in sizes
+            for count in counts
         )
         plans.append(Planned(section, network.name, config, starts))
     return plans

@@ -121,6 +121,10 @@ class DataConfig(Section):
     train_images: Annotated[int, Field(ge=2)] | None = None
     """Keep this many of the training images, stratified by class and drawn by `seed`; validation and test stay whole.
     Null keeps all."""
+    unlabelled: str | None = None
+    """Folder of pictures without classes, at any depth, on which a teacher's answers teach (see
+    `train.unlabelled_fraction`); one that is also in validation or test is left out. Enters no digest: the pictures
+    do."""
     unreadable: Literal["refuse", "drop"] = "refuse"
     """What to do with image files that cannot be decoded: stop and list them, or leave them out and list them."""
     leakage: Literal["refuse", "allow"] = "refuse"
@@ -141,7 +145,7 @@ class DataConfig(Section):
         if None not in (self.store_size, self.image_size) and self.store_size < self.image_size:  # type: ignore[operator]
             yield f"store_size is {self.store_size}, below image_size ({self.image_size}): raise it, or leave it out"
         for name, given in {"unreadable": self.unreadable == "drop", "group": self.group is not None}.items():
-            if given and self.source not in FILES:
+            if given and self.source not in FILES and (name != "unreadable" or self.unlabelled is None):
                 own = "folder, list and huggingface"
                 yield f"{name} is {getattr(self, name)} but source is {self.source}: only {own} have files of your own"
         if self.columns and self.source not in FILES[1:]:
@@ -151,6 +155,11 @@ class DataConfig(Section):
                 re.compile(self.group)
             except re.error as error:
                 yield f"group {self.group} is no regular expression ({error}): correct it"
+        if self.topology and self.unlabelled is not None:
+            yield (
+                "unlabelled names pictures, but topology is true, and persistence features are made of labelled images "
+                "alone: set one of them to its default"
+            )
 
 
 class AugmentConfig(Section):
@@ -206,7 +215,11 @@ class TrainingConfig(Section):
     (from learnt weights), `photos-from-scratch`; `auto` takes fine-tune for a network with weights, else cifar up to 64
     pixels and photos-from-scratch above."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
-    """Images a step, all devices together; null takes the recipe's."""
+    """Images a step, all devices together; `unlabelled_fraction` adds to them. Null takes the recipe's."""
+    unlabelled_fraction: Fraction | None = None
+    """Part of every batch that images of `data.unlabelled` are, in a training with a teacher (in `teacher.train`: of an
+    assistant): they join the `batch_size` labelled ones, so 0.5 doubles a step. 0 leaves them out; null is 0.5 where
+    there are any."""
     optimizer: Literal["sgd", "adamw"] | None = None
     """SGD with momentum, or AdamW; null takes the recipe's."""
     learning_rate: Positive | None = None
@@ -550,6 +563,11 @@ class TeacherConfig(NetworkConfig):
             yield "mean, std and image_size describe an imported state-dict or weights, but source and weights are null"
 
     def unread(self) -> Iterator[str]:
+        if self.train.unlabelled_fraction and not self.assistants:
+            yield (
+                f"train.unlabelled_fraction is {self.train.unlabelled_fraction:g} but assistants is empty, and a "
+                "teacher learns from labels alone: leave it out"
+            )
         if self.assistant_distill.model_fields_set and not self.assistants:
             yield "assistant_distill is given but assistants is empty: name them, or leave assistant_distill out"
 
@@ -701,7 +719,8 @@ class Params(Section):
         configuration.
         """
         content = self.model_dump(mode="json", include=set(sections))
-        content.get("data", {}).pop("root", None)
+        for place in ("root", "unlabelled"):
+            content.get("data", {}).pop(place, None)
         content.get("teacher", {}).pop("source", None)
         for network in networks(content):
             if network.pop("weights", None) is None:

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core.data.photos import pictures
+
+UNLABELLED = -1
+"""The label of an image that has none."""
 STREAM = 2  # of random numbers, beside the order of the labelled images
 
 
@@ -65,10 +69,15 @@ class Interleaved:
 
 
 class Joined:
-    """Two arrays of images, one after the other, read when they are asked for."""
+    """The images of two splits, one after the other, read when they are asked for; also as pictures to cut windows of.
+
+    Args:
+        first, second: `Split.images`.
+    """
 
     def __init__(self, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> None:
         self._first, self._second = first, second
+        self._pictures = pictures(first), pictures(second)
         self.shape = (len(first) + len(second), *first.shape[1:])
         self.nbytes = first.nbytes + second.nbytes
 
@@ -82,6 +91,16 @@ class Joined:
         images[~of_second] = self._first[rows[~of_second]]
         images[of_second] = self._second[rows[of_second] - len(self._first)]
         return images
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """See `gkd_core.data.photos.Pictures`."""
+        return np.concatenate([each.sizes for each in self._pictures])
+
+    def read(self, row: int, top: int = 0, height: int | None = None) -> NDArray[np.uint8]:
+        """See `gkd_core.data.photos.Pictures`."""
+        beyond = row - len(self._first)
+        return self._pictures[0].read(row, top, height) if beyond < 0 else self._pictures[1].read(beyond, top, height)
 
     def __array__(self, dtype: None = None, copy: bool | None = None) -> NDArray[np.uint8]:
         return np.concatenate([np.asarray(self._first), np.asarray(self._second)])

@@ -23,13 +23,15 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import FILES, KNOWN, files_of, open_source
 from gkd_core.data.sources.address import is_address
 from gkd_core.data.sources.base import SPLITS, Examples, Source
+from gkd_core.data.sources.folder import pictures as folder_of_pictures
+from gkd_core.data.unlabelled import add_unlabelled, refuse_inside
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import whole_folder
 
 # Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
 PARAMETERS = re.compile(
     r"(?<![\w./-])data\.(source|root|image_size|train_images|validation_fraction|test_fraction|unreadable|store_size|"
-    r"store|crop|leakage|columns|group)\b"
+    r"store|crop|leakage|columns|group|unlabelled)\b"
 )
 
 
@@ -54,6 +56,7 @@ def load_data(
     store: StoreOption = "auto",
     store_size: int | None = None,
     crop: Crop = "center",
+    unlabelled: str | Path | None = None,
     root: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     group: str | None = None,
@@ -87,6 +90,8 @@ def load_data(
         store_size: shorter side of whole pictures in pixels; None is 1.15 times `image_size`.
         crop: how a square is made of a picture that is not trained on: its centre, all of it out of proportion
             (`squash`), or all of it between grey borders (`border`).
+        unlabelled: a folder of pictures without classes, at any depth: `distill` lets the teacher's answers teach on
+            them (`unlabelled_fraction`). One with the pixels of a validation or test image is left out.
         root: where the files of a named source are, or are downloaded to; None is a cache of gkd's. With it `source`
             may be "folder", "list" or "huggingface", for an archive of a list, say.
         columns: names of a table's columns "image", "label" and "split", where they are none of the usual.
@@ -94,8 +99,8 @@ def load_data(
         cache: a folder to keep the prepared images in. If it is there already it is read, and `source` is not; a
             `source` that is prepared already is used where it lies.
     Returns:
-        `classes`, and `train`, `validation`, `test`, each with `images` [N, S, S, C] and `labels` [N]; `info` says the
-        rest.
+        `classes`, and `train`, `validation`, `test`, each with `images` [N, S, S, C] and `labels` [N]; `unlabelled`,
+        such a split or None; `info` says the rest.
     Raises:
         GkdError: the source is not there, is damaged, or cannot be split; images that are not in [0, 1]; a cache of
             other images.
@@ -108,11 +113,13 @@ def load_data(
     cached = Path(cache) if cache is not None else None
     prepared = Path(source) if isinstance(source, str | Path) and Path(source, "dataset.json").is_file() else cached
     if prepared is not None and prepared.exists():
-        return _as_asked(PreparedData.open(prepared), image_size, channels, classes)
+        return _as_asked(PreparedData.open(prepared), image_size, channels, classes, unlabelled)
     with _in_words_of_this_call():
-        prepare = functools.partial(
+        opened = _open(source, root, image_size, channels, classes, columns, group)
+        pictures = None if unlabelled is None else _open_unlabelled(unlabelled, source, opened)
+        write = functools.partial(
             write_prepared,
-            _open(source, root, image_size, channels, classes, columns, group),
+            opened,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             train_images=train_images,
@@ -123,6 +130,12 @@ def load_data(
             store_size=store_size,
             crop=crop,
         )
+
+        def prepare(folder: Path) -> None:
+            info = write(folder)
+            if pictures is not None:
+                add_unlabelled(folder, info, pictures, unreadable=unreadable)
+
         if cached is not None:
             with whole_folder(cached, kind="data", option="cache") as folder:
                 prepare(folder)
@@ -148,7 +161,11 @@ def _in_words_of_this_call() -> Iterator[None]:
 
 
 def _as_asked(
-    data: PreparedData, image_size: int | None, channels: int | None, classes: Sequence[str] | None
+    data: PreparedData,
+    image_size: int | None,
+    channels: int | None,
+    classes: Sequence[str] | None,
+    unlabelled: str | Path | None,
 ) -> PreparedData:
     """The same. Raises: GkdError: it is prepared otherwise than asked."""
     info = data.info
@@ -159,7 +176,20 @@ def _as_asked(
                 f"the prepared images in {data.folder} have {name} {getattr(info, name)}, not {value}: remove that "
                 "folder to prepare them again, or leave the argument out"
             )
+    if unlabelled is not None and info.unlabelled is None:
+        raise GkdError(
+            f"the prepared images in {data.folder} have none without a class: remove that folder to prepare them "
+            "again, or leave unlabelled out"
+        )
     return data
+
+
+def _open_unlabelled(unlabelled: str | Path, source: str | Path | Sequence[Labelled], opened: Source) -> Source:
+    """Pictures without a class, of the size of the others."""
+    place = Path(unlabelled).expanduser()
+    root = Path(source).expanduser() if opened.name == "folder" and isinstance(source, str | Path) else None
+    refuse_inside(place, root, "unlabelled", "source")
+    return folder_of_pictures(place, opened.image_size, opened.channels, option="unlabelled")
 
 
 def _open(

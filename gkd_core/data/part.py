@@ -14,7 +14,8 @@ from gkd_core.errors import GkdError, unknown
 class ClassPart(PreparedData):
     """The images of some classes of a prepared folder, labelled by position among these.
 
-    Statistics, augmentation and digest are the whole's. Images stay in the memory map until they are asked for.
+    Statistics, augmentation and digest are the whole's; images without a class are no part of it. Images stay in the
+    memory map until they are asked for.
 
     Args:
         whole: the prepared data.
@@ -30,7 +31,7 @@ class ClassPart(PreparedData):
         self._whole = whole
         self._labels = np.full(len(whole.info.classes), -1, dtype=np.int64)
         self._labels[[whole.info.classes.index(name) for name in classes]] = np.arange(len(classes))
-        super().__init__(whole.folder, whole.info.model_copy(update={"classes": classes}))
+        super().__init__(whole.folder, whole.info.model_copy(update={"classes": classes, "unlabelled": None}))
         counts = {name: len(self.split(name)) for name in SPLITS if name != "test"}
         if empty := [name for name, count in counts.items() if count == 0]:
             raise GkdError(

@@ -3,6 +3,7 @@
 dataset.json                                   `DatasetInfo`
 train/images.npy, validation/…, test/…         uint8 [N, S, S, C]
 train/labels.npy, …                            int64 [N]
+unlabelled/images.npy                          uint8 [N, S, S, C], pictures without a class, where there are any
 
 Of photos the training split holds whole pictures instead (`gkd_core.data.photos`): training draws its windows from all
 of each. What is measured is looked at as squares, the very pixels that a served model sees of a picture.
@@ -22,12 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
 from gkd_core.data.arrays import open_array
+from gkd_core.data.interleave import UNLABELLED
 from gkd_core.data.photos import PhotoRecords, Photos, Store
 from gkd_core.data.sources.base import SPLITS, SplitName
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
 from gkd_core.files import expect_kind, file_digest, json_digest, read_json, write_json
 
+UNLABELLED_FOLDER = "unlabelled"
 HEADER_BYTES = 128  # of a .npy file; numpy pads it to a multiple of 64, and ours are never longer
 
 
@@ -52,6 +55,24 @@ class WholePictures(BaseModel):
     store: Store
 
 
+class UnlabelledInfo(BaseModel):
+    """The pictures without a class.
+
+    Attributes:
+        count: how many there are.
+        dropped: files left out because they could not be read, relative to their folder.
+        held_out: files left out because a validation or test image has the same pixels.
+        left_out: what else is in their folder, {reason: {ending: how many}}; unlabelled/left_out.csv names all of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: Annotated[int, Field(ge=1, le=1 << 40)]
+    dropped: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    left_out: dict[str, dict[str, Annotated[int, Field(ge=1)]]] | None = None
+
+
 class DatasetInfo(BaseModel):
     """All that `dataset.json` holds. Nothing in it depends on where the data came from on this machine.
 
@@ -71,6 +92,7 @@ class DatasetInfo(BaseModel):
         crop: how a square is made of a picture, where that is not its centre.
         photos: how the training pictures are kept whole; None where they are squares.
         topology: sha256 of the persistence features by split, where there are any; they follow from the images.
+        unlabelled: of the pictures without a class; None where there are none. They are in `sha256`, not in `counts`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -91,6 +113,7 @@ class DatasetInfo(BaseModel):
     crop: Literal["squash", "border"] | None = None
     photos: WholePictures | None = None
     topology: dict[SplitName, str] | None = None
+    unlabelled: UnlabelledInfo | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +123,7 @@ class Split:
     Attributes:
         images: uint8 [N, H, W, C], memory-mapped when it comes from a prepared folder; of whole pictures
             `gkd_core.data.photos.Photos`, which makes such squares of those that are asked for.
-        labels: int64 [N].
+        labels: int64 [N]; −1 of an image without a class.
         mean: per channel of the train split, for pixels in [0, 1]; what cutout fills with.
         topology: float32 [N, F], persistence features of each image, memory-mapped; None where they were not prepared.
     """
@@ -153,6 +176,7 @@ class PreparedData:
         """
         for name in SPLITS:
             self._open_split(name)
+        self._open_unlabelled()
         if self.digest() != self.info.sha256:
             raise _damaged(self.folder, "an image or a label is not the one dataset.json was written for")
         for name in SPLITS:
@@ -180,6 +204,11 @@ class PreparedData:
         """The images looked at once, at the end."""
         return self.split("test")
 
+    @cached_property
+    def unlabelled(self) -> Split | None:
+        """The images without a class, label −1; None where there are none."""
+        return self._open_unlabelled()
+
     def split(self, name: SplitName) -> Split:
         """Open one split.
 
@@ -200,19 +229,36 @@ class PreparedData:
         return Split(images, labels, self.info.mean, topology)
 
     def _images(self, name: SplitName) -> Any:
+        return self._open_images(name, self.info.counts[name], whole=self.info.photos if name == "train" else None)
+
+    def _open_images(self, name: str, count: int, *, whole: WholePictures | None) -> Any:
         info, folder = self.info, self.folder / name
-        size, count, channels = info.image_size, info.counts[name], info.channels
-        if name != "train" or info.photos is None:
+        size, channels = info.image_size, info.channels
+        if whole is None:
             return _open_array(folder / "images.npy", np.uint8, (count, size, size, channels))
-        crop, store = info.crop or "center", info.photos.store
+        crop, store = info.crop or "center", whole.store
         try:
             return Photos(folder, count=count, channels=channels, image_size=size, crop=crop, store=store)
         except ValueError as error:
             raise _damaged(folder, str(error)) from None
 
+    def _open_unlabelled(self) -> Split | None:
+        if self.info.unlabelled is None:
+            return None
+        count = self.info.unlabelled.count
+        images = self._open_images(UNLABELLED_FOLDER, count, whole=self.info.photos)
+        return Split(images, np.full(count, UNLABELLED, dtype=np.int64), self.info.mean)
+
     def digest(self) -> str:
         """sha256 of what is on disk now; equal to `info.sha256` unless a byte changed. Reads everything."""
-        return content_digest(self.info, {name: self._hashes(name) for name in SPLITS})
+        more = None
+        if self.info.unlabelled is not None:
+            folder = self.folder / UNLABELLED_FOLDER
+            if self.info.photos is None:
+                more = {"images": _payload_hash(folder / "images.npy")}
+            else:
+                more = _photo_hashes(folder, file_digest(folder / "images.bin"), ("offsets", "sizes"))
+        return content_digest(self.info, {name: self._hashes(name) for name in SPLITS}, more)
 
     def _hashes(self, name: SplitName) -> dict[str, str]:
         folder = self.folder / name
@@ -326,10 +372,20 @@ class SplitWriter:
         return self._moments.statistics()
 
 
-def content_digest(info: DatasetInfo, hashes: Mapping[SplitName, Mapping[str, str]]) -> str:
-    """The data's digest from its classes, its shape and the hashes of its arrays; `info.sha256` is not looked at."""
+def content_digest(
+    info: DatasetInfo,
+    hashes: Mapping[SplitName, Mapping[str, str]],
+    unlabelled: Mapping[str, str] | None = None,
+) -> str:
+    """The data's digest from its classes, its shape and the hashes of its arrays; `info.sha256` is not looked at.
+
+    Args:
+        unlabelled: hashes of the pictures without a class; None where there are none.
+    """
     size = info.image_size
     content: dict[str, Any] = {"classes": list(info.classes), "shape": [size, size, info.channels], "splits": hashes}
+    if unlabelled is not None:
+        content["unlabelled"] = unlabelled
     more = info.model_dump(include={"crop", "photos"}, exclude_none=True)  # where there are none, as it was before
     return json_digest(content | more)
 
@@ -345,8 +401,10 @@ def _payload_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _photo_hashes(folder: Path, images: str) -> dict[str, str]:
-    arrays = {what: _payload_hash(folder / f"{what}.npy") for what in ("labels", "offsets", "sizes")}
+def _photo_hashes(
+    folder: Path, images: str, beside: tuple[str, ...] = ("labels", "offsets", "sizes")
+) -> dict[str, str]:
+    arrays = {what: _payload_hash(folder / f"{what}.npy") for what in beside}
     return {"images": images, **arrays}
 
 

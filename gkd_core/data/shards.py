@@ -10,9 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-UNLABELLED = -1
-"""The label of an image that has none."""
-
 
 @dataclass(frozen=True)
 class Shards:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_core.data import shards
-from gkd_core.data.shards import UNLABELLED
+from gkd_core.data.interleave import UNLABELLED
 from gkd_core.errors import GkdError
 from gkd_core.methods import model_of
 from gkd_core.mistakes import mistakes

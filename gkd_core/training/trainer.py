@@ -26,7 +26,14 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
-from gkd_core.config import DistillConfig, TrainingConfig, parse_section, refuse_unfit_augmentation, unweighable
+from gkd_core.config import (
+    DistillConfig,
+    TrainingConfig,
+    parse_section,
+    refuse_unfit_augmentation,
+    unlabelled_refused,
+    unweighable,
+)
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.balance import class_counts, class_weights, log_priors
@@ -36,7 +43,7 @@ from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
-from gkd_core.methods import RENAMED, hyperparameters
+from gkd_core.methods import METHODS, RENAMED, hyperparameters
 from gkd_core.models.network import Network, expect_network
 from gkd_core.models.wrap import WrappedClassifier
 from gkd_core.schedules import Observer, create_schedule
@@ -144,7 +151,7 @@ def distill(
         raise GkdError("student and teacher are the same network: create the student by itself")
     schemes.get(scheme).check_teachers(spec, teachers, student, "the argument teacher")
     _refuse_options(settings, spec)
-    config = _config(student, data, seed, settings)
+    config = _config(student, data, seed, settings, method)
     training = Training(student, data, config, spec, tuple(teachers), {"role": "student"}, "student")
     return _run_alone(training, work, out)
 
@@ -165,12 +172,19 @@ def _refuse_options(settings: dict[str, Any], spec: DistillationSpec) -> None:
             raise GkdError(f"{name} is an option of {owner}: pass {argument}={{{name!r}: {settings[name]!r}}}")
 
 
-def _config(network: Network, data: PreparedData, seed: int, settings: dict[str, Any]) -> TrainingConfig:
+def _config(
+    network: Network, data: PreparedData, seed: int, settings: dict[str, Any], method: str = "ce"
+) -> TrainingConfig:
     config = parse_section(TrainingConfig, settings | {"seed": seed}, "train")
     if config.devices > distributed.processes():
         raise GkdError(
             f"train.devices is {config.devices}, but this program is one process: start it with torchrun "
             f"--nproc-per-node {config.devices}, or run the step (`gkd distill`), which starts them by itself"
+        )
+    if config.unlabelled_fraction and method == "ce":
+        raise GkdError(
+            f"unlabelled_fraction is {config.unlabelled_fraction:g}, but without a teacher a network learns from "
+            "labels alone: leave it out, or distill"
         )
     refuse_unread_momentum(config, resolve(config, start_of(network, data)))
     return config
@@ -214,7 +228,27 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
 def start_of(network: Network, data: PreparedData) -> Start:
     """What a recipe asks about a training of this network on this data, before it begins."""
     unknown = isinstance(network.classifier, WrappedClassifier) and not network.pretrained
-    return Start(None if unknown else network.pretrained, network.spec.image_size, len(data.train), network.name)
+    return Start(
+        None if unknown else network.pretrained,
+        network.spec.image_size,
+        len(data.train),
+        network.name,
+        unlabelled=data.info.unlabelled is not None,
+    )
+
+
+def _of_labels_alone(training: "Training") -> TrainingConfig:
+    """Its settings; where the method has no use for images without labels, these are left out.
+
+    Raises:
+        GkdError: the method cannot be trained beside them, and nobody said that they stay out.
+    """
+    method, config = training.spec.method, training.config
+    if training.data.info.unlabelled is None or METHODS[method].load().unlabelled or config.unlabelled_fraction == 0:
+        return config
+    for sentence in unlabelled_refused(method, training.section):
+        raise GkdError(sentence)
+    return config.model_copy(update={"unlabelled_fraction": 0.0})
 
 
 def weights_digest(network: Network) -> str:
@@ -295,9 +329,12 @@ class Trainer:
     def __init__(self, training: Training, work: Path | None = None) -> None:
         spec, data = training.spec, training.data
         start = start_of(training.network, data)
-        self.config = config = resolve(training.config, start, training.section)
+        self.config = config = resolve(_of_labels_alone(training), start, training.section)
         recipe, reason = choose(training.config, start)
         self.recipe = f"recipe {recipe} ({reason}), {start.images:,} images to train on"
+        unlabelled = data.unlabelled if config.unlabelled_fraction else None
+        if unlabelled is not None:
+            self.recipe += f", {len(unlabelled):,} without labels ({config.unlabelled_fraction:g} of every batch)"
         self.device = distributed.own_device(config.device)
         self.autocast = use_bf16(config.precision, self.device)
         # 1.4 × on a CPU
@@ -364,6 +401,7 @@ class Trainer:
             "recipe": recipe,
             "recipe_reason": reason,
             "training": config.model_dump(mode="json"),
+            **({} if unlabelled is None else {"unlabelled_images": len(unlabelled)}),
             **training.facts,
             **several,
         }
@@ -608,6 +646,8 @@ def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) 
             augmentation=augmentation,
             shuffle=True,
             balanced=config.balance == "sampler",
+            unlabelled=data.unlabelled if config.unlabelled_fraction else None,
+            unlabelled_fraction=config.unlabelled_fraction,
             **share,
         ),
         Loader(data.validation, batch_size=max(config.batch_size, 256), augmentation=None, shuffle=False, **share),
@@ -654,6 +694,7 @@ class _Meter:
         self._names: list[str] = []
         self._values = torch.empty(0)
         self._sizes: list[int] = []
+        self._labelled = 0
         self._hits = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, shards: Shards, values: dict[str, Tensor], hits: Tensor) -> None:
@@ -662,6 +703,7 @@ class _Meter:
             self._values = torch.zeros(self._capacity, len(self._names), device=self._device)
         self._values[len(self._sizes)] = shards.mean(torch.stack([v.detach().float() for v in values.values()]))
         self._sizes.append(shards.total)
+        self._labelled += shards.total if shards.labelled is None else shards.labelled
         self._hits += hits
 
     def state(self, beta: float) -> str | None:
@@ -689,12 +731,12 @@ class _Meter:
         )
 
     def means(self) -> dict[str, float]:
-        """Means over the epoch's images, each batch counted by its size."""
+        """Means over the epoch's images, each batch counted by its size; top-1 over those with a label."""
         sizes = torch.tensor(self._sizes, dtype=torch.float64)
         values = self._values[: len(self._sizes)].double().cpu()
         means = (values * sizes[:, None]).sum(0) / sizes.sum()
         row = {f"train_{n}": float(v) for n, v in zip(self._names, means, strict=True)}
-        return row | {"train_top1": int(distributed.total(self._hits)) / sum(self._sizes)}
+        return row | {"train_top1": int(distributed.total(self._hits)) / self._labelled}
 
 
 def _epoch_line(row: dict[str, float], epochs: int) -> str:

@@ -31,11 +31,15 @@ def init(
             "pixels, where timm is installed (gkd[hub]), else none.",
         ),
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option(help="Folder of more images, without classes, on which the teacher's answers teach the student."),
+    ] = None,
 ) -> None:
     """Make a project for images of your own: params.yaml with settings that fit, dvc.yaml, a Git and DVC repository."""
     from pipelines.project import create_project
 
-    done = create_project(out, data, weights)
+    done = create_project(out, data, weights, unlabelled)
     print(f"gkd: {done['chosen']}", file=sys.stderr)
     for warning in done["warnings"]:
         print(f"gkd: {warning}", file=sys.stderr)

@@ -227,6 +227,7 @@ def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> 
             "set it to null and pass dvc_repo, dvc_path and dvc_rev to the run, give an address such as "
             "s3://BUCKET/photos",
         ),
+        "data.unlabelled": (params.data.unlabelled, "set it to null"),
         "teacher.source": (params.teacher.source, "set it to null and register it, then give models:/NAME@ALIAS"),
         "dvc_repo": (dvc_repo.removeprefix("file://"), "give an address that git clones"),
     }

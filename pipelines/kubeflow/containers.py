@@ -111,6 +111,12 @@ class Containers:
             self.overrides.append(f"data.root={root}")
             # A list's images lie beside it.
             self._mounts[root.parent if params.data.source == "list" and root.is_file() else root] = not own
+        if params.data.unlabelled is not None:
+            unlabelled = Path(params.data.unlabelled).expanduser().resolve()
+            if not unlabelled.exists():
+                raise GkdError(f"data.unlabelled {params.data.unlabelled} does not exist: correct it")
+            self.overrides.append(f"data.unlabelled={unlabelled}")
+            self._mounts[unlabelled] = False
         source = params.teacher.source
         if source is not None and not re.match(r"[a-z0-9]+:", source):
             if not Path(source).exists():

@@ -52,6 +52,15 @@ def test_a_section_inside_a_training_shows_what_the_recipe_says(project):
     assert found["parameters"]["train.augment.auto"] == "?"
 
 
+def test_the_part_of_unlabelled_images_follows_from_whether_there_are_any(project):
+    found, _ = effective()
+    assert found["parameters"]["train.unlabelled_fraction"] == 0
+    found, text = effective("--set", "data.unlabelled=more")
+    assert found["parameters"]["train.unlabelled_fraction"] == 0.5
+    assert found["parameters"]["teacher.train.unlabelled_fraction"] == 0
+    assert "chosen by the data" in text
+
+
 def test_what_depends_on_images_that_are_not_prepared_yet_is_said(project, few_digits):
     photos = ("--set", "train.recipe=photos-from-scratch")
     found, text = effective(*photos)

@@ -272,6 +272,7 @@ def test_on_several_nodes_a_training_task_only_waits(compiled, parts_of, tmp_pat
     [
         ("tracking: {uri: 'http://me:secret@tracking.example'}", ["http://***@… holds a password", "secret"]),
         ("tracking: {uri: ./mlruns}", ["./mlruns", "MLflow server"]),
+        ("data: {unlabelled: pictures}", ["data.unlabelled is pictures, a place on this machine", "volume"]),
         ("data: {source: folder, root: pictures}", ["data.root is pictures, a place on this machine", "dvc_repo"]),
         ("teacher: {source: ../teacher.pt}", ["teacher.source is ../teacher.pt", "models:/NAME@ALIAS"]),
         ("teacher: {weights: ../w.pth}", ["teacher.weights is ../w.pth", "hf-hub:OWNER/NAME", "a volume"]),

@@ -122,6 +122,23 @@ def test_a_project_for_images_elsewhere_leaves_it_to_people_to_read_them_again(t
     assert "dvc repro --force prepare" in text
 
 
+def test_a_project_with_images_without_classes_depends_on_them_too(tmp_path, images):
+    more = tmp_path / "more"
+    (images / "cat").rename(more)
+    write_images(tmp_path / "classes", 10)
+    out = tmp_path / "project"
+    create_project(out, tmp_path / "classes", unlabelled=more)
+    assert load_params(out / "params.yaml").data.unlabelled == "../more"
+    stages = yaml.safe_load((out / "dvc.yaml").read_text())["stages"]
+    assert stages["prepare"]["deps"] == ["${data.root}", "${data.unlabelled}"]
+    for place, part in (
+        (tmp_path / "classes" / "cat", "is a class"),
+        (tmp_path / "none", "--unlabelled .* is not there"),
+    ):
+        with pytest.raises(GkdError, match=part):
+            create_project(tmp_path / "other", tmp_path / "classes", unlabelled=place)
+
+
 def test_a_project_inside_a_repository_makes_no_second_one_and_finds_images_elsewhere(tmp_path, images):
     for repository in (".git", ".dvc"):
         (tmp_path / "deep" / repository).mkdir(parents=True)

@@ -1,5 +1,6 @@
 """A small task for losses and loops: images of 8 × 8 pixels with a noisy stripe, its place is the class."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +28,16 @@ def network(name: str, seed: int, classes: tuple[str, ...] = CLASSES) -> Network
     return Network(NetworkSpec(name, "auto", classes, 1, 8, (0.2,), (0.3,)))
 
 
-def stripes_data(count: int, validation: int = 16) -> SimpleNamespace:
+def stripes_data(count: int, validation: int = 16, unlabelled: int = 0) -> SimpleNamespace:
     """Prepared data of them, as far as the trainer looks."""
-    info = SimpleNamespace(classes=CLASSES, image_size=8, channels=1, augment={"crop_padding": 1, "flip": False})
-    return SimpleNamespace(train=stripes(count, 1), validation=stripes(validation, 2), info=info)
+    more = None
+    if unlabelled:
+        more = replace(stripes(unlabelled, 3), labels=np.full(unlabelled, -1))
+    info = SimpleNamespace(
+        classes=CLASSES,
+        image_size=8,
+        channels=1,
+        augment={"crop_padding": 1, "flip": False},
+        unlabelled=more and len(more),
+    )
+    return SimpleNamespace(train=stripes(count, 1), validation=stripes(validation, 2), unlabelled=more, info=info)

@@ -77,6 +77,40 @@ def folder(root: Path, image_size: int | None, channels: int | None, *, option: 
     )
 
 
+def pictures(root: Path, image_size: int, channels: int, *, option: str = "data.unlabelled") -> Source:
+    """The images anywhere below a folder, whatever the folders they are in are called: without classes, label −1.
+
+    Args:
+        root: folder of images.
+        image_size: side in pixels.
+        channels: 1 or 3.
+        option: what named the folder, for the errors.
+    Raises:
+        GkdError: no such folder, or no images in it.
+    """
+    if not root.is_dir():
+        raise GkdError(
+            f"{option} {root} is {'not a folder' if root.exists() else 'not there'}: name a folder of images"
+        )
+    walk = Walk(root, option)
+    paths = walk.pictures(root)
+    if not paths:
+        raise GkdError(f"{option} {root} has no images ({', '.join(sorted(ENDINGS))}): name a folder of images")
+
+    def read(position: int) -> NDArray[np.uint8]:
+        return read_image(paths[position], image_size, channels)
+
+    examples = Examples(
+        np.full(len(paths), -1, dtype=np.int64),
+        read,
+        tuple(shown(path.relative_to(root)) for path in paths),
+        parallel=True,
+        open=lambda position: paths[position].open("rb"),
+    )
+    left_out = tuple(sorted(walk.left_out, key=lambda each: each.name))
+    return Source("unlabelled", (), image_size, channels, {"train": examples}, flip=True, left_out=left_out)
+
+
 Places = dict[SplitName, tuple[Path, list[Path]]]
 
 

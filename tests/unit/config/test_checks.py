@@ -66,3 +66,26 @@ def test_augmentation_s_limits_are_one_sentence(augment, parts):
     (message,) = str(refused.value).splitlines()
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("method", ["dkd", "crd"])
+def test_unlabelled_images_are_refused_with_a_method_that_needs_every_label(method):
+    given = {"data": {"unlabelled": "more/"}, "distill": {"method": method}}
+    with pytest.raises(GkdError, match=rf"method {method} needs the label of every image.* train\.unlabelled_fraction"):
+        parse_params(given)
+    parse_params(given | {"train": {"unlabelled_fraction": 0.0}})
+    chain = {"assistants": ["resnet8"], "assistant_distill": {"method": method}}
+    distill = {"method": method, "scheme": "assistant"}
+    with pytest.raises(GkdError, match=r"teacher\.train\.unlabelled_fraction to 0"):
+        parse_params(given | {"teacher": chain, "distill": distill, "train": {"unlabelled_fraction": 0.0}})
+
+
+def test_a_fraction_is_of_images_that_are_there_and_for_networks_that_have_a_teacher():
+    with pytest.raises(GkdError, match=r"train\.unlabelled_fraction is 0\.5, but the data has no unlabelled images"):
+        parse_params({"train": {"unlabelled_fraction": 0.5}})
+    data = {"unlabelled": "more/"}
+    with pytest.raises(GkdError, match=r"teacher.*train\.unlabelled_fraction is 0\.5 but assistants is empty"):
+        parse_params({"data": data, "teacher": {"train": {"unlabelled_fraction": 0.5}}})
+    with pytest.raises(GkdError, match=r"topology is true"):
+        parse_params({"data": data | {"topology": True}})
+    assert parse_params({"data": data}).digest("data") == parse_params({}).digest("data"), "a place is in no digest"

@@ -8,7 +8,6 @@ import math
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from gkd_core.schemes import DistillationSpec, get
 from gkd_core.training import distributed
 from gkd_core.training.learner import Learner
 from gkd_core.training.trainer import Trainer, Training
-from tests.unit.stripes import CLASSES, network, stripes
+from tests.unit.stripes import CLASSES, network, stripes_data
 
 CPU = torch.device("cpu")
 COUNT = 15  # a batch of 8 and one of 7, which two processes share 4 to 3
@@ -38,6 +37,7 @@ CASES = {
     "several teachers": DistillationSpec("kd", scheme="ensemble", scheme_options={"weighting": "confidence"}),
 }
 HEAD_FIRST = ("ce", "gompertz", "mutual")  # of which the head alone is trained for an epoch, then everything
+UNLABELLED = ("kd", "dist", "gompertz", "rkd", "mutual", "several teachers")  # that also learn without labels here
 MIXED = ("kd", "dist", "gompertz")  # methods that also go through mixup here
 BALANCED = {  # and those with classes of different size made up for
     "weights": ("ce", "gompertz tuned", "dkd", "mutual"),
@@ -68,11 +68,7 @@ def train(
         "epochs": 1, "batch_size": 8, "device": "cpu", "learning_rate": 0.01, "seed": 3, "clip_norm": 5.0,
         "ema_decay": 0.5 if spec.scheme != "mutual" else None, "augment": augment, **changes,
     }  # fmt: skip
-    data = SimpleNamespace(
-        train=stripes(COUNT, 1),
-        validation=stripes(9, 2),
-        info=SimpleNamespace(classes=CLASSES, image_size=8, channels=1, augment={}),
-    )
+    data = stripes_data(COUNT, 9, changes.pop("unlabelled", 0))
     several = get(spec.scheme).teachers == "several"
     training = Training(
         student,
@@ -140,6 +136,9 @@ def everything(folder: Path) -> dict:
         result["cases"][f"{name} head first"] = train(folder, CASES[name], **how)
     for name in MIXED:
         result["cases"][f"{name} mixed"] = train(folder, CASES[name], mixup=0.4)
+    for name in UNLABELLED:
+        how = {"unlabelled": 11, "unlabelled_fraction": 0.4, "mixup": 0.4 if name in MIXED else 0.0}
+        result["cases"][f"{name} unlabelled"] = train(folder, CASES[name], **how)
     for balance, some in BALANCED.items():
         for name in some:
             result["cases"][f"{name} {balance}"] = train(folder, CASES[name], balance=balance)

@@ -36,7 +36,12 @@ def results(tmp_path_factory) -> tuple[dict, list[dict]]:
 
 
 def names() -> list[str]:
-    more = {"mixed": side_by_side.MIXED, "head first": side_by_side.HEAD_FIRST, **side_by_side.BALANCED}
+    more = {
+        "mixed": side_by_side.MIXED,
+        "unlabelled": side_by_side.UNLABELLED,
+        "head first": side_by_side.HEAD_FIRST,
+        **side_by_side.BALANCED,
+    }
     return [*side_by_side.CASES, *(f"{name} {how}" for how, some in more.items() for name in some)]
 
 
