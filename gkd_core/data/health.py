@@ -147,7 +147,7 @@ def _look(source: Source, name: SplitName, position: int) -> Look:
     try:
         if examples.open is None:
             pixels = examples.read(position)
-            digest = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+            digest = hashlib.sha256(pixels.tobytes()).hexdigest()
             image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
             return _seen(replace(look, size=image.size, mode=image.mode, digest=digest), image)
         with examples.open(position) as stream:

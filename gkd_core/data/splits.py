@@ -116,7 +116,7 @@ def _take(
         counts = np.bincount(labels[positions], minlength=len(source.classes))
         if grouped:
             missing = [c for c in np.unique(labels[positions]) if any(c not in labels[part] for part in parts or ())]
-            scarce, groups_too = int(missing[0]), ", with those of a group together"
+            scarce, groups_too = int(missing[0]), ", with those of a group together (as copies of one picture are)"
         else:
             scarce, groups_too = int(np.argmin(counts)), ""
         raise GkdError(
