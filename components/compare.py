@@ -16,7 +16,7 @@ from gkd_core.config import Params, unlabelled_refused, unweighable
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import COLUMNS, Comparison, check_trials
+from gkd_core.evaluation.comparison import COLUMNS, METRICS, Comparison, check_trials, expect_metric
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_replace, whole_folder, write_json
@@ -37,6 +37,7 @@ def run(
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (0, 1, 2),
     reference: str = "kd",
+    metric: str = "top1",
 ) -> dict[str, Any]:
     """Train a student by every method with every seed, and write the comparison to `out`.
 
@@ -48,13 +49,16 @@ def run(
         methods: names; none is every method there is.
         seeds: of the students; the data and the teacher are the same for all.
         reference: the method that the others are compared with, trained too if it is not among `methods`.
+        metric: what they are compared by.
     Returns:
         As `write_comparison`.
     Raises:
-        GkdError: an unknown method, doubled seeds, settings that would not be the same for all, or a run that failed.
+        GkdError: an unknown method or metric, doubled seeds, settings that would not be the same for all, or a run that
+            failed.
     """
     chosen = list(dict.fromkeys([reference, *(methods or METHODS)]))
     check(params, chosen, seeds)
+    expect_metric(metric, "--metric")
     refuse_to_replace(out, [data, teacher], work, kind="comparison")  # before hours of training
     rows = []
     with progress("compare", len(seeds) * len(chosen), unit="trainings") as advance:
@@ -62,7 +66,7 @@ def run(
             for method in chosen:
                 rows.append(run_trial(data, teacher, work, params, method, seed))
                 advance(1)
-    return write_comparison(rows, out=out, reference=reference, inputs=[data, teacher])
+    return write_comparison(rows, out=out, reference=reference, metric=metric, inputs=[data, teacher])
 
 
 def run_trial(data: Path, teacher: Path, work: Path, params: Params, method: str, seed: int) -> dict[str, Any]:
@@ -90,20 +94,26 @@ def run_trial(data: Path, teacher: Path, work: Path, params: Params, method: str
 
 
 def write_comparison(
-    rows: Sequence[dict[str, Any]], *, out: Path, reference: str, inputs: Sequence[Path] = ()
+    rows: Sequence[dict[str, Any]],
+    *,
+    out: Path,
+    reference: str,
+    metric: str = "top1",
+    inputs: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write comparison.json, comparison.md, comparison.svg and runs.csv to `out`.
 
     Args:
         rows: of `run_trial`.
         out: appears whole or not at all.
+        metric: what they are compared by.
         inputs: folders that `out` must not replace.
     Returns:
         As `Comparison.as_dict`.
     Raises:
-        GkdError: there are no rows.
+        GkdError: there are no rows, or the metric is unknown.
     """
-    comparison = Comparison(rows, reference)
+    comparison = Comparison(rows, reference, expect_metric(metric, "--metric"))
     with whole_folder(out, list(inputs), kind="comparison") as folder:
         comparison.save(folder)
     return comparison.as_dict()
@@ -150,12 +160,13 @@ def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, 
     network = load_network(folder / "student", prepared.info.classes)
     device = choose_device(params.evaluate.device, "evaluate.device")
     networks = read_teacher(teacher)["networks"]
+    measured = evaluate(network, prepared.test, device=str(device))
     result = {
         "teacher": " + ".join(read_spec(teacher / name).name for name in networks),
         "student": network.name,
         "method": params.distill.method,
         "seed": params.train.seed,
-        "top1": rounded(evaluate(network, prepared.test, device=str(device)).top1),
+        **{name: rounded(getattr(measured, name)) for name in METRICS},
         "validation_top1": rounded(facts["validation_top1"]),
         "schedule": facts["schedule"],
         "seconds": read_json(folder / "student" / "run.json", "the finished run", keys=["seconds"])["seconds"],

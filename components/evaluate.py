@@ -22,7 +22,7 @@ from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
 from gkd_core.evaluation.evaluate import BATCH_SIZE, predict
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
-from gkd_core.evaluation.statistics import paired_difference, wilson_interval
+from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference, wilson_interval
 from gkd_core.export.manifest import kept_precisions, read_manifest, refuse_other_model
 from gkd_core.export.onnx import write_onnx
 from gkd_core.export.session import run_session, session
@@ -132,6 +132,7 @@ def run(
         metrics[role] = {
             "network": names[role],
             **_quality(values, test.labels, settings.confidence),
+            "recall": _recalls(values, test.labels, info.classes),
             "ece": diagrams[role].expected_calibration_error,
             "parameters": parameter_count(networks[role]),
             "macs": multiply_accumulates(countable[role], info.channels, info.image_size),
@@ -141,6 +142,7 @@ def run(
             metrics[role]["kl_to_teacher"] = kl_divergence(logits["teacher"], values)
     metrics["onnx"] = {
         "top1": float(top_k_correct(exported, test.labels, 1).mean()),
+        **_balanced(exported, test.labels),
         "agreement_with_student": agreement(exported, logits["student"]),
         "onnx_bytes": manifest["model"]["size_bytes"],
     }
@@ -148,7 +150,10 @@ def run(
         metrics[precision] = _beside_fp32(values, exported, test.labels, settings)
         metrics[precision]["onnx_bytes"] = manifest[precision]["size_bytes"]
     metrics["differences"] = {
-        f"student_minus_{role}": asdict(paired_difference(correct["student"], correct[role], settings.confidence))
+        f"student_minus_{role}": {
+            **asdict(paired_difference(correct["student"], correct[role], settings.confidence)),
+            **_balanced_differences(logits["student"], logits[role], test.labels, settings.confidence),
+        }
         for role in REFERENCES
         if role in correct
     }
@@ -194,13 +199,37 @@ def run(
 
 
 def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence: float) -> dict[str, float]:
-    """top1, and top5 where there are more than five classes, with intervals; nll."""
+    """top1, and top5 where there are more than five classes, with intervals; what counts classes alike; nll."""
     found: dict[str, float] = {}
     for k in (1, 5) if logits.shape[1] > 5 else (1,):
         correct = top_k_correct(logits, labels, k)
         low, high = wilson_interval(int(correct.sum()), len(labels), confidence)
         found |= {f"top{k}": float(correct.mean()), f"top{k}_low": low, f"top{k}_high": high}
-    return found | {"nll": negative_log_likelihood(logits, labels)}
+    return found | _balanced(logits, labels) | {"nll": negative_log_likelihood(logits, labels)}
+
+
+def _balanced(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, float]:
+    """What counts every class alike, however many images it has."""
+    found = per_class(logits.argmax(1), labels, logits.shape[1])
+    return {"balanced_accuracy": found.balanced_accuracy, "macro_f1": found.macro_f1}
+
+
+def _balanced_differences(
+    logits: NDArray[np.float32], reference: NDArray[np.float32], labels: NDArray[np.int64], confidence: float
+) -> dict[str, dict[str, float]]:
+    answers = logits.argmax(1), reference.argmax(1), labels
+    return {
+        "balanced_accuracy": asdict(bootstrap_difference(*answers, "balanced_accuracy", confidence)),
+        "macro_f1": asdict(bootstrap_difference(*answers, "macro_f1", confidence)),
+    }
+
+
+def _recalls(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> dict[str, float | None]:
+    """By class; None for one without test images."""
+    recall = per_class(logits.argmax(1), labels, len(classes)).recall
+    return {name: _known(value) for name, value in zip(classes, recall, strict=True)}
 
 
 def _beside_fp32(

@@ -86,7 +86,8 @@ def run(
     timings = read_json(report / "timings.json", "the report folder", keys=["onnx"])
     manifest_digest = file_digest(deploy / "manifest.json")
     trained = _measured(metrics, manifest_digest, folders, deploy=deploy, report=report)
-    correct = _correct(report, manifest, metrics)
+    predicted, labels = _answers(report, manifest, metrics)
+    correct = predicted == labels
     gate = params.gate.model_dump(exclude={"on_refusal"})
     latency = timings["onnx"]["latency_ms_p50"] if params.gate.max_latency_ms is not None else None
     decided_by = json_digest({"gate": gate, "metrics": metrics, "latency": latency})
@@ -100,6 +101,7 @@ def run(
             parity=max(manifest["parity"]["max_abs"], metrics["onnx"]["parity_max_abs"]),
             champion=champion,
             promotion_blocked=version.tags.get("gkd.held") or None,
+            answers=(predicted, labels),
             **gate,
         )
 
@@ -119,7 +121,7 @@ def run(
                 _version_tags(manifest, manifest_digest, metrics, deploy)
                 | {CORRECT_TAG: file_digest(Path(name) / CORRECT), METRICS_TAG: metrics_digest},
             )
-            decision = _settle(store, version, decided_by, judge)
+            decision = _settle(store, version, decided_by, judge, labels)
             aliases = store.aliases()
     number = version.number
     alias = next((alias for alias in (CHAMPION, CHALLENGER, PREVIOUS) if aliases.get(alias) == number), None)
@@ -146,7 +148,11 @@ def run(
 
 
 def _settle(
-    store: Store, version: Version, inputs: str, judge: Callable[[Version, Champion | None], Decision]
+    store: Store,
+    version: Version,
+    inputs: str,
+    judge: Callable[[Version, Champion | None], Decision],
+    labels: NDArray[np.int64],
 ) -> dict[str, Any]:
     """The decision on a version, carried out: content of gate.json.
 
@@ -163,7 +169,7 @@ def _settle(
     store.point(CHALLENGER, number)
     for _ in range(ATTEMPTS):
         before = store.aliases().get(CHAMPION)
-        decision = judge(version, _champion(store, before))
+        decision = judge(version, _champion(store, before, labels))
         after = number if decision.passed else before
         record = decision.as_dict() | {"champion_before": before, "champion_after": after, "challenger": number}
         store.tag(
@@ -184,23 +190,34 @@ def _settle(
     )
 
 
-def _champion(store: Store, number: int | None) -> Champion | None:
+def _champion(store: Store, number: int | None, labels: NDArray[np.int64]) -> Champion | None:
+    """What the registry knows of it; its predictions count only where they say what its record says."""
     if number is None:
         return None
     version = store.version(str(number))
     top1 = version.tags.get("gkd.top1")
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
-        file = store.download(version, f"{GATE}/{CORRECT}", Path(name))
-        try:
-            correct = None if file is None else np.array(open_array(file), dtype=bool)
-        except ValueError:  # damaged in the store: as good as none
-            correct = None
+        correct = _kept(store.download(version, f"{GATE}/{CORRECT}", Path(name)))
+        predicted = _kept(store.download(version, f"{REPORT}/predictions.npy", Path(name)))
+    correct = None if correct is None else correct.astype(bool)
+    of_these = correct is not None and predicted is not None and predicted.shape == labels.shape
+    if not of_these or not np.array_equal(predicted == labels, correct):  # of other images, or damaged
+        predicted = None
     return Champion(
         version=number,
         data_sha256=version.tags.get("gkd.data"),
         top1=None if top1 is None else float(top1),
         correct=correct,
+        predicted=predicted,
     )
+
+
+def _kept(file: Path | None) -> NDArray[Any] | None:
+    """An array from the store; one that is damaged there is as good as none."""
+    try:
+        return None if file is None else np.array(open_array(file))
+    except ValueError:
+        return None
 
 
 def _measured(
@@ -226,24 +243,26 @@ def _measured(
     return trained
 
 
-def _correct(report: Path, manifest: dict[str, Any], metrics: dict[str, Any]) -> NDArray[np.bool_]:
-    """[N] whether the final ONNX was right on each test image; the labels are those beside the report's confusion."""
+def _answers(
+    report: Path, manifest: dict[str, Any], metrics: dict[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """[N] the class that the final ONNX names for each test image, and [N] the labels, which are those beside the
+    report's confusion."""
     positions = {name: position for position, name in enumerate(manifest["classes"])}
     try:
         predictions = np.array(open_array(report / "predictions.npy"))
         with (report / "plots" / "confusion.csv").open(newline="", encoding="utf-8") as stream:
             labels = np.array([positions[row["actual"]] for row in csv.DictReader(stream)])
-        correct: NDArray[np.bool_] = predictions == labels
         agrees = (
             predictions.shape == labels.shape
             and len(labels) > 0
-            and abs(float(correct.mean()) - metrics["onnx"]["top1"]) < 1e-5
+            and abs(float((predictions == labels).mean()) - metrics["onnx"]["top1"]) < 1e-5
         )
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise GkdError(f"the predictions in {report} cannot be read ({error}): run `gkd evaluate` again") from None
     if not agrees:
         raise GkdError(f"the predictions in {report} do not agree with its metrics.json: run `gkd evaluate` again")
-    return correct
+    return predictions, labels
 
 
 def _version_tags(

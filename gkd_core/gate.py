@@ -6,8 +6,9 @@ at least m" refuses when d + z·SE < m: when the one-sided upper confidence boun
 A few hundred images forgive a point, fifty thousand do not. The price is that doubt decides in the challenger's favour;
 each one is compared with its own student alone too, so champions cannot creep down without end.
 
-Both accuracies are compared on the same images, image by image. Numbers are compared with a tolerance of 1e-9, since
-decimal fractions such as 0.97 − 0.95 are not exact.
+Both accuracies are compared on the same images, image by image; balanced accuracy and macro-F1 (`gate.metric`)
+likewise, with the standard error of a bootstrap. Numbers are compared with a tolerance of 1e-9, since decimal fractions
+such as 0.97 − 0.95 are not exact.
 """
 
 import math
@@ -20,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.statistics import paired_difference
+from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference
 from gkd_core.tables import DIGITS, rounded
 
 TOLERANCE = 1e-9
+Metric = Literal["top1", "balanced_accuracy", "macro_f1"]
+WORDS: dict[Metric, str] = {"top1": "top-1", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
 
 
 class GateRefused(GkdError):
@@ -73,12 +76,14 @@ class Champion:
         data_sha256: digest of the data it was measured on; None when it was registered without.
         top1: accuracy of its ONNX on the test images, in [0, 1]; None likewise.
         correct: [N] whether it was right on each test image, in their order; None when that was not kept.
+        predicted: [N] the class it named; None when that was not kept, or nobody asks.
     """
 
     version: int
     data_sha256: str | None
     top1: float | None
     correct: NDArray[np.bool_] | None
+    predicted: NDArray[np.integer] | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -95,6 +100,8 @@ def decide(
     parity: float,
     champion: Champion | None,
     promotion_blocked: str | None = None,
+    metric: Metric = "top1",
+    answers: tuple[NDArray[np.integer], NDArray[np.integer]] | None = None,
     min_gain_over_baseline: float,
     max_drop_to_champion: float,
     confidence: float,
@@ -113,18 +120,22 @@ def decide(
         parity: largest |onnxruntime − torch| seen on a logit.
         champion: the current champion, or None while there is none.
         promotion_blocked: why a person took the challenger back earlier; the gate does not overrule that.
-        min_gain_over_baseline: top-1 the student must gain over the student alone, in [−1, 1].
-        max_drop_to_champion: top-1 it may lose to the champion, in [0, 1].
+        metric: what the student is compared by.
+        answers: [N] classes that the challenger's ONNX names, and [N] labels; needed where `metric` is not top1.
+        min_gain_over_baseline: of `metric`, how much the student must gain over the student alone, in [−1, 1].
+        max_drop_to_champion: how much of it it may lose to the champion, in [0, 1].
         confidence: one-sided level of the two rules on accuracy, in (0.5, 1).
         max_parity: largest `parity`.
         max_size_mb: largest ONNX file in 10⁶ bytes; None does not limit.
         max_latency_ms: largest median latency of one image; None does not limit.
         new_data: what a champion measured on other data means.
+    Raises:
+        GkdError: the report says nothing of `metric`.
     """
     z = NormalDist().inv_cdf(confidence)
     checks: tuple[Check, ...] = (
-        _against_baseline(metrics, z, min_gain_over_baseline),
-        _against_champion(metrics, version, correct, champion, z, max_drop_to_champion, new_data),
+        _against_baseline(metrics, metric, z, min_gain_over_baseline),
+        _against_champion(metrics, version, metric, correct, answers, champion, z, max_drop_to_champion, new_data),
         _at_most("parity", parity, max_parity, "the ONNX logits differ from torch's by at most", "{:.1e}".format),
         _at_most("size", metrics["onnx"]["onnx_bytes"] / 1e6, max_size_mb, "the ONNX file has", "{:.2f} MB".format),
         _at_most(
@@ -146,16 +157,20 @@ def decide(
     return Decision(True, checks, f"version {version} passed all {len(checks)} checks")
 
 
-def _against_baseline(metrics: Mapping[str, Any], z: float, min_gain: float) -> Check:
+def _against_baseline(metrics: Mapping[str, Any], metric: Metric, z: float, min_gain: float) -> Check:
     difference = metrics.get("differences", {}).get("student_minus_baseline")
     if difference is None:
         sentence = "not compared with the student alone: it was not trained (references.baseline)"
         return Check("baseline", True, None, None, sentence)
+    if metric != "top1":
+        difference = difference.get(metric)
+    if difference is None:
+        raise GkdError(f"the report has no difference in {WORDS[metric]}, gate.metric: run `gkd evaluate` again")
     gain, slack = float(difference["difference"]), z * float(difference["standard_error"])
     images = metrics["data"]["test_images"]
     sentence = (
-        f"top-1 is {_points(gain)} points against the student alone, {_points(min_gain)} is asked, and {images} test "
-        f"images leave {100 * slack:.2f} to chance"
+        f"{WORDS[metric]} is {_points(gain)} points against the student alone, {_points(min_gain)} is asked, and "
+        f"{images} test images leave {100 * slack:.2f} to chance"
     )
     return _at_least("baseline", gain, min_gain - slack, sentence)
 
@@ -163,7 +178,9 @@ def _against_baseline(metrics: Mapping[str, Any], z: float, min_gain: float) -> 
 def _against_champion(
     metrics: Mapping[str, Any],
     version: int,
+    metric: Metric,
     correct: NDArray[np.bool_],
+    answers: tuple[NDArray[np.integer], NDArray[np.integer]] | None,
     champion: Champion | None,
     z: float,
     max_drop: float,
@@ -175,9 +192,11 @@ def _against_champion(
     if champion.version == version:
         return Check("champion", True, None, None, f"version {version} is the champion already")
     measured, accuracy = metrics["data"]["sha256"], champion.accuracy
-    if champion.data_sha256 != measured or accuracy is None:
+    known = accuracy is not None if metric == "top1" else champion.predicted is not None
+    if champion.data_sha256 != measured or not known:
         if champion.data_sha256 is None or champion.data_sha256 == measured:
-            why = f"{who}, was registered without a record of its accuracy"
+            lacking = "a record of its accuracy" if metric == "top1" else "its predictions"
+            why = f"{who}, was registered without {lacking}"
         else:
             why = f"{who}, was measured on other data ({champion.data_sha256[:12]}, here {measured[:12]})"
         if new_data == "promote":
@@ -185,17 +204,24 @@ def _against_champion(
         fix = "set gate.new_data to promote, or use `gkd registry promote`"
         return Check("champion", False, None, None, f"{why}, so the two cannot be compared: {fix}")
 
-    if champion.correct is not None and champion.correct.shape == correct.shape:
+    if metric != "top1":
+        assert answers is not None
+        assert champion.predicted is not None
+        predicted, labels = answers
+        found = bootstrap_difference(predicted, champion.predicted, labels, metric)
+        difference, error, how = found.difference, found.standard_error, "image by image"
+    elif champion.correct is not None and champion.correct.shape == correct.shape:
         paired = paired_difference(correct, champion.correct)
         difference, error, how = paired.difference, paired.standard_error, "image by image"
     else:
+        assert accuracy is not None
         difference = float(correct.mean()) - accuracy
         error = _unpaired_error(float(correct.mean()), accuracy, correct.size)
         how = "by accuracy alone, since its predictions were not kept"
     slack = z * error
     sentence = (
-        f"top-1 is {_points(difference)} points against {who} ({how}), a drop of {100 * max_drop:.2f} is allowed, and "
-        f"{correct.size} test images leave {100 * slack:.2f} to chance"
+        f"{WORDS[metric]} is {_points(difference)} points against {who} ({how}), a drop of "
+        f"{100 * max_drop:.2f} is allowed, and {correct.size} test images leave {100 * slack:.2f} to chance"
     )
     return _at_least("champion", difference, -max_drop - slack, sentence)
 

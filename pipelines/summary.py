@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gkd_core.files import read_json
+from gkd_core.gate import WORDS, Metric
 from gkd_core.records import read_gate, read_metrics, read_version
 
 ROWS = {
@@ -45,7 +46,7 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
     confidence = metrics["data"].get("confidence")
     level = "interval" if confidence is None else f"{100 * confidence:g} % interval"
     table.add_column("network")
-    for heading in ("top-1", level, "parameters", "ONNX size", "latency p50"):
+    for heading in ("top-1", level, "balanced", "macro-F1", "parameters", "ONNX size", "latency p50"):
         table.add_column(heading, justify="right")
     for key, label in ROWS.items():
         if key not in metrics:
@@ -55,6 +56,7 @@ def show_summary(*, report: Path, deploy: Path, registration: Path) -> dict[str,
             f"{label}, {manifest['method']}" if key == "student" else label,
             f"{100 * row['top1']:.2f} %",
             f"{100 * row['top1_low']:.2f} – {100 * row['top1_high']:.2f}",
+            *(f"{100 * row[name]:.2f} %" if name in row else "–" for name in ("balanced_accuracy", "macro_f1")),
             f"{row['parameters']:,}",
             f"{row['onnx_bytes'] / 1e6:.2f} MB",
             f"{timings[key]['latency_ms_p50']:.3f} ms",
@@ -101,12 +103,12 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
     console().print(table)
 
 
-def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str) -> None:
+def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str, metric: Metric = "top1") -> None:
     """Print a comparison's standings, a table a pair of teacher and student."""
     for pair, rows in pairs.items():
         table = Table(title=pair, title_justify="left")
         table.add_column("method")
-        for heading in ("seeds", "top-1", "± sd", f"minus {reference}", "95 % interval"):
+        for heading in ("seeds", WORDS[metric], "± sd", f"minus {reference}", "95 % interval"):
             table.add_column(heading, justify="right")
         for row in rows:
             difference = row["difference"] or {}

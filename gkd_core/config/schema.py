@@ -656,10 +656,14 @@ class ExportConfig(Section):
 class GateConfig(Section):
     """What a challenger must show before it becomes champion."""
 
+    metric: Literal["top1", "balanced_accuracy", "macro_f1"] = "top1"
+    """What the next two compare: the part of the test images that is right, or, where classes are of very different
+    size, the mean over classes of recall or of F1."""
     min_gain_over_baseline: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
-    """Top-1 the student must gain over the student alone, in [0, 1]; the paired standard error gives the slack."""
+    """How much of `metric` the student must gain over the student alone, in [0, 1]; the paired standard error gives the
+    slack."""
     max_drop_to_champion: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Top-1 it may lose to the current champion on the same data, beyond what chance explains."""
+    """How much of it the student may lose to the current champion on the same data, beyond what chance explains."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """One-sided level: a shortfall counts only when the test set is large enough to show it at this level."""
     max_parity: Positive = 1e-3

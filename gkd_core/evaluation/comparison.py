@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from scipy import stats
 
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes, write_json
+from gkd_core.gate import WORDS, Metric
 from gkd_core.methods import METHODS
 from gkd_core.tables import rounded, write_table
 
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
     from gkd_core.data.prepared import PreparedData
     from gkd_core.models.network import Network
 
-COLUMNS = ("teacher", "student", "method", "seed", "top1", "validation_top1", "schedule", "seconds")
+METRICS = get_args(Metric)
+COLUMNS = ("teacher", "student", "method", "seed", *METRICS, "validation_top1", "schedule", "seconds")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a method's accuracy minus the reference's, seed by seed.
+    """Mean of a method's accuracy, or of another measure, minus the reference's, seed by seed.
 
     Attributes:
         mean: in [−1, 1].
@@ -104,16 +106,19 @@ class Comparison:
     """What trainings of several methods and seeds say about the methods.
 
     Attributes:
-        rows: one dict a training with the keys of COLUMNS; `top1` in [0, 1] on the same test images.
+        rows: one dict a training with the keys of COLUMNS; the measures in [0, 1] on the same test images.
         reference: the method that the others are compared with.
+        metric: the measure they are compared by.
     Raises:
-        GkdError: there are no rows.
+        GkdError: there are no rows, or the metric is unknown.
     """
 
     rows: Sequence[dict[str, Any]]
     reference: str
+    metric: Metric = "top1"
 
     def __post_init__(self) -> None:
+        expect_metric(self.metric)
         if not self.rows:
             raise GkdError("there is no finished training to compare: run some first")
 
@@ -122,7 +127,7 @@ class Comparison:
         """The standings by "teacher → student", the most accurate method first."""
         found: dict[str, dict[str, dict[int, float]]] = {}
         for row in sorted(self.rows, key=_pair):
-            found.setdefault(_pair(row), {}).setdefault(row["method"], {})[row["seed"]] = row["top1"]
+            found.setdefault(_pair(row), {}).setdefault(row["method"], {})[row["seed"]] = row[self.metric]
         return {pair: standings(accuracies, self.reference) for pair, accuracies in found.items()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -134,17 +139,19 @@ class Comparison:
 
     def markdown(self) -> str:
         """A table a pair, in percent and percentage points."""
-        return "\n".join(_table(pair, rows, self.reference) for pair, rows in self.pairs.items())
+        return "\n".join(_table(pair, rows, self.reference, WORDS[self.metric]) for pair, rows in self.pairs.items())
 
     def plot(self) -> str:
         """A forest plot as SVG."""
         from gkd_core.report.forest import forest_plot
 
-        return forest_plot(self.pairs, self.reference)
+        return forest_plot(self.pairs, self.reference, WORDS[self.metric])
 
     def save(self, folder: Path) -> None:
         """Write comparison.json, comparison.md, comparison.svg and runs.csv into an existing folder."""
-        write_json(folder / "comparison.json", {"reference": self.reference, "pairs": self.as_dict()})
+        write_json(
+            folder / "comparison.json", {"reference": self.reference, "metric": self.metric, "pairs": self.as_dict()}
+        )
         write_bytes(folder / "comparison.md", self.markdown().encode())
         write_bytes(folder / "comparison.svg", self.plot().encode())
         runs = sorted(self.rows, key=lambda row: (_pair(row), row["method"], row["seed"]))
@@ -159,6 +166,7 @@ def compare(
     methods: Sequence[str] = ("ce", "kd", "gompertz"),
     seeds: Sequence[int] = (0, 1, 2),
     reference: str = "kd",
+    metric: Metric = "top1",
     options: Mapping[str, dict[str, Any]] | None = None,
     work: Path | str | None = None,
     **settings: Any,
@@ -172,11 +180,12 @@ def compare(
         methods: names from `list_methods()`; the reference is trained too.
         seeds: of the students and of the order of images; three or more for an interval worth having.
         reference: the method that the others are compared with.
+        metric: what they are compared by: top1, or, where classes are of different size, balanced_accuracy or macro_f1.
         options: hyperparameters by method.
         work: folder for checkpoints: the same call again goes on from the last epoch.
         settings: fields of `train` in params.yaml, the same for all.
     Raises:
-        GkdError: an unknown method, doubled seeds, a wrong setting.
+        GkdError: an unknown method or metric, doubled seeds, a wrong setting.
 
     Example:
         >>> import gkd_core as gkd
@@ -204,25 +213,41 @@ def compare(
     methods, seeds = list(methods), list(seeds)
     chosen = list(dict.fromkeys([reference, *methods]))
     check_trials(chosen, seeds, "methods", "seeds", reference="reference")
+    expect_metric(metric)
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
         for method in chosen:
             network = create_model(student, data=data, seed=seed) if isinstance(student, str) else student(seed)
             given = (options or {}).get(method)
             result = distill(network, teacher, data, method=method, options=given, seed=seed, work=work, **settings)
+            measured = evaluate(network, data.test)
             rows.append(
                 {
                     "teacher": teacher.name,
                     "student": network.name,
                     "method": method,
                     "seed": seed,
-                    "top1": rounded(evaluate(network, data.test).top1),
+                    **{name: rounded(getattr(measured, name)) for name in METRICS},
                     "validation_top1": rounded(result.facts["validation_top1"]),
                     "schedule": result.facts["schedule"],
                     "seconds": round(result.seconds, 1),
                 }
             )
-    return Comparison(rows, reference)
+    return Comparison(rows, reference, metric)
+
+
+def expect_metric(name: str, option: str = "metric") -> Metric:
+    """The name as one of METRICS.
+
+    Args:
+        option: what the caller calls it, for the error.
+    Raises:
+        GkdError: it is none.
+    """
+    for metric in METRICS:
+        if metric == name:
+            return metric  # type: ignore[no-any-return]
+    raise GkdError(unknown(option, name, METRICS))
 
 
 def check_trials(
@@ -247,11 +272,11 @@ def check_trials(
         raise GkdError(f"{seeds_name} names {list(seeds)}: a seed is 0 or more and below 2^32")
 
 
-def _table(pair: str, rows: Sequence[Standing], reference: str) -> str:
+def _table(pair: str, rows: Sequence[Standing], reference: str, measure: str) -> str:
     lines = [
         f"### {pair}",
         "",
-        f"| method | seeds | top-1, mean ± sd | minus {reference}, with 95 % interval | |",
+        f"| method | seeds | {measure}, mean ± sd | minus {reference}, with 95 % interval | |",
         "|---|---|---|---|---|",
     ]
     for row in rows:

@@ -50,6 +50,7 @@ class Evaluation:
         images: how many.
         top1: fraction of them that it is right on.
         low, high: Wilson's interval of top1 with `confidence`.
+        balanced_accuracy, macro_f1: mean recall, and mean F1, of the classes that have images.
         expected_calibration_error: mean |accuracy − confidence|, in 15 bins of confidence.
         negative_log_likelihood: mean −log p(label), in nats.
         classes: names, in the order of `per_class`.
@@ -64,6 +65,8 @@ class Evaluation:
     top1: float
     low: float
     high: float
+    balanced_accuracy: float
+    macro_f1: float
     confidence: float
     expected_calibration_error: float
     negative_log_likelihood: float
@@ -79,6 +82,7 @@ class Evaluation:
         lines = [
             f"{self.network} on {self.images} images",
             f"top-1      {self.top1:.2%}  [{self.low:.2%}, {self.high:.2%}] with {self.confidence:.0%} confidence",
+            f"balanced   {self.balanced_accuracy:.2%} accuracy, macro-F1 {self.macro_f1:.2%}",
             f"ECE        {self.expected_calibration_error:.4f}",
             f"NLL        {self.negative_log_likelihood:.4f} nats",
             f"weakest    {', '.join(f'{self.classes[i]} ({self.per_class.recall[i]:.0%})' for i in worst)}",
@@ -140,18 +144,21 @@ def evaluate(
     correct = top_k_correct(logits, split.labels, 1)
     low, high = wilson_interval(int(correct.sum()), len(split), confidence)
     diagram = reliability(logits, split.labels)
+    classes = per_class(logits.argmax(1), split.labels, network.num_classes)
     return Evaluation(
         network=network.name,
         images=len(split),
         top1=float(correct.mean()),
         low=low,
         high=high,
+        balanced_accuracy=classes.balanced_accuracy,
+        macro_f1=classes.macro_f1,
         confidence=confidence,
         expected_calibration_error=diagram.expected_calibration_error,
         negative_log_likelihood=negative_log_likelihood(logits, split.labels),
         agreement=None if teacher is None else agreement(logits, predict(teacher, loader, "the teacher")),
         classes=network.classes,
-        per_class=per_class(logits.argmax(1), split.labels, network.num_classes),
+        per_class=classes,
         reliability=diagram,
         logits=logits,
     )

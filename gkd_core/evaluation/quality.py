@@ -56,9 +56,20 @@ class PerClass:
     precision: NDArray[np.float64]
     f1: NDArray[np.float64]
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have images: each class counts alike, however many images it has."""
+        return float(self.recall[self.support > 0].mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have images; 0 for one that is never recognised."""
+        return float(self.f1[self.support > 0].mean())
+
 
 def per_class(predicted: Labels, labels: Labels, num_classes: int) -> PerClass:
-    """Support, recall, precision and F1 of every class, in order."""
+    """Support, recall, precision and F1 of every class, in order; images with label −1 have no part in it."""
+    predicted, labels = predicted[labels >= 0], labels[labels >= 0]
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(num_classes), zero_division=np.nan
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 INK, MUTED, ACCENT = "#333333", "#888888", "#0b6fa4"
 
 
-def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str) -> str:
+def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str, measure: str = "top-1") -> str:
     """SVG text, a panel a pair, a row a method, the best on top; the same standings give the same text.
 
     Filled markers are differences whose interval leaves out zero. A method without a difference has no row.
@@ -21,6 +21,7 @@ def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str) -> st
     Args:
         pairs: title of the panel → its standings.
         reference: name of the method at zero.
+        measure: what the differences are of, in words.
     """
     shown = {pair: [row for row in rows if row.difference is not None] for pair, rows in pairs.items()}
     longest = max((len(rows) for rows in shown.values()), default=0)
@@ -40,7 +41,7 @@ def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str) -> st
             axis.set_yticks(range(len(rows)), [row.method for row in rows])
             axis.set_ylim(len(rows) - 0.4, -0.6)
             axis.set_title(pair, loc="left", color=INK)
-            axis.set_xlabel(f"top-1 minus {reference}, percentage points, 95 % interval over seeds", color=INK)
+            axis.set_xlabel(f"{measure} minus {reference}, percentage points, 95 % interval over seeds", color=INK)
             axis.grid(axis="x", color="#e5e5e5")
             axis.set_axisbelow(True)
             for side in ("top", "right", "left"):

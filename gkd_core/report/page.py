@@ -6,6 +6,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gkd_core import __version__
+from gkd_core.gate import WORDS
 from gkd_core.report import figures
 from gkd_core.report.findings import Findings, percent_level, signed, verdicts
 
@@ -30,6 +31,7 @@ def render_report(findings: Findings) -> str:
         verdicts=verdicts(findings.metrics, findings.confidence),
         tiles=_tiles(findings),
         rows=_rows(findings),
+        differences=_differences(findings),
         files=_files(findings),
         smaller=smaller_sentences(findings),
         figures={
@@ -69,6 +71,25 @@ def _rows(findings: Findings) -> list[dict[str, Any]]:
         }
         for role, label in findings.roles.items()
     ]
+
+
+def _differences(findings: Findings) -> list[dict[str, Any]]:
+    """The student's differences to its references by every measure, in percentage points with their intervals."""
+    found = []
+    for role, label in findings.roles.items():
+        measured = findings.metrics["differences"].get(f"student_minus_{role}", {})
+        if "balanced_accuracy" in measured:
+            by_metric = {metric: measured if metric == "top1" else measured[metric] for metric in WORDS}
+            found.append(
+                {
+                    "label": label,
+                    "cells": [
+                        f"{signed(100 * one['difference'])} ({signed(100 * one['low'])} to {signed(100 * one['high'])})"
+                        for one in by_metric.values()
+                    ],
+                }
+            )
+    return found
 
 
 def smaller_sentences(findings: Findings) -> list[str]:

@@ -29,6 +29,9 @@ def compare(
     methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "all",
     seeds: Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")] = "0,1,2",
     reference: Annotated[str, typer.Option(help="The method that the others are compared with.")] = "kd",
+    metric: Annotated[
+        str, typer.Option(help="What they are compared by: top1, balanced_accuracy or macro_f1.")
+    ] = "top1",
     *,
     configuration: Configuration,
 ) -> None:
@@ -54,6 +57,7 @@ def compare(
         methods=() if methods == "all" else [name.strip() for name in methods.split(",")],
         seeds=numbers,
         reference=reference,
+        metric=metric,
     )
-    show_comparison(found, reference)
-    finish({"path": str(out / "comparison.md"), "reference": reference, "pairs": found})
+    show_comparison(found, reference, metric)
+    finish({"path": str(out / "comparison.md"), "reference": reference, "metric": metric, "pairs": found})

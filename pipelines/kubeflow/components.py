@@ -314,6 +314,7 @@ def plan(
     pairs: list,
     seeds: list,
     reference: str,
+    metric: str,
 ) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("trials", str)]):
     """Check what is to be compared as a whole, and list the trainings.
 
@@ -326,6 +327,7 @@ def plan(
         pairs: A list of [teacher, student]; an empty list is the one of the parameters.
         seeds: Of the students; three or more give intervals.
         reference: The method that the others are compared with.
+        metric: What they are compared by.
 
     Returns:
         prepare: The section data, as JSON.
@@ -341,7 +343,7 @@ def plan(
     with running("plan"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_unknown(found)
-        prepare, teachers, trials = lay_out(found, methods, pairs, seeds, reference)
+        prepare, teachers, trials = lay_out(found, methods, pairs, seeds, reference, metric)
         return prepare, json.dumps(teachers), json.dumps(trials)
 
 
@@ -401,17 +403,25 @@ def run_trial(trial: str, data: Input[Dataset], teachers: Input[Model], result: 
     with running("run-trial", json.dumps(it["sections"])) as task:
         folders = Path(data.path), Path(teachers.path) / str(it["teacher"]), task.work
         row = compare.run_trial(*folders, task.params, it["method"], it["seed"])
-        result.log_metric("top1", row["top1"])
+        for name in ("top1", "balanced_accuracy", "macro_f1"):
+            result.log_metric(name, row[name])
         write_json(Path(result.path), row)
 
 
 @component
-def compare(results: Input[list[Metrics]], reference: str, comparison: Output[Artifact], table: Output[Markdown]):
+def compare(
+    results: Input[list[Metrics]],
+    reference: str,
+    metric: str,
+    comparison: Output[Artifact],
+    table: Output[Markdown],
+):
     """Compare the methods, paired by seed, with intervals.
 
     Args:
         results: One row a training.
         reference: The method that the others are compared with.
+        metric: What they are compared by.
 
     Returns:
         comparison: comparison.json, comparison.md, comparison.svg and runs.csv.
@@ -426,6 +436,6 @@ def compare(results: Input[list[Metrics]], reference: str, comparison: Output[Ar
 
     with running("compare"):
         rows = [read_json(Path(result.path), "the result") for result in results]
-        step.write_comparison(rows, out=Path(comparison.path), reference=reference)
+        step.write_comparison(rows, out=Path(comparison.path), reference=reference, metric=metric)
         shutil.copy(Path(comparison.path) / "comparison.md", table.path)
         comparison.metadata["digest"] = file_digest(Path(comparison.path) / "comparison.json")

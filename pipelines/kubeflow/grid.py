@@ -9,13 +9,19 @@ from components.graph import divide
 from gkd_core import methods as registry
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
+from gkd_core.evaluation.comparison import expect_metric
 from gkd_core.models.registry import refuse_unknown_name
 
 TRAINING = ("student", "train", "distill", "evaluate")
 
 
 def lay_out(
-    params: Params, methods: Sequence[str], pairs: Sequence[Any], seeds: Sequence[float], reference: str
+    params: Params,
+    methods: Sequence[str],
+    pairs: Sequence[Any],
+    seeds: Sequence[float],
+    reference: str,
+    metric: str = "top1",
 ) -> tuple[str, list[str], list[str]]:
     """The sections of the prepare step, those of each teacher, and each trial, all as JSON.
 
@@ -25,11 +31,13 @@ def lay_out(
         pairs: [teacher, student]; none is the one of `params`.
         seeds: of the students; whole numbers, which Kubeflow makes floats.
         reference: the method that the others are compared with.
+        metric: what they are compared by.
     Raises:
         GkdError: something in it cannot be trained or compared.
     """
     chosen = list(dict.fromkeys([reference, *(methods or registry.METHODS)]))
     numbers = [_whole(seed) for seed in seeds]
+    expect_metric(metric)
     named = [_pair(pair) for pair in pairs] or [(params.teacher.name, params.student.name)]
     if params.teacher.source is not None and len({teacher for teacher, _ in named}) > 1:
         raise GkdError(

@@ -82,7 +82,9 @@ def scalars(folder: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for role in ("teacher", "baseline", "kd", "student", "onnx"):
         if role in metrics:
-            found[f"{role}_top1"] = metrics[role]["top1"]
+            for name in ("top1", "balanced_accuracy", "macro_f1"):
+                if name in metrics[role]:
+                    found[f"{role}_{name}"] = metrics[role][name]
     for name, difference in metrics["differences"].items():
         found[name] = difference["difference"]
     found["student_parameters"] = metrics["student"]["parameters"]

@@ -49,6 +49,7 @@ def sweep(
         pairs: list = [],  # noqa: B006
         seeds: list = [0, 1, 2],  # noqa: B006
         reference: str = "kd",
+        metric: str = "top1",
     ):
         """Methods against each other, by pairs of networks and seeds, on one budget.
 
@@ -64,6 +65,7 @@ def sweep(
             pairs: A list of [teacher, student]; an empty list is the pair of the parameters.
             seeds: Of the students; three or more give intervals.
             reference: The method that the others are compared with.
+            metric: What they are compared by: top1, balanced_accuracy or macro_f1.
         """
         ended = configure(components.ended(), "ended", profile)
         ended.set_caching_options(False)
@@ -77,6 +79,7 @@ def sweep(
                 pairs=pairs,
                 seeds=seeds,
                 reference=reference,
+                metric=metric,
             )
             prepare = components.prepare(
                 settings=plan.outputs["prepare"], dvc_repo=dvc_repo, dvc_path=dvc_path, dvc_rev=dvc_rev
@@ -89,7 +92,8 @@ def sweep(
             gather = components.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
             with dsl.ParallelFor(trials.output, parallelism=parallelism) as trial:
                 run_trial = components.run_trial(trial=trial, data=data, teachers=gather.outputs["together"])
-            compare = components.compare(results=dsl.Collected(run_trial.outputs["result"]), reference=reference)
+            results = dsl.Collected(run_trial.outputs["result"])
+            compare = components.compare(results=results, reference=reference, metric=metric)
             for task in (plan, teachers, trials):
                 configure(task, "settings", profile)
             configure(prepare, "prepare", profile)

@@ -55,7 +55,7 @@ def test_an_evaluation_says_what_its_logits_say() -> None:
 
 def test_an_evaluation_reads_as_a_few_lines() -> None:
     shown = repr(evaluate(network(0), loader(40).split, teacher=network(1), device="cpu"))
-    assert len(shown.splitlines()) == 6
+    assert len(shown.splitlines()) == 7
     assert all(word in shown for word in ("resnet8", "40 images", "top-1", "ECE", "NLL", "agreement"))
 
 

@@ -2,7 +2,14 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from gkd_core.evaluation.quality import (
     agreement,
@@ -63,3 +70,26 @@ def test_classes_by_hand() -> None:
     np.testing.assert_allclose(found.recall, [2 / 3, 1 / 2, 0, np.nan])
     np.testing.assert_allclose(found.precision, [2 / 3, 1 / 2, np.nan, 0])
     assert found.f1[0] == pytest.approx(2 / 3)
+
+
+def test_measures_that_count_classes_alike_are_scikit_learns() -> None:
+    labels = np.random.default_rng(1).choice(5, 200, p=[0.6, 0.25, 0.1, 0.04, 0.01])
+    predicted = np.where(np.random.default_rng(2).random(200) < 0.6, labels, 0)
+    found = per_class(predicted, labels, 5)
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found.recall.tolist() == pytest.approx(recall_score(labels, predicted, average=None).tolist())
+
+
+def test_a_class_without_images_does_not_count_and_one_that_is_never_named_counts_zero() -> None:
+    labels, predicted = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 0, 3])
+    found = per_class(predicted, labels, 4)
+    assert found.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, labels=[0, 1, 2], average="macro"))
+
+
+def test_images_without_a_label_are_in_no_count() -> None:
+    labels, predicted = np.array([0, 0, 1, -1, -1]), np.array([0, 1, 1, 0, 1])
+    found, known = per_class(predicted, labels, 2), per_class(predicted[:3], labels[:3], 2)
+    assert (found.support.tolist(), found.macro_f1) == (known.support.tolist(), known.macro_f1)
+    assert found.precision.tolist() == known.precision.tolist()
