@@ -1,15 +1,15 @@
 """Classes of very different size: a long-tailed CIFAR-10, and what `train.balance` makes of it.
 
     python -m benchmarks.long_tailed write CIFAR FOLDER         # FOLDER/train/CLASS/*.png, FOLDER/test/CLASS/*.png
-    python -m benchmarks.long_tailed run [--params configs/cifar10-long-tailed.yaml] [--seeds 0,1,2]
+    python -m benchmarks.long_tailed run [--params configs/cifar10-long-tailed.yaml] [--cases ce:none,…] [--seeds 0,1,2]
 
 `write` keeps of class i of the training images n_i = 5000 · factor^(−i/9), the first class whole and the last a 50th of
 it, drawn by a seed; the 10,000 test images stay as they are, 1,000 a class. Source of the set: Cui et al. 2019, §5.1
 (arXiv:1901.05555).
 
-`run` reads data/ and teacher/, as `gkd prepare` and `gkd teacher` leave them, trains the student by each row of CASES
-with every seed, measures each once on the test images, and prints the table of docs/results.md. What is done stands in
-a file, so a run that was stopped goes on.
+`run` reads data/ and teacher/, as `gkd prepare` and `gkd teacher` leave them, trains the student by each method and
+balance with every seed, measures each once on the test images, and prints the table of docs/results.md. What is done
+stands in a file, so a run that was stopped goes on.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from gkd_core.models.network import load_network
 from gkd_core.records import read_teacher
 
 BALANCES = ("none", "weights", "sampler", "logit-adjustment")
-CASES = [*(("ce", balance) for balance in BALANCES), *(("kd", balance) for balance in BALANCES)]
+CASES = [f"{method}:{balance}" for method in ("ce", "kd") for balance in BALANCES]
 RAREST = 3
 
 
@@ -65,22 +65,23 @@ def train_one(params: Path, teacher: Path, data: PreparedData, method: str, bala
     """One student, measured on the test images."""
     config = load_params(params)
     student = create_model(config.student.name, data=data, seed=seed)
-    settings = {name: getattr(config.train, name) for name in config.train.model_fields_set - {"seed", "balance"}}
+    own = {"seed", "balance", "schedule"}  # what is called schedule here is β's, and cosine the default
+    settings = {name: getattr(config.train, name) for name in config.train.model_fields_set - own}
     settings["augment"] = config.train.augment.model_dump()
-    teachers = [load_network(teacher / name, data.info.classes) for name in read_teacher(teacher)["networks"]]
-    gkd.distill(
-        student, teachers if method == "kd" else None, data, method=method, seed=seed, balance=balance, **settings
-    )
+    teachers = None
+    if method != "ce":
+        teachers = [load_network(teacher / name, data.info.classes) for name in read_teacher(teacher)["networks"]]
+    gkd.distill(student, teachers, data, method=method, seed=seed, balance=balance, **settings)
     return evaluate(student, data.test)
 
 
-def run(params: Path, data: Path, teacher: Path, results: Path, seeds: list[int]) -> None:
+def run(params: Path, data: Path, teacher: Path, results: Path, cases: list[tuple[str, str]], seeds: list[int]) -> None:
     """Train what is not in `results`, a JSON object a line, and print the table."""
     prepared = PreparedData.open(data)
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     rarest = np.argsort(np.bincount(prepared.train.labels, minlength=len(prepared.info.classes)))[:RAREST]
     for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
-        for method, balance in CASES:
+        for method, balance in cases:
             if any((row["method"], row["balance"], row["seed"]) == (method, balance, seed) for row in done):
                 continue
             start = time.process_time()
@@ -97,7 +98,7 @@ def run(params: Path, data: Path, teacher: Path, results: Path, seeds: list[int]
                 stream.write(json.dumps(row) + "\n")
     names = ", ".join(prepared.info.classes[i] for i in rarest)
     print(f"| method | balance | balanced accuracy | macro-F1 | recall of {names} |\n|---|---|---|---|---|")
-    for method, balance in CASES:
+    for method, balance in cases:
         rows = [row for row in done if (row["method"], row["balance"]) == (method, balance) and row["seed"] in seeds]
         cells = [_spread([100 * row[key] for row in rows]) for key in ("balanced_accuracy", "macro_f1", "rarest")]
         print(f"| {method} | {balance} | {' | '.join(cells)} |")
@@ -122,13 +123,15 @@ def main() -> None:
     runs.add_argument("--data", type=Path, default=Path("data"))
     runs.add_argument("--teacher", type=Path, default=Path("teacher"))
     runs.add_argument("--results", type=Path, default=Path("long-tailed.jsonl"))
+    runs.add_argument("--cases", default=",".join(CASES), help="METHOD:BALANCE, separated by commas")
     runs.add_argument("--seeds", default="0,1,2")
     given = parser.parse_args()
     if given.command == "write":
         print(write(given.cifar, given.folder, factor=given.factor, seed=given.seed))
     else:
         seeds = [int(seed) for seed in given.seeds.split(",")]
-        run(given.params, given.data, given.teacher, given.results, seeds)
+        cases = [(method, balance) for method, _, balance in (case.partition(":") for case in given.cases.split(","))]
+        run(given.params, given.data, given.teacher, given.results, cases, seeds)
 
 
 if __name__ == "__main__":

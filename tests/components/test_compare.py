@@ -80,6 +80,19 @@ class TestARun:
         assert "gompertz" in text
         assert "minus kd" in text
 
+    def test_by_another_metric_nothing_is_trained_again(self, compared, monkeypatch):
+        root, given, _, _ = compared
+        monkeypatch.setattr(compare.distill, "run", lambda **_: pytest.fail("trained again"))
+        chosen = {"methods": ["gompertz", "ce"], "seeds": [0, 1], "metric": "macro_f1"}
+        ((_, standings),) = compare.run(**given, out=root / "by f1", **chosen).items()
+        rows = list(csv.DictReader((root / "by f1" / "runs.csv").open()))
+        for standing in standings:
+            values = [float(row["macro_f1"]) for row in rows if row["method"] == standing["method"]]
+            assert standing["mean"] == pytest.approx(sum(values) / 2, abs=1e-6)
+        assert "macro-F1, mean ± sd" in (root / "by f1" / "comparison.md").read_text()
+        assert "macro-F1 minus kd" in (root / "by f1" / "comparison.svg").read_text()
+        assert json.loads((root / "by f1" / "comparison.json").read_text())["metric"] == "macro_f1"
+
     def test_once_more_trains_nothing_and_gives_the_same_bytes(self, compared, monkeypatch):
         root, given, _, _ = compared
         monkeypatch.setattr(compare.distill, "run", lambda **_: pytest.fail("trained again"))
@@ -103,6 +116,7 @@ class TestARun:
         ({"seeds": [0, 0]}, "different seeds"),
         ({"seeds": []}, "different seeds"),
         ({"seeds": [-1]}, "0 or more"),
+        ({"metric": "f1"}, "--metric 'f1' is unknown"),
         ({"params": budget(distill={"temperature": 2.0})}, "distill.temperature is 2"),
         ({"params": budget(distill={"scheme": "mutual", "method": "kd"})}, "set it to single"),
         (

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss, recall_score, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from components import evaluate
 from gkd_core.data.prepared import PreparedData
@@ -45,6 +52,11 @@ def test_the_numbers_are_those_of_scikit_learn(project: Any, evaluated: Any) -> 
         # The benchmark's resnet8 has 83,892 at 100 classes and three channels; here ten and one.
         assert metrics[role]["parameters"] == 83892 - 90 * 65 - 2 * 16 * 9
         assert metrics[role]["onnx_bytes"] > 4 * metrics[role]["parameters"]
+        predicted, measured = values.argmax(1), metrics[role]
+        assert measured["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-6)
+        assert measured["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-6)
+        by_class = recall_score(labels, predicted, average=None)
+        assert list(measured["recall"].values()) == pytest.approx(by_class.tolist(), abs=1e-6)
     student = found["student"].argmax(1)
     assert metrics["student"]["agreement_with_teacher"] == pytest.approx((student == found["teacher"].argmax(1)).mean())
     assert "agreement_with_teacher" not in metrics["teacher"]
@@ -52,6 +64,10 @@ def test_the_numbers_are_those_of_scikit_learn(project: Any, evaluated: Any) -> 
     assert difference["difference"] == pytest.approx(metrics["student"]["top1"] - metrics["baseline"]["top1"], abs=2e-6)
     assert difference["low"] < difference["difference"] < difference["high"]
     assert difference["standard_error"] > 0
+    for name in ("balanced_accuracy", "macro_f1"):
+        gap = metrics["student"][name] - metrics["baseline"][name]
+        assert difference[name]["difference"] == pytest.approx(gap, abs=2e-6)
+        assert difference[name]["low"] <= gap <= difference[name]["high"]
 
     recalls = {row["name"]: float(row["recall"]) for row in read(evaluated[0] / "plots" / "per_class.csv")}
     expected = recall_score(labels, student, average=None)
@@ -93,6 +109,10 @@ def test_int8_is_measured_on_test_beside_float32(project: Any, evaluated: Any) -
     assert summary["int8"] == {key: measured[key] for key in ("top1", "agreement_with_fp32")}
     page = (out / "report.html").read_text()
     assert "The int8 file is " in page
+    assert {"balanced_accuracy", "macro_f1"} <= measured.keys() & metrics["onnx"].keys()
+    shown = f"{100 * metrics['student']['balanced_accuracy']:.2f} %"
+    assert shown in page
+    assert "student minus" in page
 
 
 def test_the_test_images_are_opened_once_and_no_others(evaluated: Any) -> None:

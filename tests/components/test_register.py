@@ -176,6 +176,33 @@ def test_other_data(tmp_path, finish, store_uri):
     assert promoted["registry"]["alias"] == "champion"
 
 
+def test_by_balanced_accuracy_the_champion_s_own_predictions_are_asked(tmp_path, finish, store_uri):
+    """Both are wrong on the last images, whose classes are ten in turn: balanced accuracy is near top-1 here."""
+    params = with_store(store_uri, metric="balanced_accuracy")
+    first = finish(tmp_path / "first", seed=1, right=330)
+    summary = register.run(**first._asdict(), out=tmp_path / "out", params=params)
+    assert summary["registry"]["alias"] == "champion"
+    reasons = contents(tmp_path / "out")[0]["reasons"]
+    assert reasons[0]["sentence"].startswith("balanced accuracy is +1.00 points against the student alone")
+    logged = MlflowClient(store_uri).get_run(summary["runs"]["student"][0]).data.metrics
+    assert {"test_balanced_accuracy", "test_macro_f1", "student_minus_baseline_macro_f1_difference"} <= set(logged)
+
+    worse = finish(tmp_path / "worse", seed=2, right=300)
+    refused = register.run(**worse._asdict(), out=tmp_path / "out", params=params)
+    assert not refused["gate"]["passed"]
+    assert (
+        "balanced accuracy is -8.33 points against the champion, version 1 (image by image)"
+        in (refused["gate"]["sentence"])
+    )
+
+    run = MlflowClient(store_uri).get_run(summary["runs"]["student"][0])
+    kept = Path(run.info.artifact_uri) / "report" / "predictions.npy"
+    np.save(kept, np.zeros(360, dtype=np.int32))  # of other images, as it were
+    better = finish(tmp_path / "better", seed=3, right=350)
+    doubted = register.run(**better._asdict(), out=tmp_path / "out", params=params)
+    assert "was registered without its predictions" in doubted["gate"]["sentence"]
+
+
 @pytest.mark.slow
 def test_a_champion_whose_predictions_are_gone(tmp_path, finish, store_uri):
     first = finish(tmp_path / "first", seed=1)

@@ -75,6 +75,11 @@ def test_what_cannot_be_compared_is_refused_by_the_first_task(change, methods, p
         assert part in str(caught.value)
 
 
+def test_an_unknown_metric_is_refused_by_the_first_task():
+    with pytest.raises(GkdError, match="metric 'f1' is unknown"):
+        lay_out(parse_params({}), [], [], [0], "kd", "f1")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_small_one_run_here(tmp_path):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from gkd_core.errors import GkdError
 from gkd_core.evaluation.statistics import paired_difference
 from gkd_core.gate import Champion, Check, decide
 
@@ -28,6 +29,7 @@ def judged(
     parity: float = 1e-6,
     version: int = 7,
     promotion_blocked: str | None = None,
+    balanced: dict[str, float] | None = None,
     **limits,
 ):
     correct = bits(100, 90) if correct is None else correct
@@ -37,7 +39,10 @@ def judged(
         "differences": {},
     }
     if gain is not None:
-        metrics["differences"]["student_minus_baseline"] = {"difference": gain, "standard_error": error}
+        metrics["differences"]["student_minus_baseline"] = {
+            **{"difference": gain, "standard_error": error},
+            **{name: {"difference": other, "standard_error": 0.001} for name, other in (balanced or {}).items()},
+        }
     defaults = {
         "min_gain_over_baseline": 0.0,
         "max_drop_to_champion": 0.0,
@@ -261,3 +266,61 @@ def test_the_gate_does_not_overrule_a_person():
     assert not decision.passed
     assert "taken back by hand (2026-11-21: wrong on sevens)" in decision.sentence
     assert "`gkd registry promote 7`" in decision.sentence
+
+
+class TestAnotherMetric:
+    """1,000 images of one class, 40 of the other."""
+
+    LABELS = np.repeat([0, 1], [1000, 40])
+    BALANCED = "balanced_accuracy"
+
+    def challenger(self, common: int, rare: int) -> np.ndarray:
+        """So many of each class right."""
+        right = np.concatenate([bits(1000, common), bits(40, rare)])
+        return np.where(right, self.LABELS, 1 - self.LABELS)
+
+    def judged(self, predicted: np.ndarray, champion: Champion | None = None, metric: str = BALANCED, **more):
+        correct = predicted == self.LABELS
+        return judged(correct=correct, champion=champion, metric=metric, answers=(predicted, self.LABELS), **more)
+
+    def champion(self, predicted: np.ndarray) -> Champion:
+        correct = predicted == self.LABELS
+        return Champion(2, DATA, float(correct.mean()), correct, predicted)
+
+    def test_what_top1_forgives_balanced_accuracy_refuses(self):
+        """Half of the rare class lost, some of the common one gained."""
+        worse, champion = self.challenger(950, 10), self.champion(self.challenger(920, 30))
+        assert check(self.judged(worse, champion, "top1", balanced={}), "champion").passed
+        for metric, word in ((self.BALANCED, "balanced accuracy"), ("macro_f1", "macro-F1")):
+            found = check(self.judged(worse, champion, metric, balanced={metric: 0.0}), "champion")
+            assert not found.passed
+            assert found.sentence.startswith(f"{word} is -")
+            assert "(image by image)" in found.sentence
+        found = check(self.judged(worse, champion, balanced={self.BALANCED: 0.0}), "champion")
+        assert found.value == pytest.approx((0.95 + 0.25) / 2 - (0.92 + 0.75) / 2)
+        # The rare class's part of the error: 20 of its 40 images lost.
+        assert found.limit == pytest.approx(-Z * math.sqrt(0.25 / 40 + 0.03 * 0.97 / 1000) / 2, rel=0.08)
+
+    def test_the_other_way_round_it_promotes(self):
+        better, champion = self.challenger(880, 36), self.champion(self.challenger(950, 10))
+        assert not check(self.judged(better, champion, "top1", balanced={}), "champion").passed
+        assert check(self.judged(better, champion, balanced={self.BALANCED: 0.0}), "champion").passed
+
+    def test_the_baseline_is_compared_by_it_too(self):
+        kept = self.challenger(900, 30)
+        decision = self.judged(kept, gain=0.5, balanced={self.BALANCED: -0.02})
+        found = check(decision, "baseline")
+        assert (found.passed, found.value) == (False, -0.02)
+        assert found.sentence.startswith("balanced accuracy is -2.00 points against the student alone")
+
+    def test_a_report_that_does_not_know_it_is_to_be_made_again(self):
+        with pytest.raises(GkdError, match=r"no difference in balanced accuracy, gate\.metric: run `gkd evaluate`"):
+            self.judged(self.challenger(900, 30), balanced={})
+
+    def test_a_champion_without_predictions_cannot_be_compared(self):
+        champion = Champion(2, DATA, 0.9, bits(1040, 930))
+        given = {"champion": champion, "balanced": {self.BALANCED: 0.0}}
+        found = check(self.judged(self.challenger(900, 30), **given), "champion")
+        assert not found.passed
+        assert "without its predictions, so the two cannot be compared" in found.sentence
+        assert check(self.judged(self.challenger(900, 30), **given, new_data="promote"), "champion").passed
