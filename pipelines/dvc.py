@@ -3,8 +3,9 @@
 DVC knows no dependency that holds under some parameters only, and a change of one loss must not retrain a teacher that
 has no use for it. Nor does it look at a file that a parameter names, such as the weights that a student starts from. So
 the first stage, `sources`, writes one file for each step, with the digests of the sources that the step uses under
-these parameters and of the weights that they name, and the step depends on that file. `sources` takes a second, and
-runs every time, for it alone knows which weights to look at; a step whose file stays the same is not run again.
+these parameters and of the weights that they name, and the step depends on that file. `sources` takes a second; a step
+whose file stays the same is not run again. Which weights to look at `sources` alone knows: that another file lies under
+the same name is seen when it runs, so after `dvc repro --force sources`.
 """
 
 import ast
@@ -170,7 +171,6 @@ def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = Mapping
     if checkout:
         read = ["distill", "student", "teacher"]  # they name methods and weights
         stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": list(PACKAGES), "params": read, "outs": [SOURCES]}
-        stage["always_changed"] = True  # for DVC does not see another file of weights under the same name
         lines += _block(SOURCES, stage)
     for step in STEPS:
         lines += _block(step.name, _stage(step, checkout, beside.get(step.name, [])))
