@@ -120,6 +120,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             "distill": {"method": "kd"},
             "references": {"baseline": False, "kd": False},
             "train": {"epochs": 1, "batch_size": 16, "device": "cpu"},
+            "export": {"int8": {"enabled": False}},
             "evaluate": {"latency_runs": 10},
         }
     )
