@@ -127,18 +127,19 @@ def draw_erased(rng: np.random.Generator, count: int, chance: float, size: tuple
     height, width = size
     chosen = (rng.random(count) < chance).tolist()
     areas = height * width * rng.uniform(*ERASED, (count, ERASING_TRIES))
-    aspects = np.exp(rng.uniform(*np.log(ERASED_ASPECT), (count, ERASING_TRIES)))
+    low, high = map(math.log, ERASED_ASPECT)
+    aspects = np.exp(rng.uniform(low, high, (count, ERASING_TRIES)))
     highs, wides = np.rint(np.sqrt(areas * aspects)).astype(int), np.rint(np.sqrt(areas / aspects)).astype(int)
     places = rng.random((count, 2))
     drawn: list[Rectangle | None] = []
-    for fits, high, wide, place in zip((highs < height) & (wides < width), highs, wides, places, strict=True):
+    for fits, tall, broad, place in zip((highs < height) & (wides < width), highs, wides, places, strict=True):
         if not chosen[len(drawn)] or not fits.any():
             drawn.append(None)
             continue
         first = int(fits.argmax())
-        tall, broad = int(high[first]), int(wide[first])
-        top, left = int(place[0] * (height - tall + 1)), int(place[1] * (width - broad + 1))
-        drawn.append(Rectangle(top, left, top + tall, left + broad))
+        rows, columns = int(tall[first]), int(broad[first])
+        top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
+        drawn.append(Rectangle(top, left, top + rows, left + columns))
     return drawn
 
 

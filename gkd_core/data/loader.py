@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,8 @@ class _Draws(NamedTuple):
 
     def of(self, rows: slice) -> "_Draws":
         """For these rows alone."""
-        return _Draws(*(None if drawn is None else drawn[rows] for drawn in self))
+        drawn: Any = (None if each is None else each[rows] for each in self)
+        return _Draws(*drawn)
 
 
 class Loader:

@@ -8,7 +8,7 @@ numbers), and its bits do not depend on which others a process has beside it.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -117,17 +117,19 @@ def _space(auto: AutoName, height: int, width: int) -> list[tuple[str, list[floa
 @functools.cache
 def _kernels() -> dict[str, Callable[[Tensor, float], Tensor]]:
     """By name; torchvision is imported where a training asks for them."""
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2 import functional as kernel
+    from torchvision.transforms.v2 import InterpolationMode, functional
 
+    kernel: Any = functional  # without types
     way = InterpolationMode.BILINEAR  # as torchvision's reference training has it
 
     def shift(image: Tensor, across: float, down: float) -> Tensor:
-        return kernel.affine(image, 0.0, [int(across), int(down)], 1.0, [0.0, 0.0], interpolation=way)
+        moved: Tensor = kernel.affine(image, 0.0, [int(across), int(down)], 1.0, [0.0, 0.0], interpolation=way)
+        return moved
 
     def shear(image: Tensor, across: float, down: float) -> Tensor:
         degrees = [math.degrees(math.atan(across)), math.degrees(math.atan(down))]
-        return kernel.affine(image, 0.0, [0, 0], 1.0, degrees, interpolation=way, center=[0, 0])
+        sheared: Tensor = kernel.affine(image, 0.0, [0, 0], 1.0, degrees, interpolation=way, center=[0, 0])
+        return sheared
 
     return {
         "ShearX": lambda image, magnitude: shear(image, magnitude, 0.0),

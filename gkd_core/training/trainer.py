@@ -341,8 +341,8 @@ class Trainer:
         self.network = network = training.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         scheme = schemes.get(spec.scheme)
         scheme.check_training(config)
-        shape = data.info.image_size, data.info.channels
-        refuse_unfit_augmentation(config.augment, *shape, section=training.section)
+        image_size, channels = data.info.image_size, data.info.channels
+        refuse_unfit_augmentation(config.augment, image_size, channels, section=training.section)
         self.loader, self.validation = loaders(data, config, self.device)
         self.teacher = scheme.create_teacher(
             spec,
