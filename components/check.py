@@ -70,7 +70,8 @@ def _with_splits(health: "Health", params: Params) -> "Health":
 
 def _network(teacher: str) -> "Network":
     from gkd_core.evaluation.label_issues import require_cleanlab
-    from gkd_core.models.weights import TORCHVISION, load_model
+    from gkd_core.models.registry import TORCHVISION
+    from gkd_core.models.weights import load_model
 
     require_cleanlab()
     if not teacher.startswith(TORCHVISION) and not Path(teacher).is_dir():

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gkd_core.data.sources.address import is_address, without_secrets
 from gkd_core.data.sources.base import Source
@@ -27,7 +27,7 @@ def open_source(
     image_size: int | None = None,
     channels: int | None = None,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[Any, str] | None = None,
     group: str | None = None,
     option: str = "data.root",
 ) -> Source:
