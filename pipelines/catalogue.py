@@ -148,7 +148,10 @@ def parameters_markdown() -> str:
 
 
 def _recipes() -> Iterator[Sequence[str]]:
-    columns = [[flat(recipe({}, Start(None, PHOTO, images))) for images in (FEW, MANY)] for recipe in RECIPES.values()]
+    columns = [
+        [flat(recipe({}, Start(None, PHOTO, images, whole=True))) for images in (FEW, MANY)]
+        for recipe in RECIPES.values()
+    ]
     for name in columns[0][0]:
         yield f"`{name}`", *(" → ".join(dict.fromkeys(shown(values[name]) for values in column)) for column in columns)
 

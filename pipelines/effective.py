@@ -29,11 +29,12 @@ def show_effective(params: Params, data: Path | None) -> dict[str, Any]:
     Raises:
         GkdError: the folder is no prepared data, or a training would be refused.
     """
-    image_size = images = unlabelled = None
+    image_size = images = unlabelled = whole = None
     if data is not None or (DATA / "dataset.json").is_file():
         info = PreparedData.open(DATA if data is None else data, check=False).info
         image_size, images, unlabelled = info.image_size, info.counts["train"], info.unlabelled is not None
-    plans = planned(params, image_size, images, unlabelled)
+        whole = info.photos is not None
+    plans = planned(params, image_size, images, unlabelled, whole)
     recipes = {f"{plan.section} of {plan.network}": _recipe(plan) for plan in plans}
     resolved: dict[str, Any] = {}
     for plan in reversed(plans):

@@ -13,7 +13,15 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from gkd_core.config.schema import AugmentConfig, MemberConfig, NetworkConfig, Params, RecipeName, TrainingConfig
+from gkd_core.config.schema import (
+    AugmentConfig,
+    DataConfig,
+    MemberConfig,
+    NetworkConfig,
+    Params,
+    RecipeName,
+    TrainingConfig,
+)
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes
 
@@ -29,6 +37,7 @@ NO_COLOURS = {"auto": "none", "color_jitter": 0.0, "erasing": 0.0}
 class ResolvedAugment(AugmentConfig):
     """An `AugmentConfig` in which nothing is left to a recipe."""
 
+    random_resized_crop: list[float] | Literal[False]
     auto: Literal["none", "trivial", "rand"]
     color_jitter: float
     erasing: float
@@ -63,6 +72,7 @@ class Start:
         images: how many there are to train on.
         network: its name, for errors.
         unlabelled: there are images without labels that it may learn from.
+        whole: the images to train on are kept whole, so that windows can be drawn from all of each.
     """
 
     weights: bool | None
@@ -70,6 +80,7 @@ class Start:
     images: int
     network: str = "the network"
     unlabelled: bool = False
+    whole: bool = False
 
 
 def resolve(config: TrainingConfig, start: Start, section: str = "train") -> ResolvedTraining:
@@ -140,7 +151,11 @@ class Planned:
 
 
 def planned(
-    params: Params, image_size: int | None = None, images: int | None = None, unlabelled: bool | None = None
+    params: Params,
+    image_size: int | None = None,
+    images: int | None = None,
+    unlabelled: bool | None = None,
+    whole: bool | None = None,
 ) -> list[Planned]:
     """The trainings of the teacher step, then the student's, which its references have too.
 
@@ -148,9 +163,11 @@ def planned(
         image_size: side of the prepared images in pixels; None: as far as the parameters tell.
         images: how many there are to train on; None: not known.
         unlabelled: there are images without labels; None: as the parameters say.
+        whole: whether they are kept whole; None: as the parameters tell.
     """
     some = params.data.unlabelled is not None if unlabelled is None else unlabelled
     side = image_size or params.data.image_size or SIZES_KNOWN.get(params.data.source)
+    whole = _kept_whole(params.data) if whole is None else whole
     teacher, student = params.teacher, params.student
     assistants = [NetworkConfig(name=name) for name in teacher.assistants]
     networks: list[NetworkConfig] = [*teacher.members] or [teacher, *assistants]
@@ -163,12 +180,19 @@ def planned(
         counts = [images] if images and not part else [1, 10**9]
         taught = network is student or bool(assistants)
         starts = tuple(
-            Start(network.weights is not None, size, count, network.name, unlabelled=some and taught)
+            Start(network.weights is not None, size, count, network.name, unlabelled=some and taught, whole=whole)
             for size in sizes
             for count in counts
         )
         plans.append(Planned(section, network.name, config, starts))
     return plans
+
+
+def _kept_whole(data: DataConfig) -> bool:
+    """Whether `gkd prepare` keeps training pictures whole, as far as the parameters tell."""
+    benchmark = data.source in ("digits", "cifar10", "cifar100") or data.source.startswith("torchvision:")
+    asked = data.store in ("raw", "compressed") or data.store_size is not None or (data.image_size or 0) > SMALL_UP_TO
+    return asked and not benchmark and data.store != "squares"
 
 
 def untrainable(params: Params) -> Iterator[Mistake]:
@@ -237,7 +261,7 @@ def _cifar(given: Mapping[str, Any], start: Start) -> dict[str, Any]:
         "freeze_epochs": 0,
         "backbone_lr_factor": 1.0,
         "freeze_batch_norm": False,
-        "augment": NO_COLOURS,
+        "augment": {"random_resized_crop": False, **NO_COLOURS},
     }
 
 
@@ -247,7 +271,8 @@ def _fine_tune(given: Mapping[str, Any], start: Start) -> dict[str, Any]:
     Statistics of batch norms stay: those of a few small batches are worse (449 flowers of 96 pixels, batches of 16, an
     ImageNet EfficientNet-Lite0, 10 epochs, one seed: 84.0 against 78.7 % of 188 test images). No label smoothing: a
     teacher trained with it teaches less (Müller et al. 2019, arXiv:1906.02629). With optimizer sgd the learning rate is
-    0.01 and weight decay 1e-4. The colour jitter, on images above 64 pixels, is the default of timm's train.py.
+    0.01 and weight decay 1e-4. The colour jitter, on images above 64 pixels, is the default of timm's train.py. Of
+    whole pictures the images are windows of at least 35 % of them, with which a new head still sees what it is to name.
     """
     epochs, batch_size = _length(given, start.images, FINE_TUNE_STEPS, FINE_TUNE_EPOCHS)
     sgd = given.get("optimizer") == "sgd"
@@ -263,7 +288,10 @@ def _fine_tune(given: Mapping[str, Any], start: Start) -> dict[str, Any]:
         "freeze_epochs": min(2, epochs // 5),
         "backbone_lr_factor": 0.1,
         "freeze_batch_norm": True,
-        "augment": {"auto": "none", "color_jitter": 0.4, "erasing": 0.0} if _photos(start) else NO_COLOURS,
+        "augment": {
+            "random_resized_crop": _windows(given, start, 0.35),
+            **({"auto": "none", "color_jitter": 0.4, "erasing": 0.0} if _photos(start) else NO_COLOURS),
+        },
     }
 
 
@@ -272,7 +300,8 @@ def _photos_from_scratch(given: Mapping[str, Any], start: Start) -> dict[str, An
 
     With optimizer sgd the learning rate is 0.05 and weight decay 1e-4. TrivialAugment and erasing, on images above 64
     pixels, are those of torchvision's reference training; its mixup and cutmix are left out, for they suit hundreds of
-    epochs, and methods that need plain labels refuse them.
+    epochs, and methods that need plain labels refuse them. Of whole pictures the images are windows of at least 25 % of
+    them: less suits longer trainings.
     """
     epochs, batch_size = _length(given, start.images, PHOTO_STEPS, PHOTO_EPOCHS)
     sgd = given.get("optimizer") == "sgd"
@@ -288,8 +317,17 @@ def _photos_from_scratch(given: Mapping[str, Any], start: Start) -> dict[str, An
         "freeze_epochs": 0,
         "backbone_lr_factor": 1.0,
         "freeze_batch_norm": False,
-        "augment": {"auto": "trivial", "color_jitter": 0.0, "erasing": 0.1} if _photos(start) else NO_COLOURS,
+        "augment": {
+            "random_resized_crop": _windows(given, start, 0.25),
+            **({"auto": "trivial", "color_jitter": 0.0, "erasing": 0.1} if _photos(start) else NO_COLOURS),
+        },
     }
+
+
+def _windows(given: Mapping[str, Any], start: Start, smallest: float) -> list[float] | Literal[False]:
+    """Windows of whole pictures, unless shifts of squares were asked for."""
+    shifts = given.get("augment", {}).get("crop_padding")
+    return [smallest, 1.0] if start.whole and not shifts else False
 
 
 def _photos(start: Start) -> bool:

@@ -162,6 +162,18 @@ class DataConfig(Section):
             )
 
 
+def _parts_of_an_area(value: Any) -> Any:
+    if value is None or value is False:
+        return value
+    numbers = isinstance(value, list) and len(value) == 2 and all(type(part) in (int, float) for part in value)
+    if not numbers or not 0 < value[0] <= value[1] <= 1:
+        raise ValueError(
+            f"random_resized_crop is {value!r}: give the smallest and the largest part of the area, as [0.35, 1], or "
+            "false"
+        )
+    return [float(part) for part in value]
+
+
 class AugmentConfig(Section):
     """Random changes to training images, in this order; teacher and student see the same pixels.
 
@@ -170,6 +182,10 @@ class AugmentConfig(Section):
 
     crop_padding: Annotated[int, Field(ge=0)] | None = None
     """Pixels of zero padding for a random crop back to size, i.e. the largest shift (CIFAR 4, digits 1)."""
+    random_resized_crop: Annotated[list[float] | Literal[False] | None, BeforeValidator(_parts_of_an_area)] = None
+    """Smallest and largest part of a picture's area that is seen, `[0.35, 1]` say: a random window, of 3:4 to 4:3, is
+    resized to the image (torchvision's RandomResizedCrop), in place of `crop_padding`. `false` is off. Null takes the
+    recipe's, which draws windows where pictures are kept whole (`data.store`) and `crop_padding` is not given."""
     flip: bool | None = None
     """Mirror left-right with probability one half (CIFAR yes, digits no)."""
     auto: Literal["none", "trivial", "rand"] | None = None
@@ -194,6 +210,13 @@ class AugmentConfig(Section):
     """α of mixup's Beta(α, α); 0 is off."""
     cutmix: Annotated[float, Field(ge=0.0)] = 0.0
     """α of cutmix's Beta(α, α); 0 is off. Where mixup is on too, each batch has one of them, as likely as the other."""
+
+    def contradictions(self) -> Iterator[str]:
+        if self.random_resized_crop and self.crop_padding:
+            yield (
+                f"crop_padding is {self.crop_padding} but random_resized_crop is {self.random_resized_crop}, which "
+                "takes its place: leave one of them out"
+            )
 
     def unread(self) -> Iterator[str]:
         for name in ("rand_operations", "rand_magnitude"):

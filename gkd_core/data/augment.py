@@ -5,8 +5,9 @@ torchvision's kernels are in `operations.py`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class Augmentation:
 
     Attributes:
         crop_padding: pixels of black put round the image before a crop back to size; 0 is off.
+        random_resized_crop: smallest and largest part of the picture's area that the image is, a window drawn by
+            `gkd_core.data.windows` in place of the square; False is off.
         flip: mirror left-right with probability one half.
         auto: `trivial` is TrivialAugment, `rand` RandAugment with `rand_operations` of magnitude `rand_magnitude`.
         color_jitter: brightness, contrast and saturation change by factors in 1 ± this; 0 is off.
@@ -38,6 +41,7 @@ class Augmentation:
     """
 
     crop_padding: int = 0
+    random_resized_crop: Sequence[float] | Literal[False] = False
     flip: bool = False
     auto: AutoName = "none"
     rand_operations: int = 2
@@ -53,6 +57,10 @@ class Augmentation:
         strengths = ("crop_padding", "color_jitter", "hue", "cutout", "erasing", "mixup", "cutmix")
         if any(getattr(self, name) < 0 for name in strengths):
             raise ValueError(f"{', '.join(strengths[:-1])} and {strengths[-1]} must not be negative: {self}")
+        if self.random_resized_crop:
+            smallest, largest = self.random_resized_crop
+            if not 0 < smallest <= largest <= 1:
+                raise ValueError(f"random_resized_crop must be two rising parts of an area: {self}")
 
     @property
     def mixes(self) -> bool:
@@ -89,6 +97,8 @@ def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -
         [B, C, H, W] of the same dtype.
     """
     batch, channels, height, width = images.shape
+    if padding == 0:
+        return torch.where(flips[:, None, None, None], images.flip(3), images)
     padded = functional.pad(images, (padding, padding, padding, padding))
     device = images.device
     column = torch.arange(width, device=device)

@@ -23,8 +23,10 @@ from gkd_core.data.balance import balanced_order
 from gkd_core.data.interleave import Interleaved, Joined, unlabelled_per_batch
 from gkd_core.data.memory import fits
 from gkd_core.data.operations import Operation, apply, draw_auto, draw_jitter
+from gkd_core.data.photos import pictures
 from gkd_core.data.prepared import Split
 from gkd_core.data.shards import ALONE, Shards
+from gkd_core.data.windows import STREAM, Cutter, draw_windows
 from gkd_core.errors import GkdError
 
 
@@ -68,6 +70,8 @@ class _Draws(NamedTuple):
 
 class Loader:
     """Batches of a split, epoch by epoch.
+
+    With `random_resized_crop` the images are windows, cut by threads out of what the split holds: nothing is resident.
 
     The order and every augmentation are a function of (seed, epoch) alone, so a training resumed at an epoch needs no
     state from here; and the same whether the split is resident or streamed.
@@ -162,6 +166,11 @@ class Loader:
         # Processes on a CPU share its memory; accelerators have their own.
         copies = processes if self.device.type == "cpu" else 1
         self.resident = fits(copies * images.nbytes, self.device) if resident is None else resident
+        self._cutter: Cutter | None = None
+        if self.augmentation.random_resized_crop:  # new pixels every time, of what the file holds
+            self.resident, self._pictures = False, pictures(images)
+            shape = (images.shape[3], *images.shape[1:3])
+            self._cutter = Cutter(self._pictures, shape, pin=self.device.type == "cuda")
         self._images = torch.from_numpy(np.array(images)).to(self.device) if self.resident else None
 
     @property
@@ -183,7 +192,7 @@ class Loader:
         alpha = self.augmentation.mixup
         shares = host.beta(alpha, alpha, self.steps_per_epoch) if alpha else np.ones(self.steps_per_epoch)
         indices = _to_device(order, self.device)
-        batches = zip(self._bounds, self._shards, shares, self._pixels(order, indices), strict=True)
+        batches = zip(self._bounds, self._shards, shares, self._pixels(order, indices, n), strict=True)
         for (start, stop), shards, share, pixels in batches:
             known = None if self._has_label is None else self._has_label[start:stop]
             size = (pixels.shape[1], pixels.shape[2])
@@ -222,8 +231,20 @@ class Loader:
             rows.append(slice(start + first, start + end))
         return rows
 
-    def _pixels(self, order: Tensor, indices: Tensor) -> Iterator[Tensor]:
-        """uint8 [rows, H, W, C] on the device, batch by batch."""
+    def _windows(self, order: NDArray[np.int64], n: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Positions and windows of the rows that this process reads, batch by batch; drawn for the whole batch."""
+        smallest, largest = self.augmentation.random_resized_crop or (1.0, 1.0)
+        rng, sizes = np.random.default_rng([self.seed, n, STREAM]), self._pictures.sizes
+        for (start, stop), rows in zip(self._bounds, self._rows(), strict=True):
+            windows = draw_windows(sizes[order[start:stop]], (smallest, largest), rng)
+            yield order[rows], windows[rows.start - start : rows.stop - start]
+
+    def _pixels(self, order: Tensor, indices: Tensor, n: int) -> Iterator[Tensor]:
+        """uint8 [rows, H, W, C] of epoch n on the device, batch by batch."""
+        if self._cutter is not None:
+            for squares in self._cutter.batches(self._windows(order.numpy(), n)):
+                yield squares.to(self.device, non_blocking=True).permute(0, 2, 3, 1)
+            return
         if self._images is not None:
             for rows in self._rows():
                 yield self._images[indices[rows]]

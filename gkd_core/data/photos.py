@@ -26,7 +26,11 @@ from gkd_core.data.images import Crop, fit
 from gkd_core.errors import GkdError
 
 Store = Literal["raw", "compressed"]
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}  # colour at full resolution: pictures are small already
+JPEG: dict[str, Any] = {
+    "format": "JPEG",
+    "quality": 95,
+    "subsampling": 0,
+}  # colour at full resolution: pictures are small already
 WORKERS = min(16, os.cpu_count() or 1)  # resizing and decoding let go of the interpreter
 
 

@@ -234,6 +234,7 @@ def start_of(network: Network, data: PreparedData) -> Start:
         len(data.train),
         network.name,
         unlabelled=data.info.unlabelled is not None,
+        whole=data.info.photos is not None,
     )
 
 
@@ -631,6 +632,8 @@ def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) 
             f"of {processes}, at least {2 * processes}"
         )
     default: dict[str, Any] = {**data.info.augment}
+    if config.augment.random_resized_crop:
+        default["crop_padding"] = 0  # a window is a shift already
     augmentation = Augmentation(**{name: default[name] if value is None else value for name, value in config.augment})
     share: dict[str, Any] = {
         "device": device,

@@ -37,6 +37,7 @@ def stripes_data(count: int, validation: int = 16, unlabelled: int = 0) -> Simpl
         classes=CLASSES,
         image_size=8,
         channels=1,
+        photos=None,
         augment={"crop_padding": 1, "flip": False},
         unlabelled=more and len(more),
     )

@@ -1,6 +1,7 @@
 """Recipes: who wins over whom, what `auto` chooses, and what is refused before anything is trained."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_cifar_is_what_a_training_had_before_there_were_recipes():
     assert found.freeze_batch_norm is False
     augment = {name: value for name, value in found.augment if name not in ("rand_operations", "rand_magnitude")}
     nothing = dict.fromkeys(["color_jitter", "hue", "cutout", "erasing", "mixup", "cutmix"], 0)
-    assert augment == {"crop_padding": None, "flip": None, "auto": "none", **nothing}
+    assert augment == {"crop_padding": None, "random_resized_crop": False, "flip": None, "auto": "none", **nothing}
 
 
 @pytest.mark.parametrize(
@@ -241,3 +242,34 @@ def test_every_training_of_the_steps_is_planned():
 def test_a_recipe_that_an_override_gives_is_blamed_on_it():
     with pytest.raises(GkdError, match=r"^params with --set train.recipe=fine-tune: train.recipe is fine-tune"):
         parse_params({}, ["train.recipe=fine-tune"])
+
+
+def test_whole_pictures_are_seen_in_windows_unless_squares_are_shifted() -> None:
+    def window(start: Start, **augment: Any) -> Any:
+        return resolved(start, augment=augment).augment.random_resized_crop
+
+    whole = [Start(learnt, 224, 1000, whole=True) for learnt in (True, False)]
+    assert [window(start) for start in whole] == [[0.35, 1.0], [0.25, 1.0]]
+    for start in (*whole, Start(False, 48, 1000, whole=True)):
+        assert window(start, random_resized_crop=[0.5, 0.9]) == [0.5, 0.9]
+        assert window(start, random_resized_crop=False) is window(start, crop_padding=4) is False
+    squares = (Start(True, 224, 1000), Start(False, 224, 1000), Start(False, 48, 1000, whole=True))
+    assert [window(start) for start in squares] == [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("data", "whole"),
+    [
+        ({"source": "folder", "root": "photos", "image_size": 224}, True),
+        ({"source": "folder", "root": "photos", "image_size": 64}, False),
+        ({"source": "folder", "root": "photos", "image_size": 64, "store": "raw"}, True),
+        ({"source": "folder", "root": "photos", "image_size": 64, "store_size": 70}, True),
+        ({"source": "folder", "root": "photos", "image_size": 224, "store": "squares"}, False),
+        ({"source": "cifar10", "image_size": 224}, False),
+        ({"source": "torchvision:Flowers102", "image_size": 224}, False),
+    ],
+)
+def test_the_parameters_tell_whether_pictures_are_whole(data: dict[str, Any], whole: bool) -> None:
+    params = parse_params({"data": data})
+    assert {start.whole for plan in planned(params) for start in plan.starts} == {whole}
+    assert {start.whole for plan in planned(params, 224, 100, whole=not whole) for start in plan.starts} == {not whole}
