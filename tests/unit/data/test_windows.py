@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from gkd_core.data.augment import Augmentation
 from gkd_core.data.load import load_data
 from gkd_core.data.loader import Loader
 from gkd_core.data.part import ClassPart
-from gkd_core.data.photos import ArrayPictures
+from gkd_core.data.photos import ArrayPictures, PhotoRecords
 from gkd_core.data.prepared import PreparedData, Split
 from gkd_core.data.windows import RATIO, Cutter, draw_windows
 from gkd_core.errors import GkdError
@@ -23,6 +25,24 @@ from tests.unit.scenes import write_scenes
 
 WINDOWS = Augmentation(random_resized_crop=(0.2, 1.0))
 EVERYTHING = Augmentation(random_resized_crop=(0.2, 1.0), flip=True, cutout=9, mixup=0.4)
+
+
+HELD = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from gkd_core.data.augment import Augmentation
+from gkd_core.data.loader import Loader
+from gkd_core.data.photos import Photos
+from gkd_core.data.prepared import Split
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+split = Split(Photos(folder, count=count, channels=3, image_size=64), np.zeros(count, np.int64), (0.5,) * 3)
+windows = Augmentation(random_resized_crop=(0.2, 1.0), flip=True)
+loader = Loader(split, batch_size=32, device="cpu", augmentation=windows, shuffle=True, num_classes=2)
+for batch in loader.epoch(0):
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +212,18 @@ def test_a_damaged_picture_ends_the_epoch_in_a_sentence(folder: Path, tmp_path: 
 def test_a_scale_is_a_part_of_the_area(scale: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="random_resized_crop"):
         Augmentation(random_resized_crop=scale)
+
+
+def test_memory_stays_where_it_is_when_the_set_grows_fourfold(tmp_path: Path) -> None:
+    """100 and 400 pictures of 0.6 MB: 180 MB more to read, and not a tenth of it held."""
+    held = []
+    for count in (100, 400):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        records = PhotoRecords(folder, "raw")
+        for _ in range(count):
+            records.append([np.zeros((400, 500, 3), np.uint8)])
+        records.close()
+        command = [sys.executable, "-c", HELD, str(folder), str(count)]
+        held.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert held[1] - held[0] < 18_000, f"{held} kB"
