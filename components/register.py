@@ -200,9 +200,10 @@ def _champion(store: Store, number: int | None, labels: NDArray[np.int64]) -> Ch
         correct = _kept(store.download(version, f"{GATE}/{CORRECT}", Path(name)))
         predicted = _kept(store.download(version, f"{REPORT}/predictions.npy", Path(name)))
     correct = None if correct is None else correct.astype(bool)
-    of_these = correct is not None and predicted is not None and predicted.shape == labels.shape
-    if not of_these or not np.array_equal(predicted == labels, correct):  # of other images, or damaged
+    if predicted is not None and predicted.shape != labels.shape:
         predicted = None
+    if predicted is not None and (correct is None or not np.array_equal(predicted == labels, correct)):
+        predicted = None  # of other images, or damaged
     return Champion(
         version=number,
         data_sha256=version.tags.get("gkd.data"),

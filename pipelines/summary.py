@@ -6,8 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gkd_core.evaluation.comparison import expect_metric
 from gkd_core.files import read_json
-from gkd_core.gate import WORDS, Metric
+from gkd_core.gate import WORDS
 from gkd_core.records import read_gate, read_metrics, read_version
 
 ROWS = {
@@ -103,12 +104,12 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
     console().print(table)
 
 
-def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str, metric: Metric = "top1") -> None:
+def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str, metric: str = "top1") -> None:
     """Print a comparison's standings, a table a pair of teacher and student."""
     for pair, rows in pairs.items():
         table = Table(title=pair, title_justify="left")
         table.add_column("method")
-        for heading in ("seeds", WORDS[metric], "± sd", f"minus {reference}", "95 % interval"):
+        for heading in ("seeds", WORDS[expect_metric(metric)], "± sd", f"minus {reference}", "95 % interval"):
             table.add_column(heading, justify="right")
         for row in rows:
             difference = row["difference"] or {}

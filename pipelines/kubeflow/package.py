@@ -158,8 +158,8 @@ def _check_content(given: dict[str, Any], documents: list[Any]) -> Params | None
         from pipelines.kubeflow.grid import lay_out
 
         # What was compiled by an earlier version knows top-1 alone.
-        asked = (given[name] for name in ("methods", "pairs", "seeds", "reference"))
-        lay_out(params, *asked, given.get("metric", "top1"))
+        metric = given.get("metric", "top1")
+        lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"], metric)
     return params
 
 
