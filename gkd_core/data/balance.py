@@ -36,7 +36,8 @@ def log_priors(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         >>> np.exp(log_priors(np.array([30, 10]))).tolist()
         [0.75, 0.25]
     """
-    return np.log(np.maximum(counts, 1) / counts.sum())
+    priors: NDArray[np.float64] = np.log(np.maximum(counts, 1) / counts.sum())
+    return priors
 
 
 def balanced_order(labels: Labels, generator: np.random.Generator) -> NDArray[np.int64]:
