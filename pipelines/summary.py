@@ -6,9 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gkd_core.evaluation.comparison import expect_metric
 from gkd_core.files import read_json
-from gkd_core.gate import WORDS
 from gkd_core.records import read_gate, read_metrics, read_version
 
 ROWS = {
@@ -106,6 +104,9 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
 
 def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str, metric: str = "top1") -> None:
     """Print a comparison's standings, a table a pair of teacher and student."""
+    from gkd_core.evaluation.comparison import expect_metric  # scipy is not in every installation
+    from gkd_core.gate import WORDS
+
     for pair, rows in pairs.items():
         table = Table(title=pair, title_justify="left")
         table.add_column("method")
