@@ -8,7 +8,7 @@ it, drawn by a seed; the 10,000 test images stay as they are, 1,000 a class. Sou
 (arXiv:1901.05555).
 
 `run` reads data/ and teacher/, as `gkd prepare` and `gkd teacher` leave them, trains the student by each method and
-balance with every seed, measures each once on the test images, and prints the table of docs/results.md. What is done
+balance with every seed, measures each once on the test images, and prints a table. What is done
 stands in a file, so a run that was stopped goes on.
 """
 
