@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from gkd_core.data.loader import Batch
+from gkd_core.data.shards import sharing
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import at_least_float32
 from gkd_core.losses.cross_entropy import CrossEntropy
@@ -112,9 +113,10 @@ class MutualLearner(Learner):
         """Terms "ce" and, with an exchange, "mutual"; and the first peer's logits."""
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.autocast):
             logits = [peer(batch.images).logits for peer in (self.network, *self.others)]
-        terms = {"ce": torch.stack([self.loss.cross_entropy(each, labels) for each in logits]).sum()}
-        if self.exchange:
-            terms["mutual"] = mutual_loss(logits, self.temperature, weights=self.loss.sample_weights(labels))
+        with sharing(batch.shards):
+            terms = {"ce": torch.stack([self.loss.cross_entropy(each, labels) for each in logits]).sum()}
+            if self.exchange:
+                terms["mutual"] = mutual_loss(logits, self.temperature, weights=self.loss.sample_weights(labels))
         return terms, logits[0].detach()
 
     def networks(self) -> dict[str, Network]:

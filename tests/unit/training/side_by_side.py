@@ -64,11 +64,12 @@ def train(
     teachers = [network("wrn_16_2", 2 + i, part).double() for i, part in enumerate(parts)]
     augment = {"crop_padding": 1, "flip": True, "cutout": 2, "mixup": changes.pop("mixup", 0.0)}
     weight = changes.pop("weight", lambda t: 0.7)
+    unlabelled = changes.pop("unlabelled", 0)
     config = {
         "epochs": 1, "batch_size": 8, "device": "cpu", "learning_rate": 0.01, "seed": 3, "clip_norm": 5.0,
         "ema_decay": 0.5 if spec.scheme != "mutual" else None, "augment": augment, **changes,
     }  # fmt: skip
-    data = stripes_data(COUNT, 9, changes.pop("unlabelled", 0))
+    data = stripes_data(COUNT, 9, unlabelled)
     several = get(spec.scheme).teachers == "several"
     training = Training(
         student,
