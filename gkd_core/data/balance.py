@@ -26,7 +26,8 @@ def class_weights(counts: NDArray[np.int64]) -> NDArray[np.float64]:
         [0.667, 2.0]
     """
     there = counts > 0
-    return np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 0.0)
+    weights: NDArray[np.float64] = np.where(there, counts.sum() / (there.sum() * np.maximum(counts, 1)), 0.0)
+    return weights
 
 
 def log_priors(counts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -143,7 +143,7 @@ def _photos(source: Source, store: StoreOption, store_size: int | None, crop: Cr
             f"data.store_size is {store_size}, below the {source.image_size} pixels of data.image_size: raise it"
         )
     files = all(examples.open is not None for examples in source.splits.values())
-    asked = {"store": None if store in ("auto", "squares") else store, "store_size": store_size}
+    asked: dict[str, object] = {"store": None if store in ("auto", "squares") else store, "store_size": store_size}
     asked["crop"] = None if crop == "center" else crop
     if not files and (given := {name: value for name, value in asked.items() if value is not None}):
         name, value = next(iter(given.items()))

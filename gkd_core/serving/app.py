@@ -214,8 +214,8 @@ class Serving:
         if self._pictures >= self._limits.pictures:
             raise Overloaded("pictures", f"{self._pictures} pictures are waiting to be decoded already")
         side, channels = model.picture
-        how = {"max_pixels": self._limits.pixels, "crop": model.crop}
-        decode = partial(read_image, io.BytesIO(body), side, channels, **how)
+        limit = self._limits.pixels
+        decode = partial(read_image, io.BytesIO(body), side, channels, max_pixels=limit, crop=model.crop)
         self._pictures += 1
         try:
             return model.from_pictures((await self._workers.run(decode))[None])
