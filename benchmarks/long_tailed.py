@@ -61,17 +61,17 @@ def write(cifar: Path, folder: Path, *, factor: float, seed: int) -> list[int]:
     return kept
 
 
-def train_one(params: Path, teacher: Path, data: PreparedData, method: str, balance: str, seed: int) -> Evaluation:
-    """One student, measured on the test images."""
+def train_one(params: Path, teacher: Path, data: PreparedData, method: str, seed: int, **changed: object) -> Evaluation:
+    """One student, trained as the parameters say but for `changed` of their section train, measured on the test."""
     config = load_params(params)
     student = create_model(config.student.name, data=data, seed=seed)
-    own = {"seed", "balance", "schedule"}  # what is called schedule here is β's, and cosine the default
+    own = {"seed", "schedule"}  # what is called schedule here is β's, and cosine the default
     settings = {name: getattr(config.train, name) for name in config.train.model_fields_set - own}
     settings["augment"] = config.train.augment.model_dump()
     teachers = None
     if method != "ce":
         teachers = [load_network(teacher / name, data.info.classes) for name in read_teacher(teacher)["networks"]]
-    gkd.distill(student, teachers, data, method=method, seed=seed, balance=balance, **settings)
+    gkd.distill(student, teachers, data, method=method, seed=seed, **{**settings, **changed})
     return evaluate(student, data.test)
 
 
@@ -85,7 +85,7 @@ def run(params: Path, data: Path, teacher: Path, results: Path, cases: list[tupl
             if any((row["method"], row["balance"], row["seed"]) == (method, balance, seed) for row in done):
                 continue
             start = time.process_time()
-            found = train_one(params, teacher, prepared, method, balance, seed)
+            found = train_one(params, teacher, prepared, method, seed, balance=balance)
             row = {
                 "method": method, "balance": balance, "seed": seed, "top1": found.top1,
                 "balanced_accuracy": found.balanced_accuracy, "macro_f1": found.macro_f1,
