@@ -5,6 +5,7 @@
 
 from gkd_core.config.checks import refuse_unfit_augmentation as refuse_unfit_augmentation
 from gkd_core.config.checks import unlabelled_refused as unlabelled_refused
+from gkd_core.config.checks import unmixable as unmixable
 from gkd_core.config.checks import unweighable as unweighable
 from gkd_core.config.load import load_params as load_params
 from gkd_core.config.load import params_of_sections as params_of_sections

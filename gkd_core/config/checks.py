@@ -25,19 +25,15 @@ def contradictions(params: Params) -> Iterator[str]:
     except GkdError as error:
         yield str(error)
     yield from scheme.check(params)
-    learned = [("train", params.train.balance, distill.method)]
+    trainings = [("train", params.train, distill.method)]
     if params.teacher.assistants:
-        learned.append(("teacher.train", params.teacher.train.balance, params.teacher.assistant_distill.method))
-    for section, balance, method in learned:
-        if balance == "weights" and not METHODS[method].load().weighs_samples:
+        trainings.append(("teacher.train", params.teacher.train, params.teacher.assistant_distill.method))
+    for section, training, method in trainings:
+        if training.balance == "weights" and not METHODS[method].load().weighs_samples:
             yield unweighable(method, section)
-    if params.data.unlabelled is not None:
-        trainings = [("train", params.train, distill.method)]
-        if params.teacher.assistants:
-            trainings.append(("teacher.train", params.teacher.train, params.teacher.assistant_distill.method))
-        for section, training, method in trainings:
-            if training.unlabelled_fraction != 0:
-                yield from unlabelled_refused(method, section)
+        if params.data.unlabelled is not None and training.unlabelled_fraction != 0:
+            yield from unlabelled_refused(method, section)
+        yield from unmixable(method, training.augment, section)
 
 
 def unweighable(method: str, section: str = "train") -> str:
@@ -50,6 +46,17 @@ def unweighable(method: str, section: str = "train") -> str:
         f"{section}.balance is weights, but method {method} has terms that are no mean over samples, so they cannot be "
         f"weighted: set {section}.balance to sampler or logit-adjustment, or take another method"
     )
+
+
+def unmixable(method: str, augment: AugmentConfig, section: str = "train") -> Iterator[str]:
+    """Why a method cannot learn from mixed images, a sentence for each way of mixing that is asked for.
+
+    Args:
+        section: whose `augment` it is.
+    """
+    for name in ("mixup", "cutmix"):
+        if getattr(augment, name) and METHODS[method].load().hard_labels:
+            yield f"method {method} needs plain labels, and {section}.augment.{name} mixes them: set it to 0"
 
 
 def unlabelled_refused(method: str, section: str = "train") -> Iterator[str]:

@@ -32,6 +32,7 @@ from gkd_core.config import (
     parse_section,
     refuse_unfit_augmentation,
     unlabelled_refused,
+    unmixable,
     unweighable,
 )
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
@@ -364,11 +365,8 @@ class Trainer:
         ).to(self.device)
         self.learner.loss.label_smoothing = config.label_smoothing
         self._balance(training)
-        for name in ("mixup", "cutmix"):
-            if self.learner.loss.hard_labels and getattr(config.augment, name):
-                raise GkdError(
-                    f"distill.method {spec.method} needs plain labels, train.augment.{name} mixes them: set it to 0"
-                )
+        for sentence in unmixable(spec.method, config.augment, training.section):
+            raise GkdError(sentence)
         distributed.own_random_numbers(config.seed)
         self.optimizer = self.create_optimizer()
         self.peak_rates = [float(group["lr"]) for group in self.optimizer.param_groups]

@@ -89,3 +89,15 @@ def test_a_fraction_is_of_images_that_are_there_and_for_networks_that_have_a_tea
     with pytest.raises(GkdError, match=r"topology is true"):
         parse_params({"data": data | {"topology": True}})
     assert parse_params({"data": data}).digest("data") == parse_params({}).digest("data"), "a place is in no digest"
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+@pytest.mark.parametrize("method", ["dkd", "crd"])
+def test_a_method_of_plain_labels_refuses_mixed_images_before_anything_is_trained(method, name):
+    mixed = {"augment": {name: 0.2}}
+    with pytest.raises(GkdError, match=rf"method {method} needs plain labels, and train\.augment\.{name} mixes them"):
+        parse_params({"distill": {"method": method}, "train": mixed})
+    parse_params({"distill": {"method": method}, "teacher": {"train": mixed}})
+    chain = {"assistants": ["resnet8"], "assistant_distill": {"method": method}, "train": mixed}
+    with pytest.raises(GkdError, match=rf"teacher\.train\.augment\.{name} mixes them"):
+        parse_params({"distill": {"method": method, "scheme": "assistant"}, "teacher": chain})

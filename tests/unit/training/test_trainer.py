@@ -151,7 +151,7 @@ def test_a_method_that_needs_plain_labels_refuses_what_mixes_them_by_name(name):
     spec, teachers = DistillationSpec("dkd"), (network("resnet8", 7),)
     config = TrainingConfig.model_validate({"epochs": 1, "device": "cpu", "augment": {name: 0.5}})
     with pytest.raises(
-        GkdError, match=rf"method dkd needs plain labels, train\.augment\.{name} mixes them: set it to 0"
+        GkdError, match=rf"method dkd needs plain labels, and train\.augment\.{name} mixes them: set it to 0"
     ):
         Trainer(Training(network("resnet8", 0), stripes_data(20), config, spec, teachers))
 
