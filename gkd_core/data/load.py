@@ -30,8 +30,8 @@ from gkd_core.files import whole_folder
 
 # Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
 PARAMETERS = re.compile(
-    r"(?<![\w./-])data\.(source|root|image_size|train_images|validation_fraction|test_fraction|unreadable|store_size|"
-    r"store|crop|leakage|columns|group|unlabelled)\b"
+    r"(?<![\w./-])data\.(source|root|image_size|channels|seed|train_images|validation_fraction|test_fraction|unreadable|"
+    r"store_size|store|crop|leakage|columns|group|unlabelled)\b"
 )
 
 
@@ -115,6 +115,11 @@ def load_data(
     if prepared is not None and prepared.exists():
         return _as_asked(PreparedData.open(prepared), image_size, channels, classes, unlabelled)
     with _in_words_of_this_call():
+        _refuse_wrong(
+            image_size=image_size, channels=channels, validation_fraction=validation_fraction,
+            test_fraction=test_fraction, train_images=train_images, seed=seed, unreadable=unreadable, leakage=leakage,
+            store=store, store_size=store_size, crop=crop,
+        )  # fmt: skip
         opened = _open(source, root, image_size, channels, classes, columns, group)
         pictures = None if unlabelled is None else _open_unlabelled(unlabelled, source, opened)
         write = functools.partial(
@@ -158,6 +163,13 @@ def _in_words_of_this_call() -> Iterator[None]:
         yield
     except GkdError as error:
         raise GkdError(PARAMETERS.sub(r"\1", str(error))) from None
+
+
+def _refuse_wrong(**given: object) -> None:
+    """Raises: GkdError: an argument is not what `data` of params.yaml may be, a sentence each."""
+    from gkd_core.config import DataConfig, parse_section
+
+    parse_section(DataConfig, {"source": "folder", "root": ".", **given}, "data")
 
 
 def _as_asked(
@@ -210,6 +222,8 @@ def _open(
     if named or (source in FILES and root is not None):
         return open_source(str(source), root, image_size, channels, columns=columns, group=group, option="root")
     if not is_address(source) and not Path(source).expanduser().exists():
+        if isinstance(source, Path) or "/" in source:
+            raise GkdError(f"source {source} is not there: name a folder, an archive or a list of images")
         places = ["a folder, an archive or a list of images", "an address", "Datasets of your own"]
         raise GkdError(unknown("data source", str(source), [*known, *places]))
     return open_source(files_of(source), source, image_size, channels, columns=columns, group=group, option="source")

@@ -159,3 +159,23 @@ def test_a_source_that_is_not_there_or_does_not_split_is_one_sentence(source, op
 
 def test_fewer_training_images_may_be_asked_for():
     assert len(load_data("digits", train_images=200).train) == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"image_size": 0}, "image_size is 0"),
+        ({"channels": 2}, "channels is 2"),
+        ({"validation_fraction": 2.0}, r"validation_fraction is 2\.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"unreadable": "skip"}, "unreadable is 'skip'"),
+    ],
+)
+def test_an_argument_that_params_yaml_would_refuse_is_refused_here_in_its_own_words(given, said):
+    with pytest.raises(GkdError, match=f"^{said}"):
+        load_data("digits", **given)
+
+
+def test_a_path_that_is_not_there_is_no_misspelt_name():
+    with pytest.raises(GkdError, match="source nowhere/ is not there"):
+        load_data("nowhere/")
