@@ -10,6 +10,7 @@ import torch
 from components import distill, teacher
 from components.teacher import open_teachers
 from gkd_core.config import Params, parse_params
+from gkd_core.config.recipes import Start, resolve
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest
@@ -213,7 +214,8 @@ def test_the_best_peer_is_the_student(tmp_path, few_digits, single):
     last = [column(tmp_path / "student", "history.csv", f"validation_top1_peer{k}")[-1] for k in (1, 2, 3)]
     assert last == tops
     # The weights in the folder are those that were measured.
-    loader, validation = trainer.loaders(PreparedData.open(few_digits), params.train, torch.device("cpu"))
+    config = resolve(params.train, Start(weights=False, image_size=8, images=100))
+    loader, validation = trainer.loaders(PreparedData.open(few_digits), config, torch.device("cpu"))
     network = load_network(tmp_path / "student").to(memory_format=torch.channels_last)
     assert trainer.validate(network, validation)[0] == max(tops)
     assert loader.num_classes == 10

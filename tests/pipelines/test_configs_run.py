@@ -93,7 +93,7 @@ def test_no_student_is_compared_with_itself():
         if mine == plain:
             same.add(file.stem)
             assert not params.references.kd, file.stem
-    assert same == {"digits-kd", "digits-ensemble"}
+    assert same >= {"digits-kd", "digits-ensemble"}
 
 
 def test_there_is_one_for_every_scheme():

@@ -97,18 +97,19 @@ def test_an_archive_that_leads_outside_is_refused_in_one_sentence(
 def test_an_archive_that_would_fill_the_disk_is_not_unpacked(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from components import dvc_source
+    from gkd_core.data.sources import archive as archives
     from gkd_core.errors import GkdError
 
-    monkeypatch.setattr(dvc_source, "ROOM", 1 << 16)
+    monkeypatch.setattr(archives, "ROOM", 1 << 16)
     bomb = tmp_path / "bomb"
     if kind == "zip":
         with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
             packed.writestr("zeros", bytes(1 << 22))
     else:
         bomb.write_bytes(archive((member("zeros"), bytes(1 << 22))))
+    (tmp_path / "out").mkdir()
     with pytest.raises(GkdError, match=r"the data would become .* GB"):
-        dvc_source._unpack(bomb, tmp_path / "out", "the data")
+        archives.unpack(bomb, tmp_path / "out", "the data")
     assert list((tmp_path / "out").iterdir()) == []
 
 

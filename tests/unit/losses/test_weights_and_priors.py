@@ -17,6 +17,7 @@ from gkd_core.schemes.mutual import mutual_loss
 from tests.unit.losses.test_every_method import CLASSES, VARIANTS, Given, numbers
 
 RELATIONS = {"dist", "rkd"}  # between the samples of a batch
+NORMS = {("self-distillation", "features")}  # over the batch: the squares of the parts are summed
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25])
 WEIGHED = [(name, options) for name, options in VARIANTS if name not in RELATIONS]
 every_weighed = pytest.mark.parametrize(("name", "options"), WEIGHED, ids=[f"{n} {o or ''}" for n, o in WEIGHED])
@@ -42,9 +43,10 @@ def test_every_term_is_the_sum_of_the_classes_parts_times_their_weights(name, op
     parts = [terms(given, functional.one_hot(torch.tensor(one), CLASSES).float()) for one in range(CLASSES)]
     weighted = terms(given, WEIGHTS)
     for term, value in terms(given, None).items():
-        assert sum(part[term] for part in parts) == pytest.approx(value, rel=1e-5)
-        expected = sum(weight.item() * part[term] for weight, part in zip(WEIGHTS, parts, strict=True))
-        assert weighted[term] == pytest.approx(expected, rel=1e-5), term
+        power = 2 if (name, term) in NORMS else 1
+        assert sum(part[term] ** power for part in parts) == pytest.approx(value**power, rel=1e-5)
+        expected = sum(weight.item() * part[term] ** power for weight, part in zip(WEIGHTS, parts, strict=True))
+        assert weighted[term] ** power == pytest.approx(expected, rel=1e-5), term
         assert weighted[term] != pytest.approx(value, rel=1e-3), f"{term} does not know the weights"
 
 
