@@ -30,8 +30,9 @@ from gkd_core.files import whole_folder
 
 # Arguments of `load_data` as the sources speak of them, in the words of params.yaml.
 PARAMETERS = re.compile(
-    r"(?<![\w./-])data\.(source|root|image_size|channels|seed|train_images|validation_fraction|test_fraction|unreadable|"
-    r"store_size|store|crop|leakage|columns|group|unlabelled)\b"
+    r"^data: |(?<![\w./-])data\.(source|root|image_size|channels|seed|train_images|validation_fraction|test_fraction|"
+    r"unreadable|store_size|store|crop|leakage|columns|group|unlabelled)\b",
+    re.MULTILINE,
 )
 
 
@@ -162,7 +163,7 @@ def _in_words_of_this_call() -> Iterator[None]:
     try:
         yield
     except GkdError as error:
-        raise GkdError(PARAMETERS.sub(r"\1", str(error))) from None
+        raise GkdError(PARAMETERS.sub(lambda found: found[1] or "", str(error))) from None
 
 
 def _refuse_wrong(**given: object) -> None:

@@ -123,7 +123,8 @@ def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_
     assert folder_digest(folder / "student") == folder_digest(whole / "student")
 
 
-@pytest.mark.parametrize("count", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_signal_while_the_processes_start_stops_all_with_one_sentence(count, tmp_path, few_digits):
     started = Started(few_digits, tmp_path)
     while len(workers := started.workers()) < count:

@@ -176,6 +176,7 @@ def test_other_data(tmp_path, finish, store_uri):
     assert promoted["registry"]["alias"] == "champion"
 
 
+@pytest.mark.slow
 def test_by_balanced_accuracy_the_champion_s_own_predictions_are_asked(tmp_path, finish, store_uri):
     """Both are wrong on the last images, whose classes are ten in turn: balanced accuracy is near top-1 here."""
     params = with_store(store_uri, metric="balanced_accuracy")

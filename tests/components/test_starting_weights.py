@@ -129,6 +129,7 @@ def test_another_file_of_weights_under_the_same_name_resumes_no_training(where, 
     assert digests[0] != digests[1]
 
 
+@pytest.mark.slow
 def test_a_transformer_of_timm_s_learns_from_a_convolutional_network_by_gompertz(where, teacher, tmp_path):
     """From a file of weights, at their size and with their statistics, and out into a graph that agrees with torch."""
     torch.manual_seed(0)

@@ -315,7 +315,7 @@ def test_load_data_takes_what_the_parameters_say(root: Path, tmp_path: Path) -> 
     assert (data.info.photos.store, data.info.photos.store_size, data.info.crop) == ("compressed", 100, "squash")
     with pytest.raises(GkdError) as error:
         load_data(root, image_size=96, store_size=95)
-    assert str(error.value).startswith("store_size is 95, below the 96 pixels of image_size")
+    assert str(error.value).startswith("store_size is 95, below image_size (96)")
 
 
 @pytest.mark.parametrize("resident", [True, False])

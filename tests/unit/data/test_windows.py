@@ -214,6 +214,7 @@ def test_a_scale_is_a_part_of_the_area(scale: tuple[float, float]) -> None:
         Augmentation(random_resized_crop=scale)
 
 
+@pytest.mark.slow
 def test_memory_stays_where_it_is_when_the_set_grows_fourfold(tmp_path: Path) -> None:
     """100 and 400 pictures of 0.6 MB: 180 MB more to read, and not a tenth of it held."""
     held = []

@@ -223,7 +223,9 @@ def test_a_broken_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
         session(tmp_path / "none.onnx")
 
 
-@pytest.mark.parametrize("sent", [20, 32, 50])
+@pytest.mark.parametrize(
+    "sent", [pytest.param(20, marks=pytest.mark.slow), 32, pytest.param(50, marks=pytest.mark.slow)]
+)
 def test_the_preprocessing_of_published_weights_is_in_the_graph(sent, tmp_path):
     """Bicubic, and cut to the middle; at several batch sizes, on pixels that overshoot."""
     network = digits_network(

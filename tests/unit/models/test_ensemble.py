@@ -55,7 +55,9 @@ def test_at_a_temperature_each_is_softened_before_the_mean():
     torch.testing.assert_close(each[1], (networks[1](images).logits / 4).log_softmax(1))
 
 
-@pytest.mark.parametrize("parts", [(("a", "b", "c"), ("a", "b", "c")), (("a", "b"), ("c", "b"))])
+@pytest.mark.parametrize(
+    "parts", [pytest.param((("a", "b", "c"), ("a", "b", "c")), marks=pytest.mark.slow), (("a", "b"), ("c", "b"))]
+)
 def test_it_exports(tmp_path, parts):
     import onnxruntime
 

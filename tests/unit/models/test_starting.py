@@ -119,6 +119,7 @@ def test_classes_that_the_weights_know_keep_their_rows_in_the_data_s_order(lite,
     assert torch.equal(network.classifier.network.classifier.weight, load_file(lite)["classifier.weight"][rows])
 
 
+@pytest.mark.slow
 def test_the_cache_of_hf_home_is_where_it_is_looked_for(lite, tmp_path):
     """In another process, which has nothing but the variable."""
     put_in_hub(tmp_path / "hub", "timm/tf_efficientnet_lite0.in1k", model__safetensors=lite)
