@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from gkd_core.data.sources.archive import unpack as unpack_archive
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, causes
 
 
 def fetch(repo: str, path: str, rev: str | None, out: Path, *, unpack: bool = False) -> dict[str, Any]:
@@ -101,11 +101,7 @@ def _md5(content: Path) -> str:
 
 def _why(error: BaseException) -> str:
     """The cause as one sentence, with what to do about it where that is known."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = causes(error)
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     reason = next((" ".join(str(link).split()) for link in reversed(chain) if str(link).strip()), type(error).__name__)
     if names & {

@@ -37,3 +37,13 @@ def unknown(
     near = difflib.get_close_matches(name, [*names, *renamed], n=1, cutoff=0.5)
     guess = f" did you mean {section + renamed.get(near[0], near[0])!r}?" if near else ""
     return f"{what} {section + name!r} is unknown;{guess} Known: {', '.join(names) or '(it has none)'}"
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, what caused that, and so on."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain

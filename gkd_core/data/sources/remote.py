@@ -15,7 +15,7 @@ import fsspec
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.address import WEB, scheme, without_secrets
 from gkd_core.data.sources.archive import refuse_no_room
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, causes
 
 AT_ONCE = 16  # files: of a few kB each, most of the time is waiting for the server
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
@@ -138,11 +138,7 @@ def _in_one_sentence(address: str, option: str) -> Iterator[None]:
 
 
 def _why(address: str, error: Exception) -> str:
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = causes(error)
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     states = {getattr(link, "status", None) or getattr(link, "code", None) for link in chain}
     text = (
