@@ -52,14 +52,14 @@ def _still_there(request) -> Iterator[None]:
 
 
 def test_metadata(server, deploy):
-    client = triton.InferenceServerClient(server.address)
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("gkd-student")
-    assert client.is_model_ready("gkd-student", "1")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
-    known = client.get_model_metadata("gkd-student")
-    assert known == client.get_model_metadata("gkd-student", "1")
+    with triton.InferenceServerClient(server.address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("gkd-student")
+        assert client.is_model_ready("gkd-student", "1")
+        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        known = client.get_model_metadata("gkd-student")
+        assert known == client.get_model_metadata("gkd-student", "1")
     assert known["versions"] == ["1"]
     assert known["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 8, 8, 1]}]
     assert known["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
@@ -79,30 +79,31 @@ def test_results_are_those_of_onnxruntime(server, deploy, binary, answer, compre
     tensor = triton.InferInput("image", IMAGES.shape, "UINT8")
     tensor.set_data_from_numpy(IMAGES, binary_data=binary)
     outputs = None if answer is None else [triton.InferRequestedOutput("logits", binary_data=answer)]
-    result = triton.InferenceServerClient(server.address).infer(
-        "gkd-student",
-        [tensor],
-        outputs=outputs,
-        request_id="seven",
-        request_compression_algorithm=compression,
-        response_compression_algorithm=compression,
-    )
+    with triton.InferenceServerClient(server.address) as client:
+        result = client.infer(
+            "gkd-student",
+            [tensor],
+            outputs=outputs,
+            request_id="seven",
+            request_compression_algorithm=compression,
+            response_compression_algorithm=compression,
+        )
     assert np.array_equal(result.as_numpy("logits"), expected(deploy / "model.onnx", IMAGES))
     said = result.get_response()
     assert (said["id"], said["model_name"], said["model_version"]) == ("seven", "gkd-student", "1")
 
 
 def test_its_errors_are_sentences(server):
-    client = triton.InferenceServerClient(server.address)
     tensor = triton.InferInput("imge", IMAGES.shape, "UINT8")
     tensor.set_data_from_numpy(IMAGES)
-    with pytest.raises(InferenceServerException, match="input 'imge' is unknown; did you mean 'image'"):
-        client.infer("gkd-student", [tensor])
-    with pytest.raises(InferenceServerException, match="model 'student' is unknown; did you mean 'gkd-student'"):
-        client.infer("student", [tensor])
-    with pytest.raises(InferenceServerException, match="served in version 1, not '2'"):
-        client.get_model_metadata("gkd-student", "2")
-    assert not client.is_model_ready("gkd-student", "9")
+    with triton.InferenceServerClient(server.address) as client:
+        with pytest.raises(InferenceServerException, match="input 'imge' is unknown; did you mean 'image'"):
+            client.infer("gkd-student", [tensor])
+        with pytest.raises(InferenceServerException, match="model 'student' is unknown; did you mean 'gkd-student'"):
+            client.infer("student", [tensor])
+        with pytest.raises(InferenceServerException, match="served in version 1, not '2'"):
+            client.get_model_metadata("gkd-student", "2")
+        assert not client.is_model_ready("gkd-student", "9")
 
 
 # Careless clients
@@ -157,12 +158,12 @@ def test_a_body_has_no_more_bytes_than_its_images_can_need(start, deploy):
 
 
 def test_a_body_of_unknown_length_has_the_same_limits(server, deploy):
-    connection = server.connection()
     content = body(IMAGES[:3])
-    connection.request("POST", INFER, iter([content[:100], content[100:]]), encode_chunked=True)
-    assert np.allclose(logits(connection.getresponse().read()), expected(deploy / "model.onnx", IMAGES[:3]), atol=1e-5)
-    connection.request("POST", INFER, iter([b" " * 40_000] * 3), encode_chunked=True)
-    assert connection.getresponse().status == 413
+    with contextlib.closing(server.connection()) as client:
+        client.request("POST", INFER, iter([content[:100], content[100:]]), encode_chunked=True)
+        assert np.allclose(logits(client.getresponse().read()), expected(deploy / "model.onnx", IMAGES[:3]), atol=1e-5)
+        client.request("POST", INFER, iter([b" " * 40_000] * 3), encode_chunked=True)
+        assert client.getresponse().status == 413
 
 
 def test_the_content_type_does_not_matter(server):
@@ -296,7 +297,7 @@ def test_a_request_that_had_begun_is_answered_after_nothing_new_is_taken(start, 
     with server.socket() as client:
         client.sendall(b"POST %s HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (INFER.encode(), len(content)))
         client.sendall(content[:100])
-        assert server.metric("gkd_connections") == 2  # so it has been read
+        until(lambda: server.metric("gkd_connections") == 2, "it has been read")
         server.process.send_signal(signal.SIGTERM)
         until(closed, "nothing new is taken")
         client.sendall(content[100:])
@@ -386,10 +387,10 @@ def test_with_a_token_only_who_has_it_is_served(start, deploy):
             assert reply.status == 401
             assert reply.headers["www-authenticate"] == "Bearer"
             assert "wants its token" in reply.json["error"]
-    client = triton.InferenceServerClient(server.address)
     tensor = triton.InferInput("image", IMAGES.shape, "UINT8")
     tensor.set_data_from_numpy(IMAGES)
-    result = client.infer("gkd-student", [tensor], headers={"Authorization": "Bearer open-sesame-7"})
+    with triton.InferenceServerClient(server.address) as client:
+        result = client.infer("gkd-student", [tensor], headers={"Authorization": "Bearer open-sesame-7"})
     assert np.array_equal(result.as_numpy("logits"), expected(deploy / "model.onnx", IMAGES))
     metrics = server.ask("GET", "/metrics", authorization="bearer open-sesame-7")
     assert metrics.status == 200

@@ -93,13 +93,13 @@ def answers(deploy) -> np.ndarray:
 
 
 def test_the_protocols_client_is_answered_over_tls(proxy, context, answers):
-    client = triton.InferenceServerClient(
-        f"localhost:{proxy}", ssl=True, ssl_context_factory=lambda: context, network_timeout=60
-    )
     tensor = triton.InferInput("image", IMAGES.shape, "UINT8")
     tensor.set_data_from_numpy(IMAGES)
-    assert client.is_model_ready("gkd-student")
-    assert np.array_equal(client.infer("gkd-student", [tensor]).as_numpy("logits"), answers)
+    with triton.InferenceServerClient(
+        f"localhost:{proxy}", ssl=True, ssl_context_factory=lambda: context, network_timeout=60
+    ) as client:
+        assert client.is_model_ready("gkd-student")
+        assert np.array_equal(client.infer("gkd-student", [tensor]).as_numpy("logits"), answers)
 
 
 def test_a_request_for_an_upgrade_reaches_the_server_without_it(proxy, context, answers):
