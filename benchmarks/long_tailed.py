@@ -67,7 +67,7 @@ def train_one(params: Path, teacher: Path, data: PreparedData, method: str, seed
     student = create_model(config.student.name, data=data, seed=seed)
     own = {"seed", "schedule"}  # what is called schedule here is β's, and cosine the default
     settings = {name: getattr(config.train, name) for name in config.train.model_fields_set - own}
-    settings["augment"] = config.train.augment.model_dump()
+    settings["augment"] = config.train.augment.model_dump(exclude_unset=True)
     teachers = None
     if method != "ce":
         teachers = [load_network(teacher / name, data.info.classes) for name in read_teacher(teacher)["networks"]]
