@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from gkd_core.config import Params, TrainingConfig, params_of_sections
+from gkd_core.cores import thread_limit, usable_cores
 from gkd_core.errors import GkdError
 from gkd_core.files import write_json
 from gkd_core.training.device import choose_device
@@ -64,8 +65,8 @@ def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: 
     """
     devices = training.devices
     refuse_too_many(devices, training.device)
-    if choose_device(training.device).type == "cpu" and devices > _cores():
-        print(f"train.devices: {devices} processes share {_cores()} CPU cores", file=sys.stderr)
+    if choose_device(training.device).type == "cpu" and devices > usable_cores():
+        print(f"train.devices: {devices} processes share {usable_cores()} CPU cores", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="gkd-") as temporary:
         folder = Path(temporary)
         call = {
@@ -92,9 +93,9 @@ def _run_processes(folder: Path, count: int) -> dict[int, int]:
     # Through it they find each other. It listens before they start, as torchrun's does, so nobody can take its port.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {
-        "OMP_NUM_THREADS": str(max(1, _cores() // count)),
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # no advice on settings chosen on purpose
         **os.environ,
+        "OMP_NUM_THREADS": str(max(1, thread_limit() // count)),
         "MASTER_ADDR": store.host,
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -179,10 +180,6 @@ def _cause(folder: Path, exits: dict[int, int]) -> Exception:
     if reports:
         return RuntimeError(f"in a process of the training\n{reports[0]['text']}")
     return RuntimeError(f"processes of the training ended with exit codes {exits} by rank")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(folder: Path) -> None:

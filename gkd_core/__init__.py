@@ -12,7 +12,10 @@ brings its module with it when it is first asked for.
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+from gkd_core.cores import set_thread_defaults
 
 if TYPE_CHECKING:
     from gkd_core import losses as losses
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 # onnxruntime's packages report their use to their makers since 1.29, on Linux and macOS too, unless this is set before
 # its first import. Who wants that sets it to 0.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# Likewise read once, by what torch brings with it: afterwards it would be of no effect, and misleading.
+if "torch" not in sys.modules:
+    set_thread_defaults()
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,6 @@ whether it is there twice. A finding names its files. What `gkd prepare` refuses
 import csv
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gkd_core.cores import usable_cores
 from gkd_core.data.duplicates import BITS, SIDE, groups_of, near_pairs, perceptual_hash
 from gkd_core.data.images import Unreadable, decoded, in_mode, opened
 from gkd_core.data.progress import progress
@@ -128,7 +128,7 @@ def look_at(source: Source) -> tuple[Look, ...]:
     parallel = all(examples.parallel for examples in source.splits.values())
     with (
         progress(f"check {source.name}", len(places), unit="images") as advance,
-        ThreadPoolExecutor(min(16, os.cpu_count() or 1) if parallel else 1) as pool,
+        ThreadPoolExecutor(min(16, usable_cores()) if parallel else 1) as pool,
     ):
         for look in pool.map(lambda place: _look(source, *place), places):
             looks.append(look)

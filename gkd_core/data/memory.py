@@ -5,10 +5,15 @@ from pathlib import Path
 
 import torch
 
+from gkd_core.control_groups import MEMBERSHIP, ROOT, limiting_groups
+
 # What is left is for weights, activations and whoever else is on the device.
 RESIDENT_SHARE_OF_FREE_MEMORY = 0.25
-_V2 = ("memory.max", "memory.current", "inactive_file")  # limit, use, and what of the use is files read before
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# By version of control groups: limit, use, and what of the use is files read before.
+_NAMES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def fits(size_bytes: int, device: torch.device) -> bool:
@@ -30,37 +35,21 @@ def _free_bytes(device: torch.device) -> int:
     return machine if group is None else min(machine, group)
 
 
-def free_in_control_group(
-    membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int | None:
+def free_in_control_group(membership: Path = MEMBERSHIP, root: Path = ROOT) -> int | None:
     """Bytes that this process may still take before the kernel ends it; None where nothing limits it.
 
     Pages of files that were read before count as free, as Kubernetes counts them. Both versions of control groups; a
     group is limited by those above it too.
 
     Args:
-        membership: the kernel's list of the groups of this process.
-        root: where the groups are mounted.
+        membership, root: see `limiting_groups`.
     """
-    try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
-    except OSError:
-        return None
-    found: list[int] = []
-    for _, controllers, place in (line for line in lines if len(line) == 3):
-        if controllers == "":
-            top, names = root, _V2
-        elif "memory" in controllers.split(","):
-            top, names = root / "memory", _V1
-        else:
-            continue
-        inside = Path(place.lstrip("/"))
-        # In a container the group's own files are at the top, whatever the kernel calls it.
-        found += [free for folder in (inside, *inside.parents) if (free := _free(top / folder, *names)) is not None]
-    return min(found, default=None)
+    groups = limiting_groups("memory", membership, root)
+    return min((free for group in groups if (free := _free(*group)) is not None), default=None)
 
 
-def _free(group: Path, limit: str, use: str, files: str) -> int | None:
+def _free(version: int, group: Path) -> int | None:
+    limit, use, files = _NAMES[version]
     try:
         most = (group / limit).read_text().strip()
         if most == "max":

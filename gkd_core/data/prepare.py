@@ -4,7 +4,6 @@ Pictures that are files, wanted larger than `SQUARES_UP_TO`, are photos: those t
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from typing import IO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core.cores import usable_cores
 from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
 from gkd_core.data.health_page import write_health
 from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, read_image, read_whole
@@ -237,7 +237,7 @@ def _read(
 def _map(function: Callable[[int], Result], positions: list[int], parallel: bool) -> list[Result]:
     if not parallel:
         return [function(position) for position in positions]
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, usable_cores())) as pool:
         return list(pool.map(function, positions))
 
 

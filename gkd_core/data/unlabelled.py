@@ -4,7 +4,6 @@ is measured.
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core.cores import usable_cores
 from gkd_core.data.images import Unreadable, read_image, read_whole
 from gkd_core.data.left_out import count_left_out, warnings_of, write_left_out
 from gkd_core.data.photos import PhotoRecords
@@ -133,7 +133,7 @@ def _read(
             return error
 
     # Pillow decodes outside the interpreter lock. Some at a time, or all would be in memory at once.
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, usable_cores())) as pool:
         for start in range(0, len(examples.labels), ROWS):
             names = examples.names[start : start + ROWS]
             yield from zip(names, pool.map(attempt, range(start, start + len(names))), strict=True)

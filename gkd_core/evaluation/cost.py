@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 import platform
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gkd_core.cores import usable_cores
 from gkd_core.export.session import as_input, session
 
 BLOCK = 5  # timed runs in a row, after one that warms the caches for this model
@@ -94,7 +94,7 @@ def hardware() -> dict[str, str | int]:
     """What the latency was measured on."""
     return {
         "processor": _processor(),
-        "cores": os.cpu_count() or 1,
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "onnxruntime": onnxruntime.__version__,
     }

@@ -16,6 +16,7 @@ from gkd_core.evaluation.statistics import wilson_interval
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network, expect_network
 from gkd_core.training.device import choose_device
+from gkd_core.training.threads import computing_with, torch_limit
 
 BATCH_SIZE = 250
 
@@ -33,7 +34,8 @@ def predict(network: nn.Module, loader: Loader, name: str) -> NDArray[np.float32
     """
     network.to(loader.device).eval()
     # TF32 and the search for the fastest algorithm would make the digits depend on the device's mood.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with exact, computing_with(torch_limit()):
         parts = [network(batch.images, batch.topology).logits.float() for batch in loader.epoch(0)]
     logits: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
     if not np.isfinite(logits).all():

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from gkd_core.cores import thread_limit
 from gkd_core.errors import GkdError
 
 
@@ -13,7 +14,7 @@ def session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSess
     """An onnxruntime session on the CPU.
 
     Args:
-        threads: threads within an operator; null lets onnxruntime choose.
+        threads: threads within an operator; None takes what this process may (`thread_limit`).
     Raises:
         GkdError: the file is missing or is no ONNX model.
     """
@@ -34,8 +35,7 @@ def open_session(content: bytes, path: Path, threads: int | None = None) -> onnx
     # Threads that spin while they wait would take the time of who reads requests, or is timed beside this session.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")  # and not its own, which nobody looked into
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_limit() if threads is None else threads
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -35,7 +34,7 @@ class Settings:
         limits: what clients may take.
         max_delay: seconds an incomplete batch waits for more requests.
         batching: False sends every request through the model alone.
-        threads: within an operator of the model; None lets onnxruntime choose.
+        threads: within an operator of the model; None takes what this process may (`thread_limit`).
         poll_seconds: between two polls of the source.
         drain_seconds: from a SIGTERM, in which the server says it is not ready and still takes requests.
         token: what clients must send; None admits everybody.
@@ -139,11 +138,6 @@ def serve(source: Source, settings: Settings, *, started: Callable[[str, Serving
     counts = {"accepted": front.accepted, "answered": front.answered}
     log.info("stopped", extra=counts)
     return counts
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -88,10 +88,11 @@ def serve(
     stderr, metrics are at /metrics.
     """
     from components.model_source import default_name, open_source
+    from gkd_core.cores import thread_limit
     from gkd_core.serving.authorisation import read_token
     from gkd_core.serving.limits import Limits
     from gkd_core.serving.logs import start_logging
-    from gkd_core.serving.server import Settings, usable_cores
+    from gkd_core.serving.server import Settings
     from gkd_core.serving.server import serve as run
 
     if max_delay_ms and not batching:
@@ -116,7 +117,7 @@ def serve(
         ),
         max_delay=max_delay_ms / 1000,
         batching=batching,
-        threads=threads or max(1, usable_cores() - 1),
+        threads=threads or max(1, thread_limit() - 1),
         poll_seconds=poll_seconds,
         drain_seconds=drain_seconds,
         token=token,

@@ -14,7 +14,7 @@ from gkd_core.errors import GkdError
 
 SHARED_MEMORY = "2g"  # the engine gives 64 MB
 HANDED_ON = re.compile(
-    r"(MLFLOW|AWS|FSSPEC)_.*|OMP_NUM_THREADS|(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_FILE|GKD_IMAGE"
+    r"(MLFLOW|AWS|FSSPEC)_.*|OMP_(NUM_THREADS|WAIT_POLICY)|(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_FILE|GKD_IMAGE"
 )
 LABEL = "gkd.run"
 _HERE = re.compile(r"://([^/@]*@)?(localhost|127\.0\.0\.1|\[::1\])([:/]|$)")

@@ -93,7 +93,7 @@ def told(errors: str) -> list[str]:
 
 @pytest.mark.slow
 def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_path, few_digits, capfd, monkeypatch):
-    monkeypatch.setattr(launch, "_cores", lambda: 1)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 1)
     whole = tmp_path / "whole"
     facts = run(few_digits, whole)
     assert "2 processes share 1 CPU cores" in capfd.readouterr().err

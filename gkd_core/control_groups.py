@@ -1,0 +1,35 @@
+"""The control groups of this process, by which a container or a pod has but a part of its machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+MEMBERSHIP = Path("/proc/self/cgroup")  # the kernel's list of the groups of this process
+ROOT = Path("/sys/fs/cgroup")  # where they are mounted
+
+
+def limiting_groups(controller: str, membership: Path = MEMBERSHIP, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
+    """The folders of the groups that may limit this process, innermost first: a group is limited by those above it too.
+
+    Args:
+        controller: "memory" or "cpu".
+        membership, root: where the kernel tells of them.
+    Yields:
+        Version of control groups, 1 or 2, which says how the files in the folder are named; and the folder, which need
+        not be there.
+    """
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, place in (line for line in lines if len(line) == 3):
+        if controllers == "":
+            version, top = 2, root
+        elif controller in controllers.split(","):
+            # Controllers that share a mount (cpu,cpuacct) have a link of their own beside it, as a rule.
+            version, top = 1, root / controller if (root / controller).exists() else root / controllers
+        else:
+            continue
+        inside = Path(place.lstrip("/"))
+        # In a container the group's own files are at the top, whatever the kernel calls it.
+        for folder in (inside, *inside.parents):
+            yield version, top / folder
