@@ -1,8 +1,8 @@
-"""Methods compared fairly: the same data, teacher, student, budget and seeds; only the method's name changes.
+"""Contenders compared fairly: the same data, teacher and seeds, and only what a contender names is its own.
 
-Not a step of the pipeline: it runs the distill step once a method and seed, and reads the test split of each student
-once. What is done stays in `work`, so a comparison that was stopped goes on where it was, and one with more methods or
-seeds trains only those.
+Not a step of the pipeline: it runs the distill step once a contender and seed, and reads the test split of each student
+once. What is done stays in `work` under the digest of its settings, so a comparison that was stopped goes on where it
+was, one with more contenders or seeds trains only those, and other settings under an old name are trained anew.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,14 @@ from typing import Any
 
 from components import distill
 from components.teacher import find_start
-from gkd_core import schemes
-from gkd_core.config import Params, unlabelled_refused, unweighable
+from gkd_core.config import Params
+from gkd_core.config.contenders import Contender, line_up
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
-from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import COLUMNS, METRICS, Comparison, check_trials, expect_metric
+from gkd_core.evaluation.comparison import MEASURED, METRICS, Comparison, check_seeds, expect_metric
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_replace, whole_folder, write_json
-from gkd_core.methods import METHODS
 from gkd_core.models.network import load_network, read_spec
 from gkd_core.records import read_teacher
 from gkd_core.tables import rounded
@@ -35,48 +33,47 @@ def run(
     work: Path,
     params: Params,
     methods: Sequence[str] = (),
+    contenders: Sequence[Any] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    reference: str = "kd",
+    reference: str | None = None,
     metric: str = "top1",
 ) -> dict[str, Any]:
-    """Train a student by every method with every seed, and write the comparison to `out`.
+    """Train every contender with every seed, and write the comparison to `out`.
 
     Args:
         data, teacher: folders of the prepare and the teacher step.
         out: see `write_comparison`.
         work: finished runs stay in `compare/` there, checkpoints beside.
-        params: reads `student`, `train`, `distill` and `evaluate`; `distill.method` and `train.seed` are replaced.
-        methods: names; none is every method there is.
+        params: what all have in common; `train.seed` is replaced.
+        methods, contenders, reference: see `gkd_core.config.contenders.line_up`.
         seeds: of the students; the data and the teacher are the same for all.
-        reference: the method that the others are compared with, trained too if it is not among `methods`.
         metric: what they are compared by.
     Returns:
         As `write_comparison`.
     Raises:
-        GkdError: an unknown method or metric, doubled seeds, settings that would not be the same for all, or a run that
-            failed.
+        GkdError: unknown methods or metric, wrong settings, doubled seeds, or a run that failed.
     """
-    chosen = list(dict.fromkeys([reference, *(methods or METHODS)]))
-    check(params, chosen, seeds)
+    check_seeds(seeds, "--seeds")
     expect_metric(metric, "--metric")
+    lined = line_up(params, methods, contenders, reference, option="--")
     refuse_to_replace(out, [data, teacher], work, kind="comparison")  # before hours of training
     rows = []
-    with progress("compare", len(seeds) * len(chosen), unit="trainings") as advance:
+    with progress("compare", len(seeds) * len(lined), unit="trainings") as advance:
         for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
-            for method in chosen:
-                rows.append(run_trial(data, teacher, work, params, method, seed))
+            for contender in lined:
+                rows.append(run_trial(data, teacher, work, contender, seed))
                 advance(1)
-    return write_comparison(rows, out=out, reference=reference, metric=metric, inputs=[data, teacher])
+    return write_comparison(rows, out=out, reference=lined[0].name, metric=metric, inputs=[data, teacher])
 
 
-def run_trial(data: Path, teacher: Path, work: Path, params: Params, method: str, seed: int) -> dict[str, Any]:
-    """One method with one seed: trained and measured on the test split unless `work` has it already.
+def run_trial(data: Path, teacher: Path, work: Path, contender: Contender, seed: int) -> dict[str, Any]:
+    """One contender with one seed: trained and measured on the test split unless `work` has it already.
 
     Returns:
         A row for `write_comparison`.
     """
     prepared = PreparedData.open(data)
-    one = _settings(params, method, seed)
+    one = contender.seeded(seed)
     start = find_start(one.student, one, "student.")
     digest = json_digest(
         {
@@ -87,10 +84,11 @@ def run_trial(data: Path, teacher: Path, work: Path, params: Params, method: str
             **({} if start is None else {"weights_digest": start.digest}),
         }
     )
-    folder = work / "compare" / f"{method}-seed{seed}-{digest[:16]}"
+    folder = work / "compare" / f"{one.distill.method}-seed{seed}-{digest[:16]}"
     if not (folder / "result.json").exists():
         _train(data, teacher, folder, work, one, prepared)
-    return read_json(folder / "result.json", "the finished run", keys=COLUMNS)
+    measured = read_json(folder / "result.json", "the finished run", keys=MEASURED)
+    return {"name": contender.name, "settings": contender.settings, **measured}
 
 
 def write_comparison(
@@ -101,7 +99,7 @@ def write_comparison(
     metric: str = "top1",
     inputs: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Write comparison.json, comparison.md, comparison.svg and runs.csv to `out`.
+    """Write comparison.html, .json, .md and .svg and runs.csv to `out`.
 
     Args:
         rows: of `run_trial`.
@@ -111,47 +109,12 @@ def write_comparison(
     Returns:
         As `Comparison.as_dict`.
     Raises:
-        GkdError: there are no rows, or the metric is unknown.
+        GkdError: as `Comparison`.
     """
     comparison = Comparison(rows, reference, expect_metric(metric, "--metric"))
     with whole_folder(out, list(inputs), kind="comparison") as folder:
         comparison.save(folder)
     return comparison.as_dict()
-
-
-def check(params: Params, chosen: Sequence[str], seeds: Sequence[int]) -> None:
-    """See that methods and seeds can be compared, before anything is trained.
-
-    Args:
-        chosen: the reference first.
-    Raises:
-        GkdError: an unknown method, doubled seeds, or settings that would not be the same for all.
-    """
-    check_trials(chosen, seeds, "--methods", "--seeds", reference="--reference")
-    settings = params.distill
-    if settings.scheme != schemes.DEFAULT:
-        raise GkdError(
-            f"distill.scheme is {settings.scheme}, but a comparison of methods has one teacher: set it to "
-            f"{schemes.DEFAULT}"
-        )
-    if settings.temperature is not None:
-        raise GkdError(
-            f"distill.temperature is {settings.temperature:g}, but a comparison gives every method its own: set it to "
-            "null, and those you mean under distill.options"
-        )
-    if params.train.balance == "weights":
-        for method in chosen:
-            if not METHODS[method].load().weighs_samples:
-                raise GkdError(unweighable(method))
-    if params.data.unlabelled is not None and params.train.unlabelled_fraction != 0:
-        for sentence in (each for method in chosen for each in unlabelled_refused(method)):
-            raise GkdError(sentence)
-
-
-def _settings(params: Params, method: str, seed: int) -> Params:
-    options = {name: given for name, given in params.distill.options.items() if name == method}
-    distilled = params.distill.model_copy(update={"method": method, "options": options})
-    return params.model_copy(update={"distill": distilled, "train": params.train.model_copy(update={"seed": seed})})
 
 
 def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, prepared: PreparedData) -> None:

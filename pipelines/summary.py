@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gkd_core.files import read_json
@@ -104,23 +105,16 @@ def show_versions(versions: list[dict[str, Any]]) -> None:
 
 def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str, metric: str = "top1") -> None:
     """Print a comparison's standings, a table a pair of teacher and student."""
-    from gkd_core.evaluation.comparison import expect_metric  # scipy is not in every installation
+    from gkd_core.evaluation.comparison import ACCURACY, expect_metric, table  # scipy is not in every installation
     from gkd_core.gate import WORDS
 
+    words = WORDS[expect_metric(metric)]
     for pair, rows in pairs.items():
-        table = Table(title=pair, title_justify="left")
-        table.add_column("method")
-        for heading in ("seeds", WORDS[expect_metric(metric)], "± sd", f"minus {reference}", "95 % interval"):
-            table.add_column(heading, justify="right")
-        for row in rows:
-            difference = row["difference"] or {}
-            interval = difference.get("low") is not None
-            table.add_row(
-                row["method"],
-                str(len(row["seeds"])),
-                f"{100 * row['mean']:.2f} %",
-                "" if row["deviation"] is None else f"{100 * row['deviation']:.2f}",
-                f"{100 * difference['mean']:+.2f}" if difference else "",
-                f"{100 * difference['low']:+.2f} – {100 * difference['high']:+.2f}" if interval else "",
-            )
-        console().print(table)
+        shown = Table(title=escape(pair), title_justify="left")
+        headings, *lines = table(rows, reference)
+        for place, heading in enumerate(headings):
+            text = f"{words}, {heading}" if heading == ACCURACY else heading
+            shown.add_column(escape(text), justify="right" if 0 < place < len(headings) - 1 else "left")
+        for cells in lines:
+            shown.add_row(*map(escape, cells))
+        console().print(shown)

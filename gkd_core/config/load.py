@@ -76,22 +76,47 @@ def read_sections(
     Raises:
         GkdError: the file is missing, not YAML, or no mapping.
     """
-    try:
-        content = _yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise GkdError(f"{path} does not exist: run from the project's folder, or pass {option} FILE") from None
-    except OSError as error:
-        raise GkdError(f"{path} cannot be read ({error.strerror}): pass {option} FILE") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        place = f", line {where.line + 1}, column {where.column + 1}" if where else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise GkdError(f"{path}{place} is not valid YAML: {reason}") from None
+    content = parse_yaml(read_text(path, option), str(path))
     if content is None:
         content = {}
     if not isinstance(content, dict):
         raise GkdError(f"{path} must hold {holds}, not a {type(content).__name__}")
     return content
+
+
+def read_text(path: Path, option: str) -> str:
+    """The text of a file that the user names.
+
+    Args:
+        option: the option that names it, for the error.
+    Raises:
+        GkdError: it is missing, or no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise GkdError(f"{path} does not exist: run from the project's folder, or pass {option} FILE") from None
+    except OSError as error:
+        raise GkdError(f"{path} cannot be read ({error.strerror}): pass {option} FILE") from None
+    except UnicodeDecodeError as error:
+        raise GkdError(f"{path} is not valid YAML: {error}") from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The content of a YAML file, as it stands there.
+
+    Args:
+        where: the text is from, for the error.
+    Raises:
+        GkdError: it is no YAML.
+    """
+    try:
+        return _yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise GkdError(f"{where}{place} is not valid YAML: {reason}") from None
 
 
 def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ()) -> Params:
@@ -113,7 +138,7 @@ def parse_params(content: dict[str, Any], overrides: Sequence[str] = (), where: 
         GkdError: everything that is wrong, a sentence a line.
     """
     content = whole(content)
-    wrong = [f"{where}: {sentence}" for sentence in _use_new_names(content)]
+    wrong = [f"{where}: {sentence}" for sentence in use_new_names(content)]
     given: dict[tuple[str, ...], str] = {}
     for override in overrides:
         try:
@@ -122,8 +147,8 @@ def parse_params(content: dict[str, Any], overrides: Sequence[str] = (), where: 
             given[place] = f"--set {override}"
         except GkdError as error:
             wrong.append(str(error))
-    wrong += [f"{where}: {sentence}" for sentence in _use_new_names(content)]  # an override may be a whole section
-    params, found = _validate(content)
+    wrong += [f"{where}: {sentence}" for sentence in use_new_names(content)]  # an override may be a whole section
+    params, found = validate(content)
     wrong += [f"{_source(mistake, given, where)}: {mistake.sentence}" for mistake in found]
     if params is None or wrong:
         raise GkdError("\n".join(wrong))
@@ -140,7 +165,7 @@ def params_of_sections(sections: dict[str, Any]) -> Params:
         GkdError: a section is not valid in itself.
     """
     content = whole(sections)
-    _use_new_names(content)
+    use_new_names(content)
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -164,8 +189,12 @@ def parse_section(section: type[T], content: dict[str, Any], name: str) -> T:
     return parsed
 
 
-def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
-    """The configuration, or what is wrong with it."""
+def validate(content: dict[str, Any], own: dict[str, Any] | None = None) -> tuple[Params | None, list[Mistake]]:
+    """The configuration, or what is wrong with it.
+
+    Args:
+        own: the part of the content that must not be written for nothing; None is all of it.
+    """
     teacher = content.get("teacher")
     found = [*options.check(content.get("distill"), ("distill",)), *options.check_scheme(content.get("distill"))]
     if isinstance(teacher, dict):
@@ -176,9 +205,19 @@ def _validate(content: dict[str, Any]) -> tuple[Params | None, list[Mistake]]:
         return None, [*mistakes(error, Params), *found]
     if not found:  # what sections say against each other is asked of sections that are valid
         found += [Mistake((), sentence, contradiction=True) for sentence in contradictions(params)]
-        found += unread(params)
+        found += [mistake for mistake in unread(params) if own is None or _holds(own, mistake)]
         found += untrainable(params)
     return params, found
+
+
+def _holds(content: Any, unread: Mistake) -> bool:
+    """Whether the key that an unread mistake begins with (`train: momentum is given but …`) stands in the content."""
+    key = unread.sentence.removeprefix(f"{'.'.join(unread.place)}: ").split()[0]
+    for part in (*unread.place, *key.split(".")):
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def _source(mistake: Mistake, given: dict[tuple[str, ...], str], where: str) -> str:
@@ -228,7 +267,7 @@ def _apply(content: dict[str, Any], override: str) -> tuple[str, ...]:
     return place
 
 
-def _use_new_names(content: dict[str, Any]) -> list[str]:
+def use_new_names(content: dict[str, Any]) -> list[str]:
     """Rename the keys that have old names; the sentences about those that stand there by both names."""
     twice = []
     for old, new in RENAMED.items():

@@ -1,14 +1,16 @@
-"""Methods compared fairly: the same data, teacher, student, budget and seeds, and differences paired by seed."""
+"""Contenders compared fairly: the same data, teacher and seeds, and differences paired by seed."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-from scipy import stats
-
+from gkd_core.config.contenders import line_up
+from gkd_core.config.load import params_of_sections, parse_params
+from gkd_core.config.schema import Params
 from gkd_core.errors import GkdError, unknown
+from gkd_core.evaluation.standings import Standing, standings
 from gkd_core.files import write_bytes, write_json
 from gkd_core.gate import WORDS, Metric
 from gkd_core.methods import METHODS
@@ -19,98 +21,21 @@ if TYPE_CHECKING:
     from gkd_core.models.network import Network
 
 METRICS = get_args(Metric)
-COLUMNS = ("teacher", "student", "method", "seed", *METRICS, "validation_top1", "schedule", "seconds")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of a method's accuracy, or of another measure, minus the reference's, seed by seed.
-
-    Attributes:
-        mean: in [−1, 1].
-        low, high: Student's t-interval of the mean; None with fewer than two common seeds.
-        seeds: how many seeds both have.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
-
-    @property
-    def separable(self) -> bool:
-        """The interval leaves out zero."""
-        return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One method in a comparison.
-
-    Attributes:
-        mean: accuracy over its seeds, in [0, 1].
-        deviation: standard deviation over its seeds (n − 1); None with one seed.
-        difference: to the reference; None for the reference itself, and without a common seed.
-    """
-
-    method: str
-    seeds: tuple[int, ...]
-    mean: float
-    deviation: float | None
-    difference: Difference | None
-
-
-def standings(
-    accuracies: Mapping[str, Mapping[int, float]], reference: str, confidence: float = 0.95
-) -> list[Standing]:
-    """Every method's standing, the most accurate first.
-
-    Two trainings of one seed share their initial weights, the order of their images and their augmentation, so the
-    difference is taken within a seed: what the seeds differ by cancels. With few seeds the interval is wide, and it is
-    not corrected for the number of methods.
-
-    Args:
-        accuracies: method → seed → accuracy in [0, 1]; a method without seeds is left out.
-        reference: the method that the others are compared with.
-    """
-    base = accuracies.get(reference, {})
-    found = []
-    for method, by_seed in accuracies.items():
-        if not by_seed:
-            continue
-        values = np.array([by_seed[seed] for seed in sorted(by_seed)])
-        common = sorted(set(by_seed) & set(base)) if method != reference else []
-        gaps = np.array([by_seed[seed] - base[seed] for seed in common])
-        found.append(
-            Standing(
-                method=method,
-                seeds=tuple(sorted(by_seed)),
-                mean=float(values.mean()),
-                deviation=float(values.std(ddof=1)) if len(values) > 1 else None,
-                difference=_interval(gaps, confidence) if len(gaps) else None,
-            )
-        )
-    return sorted(found, key=lambda standing: (-standing.mean, standing.method))
-
-
-def _interval(gaps: np.ndarray, confidence: float) -> Difference:
-    mean = float(gaps.mean())
-    if len(gaps) < 2:
-        return Difference(mean, None, None, len(gaps))
-    reach = float(stats.t.ppf((1 + confidence) / 2, len(gaps) - 1) * stats.sem(gaps))
-    return Difference(mean, mean - reach, mean + reach, len(gaps))
+MEASURED = ("teacher", "student", "method", "seed", *METRICS, "validation_top1", "schedule", "seconds")
+ACCURACY = "mean ± sd"
+COLUMNS = ("teacher", "student", "name", "settings", *MEASURED[2:])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What trainings of several methods and seeds say about the methods.
+    """What trainings of several contenders and seeds say about the contenders.
 
     Attributes:
         rows: one dict a training with the keys of COLUMNS; the measures in [0, 1] on the same test images.
-        reference: the method that the others are compared with.
+        reference: name of the contender that the others are compared with.
         metric: the measure they are compared by.
     Raises:
-        GkdError: there are no rows, or the metric is unknown.
+        GkdError: there are no rows, the metric is unknown, or a name stands for two settings.
     """
 
     rows: Sequence[dict[str, Any]]
@@ -121,40 +46,90 @@ class Comparison:
         expect_metric(self.metric)
         if not self.rows:
             raise GkdError("there is no finished training to compare: run some first")
+        for pair, trials in self.trials.items():
+            for name, by_seed in trials.items():
+                if len({row["settings"] for row in by_seed.values()}) > 1:
+                    raise GkdError(f"{name} ({pair}) was trained with other settings for other seeds: train it anew")
+
+    @property
+    def trials(self) -> dict[str, dict[str, dict[int, dict[str, Any]]]]:
+        """The rows by table, name and seed.
+
+        A table has the contenders that learn from one teacher. Where one contender was trained with several students
+        (the pairs of a sweep), each pair of teacher and student has its own.
+        """
+        by_name: dict[tuple[str, str], set[str]] = defaultdict(set)
+        by_teacher: dict[str, set[str]] = defaultdict(set)
+        for row in self.rows:
+            by_name[row["teacher"], row["name"]].add(row["student"])
+            by_teacher[row["teacher"]].add(row["student"])
+        by_pair = any(len(students) > 1 for students in by_name.values())
+        found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+        for row in sorted(self.rows, key=lambda row: (row["teacher"], row["student"])):
+            mixed = len(by_teacher[row["teacher"]]) > 1 and not by_pair
+            title = f"{row['teacher']} → {'several students' if mixed else row['student']}"
+            found.setdefault(title, {}).setdefault(row["name"], {})[row["seed"]] = row
+        return found
 
     @property
     def pairs(self) -> dict[str, list[Standing]]:
-        """The standings by "teacher → student", the most accurate method first."""
-        found: dict[str, dict[str, dict[int, float]]] = {}
-        for row in sorted(self.rows, key=_pair):
-            found.setdefault(_pair(row), {}).setdefault(row["method"], {})[row["seed"]] = row[self.metric]
-        return {pair: standings(accuracies, self.reference) for pair, accuracies in found.items()}
+        """The standings by "teacher → student", the most accurate contender first."""
+        return {
+            pair: standings(
+                {name: {seed: row[self.metric] for seed, row in by_seed.items()} for name, by_seed in trials.items()},
+                self.reference,
+            )
+            for pair, trials in self.trials.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
-        """{"teacher → student": [{"method", "seeds", "mean", "deviation", "difference"}, …]}, the best first."""
-        return {pair: [rounded(asdict(standing)) for standing in rows] for pair, rows in self.pairs.items()}
+        """{"teacher → student": [{"name", "method", "student", "settings", and a `Standing`}, …]}, the best first."""
+        about = {
+            (pair, name): {key: row[key] for key in ("name", "method", "student", "settings")}
+            for pair, trials in self.trials.items()
+            for name, by_seed in trials.items()
+            for row in by_seed.values()
+        }
+        return {
+            pair: [about[pair, row.name] | rounded(asdict(row)) for row in rows] for pair, rows in self.pairs.items()
+        }
 
     def __repr__(self) -> str:
         return self.markdown()
 
     def markdown(self) -> str:
         """A table a pair, in percent and percentage points."""
-        return "\n".join(_table(pair, rows, self.reference, WORDS[self.metric]) for pair, rows in self.pairs.items())
+        lines = []
+        for pair, rows in self.as_dict().items():
+            headings, *cells = ([cell.replace("|", "\\|") for cell in line] for line in table(rows, self.reference))
+            headings[headings.index(ACCURACY)] = f"{WORDS[self.metric]}, {ACCURACY}"
+            rule = ["---" for _ in headings]
+            lines += [f"### {pair}", "", *(f"| {' | '.join(line)} |" for line in (headings, rule, *cells)), ""]
+        return "\n".join([*lines, note(self.reference), ""])
+
+    def html(self) -> str:
+        """A page with tables and plots: no script, no address, nothing to fetch."""
+        from gkd_core.report.comparison_page import render_comparison
+
+        tables = {pair: table(rows, self.reference) for pair, rows in self.as_dict().items()}
+        how = {"reference": self.reference, "measure": WORDS[self.metric], "note": note(self.reference)}
+        return render_comparison(tables, self.plot(), **how)
 
     def plot(self) -> str:
-        """A forest plot as SVG."""
+        """Accuracies by seed and a forest plot of the differences, as SVG."""
         from gkd_core.report.forest import forest_plot
 
         return forest_plot(self.pairs, self.reference, WORDS[self.metric])
 
     def save(self, folder: Path) -> None:
-        """Write comparison.json, comparison.md, comparison.svg and runs.csv into an existing folder."""
+        """Write comparison.html, .json, .md and .svg and runs.csv into an existing folder."""
         write_json(
             folder / "comparison.json", {"reference": self.reference, "metric": self.metric, "pairs": self.as_dict()}
         )
-        write_bytes(folder / "comparison.md", self.markdown().encode())
+        write_bytes(folder / "comparison.html", self.html().encode())
+        write_bytes(folder / "comparison.md", f"{self.markdown()}\n![The same as a plot](comparison.svg)\n".encode())
         write_bytes(folder / "comparison.svg", self.plot().encode())
-        runs = sorted(self.rows, key=lambda row: (_pair(row), row["method"], row["seed"]))
+        runs = sorted(self.rows, key=lambda row: [row[key] for key in ("teacher", "student", "name", "seed")])
         write_table(folder / "runs.csv", ({name: row.get(name) for name in COLUMNS} for row in runs))
 
 
@@ -163,23 +138,27 @@ def compare(
     teacher: "Network",
     data: "PreparedData",
     *,
-    methods: Sequence[str] = ("ce", "kd", "gompertz"),
+    methods: Sequence[str] = (),
+    contenders: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    reference: str = "kd",
+    reference: str | None = None,
     metric: Metric = "top1",
     options: Mapping[str, dict[str, Any]] | None = None,
     work: Path | str | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Train a student by every method with every seed and measure each once on the test split.
+    """Train every contender with every seed and measure each once on the test split.
 
     Args:
         student: a name as `create_model` takes it, or a function that makes an untrained student from a seed.
         teacher: frozen here.
         data: from `load_data`.
-        methods: names from `list_methods()`; the reference is trained too.
+        methods: names from `list_methods()`; unless given, and without contenders, ce, kd and gompertz.
+        contenders: name → what differs, as the sections `distill`, `train` and `student` of params.yaml, instead of
+            methods.
         seeds: of the students and of the order of images; three or more for an interval worth having.
-        reference: the method that the others are compared with.
+        reference: name of the contender that the others are compared with; a method that is not among them is trained
+            too. None is kd, or the first of the contenders.
         metric: what they are compared by: top1, or, where classes are of different size, balanced_accuracy or macro_f1.
         options: hyperparameters by method.
         work: folder for checkpoints: the same call again goes on from the last epoch.
@@ -191,14 +170,17 @@ def compare(
         >>> import gkd_core as gkd
         >>> data = gkd.load_data("digits", train_images=200)
         >>> teacher = gkd.create_model("resnet8", data=data)
-        >>> comparison = gkd.compare("resnet8", teacher, data, methods=["ce"], seeds=[0, 1], epochs=1, device="cpu")
-        >>> [standing.method for standing in comparison.pairs["resnet8 → resnet8"]]  # doctest: +SKIP
-        ['ce', 'kd']
+        >>> larger = {"distill": {"method": "kd"}, "train": {"learning_rate": 0.1}}
+        >>> contenders = {"kd": {"distill": {"method": "kd"}}, "kd, larger steps": larger}
+        >>> once = {"seeds": [0], "epochs": 1, "device": "cpu"}
+        >>> comparison = gkd.compare("resnet8", teacher, data, contenders=contenders, **once)
+        >>> sorted(standing.name for standing in comparison.pairs["resnet8 → resnet8"])
+        ['kd', 'kd, larger steps']
     """
     from gkd_core.evaluation.evaluate import evaluate
     from gkd_core.models.create import create_model
     from gkd_core.models.network import Network, expect_network
-    from gkd_core.training.trainer import distill
+    from gkd_core.training.trainer import distill, refuse_options
 
     expect_network(teacher, "teacher")
     if isinstance(student, Network) or not (isinstance(student, str) or callable(student)):
@@ -210,22 +192,43 @@ def compare(
     for name, given in lists.items():
         if isinstance(given, str) or not isinstance(given, Iterable):
             raise GkdError(f"{name} is {given!r}: give a list")
-    methods, seeds = list(methods), list(seeds)
-    chosen = list(dict.fromkeys([reference, *methods]))
-    check_trials(chosen, seeds, "methods", "seeds", reference="reference")
+    seeds = list(seeds)
+    check_seeds(seeds)
     expect_metric(metric)
+    methods = list(methods) or ([] if contenders is not None else ["ce", "kd", "gompertz"])
+    for method in (name for name in methods if name in METHODS):
+        refuse_options(settings, method)
+    entries = None if contenders is None else _listed(contenders, named=isinstance(student, str))
+    lined = line_up(_common(student, data, options, settings), methods, entries, reference)
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
-        for method in chosen:
-            network = create_model(student, data=data, seed=seed) if isinstance(student, str) else student(seed)
-            given = (options or {}).get(method)
-            result = distill(network, teacher, data, method=method, options=given, seed=seed, work=work, **settings)
+        for contender in lined:
+            own, how = contender.params.student, contender.params.distill
+            if isinstance(student, str) or "student" in contender.params.model_fields_set:
+                network = create_model(data=data, seed=seed, **own.model_dump(exclude_unset=True))
+            else:
+                network = student(seed)
+            result = distill(
+                network,
+                teacher,
+                data,
+                method=how.method,
+                options=how.hyperparameters(),
+                schedule=how.schedule,
+                curve=how.curve.model_dump(exclude_unset=True),
+                scheme=how.scheme,
+                scheme_options=how.scheme_options.get(how.scheme),
+                work=work,
+                **contender.seeded(seed).train.model_dump(exclude_unset=True),
+            )
             measured = evaluate(network, data.test)
             rows.append(
                 {
                     "teacher": teacher.name,
                     "student": network.name,
-                    "method": method,
+                    "name": contender.name,
+                    "settings": contender.settings,
+                    "method": how.method,
                     "seed": seed,
                     **{name: rounded(getattr(measured, name)) for name in METRICS},
                     "validation_top1": rounded(result.facts["validation_top1"]),
@@ -233,7 +236,48 @@ def compare(
                     "seconds": round(result.seconds, 1),
                 }
             )
-    return Comparison(rows, reference, metric)
+    return Comparison(rows, lined[0].name, metric)
+
+
+def _common(
+    student: object, data: "PreparedData", options: Mapping[str, Any] | None, settings: dict[str, Any]
+) -> Params:
+    """What the arguments of `compare` and its data come to, as sections of params.yaml.
+
+    Raises:
+        GkdError: they are wrong, whatever the method.
+    """
+    if "seed" in settings:
+        raise GkdError(f"seed is {settings['seed']!r}: give seeds, a list")
+    content: dict[str, Any] = {
+        "data": {
+            "source": data.info.source,
+            "image_size": min(max(data.info.image_size, 4), 1024),  # what the section takes; recipes look at 64
+            "store": "squares" if data.info.photos is None else "raw",
+            "unlabelled": None if data.info.unlabelled is None else "given",
+        },
+        "distill": {"options": dict(options or {})},
+        "train": settings,
+        **({"student": {"name": student}} if isinstance(student, str) else {}),
+    }
+    parse_params(content | {"distill": {"method": "ce", **content["distill"]}}, where="compare")
+    return params_of_sections(content)
+
+
+def _listed(contenders: Mapping[str, Mapping[str, Any]], *, named: bool) -> list[dict[str, Any]]:
+    """Contenders as a file has them.
+
+    Args:
+        named: the student is known by its name, of which a contender may change a part.
+    Raises:
+        GkdError: they are no names with sections.
+    """
+    if not isinstance(contenders, Mapping) or not all(isinstance(each, Mapping) for each in contenders.values()):
+        raise GkdError(f"contenders is {contenders!r}: give a dict of dicts, name → what differs")
+    for name, each in contenders.items():
+        if not named and each.get("student") and "name" not in each["student"]:
+            raise GkdError(f"contenders: {name!r}: student has no name, and student is a function: name the network")
+    return [{**each, "name": name} for name, each in contenders.items()]
 
 
 def expect_metric(name: str, option: str = "metric") -> Metric:
@@ -250,48 +294,59 @@ def expect_metric(name: str, option: str = "metric") -> Metric:
     raise GkdError(unknown(option, name, METRICS))
 
 
-def check_trials(
-    methods: Sequence[str], seeds: Sequence[int], methods_name: str, seeds_name: str, *, reference: str
-) -> None:
-    """See that methods and seeds can be compared, before anything is trained.
+def check_seeds(seeds: Sequence[int], name: str = "seeds") -> None:
+    """See that each training has a seed of its own, before anything is trained.
 
     Args:
-        methods: the reference first.
-        methods_name, seeds_name, reference: what the caller calls them, for the errors.
+        name: what the caller calls them, for the error.
     Raises:
-        GkdError: an unknown method, doubled seeds, or one out of range.
+        GkdError: there are none, doubled ones, or one out of range.
     """
-    for place, method in enumerate(methods):
-        if method not in METHODS:
-            raise GkdError(unknown(f"{methods_name if place else reference}: method", method, METHODS))
     if not seeds or len(set(seeds)) < len(seeds):
-        raise GkdError(
-            f"{seeds_name} names {list(seeds) or 'none'}: give different seeds, three or more for an interval"
-        )
+        raise GkdError(f"{name} names {list(seeds) or 'none'}: give different seeds, three or more for an interval")
     if min(seeds) < 0 or max(seeds) >= 2**32:
-        raise GkdError(f"{seeds_name} names {list(seeds)}: a seed is 0 or more and below 2^32")
+        raise GkdError(f"{name} names {list(seeds)}: a seed is 0 or more and below 2^32")
 
 
-def _table(pair: str, rows: Sequence[Standing], reference: str, measure: str) -> str:
-    lines = [
-        f"### {pair}",
-        "",
-        f"| method | seeds | {measure}, mean ± sd | minus {reference}, with 95 % interval | |",
-        "|---|---|---|---|---|",
-    ]
+def table(rows: Sequence[Mapping[str, Any]], reference: str) -> list[list[str]]:
+    """A table's headings, and the cells of each contender, in percent and percentage points.
+
+    Args:
+        rows: of one pair, as `Comparison.as_dict` has them.
+    """
+    several = len({row["student"] for row in rows}) > 1
+    compared = sum(row["difference"] is not None and row["difference"]["low"] is not None for row in rows)
+    headings = ["contender", *["student"] * several, "seeds", ACCURACY, f"minus {reference}"]
+    lines = [[*headings, "95 % interval", f"for all {compared}", "p, by Holm", ""]]
     for row in rows:
-        spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f}"
-        gap, verdict = "", "reference" if row.method == reference else "not compared"
-        if row.difference is not None:
-            gap = f"{100 * row.difference.mean:+.2f}"
-            if row.difference.low is not None and row.difference.high is not None:
-                gap += f" [{100 * row.difference.low:+.2f}, {100 * row.difference.high:+.2f}]"
-            verdict = "not separable"
-            if row.difference.separable:
-                verdict = "better" if row.difference.mean > 0 else "worse"
-        lines.append(f"| {row.method} | {len(row.seeds)} | {100 * row.mean:.2f}{spread} | {gap} | {verdict} |")
-    return "\n".join([*lines, ""])
+        spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.2f}"
+        cells = [str(row["name"]), *[str(row["student"])] * several, str(len(row["seeds"]))]
+        lines.append([*cells, f"{100 * row['mean']:.2f}{spread}", *_difference_cells(row["difference"])])
+        if row["difference"] is None:
+            lines[-1][-1] = "reference" if row["name"] == reference else "not compared"
+    return lines
 
 
-def _pair(row: Mapping[str, Any]) -> str:
-    return f"{row['teacher']} → {row['student']}"
+def _difference_cells(difference: Mapping[str, Any] | None) -> list[str]:
+    """The difference, its interval alone and among all, the p-value, and the verdict."""
+    if difference is None:
+        return [""] * 5
+    mean = f"{100 * difference['mean']:+.2f}"
+    if difference["low"] is None:
+        return [mean, "", "", "", "not separable"]
+    ends = [
+        f"[{100 * difference[low]:+.2f}, {100 * difference[high]:+.2f}]"
+        for low, high in (("low", "high"), ("low_all", "high_all"))
+    ]
+    verdict = ("better" if difference["mean"] > 0 else "worse") if difference["separable"] else "not separable"
+    p_value = "< 0.001" if difference["p_holm"] < 0.001 else f"{difference['p_holm']:.3f}"
+    return [mean, *ends, p_value, verdict]
+
+
+def note(reference: str) -> str:
+    """What the columns of a table mean, in sentences."""
+    return (
+        "Differences are paired by seed, in percentage points. The first interval (Student's t) holds for one "
+        f"contender and {reference} alone; the second (Bonferroni) for all differences of the table together. p is "
+        "corrected for their number by Holm; better and worse are what it shows below 0.05."
+    )

@@ -151,7 +151,7 @@ def distill(
     if any(each is student for each in teachers):
         raise GkdError("student and teacher are the same network: create the student by itself")
     schemes.get(scheme).check_teachers(spec, teachers, student, "the argument teacher")
-    _refuse_options(settings, spec)
+    refuse_options(settings, method, scheme)
     config = _config(student, data, seed, settings, method)
     training = Training(student, data, config, spec, tuple(teachers), {"role": "student"}, "student")
     return _run_alone(training, work, out)
@@ -162,11 +162,11 @@ def _expect_data(data: object) -> None:
         raise GkdError(f"data is a {type(data).__name__}: give what load_data returns")
 
 
-def _refuse_options(settings: dict[str, Any], spec: DistillationSpec) -> None:
+def refuse_options(settings: dict[str, Any], method: str, scheme: str = schemes.DEFAULT) -> None:
     """Raises: GkdError: among the settings of the training is one of the method or the scheme."""
     places = {
-        "options": (f"method {spec.method}", {*hyperparameters(spec.method), *RENAMED.get(spec.method, {})}),
-        "scheme_options": (f"scheme {spec.scheme}", {*schemes.get(spec.scheme).options.model_fields}),
+        "options": (f"method {method}", {*hyperparameters(method), *RENAMED.get(method, {})}),
+        "scheme_options": (f"scheme {scheme}", {*schemes.get(scheme).options.model_fields}),
     }
     for argument, (owner, names) in places.items():
         for name in settings.keys() & names - TrainingConfig.model_fields.keys():

@@ -67,6 +67,12 @@ class Configuration:
 Parallelism = Annotated[int | None, typer.Option(min=1, help="Trainings of a sweep at a time; 4 unless given.")]
 
 
+Contenders = Annotated[
+    Path | None,
+    typer.Option(help="With --pipeline sweep: YAML list of named settings, as for gkd compare, instead of methods."),
+]
+
+
 @dataclass
 class Arguments:
     """A pipeline's arguments besides the configuration."""
@@ -76,6 +82,7 @@ class Arguments:
     dvc_path: Annotated[str, typer.Option(help="What to fetch from it.")] = ""
     dvc_rev: Annotated[str, typer.Option(help="Tag, branch or commit of it; the newest without.")] = ""
     mlflow: Annotated[str, typer.Option(help="Address of the MLflow server; replaces tracking.uri.")] = ""
+    contenders: Contenders = None
     arguments: Annotated[
         list[str] | None,
         typer.Option("--argument", metavar="NAME=VALUE", help="Another argument, in YAML (sweep: seeds=[0,1,2])."),
@@ -85,9 +92,13 @@ class Arguments:
         """Those that are given, by name.
 
         Raises:
-            GkdError: one has no value, or one that is no YAML.
+            GkdError: one has no value, or one that is no YAML, or there is no such file.
         """
         named = {name: value for name, value in vars(self).items() if name != "arguments" and value}
+        if self.contenders is not None:
+            from gkd_core.config.load import read_text
+
+            named["contenders"] = read_text(self.contenders, "--contenders")
         return named | dict(_argument(text) for text in self.arguments or [])
 
 

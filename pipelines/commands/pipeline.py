@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gkd_core.errors import GkdError
-from pipelines.commands.options import PARAMS, Arguments, Configuration, Overrides, Parallelism, finish, grouped
+from pipelines.commands.options import (
+    PARAMS,
+    Arguments,
+    Configuration,
+    Contenders,
+    Overrides,
+    Parallelism,
+    finish,
+    grouped,
+)
 from pipelines.kubeflow.client import Access, connect
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ app = typer.Typer(
 
 TWO_DAYS = 172800.0  # seconds
 
-Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (methods × pairs × seeds).")]
+Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (contenders × pairs × seeds).")]
 
 
 @app.command("compile")
@@ -41,6 +50,7 @@ def compile_(
     ] = None,
     pipeline: Which = "distillation",
     parallelism: Parallelism = None,
+    contenders: Contenders = None,
     *,
     configuration: Configuration,
 ) -> None:
@@ -54,6 +64,7 @@ def compile_(
         profile=profile,
         which=pipeline,
         parallelism=parallelism,
+        contenders=contenders,
         warn=True,
     )
     warn_of_moving_image()

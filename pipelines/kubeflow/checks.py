@@ -25,6 +25,7 @@ _IMAGE = re.compile(
     re.ASCII,
 )
 
+ONLY_SWEPT = "--contenders names what a sweep trains: add --pipeline sweep"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
@@ -110,6 +111,8 @@ def refuse_arguments(known: dict[str, Any], given: dict[str, Any]) -> None:
         GkdError: there is no such argument, or it is of another kind.
     """
     for name, value in given.items():
+        if name not in known and name == "contenders":
+            raise GkdError(ONLY_SWEPT)
         if name not in known:
             raise GkdError(unknown("--argument", name, sorted(known) or ["none"]))
         types, words = _KINDS[known[name]["parameterType"]]

@@ -7,9 +7,11 @@ from typing import Any
 import yaml
 
 from gkd_core.config import read_sections
+from gkd_core.config.load import read_text
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
 from pipelines.kubeflow.checks import (
+    ONLY_SWEPT,
     refuse_no_image,
     refuse_other_devices,
     refuse_own_store,
@@ -38,6 +40,7 @@ def compile_pipeline(
     profile: str | None = None,
     which: str = "distillation",
     parallelism: int | None = None,
+    contenders: Path | None = None,
     warn: bool = False,
 ) -> dict[str, Any]:
     """Write a pipeline as YAML that Kubeflow Pipelines takes; the same input gives the same bytes.
@@ -49,6 +52,7 @@ def compile_pipeline(
         profile: name or file; None asks for no resources.
         which: one of PIPELINES.
         parallelism: trainings of a sweep at a time; None is its own number.
+        contenders: file of those of a sweep, the default of its argument of that name.
         warn: say on stderr when nothing in it names an MLflow server.
     Returns:
         {"pipeline", "profile", "image", "path"}.
@@ -65,7 +69,14 @@ def compile_pipeline(
         refuse_password(given.model_dump())
         refuse_own_store("the profile's MLFLOW_TRACKING_URI", given.env.get("MLFLOW_TRACKING_URI", ""))
     content = cluster_params(params, overrides or [], given)
-    pipeline = create_pipeline(which, content, overrides or [], given, parallelism)
+    named = "" if contenders is None else read_text(contenders, "--contenders")
+    pipeline = create_pipeline(which, content, overrides or [], given, parallelism, named)
+    if named:
+        from pipelines.kubeflow.grid import refuse_sweep
+
+        refuse_password(named)
+        mounts, devices = _limits(given)
+        refuse_sweep(resolve(content, overrides or []), mounts, devices, contenders=named)
     _refuse_to_overwrite(file)
     # What kfp's Compiler writes, without its comments, whose order differs from one process to the next.
     documents = [MessageToDict(message) for message in (pipeline.pipeline_spec, pipeline.platform_spec)]
@@ -95,22 +106,25 @@ def create_pipeline(
     overrides: list[str],
     profile: Profile | None,
     parallelism: int | None = None,
+    contenders: str = "",
 ) -> Any:
     """The pipeline of a name, as a kfp component.
 
     Raises:
-        GkdError: there is none of this name, or it has no trainings to run so many of at a time.
+        GkdError: there is none of this name, or what is given is for a sweep.
     """
     if which == "distillation":
         if parallelism is not None:
             raise GkdError("--parallelism is how many trainings of a sweep run at a time: add --pipeline sweep")
+        if contenders:
+            raise GkdError(ONLY_SWEPT)
         from pipelines.kubeflow.distillation import distillation
 
         return distillation(params, overrides, profile)
     if which == "sweep":
         from pipelines.kubeflow.sweep import PARALLELISM, sweep
 
-        return sweep(params, overrides, profile, PARALLELISM if parallelism is None else parallelism)
+        return sweep(params, overrides, profile, PARALLELISM if parallelism is None else parallelism, contenders)
     raise GkdError(unknown("--pipeline", which, PIPELINES))
 
 
@@ -124,15 +138,23 @@ def cluster_params(file: Path, overrides: list[str], profile: Profile | None) ->
         GkdError: it is not valid, holds a password, or names a place that only this machine has.
     """
     content = read_sections(file)
-    devices = profile.all_devices if profile else 1
-    mounts = [volume.mount for volume in profile.volumes] if profile else []
+    mounts, accelerators = _limits(profile)
+    devices = accelerators or 1
     resolve(content, [])  # so that what follows finds sections where sections belong
     content = without_null(content)
     if devices > 1:
         content = with_devices(content, devices)
     params = resolve(content, overrides)
     refuse_places(params, mounts)
-    if profile and (profile.training.accelerator or profile.nodes):
-        refuse_other_devices(params, devices)
+    if accelerators:
+        refuse_other_devices(params, accelerators)
     refuse_unknown(params)
     return content
+
+
+def _limits(profile: Profile | None) -> tuple[list[str], int | None]:
+    """Where its volumes are, and how many accelerators a training has, None where it has none."""
+    if profile is None:
+        return [], None
+    accelerated = profile.training.accelerator or profile.nodes
+    return [volume.mount for volume in profile.volumes], profile.all_devices if accelerated else None

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Markdown, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Dataset, Input, Metrics, Model, Output
 
 from components.image import image
 
@@ -315,7 +315,8 @@ def plan(
     seeds: list,
     reference: str,
     metric: str,
-) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("trials", str)]):
+    contenders: str,
+) -> NamedTuple("Plan", [("prepare", str), ("teachers", str), ("trials", str), ("reference", str)]):
     """Check what is to be compared as a whole, and list the trainings.
 
     Args:
@@ -326,13 +327,15 @@ def plan(
         methods: Names; an empty list is every method there is.
         pairs: A list of [teacher, student]; an empty list is the one of the parameters.
         seeds: Of the students; three or more give intervals.
-        reference: The method that the others are compared with.
+        reference: The contender that the others are compared with; empty is kd, or the first of the contenders.
         metric: What they are compared by.
+        contenders: Content of a file of contenders, instead of methods; empty is none.
 
     Returns:
         prepare: The section data, as JSON.
         teachers: What the teacher step reads, once for every teacher: a list in JSON.
         trials: Every training: a list in JSON.
+        reference: The contender that the others are compared with.
     """
     import json
 
@@ -343,8 +346,8 @@ def plan(
     with running("plan"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_unknown(found)
-        prepare, teachers, trials = lay_out(found, methods, pairs, seeds, reference, metric)
-        return prepare, json.dumps(teachers), json.dumps(trials)
+        plan = lay_out(found, methods, pairs, seeds, reference, metric, contenders)
+        return plan.prepare, json.dumps(plan.teachers), json.dumps(plan.trials), plan.reference
 
 
 @component
@@ -382,10 +385,10 @@ def gather(teachers: Input[list[Model]], together: Output[Model]):
 
 @component
 def run_trial(trial: str, data: Input[Dataset], teachers: Input[Model], result: Output[Metrics]):
-    """Train a student by one method with one seed, and measure it on the test images.
+    """Train a student by one contender's settings with one seed, and measure it on the test images.
 
     Args:
-        trial: As JSON, the teacher's place, the method, the seed, and the sections of the parameters.
+        trial: As JSON, the teacher's place, the contender's name, and the sections of its parameters.
         data: The prepared images.
         teachers: Side by side.
 
@@ -396,13 +399,14 @@ def run_trial(trial: str, data: Input[Dataset], teachers: Input[Model], result: 
     from pathlib import Path
 
     from components import compare
+    from gkd_core.config.contenders import Contender
     from gkd_core.files import write_json
     from pipelines.kubeflow.task import running
 
     it = json.loads(trial)
     with running("run-trial", json.dumps(it["sections"])) as task:
         folders = Path(data.path), Path(teachers.path) / str(it["teacher"]), task.work
-        row = compare.run_trial(*folders, task.params, it["method"], it["seed"])
+        row = compare.run_trial(*folders, Contender(it["name"], task.params), task.params.train.seed)
         for name in ("top1", "balanced_accuracy", "macro_f1"):
             result.log_metric(name, row[name])
         write_json(Path(result.path), row)
@@ -414,18 +418,18 @@ def compare(
     reference: str,
     metric: str,
     comparison: Output[Artifact],
-    table: Output[Markdown],
+    page: Output[HTML],
 ):
-    """Compare the methods, paired by seed, with intervals.
+    """Compare the contenders, paired by seed, with intervals.
 
     Args:
         results: One row a training.
-        reference: The method that the others are compared with.
+        reference: The contender that the others are compared with.
         metric: What they are compared by.
 
     Returns:
-        comparison: comparison.json, comparison.md, comparison.svg and runs.csv.
-        table: The table as Markdown.
+        comparison: comparison.html, .json, .md and .svg and runs.csv.
+        page: The tables and plots.
     """
     import shutil
     from pathlib import Path
@@ -437,5 +441,5 @@ def compare(
     with running("compare"):
         rows = [read_json(Path(result.path), "the result") for result in results]
         step.write_comparison(rows, out=Path(comparison.path), reference=reference, metric=metric)
-        shutil.copy(Path(comparison.path) / "comparison.md", table.path)
+        shutil.copy(Path(comparison.path) / "comparison.html", page.path)
         comparison.metadata["digest"] = file_digest(Path(comparison.path) / "comparison.json")

@@ -1,43 +1,83 @@
-"""What a sweep trains: every method with every seed for every pair of teacher and student, each teacher once."""
+"""What a sweep trains: every contender with every seed for every pair of teacher and student, each teacher once."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from components.compare import check
 from components.graph import divide
-from gkd_core import methods as registry
 from gkd_core.config import Params
+from gkd_core.config.contenders import Contender, line_up, parse_contenders
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import expect_metric
+from gkd_core.evaluation.comparison import check_seeds, expect_metric
 from gkd_core.models.registry import refuse_unknown_name
+from pipelines.kubeflow.checks import refuse_other_devices, refuse_places
 
-TRAINING = ("student", "train", "distill", "evaluate")
+
+class Layout(NamedTuple):
+    """What the tasks of a sweep are given, as JSON.
+
+    Attributes:
+        prepare: sections of the prepare step.
+        teachers: those of each teacher.
+        trials: each training.
+        reference: name of the contender that the others are compared with, as it is.
+    """
+
+    prepare: str
+    teachers: list[str]
+    trials: list[str]
+    reference: str
 
 
 def lay_out(
     params: Params,
-    methods: Sequence[str],
-    pairs: Sequence[Any],
-    seeds: Sequence[float],
-    reference: str,
+    methods: Sequence[str] = (),
+    pairs: Sequence[Any] = (),
+    seeds: Sequence[float] = (0, 1, 2),
+    reference: str = "",
     metric: str = "top1",
-) -> tuple[str, list[str], list[str]]:
-    """The sections of the prepare step, those of each teacher, and each trial, all as JSON.
+    contenders: str = "",
+) -> Layout:
+    """What is to be trained, and in what order.
 
     Args:
         params: what all have in common.
         methods: names; none is every method there is.
         pairs: [teacher, student]; none is the one of `params`.
         seeds: of the students; whole numbers, which Kubeflow makes floats.
-        reference: the method that the others are compared with.
+        reference: the contender that the others are compared with; empty is kd, or the first of the contenders.
         metric: what they are compared by.
+        contenders: content of a file of contenders, instead of methods; empty is none.
     Raises:
         GkdError: something in it cannot be trained or compared.
     """
-    chosen = list(dict.fromkeys([reference, *(methods or registry.METHODS)]))
     numbers = [_whole(seed) for seed in seeds]
+    check_seeds(numbers)
     expect_metric(metric)
+    teachers: dict[str, str] = {}
+    trials = []
+    for one, lined in line_ups(params, methods, pairs, reference, contenders):
+        name = one.teacher.name
+        teachers.setdefault(name, json.dumps(divide(one)["teacher"]))
+        reference = lined[0].name
+        for seed in numbers:
+            for contender in lined:
+                trained = contender.seeded(seed)
+                sections = divide(trained)["distill"] | {"evaluate": trained.evaluate.model_dump(mode="json")}
+                trial = {"teacher": list(teachers).index(name), "name": contender.name, "sections": sections}
+                trials.append(json.dumps(trial))
+    return Layout(json.dumps(divide(params)["prepare"]), list(teachers.values()), trials, reference)
+
+
+def line_ups(
+    params: Params, methods: Sequence[str] = (), pairs: Sequence[Any] = (), reference: str = "", contenders: str = ""
+) -> Iterator[tuple[Params, list[Contender]]]:
+    """For every pair the configuration it stands for, and who is compared in it; the arguments are those of `lay_out`.
+
+    Raises:
+        GkdError: something in it cannot be trained.
+    """
+    entries = parse_contenders(contenders, "contenders") if contenders else None
     named = [_pair(pair) for pair in pairs] or [(params.teacher.name, params.student.name)]
     if params.teacher.source is not None and len({teacher for teacher, _ in named}) > 1:
         raise GkdError(
@@ -47,8 +87,6 @@ def lay_out(
     for teacher, student in named:
         refuse_unknown_name(teacher, "pairs: the teacher")
         refuse_unknown_name(student, "pairs: the student")
-    teachers: dict[str, str] = {}
-    trials = []
     for teacher, student in dict.fromkeys(named):
         one = params.model_copy(
             update={
@@ -56,15 +94,33 @@ def lay_out(
                 "student": params.student.model_copy(update={"name": student}),
             }
         )
-        check(one, chosen, numbers)
-        teachers.setdefault(teacher, json.dumps(divide(one)["teacher"]))
-        content = one.model_dump(mode="json", include=set(TRAINING))
-        trials += [
-            json.dumps({"teacher": list(teachers).index(teacher), "method": method, "seed": seed, "sections": content})
-            for seed in numbers
-            for method in chosen
-        ]
-    return json.dumps(divide(params)["prepare"]), list(teachers.values()), trials
+        lined = line_up(one, methods, entries, reference or None)
+        own = next((each.name for each in lined if each.params.student.name != student), None)
+        if own is not None and len({name for _, name in named}) > 1:
+            raise GkdError(f"pairs names several students, but contender {own!r} has its own: leave one of them out")
+        yield one, lined
+
+
+def refuse_sweep(params: Params, mounts: Sequence[str], devices: int | None, **given: Any) -> None:
+    """See that a cluster can train what a sweep asks for.
+
+    Args:
+        params: what all have in common.
+        mounts: where the profile's volumes are.
+        devices: accelerators of a training under the profile; None where it has none.
+        given: the other arguments of `lay_out`.
+    Raises:
+        GkdError: it cannot, or a contender names a place of this machine.
+    """
+    lay_out(params, **given)
+    asked = {name: given[name] for name in ("methods", "pairs", "reference", "contenders") if name in given}
+    for contender in (each for _, lined in line_ups(params, **asked) for each in lined):
+        try:
+            refuse_places(contender.params, mounts)
+            if devices:
+                refuse_other_devices(contender.params, devices)
+        except GkdError as error:
+            raise GkdError(f"contender {contender.name!r}: {error}") from None
 
 
 def _whole(seed: float) -> int:

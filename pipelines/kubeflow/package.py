@@ -151,15 +151,16 @@ def _check_content(given: dict[str, Any], documents: list[Any]) -> Params | None
     params = resolve(given["params"], overrides, data_source=given.get("data_source", ""), mlflow=mlflow)
     refuse_own_store("mlflow" if mlflow else "tracking.uri", params.tracking.uri or "")
     refuse_source(params, *(given.get(name, "") for name in ("dvc_repo", "dvc_path", "dvc_rev")))
-    refuse_places(params, _mounts(documents), given.get("dvc_repo", ""))
-    if devices := _devices(documents[0]):
+    mounts, devices = _mounts(documents), _devices(documents[0])
+    refuse_places(params, mounts, given.get("dvc_repo", ""))
+    if devices:
         refuse_other_devices(params, devices)
     if "methods" in given:
-        from pipelines.kubeflow.grid import lay_out
+        from pipelines.kubeflow.grid import refuse_sweep
 
-        # What was compiled by an earlier version knows top-1 alone.
-        metric = given.get("metric", "top1")
-        lay_out(params, given["methods"], given["pairs"], given["seeds"], given["reference"], metric)
+        # What was compiled by an earlier version knows neither another metric than top-1 nor contenders.
+        names = ("methods", "pairs", "seeds", "reference", "metric", "contenders")
+        refuse_sweep(params, mounts, devices, **{name: given[name] for name in names if name in given})
     return params
 
 

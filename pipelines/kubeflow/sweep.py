@@ -1,4 +1,4 @@
-"""Methods × pairs × seeds on Kubeflow: trainings side by side, so many at a time, and one comparison at the end."""
+"""Contenders × pairs × seeds on Kubeflow: trainings side by side, so many at a time, and one comparison at the end."""
 
 from typing import Any
 
@@ -19,11 +19,12 @@ def sweep(
     overrides: list[str] | None = None,
     profile: Profile | None = None,
     parallelism: int = PARALLELISM,
+    contenders: str = "",
 ) -> GraphComponent:
     """The pipeline, with defaults for its arguments.
 
     Args:
-        params, overrides: defaults of the arguments of these names.
+        params, overrides, contenders: defaults of the arguments of these names.
         profile: what the cluster gives; None asks for nothing.
         parallelism: trainings at a time.
     Raises:
@@ -34,9 +35,11 @@ def sweep(
             "a sweep trains each student in a pod of its own, side by side, but the profile has nodes: take gpu or "
             "multi-gpu"
         )
-    default_params, default_overrides = params, list(overrides or [])
+    default_params, default_overrides, default_contenders = params, list(overrides or []), contenders
 
-    @dsl.pipeline(name=NAME, description="Methods against each other, by pairs of networks and seeds, on one budget.")
+    @dsl.pipeline(
+        name=NAME, description="Settings against each other, by pairs of networks and seeds, on the same data."
+    )
     def pipeline(
         params: dict = default_params,
         overrides: list = default_overrides,
@@ -48,10 +51,11 @@ def sweep(
         methods: list = [],  # noqa: B006  # an argument's default in the compiled file
         pairs: list = [],  # noqa: B006
         seeds: list = [0, 1, 2],  # noqa: B006
-        reference: str = "kd",
+        reference: str = "",
         metric: str = "top1",
+        contenders: str = default_contenders,
     ):
-        """Methods against each other, by pairs of networks and seeds, on one budget.
+        """Settings against each other, by pairs of networks and seeds, on the same data.
 
         Args:
             params: Content of params.yaml.
@@ -64,8 +68,9 @@ def sweep(
             methods: Names of methods; an empty list is every method there is.
             pairs: A list of [teacher, student]; an empty list is the pair of the parameters.
             seeds: Of the students; three or more give intervals.
-            reference: The method that the others are compared with.
+            reference: The contender that the others are compared with; empty is kd, or the first of the contenders.
             metric: What they are compared by: top1, balanced_accuracy or macro_f1.
+            contenders: Content of a file of contenders, instead of methods; empty is none.
         """
         ended = configure(components.ended(), "ended", profile)
         ended.set_caching_options(False)
@@ -80,6 +85,7 @@ def sweep(
                 seeds=seeds,
                 reference=reference,
                 metric=metric,
+                contenders=contenders,
             )
             prepare = components.prepare(
                 settings=plan.outputs["prepare"], dvc_repo=dvc_repo, dvc_path=dvc_path, dvc_rev=dvc_rev
@@ -93,7 +99,7 @@ def sweep(
             with dsl.ParallelFor(trials.output, parallelism=parallelism) as trial:
                 run_trial = components.run_trial(trial=trial, data=data, teachers=gather.outputs["together"])
             results = dsl.Collected(run_trial.outputs["result"])
-            compare = components.compare(results=results, reference=reference, metric=metric)
+            compare = components.compare(results=results, reference=plan.outputs["reference"], metric=metric)
             for task in (plan, teachers, trials):
                 configure(task, "settings", profile)
             configure(prepare, "prepare", profile)

@@ -1,16 +1,22 @@
 """The comparison of methods: one budget, paired by seed, resumable run by run."""
 
 import csv
+import io
 import json
+import random
+import signal
+import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import yaml
 from scipy import stats
 
 from components import compare, teacher
 from gkd_core.config import parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest
+from tests import forked
 
 BUDGET = {
     "teacher": {"name": "resnet8", "train": {"epochs": 1, "device": "cpu"}},
@@ -57,14 +63,14 @@ class TestARun:
     def test_every_number_follows_from_the_runs(self, compared):
         root, _, found, _ = compared
         rows = list(csv.DictReader((root / "out" / "runs.csv").open()))
-        top1 = {(row["method"], int(row["seed"])): float(row["top1"]) for row in rows}
+        top1 = {(row["name"], int(row["seed"])): float(row["top1"]) for row in rows}
         assert len(top1) == 6
         ((pair, standings),) = found.items()
         assert pair == "resnet8 → resnet8"
         for row in standings:
-            values = [top1[row["method"], seed] for seed in (0, 1)]
+            values = [top1[row["name"], seed] for seed in (0, 1)]
             assert row["mean"] == pytest.approx(sum(values) / 2, abs=1e-6)
-            if row["method"] != "kd":
+            if row["name"] != "kd":
                 reference = [top1["kd", seed] for seed in (0, 1)]
                 assert row["difference"]["mean"] == pytest.approx(sum(values) / 2 - sum(reference) / 2, abs=1e-6)
                 if values[0] - reference[0] != values[1] - reference[1]:
@@ -87,7 +93,7 @@ class TestARun:
         ((_, standings),) = compare.run(**given, out=root / "by f1", **chosen).items()
         rows = list(csv.DictReader((root / "by f1" / "runs.csv").open()))
         for standing in standings:
-            values = [float(row["macro_f1"]) for row in rows if row["method"] == standing["method"]]
+            values = [float(row["macro_f1"]) for row in rows if row["name"] == standing["method"]]
             assert standing["mean"] == pytest.approx(sum(values) / 2, abs=1e-6)
         assert "macro-F1, mean ± sd" in (root / "by f1" / "comparison.md").read_text()
         assert "macro-F1 minus kd" in (root / "by f1" / "comparison.svg").read_text()
@@ -98,6 +104,32 @@ class TestARun:
         monkeypatch.setattr(compare.distill, "run", lambda **_: pytest.fail("trained again"))
         compare.run(**given, out=root / "again", methods=["gompertz", "ce"], seeds=[0, 1])
         assert folder_digest(root / "again") == folder_digest(root / "out")
+
+    def test_contenders_share_the_teacher_and_what_was_trained_before(self, compared, monkeypatch):
+        root, given, _, _ = compared
+        trained = []
+        real = compare.distill.run
+        monkeypatch.setattr(compare.distill, "run", lambda **each: trained.append(each["out"].parent) or real(**each))
+        kd = {"method": "kd"}
+        entries = [
+            {"name": "plain", "distill": kd},
+            {"name": "larger steps", "distill": kd, "train": {"learning_rate": 0.2}},
+            {"name": "larger student", "distill": kd, "student": {"name": "resnet14"}},
+        ]
+        ((pair, standings),) = compare.run(**given, out=root / "named", contenders=entries, seeds=[0, 1]).items()
+        assert pair == "resnet8 → several students"
+        assert {row["name"]: row["student"] for row in standings} == {
+            "plain": "resnet8", "larger steps": "resnet8", "larger student": "resnet14",
+        }  # fmt: skip
+        assert len(trained) == 4, "plain KD was trained again under another name"
+        assert json.loads((root / "named" / "comparison.json").read_text())["reference"] == "plain"
+        entries[1]["train"] = {"learning_rate": 0.1}  # under the same name
+        changed = compare.run(**given, out=root / "changed", contenders=entries, seeds=[0, 1])
+        assert len(trained) == 6
+        before, after = (
+            {row["name"]: row["settings"] for row in found[pair]} for found in ({pair: standings}, changed)
+        )
+        assert {name for name in before if before[name] != after[name]} == {"larger steps"}
 
     def test_a_method_is_trained_as_the_distill_step_trains_it(self, compared):
         root, given, _, _ = compared
@@ -118,7 +150,10 @@ class TestARun:
         ({"seeds": [-1]}, "0 or more"),
         ({"metric": "f1"}, "--metric 'f1' is unknown"),
         ({"params": budget(distill={"temperature": 2.0})}, "distill.temperature is 2"),
-        ({"params": budget(distill={"scheme": "mutual", "method": "kd"})}, "set it to single"),
+        (
+            {"params": budget(distill={"scheme": "mutual", "method": "kd"})},
+            "distill.method dkd do not go together",
+        ),
         (
             {"params": budget(train={"balance": "weights"}), "methods": ["ce", "rkd"]},
             "method rkd .* cannot be weighted",
@@ -135,3 +170,41 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(GkdError, match="no finished training"):
         compare.write_comparison([], out=tmp_path / "out", reference="kd")
+
+
+def told(folder):
+    """What a comparison says, without the seconds that its trainings took."""
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    runs = list(csv.DictReader(io.StringIO(files.pop("runs.csv").decode())))
+    return files, [{name: cell for name, cell in run.items() if name != "seconds"} for run in runs]
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_gone_on_with_it_tells_what_an_uninterrupted_one_tells(compared, tmp_path):
+    given = compared[1]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(BUDGET | {"train": {"epochs": 3, "device": "cpu"}}))
+    entries = ["kd", {"name": "wider steps", "distill": {"method": "kd"}, "train": {"learning_rate": 0.2}}]
+    (tmp_path / "contenders.yaml").write_text(yaml.safe_dump(entries))
+    arguments = ["compare", "--data", str(given["data"]), "--teacher", str(given["teacher"]), "--seeds", "0,1",
+                 "--contenders", "contenders.yaml"]  # fmt: skip
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"moments drawn with seed {seed}")
+    moments, killed = random.Random(seed), 0
+    for number in range(3):  # of twelve epochs each sees three at most
+        said = tmp_path / f"said {number}"
+        said.mkdir()
+        process = forked.start(forked.command, *arguments, cwd=tmp_path, said=said)
+        epochs = moments.randint(1, 3)
+        while process.is_alive() and (said / "stderr").read_text().count("epoch ") < epochs:
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        assert not (tmp_path / "comparison").exists()
+    assert killed == 3
+    done = forked.gkd(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = forked.gkd(*arguments, "--out", "whole", "--work", "another", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert told(tmp_path / "comparison") == told(tmp_path / "whole")

@@ -73,6 +73,7 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["compare", "--reference", "kdd"], ["--reference 'kdd'", "did you mean 'kd'?"]),
         (["compare", "--methods", "kd,gomperz"], ["--methods: method 'gomperz'", "did you mean 'gompertz'?"]),
         (["compare", "--seeds", "0,a"], ["--seeds", "0,a"]),
+        (["compare", "--contenders", "nowhere.yaml"], ["nowhere.yaml does not exist", "--contenders FILE"]),
         (["pipeline", "run", "--user", "1:1"], ["--user", "--runner subprocess"]),
         (["pipeline", "run", "--parallelism", "2"], ["--parallelism", "--pipeline sweep"]),
         (["pipeline", "submit", "--timeout", "5"], ["--timeout", "--wait"]),

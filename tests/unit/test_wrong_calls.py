@@ -103,6 +103,20 @@ def test_a_comparison_takes_lists(data, given):
     assert "give a list" in sentence(gkd.compare, "resnet8", network(data), data, **given)
 
 
+def test_contenders_are_names_with_sections(data):
+    def said(contenders, student="resnet8", **given):
+        return sentence(gkd.compare, student, network(data), data, contenders=contenders, **given)
+
+    assert "give a dict of dicts" in said(["kd"])
+    assert "give a dict of dicts" in said({"kd": "kd"})
+    assert "contenders: 'a': parameter 'train.epoch' is unknown; did you mean 'train.epochs'?" in said(
+        {"a": {"train": {"epoch": 1}}}
+    )
+    assert "contenders and methods are both given" in said({"a": {}}, methods=["kd"])
+    assert "student has no name" in said({"a": {"student": {"weights": "pretrained"}}}, student=lambda seed: None)
+    assert "give seeds" in said({"a": {}}, seed=1)
+
+
 def test_an_option_of_the_method_is_sent_to_options(data):
     said = sentence(gkd.distill, network(data), network(data, 1), data, method="kd", temperature=2)
     assert "options={'temperature': 2}" in said
