@@ -89,8 +89,8 @@ def _train(
     facts["budget_digest"] = _budget(params, resolve(params.train, start_of(student, prepared)), student.weights_digest)
     where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, where)
-    training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=facts["role"])
-    space = workspace(work / facts["role"], facts)
+    role, space = facts["role"], workspace(work / facts["role"], facts)
+    training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=role, space=space)
     with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
         result = training.in_scheme(create_student, space)
         result.save(folder)
@@ -100,7 +100,7 @@ def _train(
 
 def _budget(params: Params, training: ResolvedTraining, weights_digest: str) -> str:
     """Digest of what the student and its references share: the network and its training, wherever they ran."""
-    hardware = {"device", "devices", "precision"}
+    hardware = {"device", "devices", "precision", "threads"}
     content = params.model_dump(mode="json", include={"student"})
     if content["student"].pop("weights") is None:
         del content["student"]["head"]

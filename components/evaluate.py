@@ -19,7 +19,7 @@ from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
 from gkd_core.evaluation.calibration import Reliability, reliability
-from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
+from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.evaluation.evaluate import BATCH_SIZE, predict
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference, wilson_interval
@@ -28,6 +28,7 @@ from gkd_core.export.onnx import write_onnx
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, folder_digest, refuse_to_replace, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
+from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import load_network
 from gkd_core.models.topological import images_only
 from gkd_core.records import read_teacher, read_teacher_of, read_trained, read_training, refuse_other_budget

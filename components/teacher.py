@@ -90,7 +90,7 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     with step_folder(out, [prepared.folder], work, kind="teacher") as folder:
         before: Path | None = None
         for one in plan:
-            make = partial(_train, one, prepared, teacher, inputs, space / f"{one.folder}.training", before)
+            make = partial(_train, one, prepared, teacher, inputs, space, before)
             before = run_once(space / one.folder, make)
             shutil.copytree(before, folder / one.folder)
         folders = [one.folder for one in plan]
@@ -176,11 +176,11 @@ def _train(
     prepared: PreparedData,
     teacher: TeacherConfig,
     inputs: dict[str, Any],
-    work: Path,
+    space: Path,
     before: Path | None,
     folder: Path,
 ) -> None:
-    """One of the trainings; `before` is the folder of the network trained before it."""
+    """One of the trainings in a workspace; `before` is the folder of the network trained before it."""
     data = prepared if one.classes is None else ClassPart(prepared, one.classes)
     spec, teachers = DistillationSpec(), tuple[Network, ...]()
     if one.assistant and before is not None:
@@ -197,8 +197,9 @@ def _train(
         facts={"role": "assistant" if one.assistant else "teacher", **inputs, **weights_fact(network, one.start)},
         title=one.title,
         section="teacher.train",
+        space=space,
     )
-    training.run(work).save(folder)
+    training.run(space / f"{one.folder}.training").save(folder)
 
 
 def _start(one: _Network, teacher: TeacherConfig) -> dict[str, Any]:

@@ -297,6 +297,11 @@ class TrainingConfig(Section):
     devices: Annotated[int, Field(ge=1, le=1024)] = 1
     """GPUs of one machine to train on, a process each, every one with its part of each batch; on a CPU so many
     processes. Inside a job that torchrun started (a Kubeflow TrainJob, say) the job's number counts instead."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads that a process computes with on the CPU; their number changes results in the last bits. Null takes one
+    for each 200 million multiply-accumulates of a step's forward pass (largest network, teachers included, × images),
+    at least one, at most the cores: those the process is bound to, within its CPU quota, at most `OMP_NUM_THREADS`. It
+    is in training.json, and a training that goes on keeps it."""
     seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
     augment: AugmentConfig = AugmentConfig()
@@ -743,7 +748,7 @@ class Params(Section):
         tell what they are), `head` where there are no weights, and the options of methods and schemes that were not
         chosen. `devices` stays out while it is 1;
         several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
-        configuration.
+        configuration. So is another number of `threads`; null, which leaves it to the work and the cores, stays out.
         """
         content = self.model_dump(mode="json", include=set(sections))
         for place in ("root", "unlabelled"):
@@ -755,6 +760,8 @@ class Params(Section):
         for training in (content.get("teacher", {}).get("train", {}), content.get("train", {})):
             if training.get("devices") == 1:
                 del training["devices"]
+            if training.get("threads", 1) is None:
+                del training["threads"]
         if "distill" in content:
             distill = content["distill"]
             for options, chosen in (("options", self.distill.method), ("scheme_options", self.distill.scheme)):

@@ -1,18 +1,13 @@
-"""What a network costs: parameters, multiply-accumulates for one image, latency on this machine."""
+"""What a network costs: parameters, and latency on this machine; multiply-accumulates are `gkd_core.models.macs`."""
 
-import contextlib
-import copy
 import platform
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from gkd_core.cores import usable_cores
 from gkd_core.export.session import as_input, session
@@ -23,32 +18,6 @@ BLOCK = 5  # timed runs in a row, after one that warms the caches for this model
 def parameter_count(network: nn.Module) -> int:
     """Trained numbers in the network; running statistics are none."""
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-@torch.no_grad()
-def multiply_accumulates(network: nn.Module, channels: int, image_size: int) -> int:
-    """Multiply-accumulates of convolutions, matrix products and attention for one image.
-
-    torch's own counter counts two operations for each; additions, activations and normalisation are left out, as is
-    usual for this figure.
-    """
-    counted = copy.deepcopy(network).cpu().eval()
-    with _every_product(), FlopCounterMode(display=False) as counter:
-        counted(torch.zeros(1, channels, image_size, image_size))
-    return int(counter.get_total_flops()) // 2
-
-
-@contextlib.contextmanager
-def _every_product() -> Iterator[None]:
-    """Let torch's own attention layers compute product by product: in eval mode one operator does all of it, which the
-    counter does not know.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def measure_latency(

@@ -126,8 +126,9 @@ class Result:
         write_table(folder / "steps.csv", steps)
         write_json(folder / "training.json", self.facts)
         device = self.network.mean.device
-        throughput = {"images_per_second": round(self.images_per_second, 1)}
-        write_json(folder / "run.json", run_facts(seconds=self.seconds, device=device) | throughput)
+        how = {"images_per_second": round(self.images_per_second, 1)}
+        how |= {name: self.facts[name] for name in ("threads",) if name in self.facts}
+        write_json(folder / "run.json", run_facts(seconds=self.seconds, device=device) | how)
 
 
 def reopen(folder: Path, classes: tuple[str, ...]) -> tuple[Network, dict[str, Any]]:

@@ -4,7 +4,7 @@
 
 Read it top to bottom. Order and augmentation of images are a pure function of (seed, epoch), learning rate and β of
 time; so what a checkpoint holds at the end of an epoch is all there is, and a run that was killed and started again
-ends with the same bits as one that was not (CPU, fixed threads).
+ends with the same bits as one that was not (CPU).
 
 Several processes (`distributed.py`) go through it side by side, each with its rows of every batch. What they decide on
 is reduced over all of them first, so they take every turn together.
@@ -45,7 +45,9 @@ from gkd_core.errors import GkdError
 from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
 from gkd_core.methods import METHODS, RENAMED, hyperparameters
+from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import Network, expect_network
+from gkd_core.models.topological import images_only
 from gkd_core.models.wrap import WrappedClassifier
 from gkd_core.schedules import Observer, create_schedule
 from gkd_core.schemes import DistillationSpec
@@ -57,6 +59,7 @@ from gkd_core.training.learning_rate import learning_rate_factor, thawing_factor
 from gkd_core.training.optimizer import backbone_parameters, create_optimizer
 from gkd_core.training.progress import TrainingProgress
 from gkd_core.training.result import History, Result
+from gkd_core.training.threads import computing_with, cores_of, threads_for, torch_limit
 from gkd_core.training.workspace import step_folder, workspace
 
 # Reading a number from an accelerator makes it wait; on the CPU it costs nothing.
@@ -216,6 +219,7 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
         },
     )
     space = None if work is None else workspace(Path(work), training.facts)
+    training = replace(training, space=space)
     result = training.in_scheme(network.sibling, space)
     if result.network is not network:
         network.load_state_dict(result.network.state_dict())
@@ -276,6 +280,7 @@ class Training:
             others is refused.
         title: what to call it in progress and errors.
         section: where the user wrote `config`, for errors.
+        space: workspace of the step that this training is one of; None: the training's own.
     """
 
     network: Network
@@ -286,6 +291,7 @@ class Training:
     facts: dict[str, Any] = field(default_factory=dict)
     title: str = "network"
     section: str = "train"
+    space: Path | None = None
 
     def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
         """Train as the scheme wants it: once, or in generations.
@@ -388,7 +394,9 @@ class Trainer:
             self.average = AveragedModel(network, multi_avg_fn=moving, use_buffers=True)
         by = "" if spec.method == "ce" else f" ({spec.method})"
         self.name = f"{training.title} {network.name}{by}"
-        several = {"processes": distributed.processes()} if distributed.processes() > 1 else {}
+        how = self._threads(training, work)
+        if distributed.processes() > 1:
+            how["processes"] = distributed.processes()
         self.facts = {
             "network": network.name,
             "method": spec.method,
@@ -402,11 +410,33 @@ class Trainer:
             "training": config.model_dump(mode="json"),
             **({} if unlabelled is None else {"unlabelled_images": len(unlabelled)}),
             **training.facts,
-            **several,
+            **how,
         }
         self.checkpoint = None if work is None else work / CHECKPOINT
-        self.fingerprint = json_digest(training.facts | several | {"training": self.facts["training"]})
+        self.fingerprint = json_digest(training.facts | how | {"training": self.facts["training"]})
         self.state = _State()
+
+    def _threads(self, training: Training, work: Path | None) -> dict[str, int]:
+        """Choose the number of threads; {"threads"} where it changes results, which a GPU's do not."""
+        config, data = self.config, training.data
+        if self.device.type != "cpu":
+            self.threads = config.threads or torch_limit()
+            return {}
+        began, here = cores_of(training.space or work), torch_limit()
+        step = self._work(data) if config.threads is None and max(began, here) > 1 else 0
+        self.threads, now = (config.threads or threads_for(step, cores) for cores in (began, here))
+        self.recipe += f", {self.threads} thread{'s' * (self.threads > 1)}"
+        if self.threads != now:
+            self.recipe += f" as where it began (a training that began here would take {now})"
+        return {"threads": self.threads}
+
+    def _work(self, data: PreparedData) -> int:
+        """Multiply-accumulates of the largest network's forward pass in a step, for this process's images."""
+        networks = [*self.learner.networks().values(), *(self.teacher.networks if self.teacher else ())]
+        view = data.info.channels, data.info.image_size
+        macs = max(multiply_accumulates(images_only(network), *view) for network in networks)
+        images = min(self.config.batch_size, len(data.train)) / (1 - self.config.unlabelled_fraction)
+        return round(macs * images / distributed.processes())
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Over all that is trained, at the peak learning rate."""
@@ -441,6 +471,10 @@ class Trainer:
 
     def run(self) -> Result:
         """Train to the end, from the checkpoint's epoch on where there is one."""
+        with computing_with(self.threads):
+            return self._run()
+
+    def _run(self) -> Result:
         config, state, epochs = self.config, self.state, self.config.epochs
         if self.checkpoint is not None:
             path = self.checkpoint

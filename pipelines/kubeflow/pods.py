@@ -58,7 +58,7 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
     for secret in profile.secrets:
         if step in secret.steps:
             kubernetes.use_secret_as_env(task, secret.name, secret.env, optional=secret.optional)
-    for name, value in profile.env.items():
+    for name, value in (profile.threads(pod) | profile.env).items():
         task.set_env_variable(name, value)
     kubernetes.set_image_pull_policy(task, profile.image_pull_policy)
     if profile.image_pull_secrets:

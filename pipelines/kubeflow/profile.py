@@ -4,6 +4,7 @@
 named, their values stay in the cluster.
 """
 
+import math
 import posixpath
 import re
 from pathlib import Path
@@ -156,6 +157,7 @@ class Pod(_Part):
     """What one kind of task gets."""
 
     cpu_request: Quantity = "1"
+    """Rounded up it is how many cores the task counts on (OMP_NUM_THREADS), unless `env` has that variable."""
     cpu_limit: Quantity | None = None
     """None is no limit."""
     memory_request: Quantity = "2Gi"
@@ -271,6 +273,15 @@ class Profile(_Part):
     def sets(self, variable: str) -> bool:
         """Whether an environment variable is given, as it is or from a secret."""
         return variable in self.env or any(variable in secret.env.values() for secret in self.secrets)
+
+    def threads(self, pod: Pod, processes: int = 1) -> dict[str, str]:
+        """OMP_NUM_THREADS for each of a pod's processes; nothing where the profile says otherwise.
+
+        A request is no limit that a process could see: without a word from us each would count on all the node's cores.
+        """
+        if self.sets("OMP_NUM_THREADS"):
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, math.ceil(_amount(pod.cpu_request)) // processes))}
 
     @property
     def devices(self) -> int:

@@ -76,7 +76,7 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
     if pod.accelerator:
         for amounts in (requests, limits):
             amounts[pod.accelerator.type] = str(pod.accelerator.count)
-    plain = {"GKD_WORK": profile.work.mount} | profile.env
+    plain = {"GKD_WORK": profile.work.mount} | profile.threads(pod, profile.devices) | profile.env
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(plain.items())]
     for secret in profile.secrets:
         if job.step in secret.steps:

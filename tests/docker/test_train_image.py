@@ -54,6 +54,28 @@ def test_a_mistake_is_one_sentence_inside_too(run, tmp_path):
     assert done.stderr.strip().splitlines()[-1].startswith("gkd: ")
 
 
+THREADS = """
+import json, os
+from gkd_core.cores import thread_limit, usable_cores
+found = [usable_cores(), thread_limit(), os.environ["OMP_WAIT_POLICY"]]
+if TORCH:
+    import torch
+    torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+    found.append(torch.get_num_threads())
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("target", ["train", "serve"])
+def test_a_container_with_a_quota_starts_no_more_threads(target, request):
+    """Half a core, which any machine has more of: the kernel's list of processors does not tell."""
+    image = request.getfixturevalue(f"{target}_image")
+    program = THREADS.replace("TORCH", str(target == "train"))
+    options = ("--rm", "--user", USER, "--cpus", "0.5", "--entrypoint", "python3")
+    found = json.loads(docker("run", *options, image, "-c", program).stdout.splitlines()[-1])
+    assert found == [1, 1, "passive", *([1] if target == "train" else [])]
+
+
 def test_not_root_by_default_and_labelled(train_image):
     facts = image_facts(train_image)["Config"]
     assert facts["User"] not in ("", "0", "root")

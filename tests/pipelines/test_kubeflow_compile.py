@@ -141,6 +141,35 @@ def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path, parts_of):
         assert {"name": "NCCL_DEBUG", "value": "INFO"} in variables
 
 
+def threads_of(file: Path, parts_of) -> dict[str, str]:
+    """OMP_NUM_THREADS by task."""
+    executors = parts_of(file)[0]["deploymentSpec"]["executors"].items()
+    variables = {name: executor["container"].get("env", []) for name, executor in executors}
+    return {
+        name.removeprefix("exec-"): variable["value"]
+        for name, given in variables.items()
+        for variable in given
+        if variable["name"] == "OMP_NUM_THREADS"
+    }
+
+
+def test_a_task_counts_on_the_cores_that_it_asks_for(gpu, tmp_path, parts_of):
+    """Requests are no limits: without a word it would start a thread for each core of the node."""
+    shipped = threads_of(gpu, parts_of)
+    assert shipped == {name: "4" if name in ("teacher", "baseline", "kd", "distill") else "1" for name in TASKS}
+    content = {"training": {"cpu_request": "2500m"}, "light": {"cpu_request": "250m"}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS, profile=str(tmp_path / "own.yaml"))
+    own = threads_of(tmp_path / "p.yaml", parts_of)
+    assert (own["teacher"], own["evaluate"]) == ("3", "1")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content | {"env": {"OMP_NUM_THREADS": "7"}}))
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS, profile=str(tmp_path / "own.yaml"))
+    assert threads_of(tmp_path / "p.yaml", parts_of) == dict.fromkeys(TASKS, "7")
+    compile_pipeline(tmp_path / "sweep.yaml", params=PARAMS, profile="cpu", which="sweep")
+    trials = threads_of(tmp_path / "sweep.yaml", parts_of)
+    assert (trials["run-trial"], trials["teacher"], trials["prepare"]) == ("4", "4", "1")
+
+
 WEIGHTS = """
 import socket, sys
 from pathlib import Path

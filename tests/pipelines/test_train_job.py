@@ -112,7 +112,21 @@ class TestManifest:
 
     def test_a_step_sees_its_own_secrets_only(self):
         made = manifest(job_of(load_profile("multi-node"), "kd"))
-        assert [variable["name"] for variable in made["spec"]["trainer"]["env"]] == ["GKD_WORK"]
+        assert [variable["name"] for variable in made["spec"]["trainer"]["env"]] == ["GKD_WORK", "OMP_NUM_THREADS"]
+
+    @pytest.mark.parametrize(
+        ("training", "env", "expected"),
+        [
+            ({"cpu_request": "16", "accelerator": {"count": 4}}, {}, "4"),
+            ({"cpu_request": "3500m"}, {}, "4"),
+            ({"cpu_request": "1", "accelerator": {"count": 4}}, {}, "1"),
+            ({"cpu_request": "16"}, {"OMP_NUM_THREADS": "3"}, "3"),
+        ],
+    )
+    def test_the_processes_of_a_node_share_the_cores_that_it_asks_for(self, training, env, expected):
+        made = manifest(job_of(Profile.model_validate(NODES | {"training": training, "env": env})))
+        variables = {variable["name"]: variable.get("value") for variable in made["spec"]["trainer"]["env"]}
+        assert variables["OMP_NUM_THREADS"] == expected
 
     def test_what_a_profile_gives_every_task_the_nodes_have_too(self):
         more = {

@@ -7,8 +7,9 @@ from onnx import TensorProto, helper, save
 from torch import nn
 
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.cost import hardware, measure_latency, multiply_accumulates, parameter_count
+from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.models.create import create_model
+from gkd_core.models.macs import multiply_accumulates
 
 
 class Small(nn.Module):

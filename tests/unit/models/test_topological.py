@@ -11,10 +11,11 @@ from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.topology import FEATURES
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.cost import multiply_accumulates, parameter_count
+from gkd_core.evaluation.cost import parameter_count
 from gkd_core.evaluation.evaluate import predict
 from gkd_core.losses.gradient import autograd_head_gradient, head_gradient
 from gkd_core.models.ensemble import Ensemble
+from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
 from gkd_core.models.topological import TopologicalClassifier, images_only
 from gkd_core.training.teacher import OnlineTeacher
