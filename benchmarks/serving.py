@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from gkd_core.cores import usable_cores
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import session
 
@@ -73,7 +74,7 @@ def main() -> None:
         folder = Path(name)
         shape = read_manifest(arguments.model)["model"]["input_shape"]
         bodies = write_bodies(folder, shape)
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         threads = arguments.threads or max(1, cores - 1)
         print(f"{platform.processor() or platform.machine()}, {cores} cores, one image of {shape}\n")
         print(f"| onnxruntime in a bare loop, {threads} threads | images/s |\n|---|---|")
