@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from gkd_core.models.network import Network
 
 
-def run(*, out: Path, params: Params, fix_list: Path | None = None, teacher: str | None = None) -> "Health":
+def run(
+    *,
+    out: Path,
+    params: Params,
+    fix_list: Path | None = None,
+    teacher: str | None = None,
+    option: str = "data.root",
+) -> "Health":
     """Write health.json and health.html to `out`, whole or not at all.
 
     Reads the section `data` of the parameters.
@@ -21,6 +28,7 @@ def run(*, out: Path, params: Params, fix_list: Path | None = None, teacher: str
         fix_list: file to write what to remove to, if any.
         teacher: what gives the embeddings that wrong labels are looked for with, as `load_model` takes it: a folder of
             `gkd teacher` or of a network, or published weights (`torchvision:WEIGHTS`).
+        option: what named the images, for the errors.
     Raises:
         GkdError: the data is missing or damaged, or the teacher is; cleanlab is wanted and missing.
     """
@@ -34,7 +42,12 @@ def run(*, out: Path, params: Params, fix_list: Path | None = None, teacher: str
     inputs = [local_path(data.root), None if teacher is None else Path(teacher)]
     refuse_to_replace(out, inputs, kind="health")
     network = None if teacher is None else _network(teacher)
-    source = open_source(data.source, data.root, data.image_size, data.channels, columns=data.columns, group=data.group)
+    source = open_source(
+        *(data.source, data.root, data.image_size, data.channels),
+        columns=data.columns,
+        group=data.group,
+        option=option,
+    )
     looks = look_at(source)
     suspected: list[Finding] = []
     if network is not None:

@@ -1,5 +1,6 @@
 """What pydantic finds wrong, all of it, as sentences that name the key as the user wrote it."""
 
+import inspect
 import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -81,8 +82,12 @@ def unknown_key(
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Say that a name is read, but not for ever."""
-    warnings.warn(f"{old} is called {new} now: the old name will not be read for ever", FutureWarning, stacklevel=3)
+    """Say that a name is read, but not for ever; the line that is shown is the caller's of the library."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and f"{frame.f_globals.get('__name__')}.".startswith("gkd_core."):
+        frame, level = frame.f_back, level + 1
+    message = f"{old} is called {new} now: the old name will not be read for ever"
+    warnings.warn(message, FutureWarning, stacklevel=level)
 
 
 def _fields(model: Any, place: list[Any]) -> list[str]:

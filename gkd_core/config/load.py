@@ -1,5 +1,6 @@
 """From a YAML file, or a mapping, and the command line's overrides to checked `Params`; all mistakes told at once."""
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,6 +127,11 @@ def load_params(path: Path = Path("params.yaml"), overrides: Sequence[str] = ())
         GkdError: the file is missing or not YAML, or as `parse_params`.
     """
     return parse_params(read_sections(path), overrides, str(path))
+
+
+def override(key: str, value: str | Path) -> str:
+    """`section.key=value` for a text that YAML might take for something else, such as `2024` or `photos #1`."""
+    return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
 
 
 def parse_params(content: dict[str, Any], overrides: Sequence[str] = (), where: str = "params") -> Params:

@@ -87,7 +87,8 @@ def opened(file: Path | IO[bytes], max_pixels: int | None = None) -> Iterator[Im
     except UnidentifiedImageError:  # Pillow would name the stream by its address in memory
         raise Unreadable("cannot identify it: no image of a known format") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
-        reason = " ".join(str(error).split()) or type(error).__name__
+        told = (isinstance(error, OSError) and error.strerror) or str(error)  # Pillow's have no strerror
+        reason = " ".join(told.split()) or type(error).__name__
         raise Unreadable(reason.replace(str(file), file.name) if isinstance(file, Path) else reason) from None
 
 

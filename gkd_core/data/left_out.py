@@ -2,7 +2,7 @@
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from gkd_core.data.sources.base import LeftOut, Source
@@ -20,6 +20,11 @@ def count_left_out(left_out: Iterable[LeftOut]) -> dict[str, dict[str, int]]:
         by_reason.setdefault(each.reason, Counter())[_ending(each.name)] += 1
     rows = sorted(by_reason.items(), key=lambda item: (-item[1].total(), item[0]))
     return {reason: dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))) for reason, counts in rows}
+
+
+def unread(names: Mapping[str, str]) -> list[LeftOut]:
+    """Pictures that could not be decoded, by name, and why."""
+    return [LeftOut(name, f"cannot be read: {reason}") for name, reason in names.items()]
 
 
 def warnings_of(source: Source, root: str = "") -> list[str]:

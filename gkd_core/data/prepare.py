@@ -18,7 +18,7 @@ from gkd_core.cores import usable_cores
 from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
 from gkd_core.data.health_page import write_health
 from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, read_image, read_whole
-from gkd_core.data.left_out import count_left_out, warnings_of, write_left_out
+from gkd_core.data.left_out import count_left_out, unread, warnings_of, write_left_out
 from gkd_core.data.photos import Store
 from gkd_core.data.prepared import (
     AugmentDefaults,
@@ -30,7 +30,7 @@ from gkd_core.data.prepared import (
     write_info,
 )
 from gkd_core.data.progress import progress
-from gkd_core.data.sources.base import Examples, LeftOut, Source, SplitName
+from gkd_core.data.sources.base import Examples, Source, SplitName
 from gkd_core.data.splits import Chosen, choose_splits
 from gkd_core.errors import GkdError
 
@@ -103,7 +103,7 @@ def write_prepared(
             failed.setdefault(name, {}).update(reasons)
     hashes = {name: writer.close() for name, writer in writers.items()}
     mean, std = writers["train"].statistics()
-    dropped = [LeftOut(source.splits[name].names[i], why) for name, found in failed.items() for i, why in found.items()]
+    dropped = unread({source.splits[name].names[i]: why for name, found in failed.items() for i, why in found.items()})
     if source.left_out or dropped:
         write_left_out(folder, [*source.left_out, *dropped])
     info = DatasetInfo(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gkd_core.cores import usable_cores
 from gkd_core.data.images import Unreadable, read_image, read_whole
-from gkd_core.data.left_out import count_left_out, warnings_of, write_left_out
+from gkd_core.data.left_out import count_left_out, unread, warnings_of, write_left_out
 from gkd_core.data.photos import PhotoRecords
 from gkd_core.data.prepared import (
     UNLABELLED_FOLDER,
@@ -91,7 +91,7 @@ def add_unlabelled(
         )
     kept.close()
     left_out = [*source.left_out, *(LeftOut(name, HELD_OUT) for name in held_out)]
-    left_out += [LeftOut(name, f"cannot be read: {reason}") for name, reason in failed.items()]
+    left_out += unread(failed)
     if left_out:
         write_left_out(folder / UNLABELLED_FOLDER, left_out)
     for sentence in warnings_of(source, "data.unlabelled"):

@@ -8,6 +8,7 @@ import typer
 from pipelines.commands.options import PARAMS, Configuration, Out, Overrides, finish
 
 if TYPE_CHECKING:
+    from gkd_core.config import Params
     from gkd_core.data.health import Health
 
 app = typer.Typer()
@@ -40,14 +41,12 @@ def check(
 
     An error is what `gkd prepare` would refuse; all else is a warning.
     """
-    from gkd_core.data.sources import files_of
-
-    given = [] if place is None else [f"data.source={files_of(place)}", f"data.root={place}"]
-    settings = Configuration(params or PARAMS, [*given, *(overrides or [])]).read()
+    settings = _settings(place, params, overrides or [])
     from components.check import run
     from gkd_core.data.health import removals
 
-    health = run(out=out, params=settings, fix_list=fix_list, teacher=teacher)
+    option = "data.root" if place is None else "FOLDER"
+    health = run(out=out, params=settings, fix_list=fix_list, teacher=teacher, option=option)
     _show(health, out / "health.html")
     found = health.by_kind()
     finish(
@@ -63,6 +62,18 @@ def check(
     )
     if health.errors or (strict and health.findings):
         raise typer.Exit(1)
+
+
+def _settings(place: str | None, params: Path | None, overrides: list[str]) -> "Params":
+    """What is given; beside a place nobody needs a params.yaml, and one that lies about is of other images."""
+    from gkd_core.config import override, parse_params
+
+    if place is None:
+        return Configuration(params or PARAMS, overrides).read()
+    from gkd_core.data.sources import files_of
+
+    given = [override("data.source", files_of(place)), override("data.root", place), *overrides]
+    return parse_params({}, given) if params is None else Configuration(params, given).read()
 
 
 def _show(health: "Health", page: Path) -> None:

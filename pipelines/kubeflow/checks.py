@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from gkd_core.config import Params, parse_params
+from gkd_core.config import Params, override, parse_params
 from gkd_core.config.schema import FILES
 from gkd_core.errors import GkdError, unknown
 from gkd_core.redact import address_with_secret
@@ -42,7 +42,8 @@ def resolve(
     Raises:
         GkdError: something is not valid, the networks or hyperparameters are unknown, or an address holds a password.
     """
-    more = [f"data.source={data_source}"] * bool(data_source) + [f"tracking.uri={mlflow}"] * bool(mlflow)
+    replaced = {"data.source": data_source, "tracking.uri": mlflow}
+    more = [override(key, value) for key, value in replaced.items() if value]
     refuse_password([params, [*overrides, *more]])
     return parse_params(params, [*overrides, *more])
 

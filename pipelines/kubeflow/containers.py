@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gkd_core.config import Params
+from gkd_core.config import Params, override
 from gkd_core.config.schema import FILES
 from gkd_core.data.sources.address import is_address
 from gkd_core.errors import GkdError
@@ -108,20 +108,20 @@ class Containers:
                 raise GkdError(f"data.root {params.data.root} does not exist: correct it")
             if not own:
                 root.mkdir(parents=True, exist_ok=True)  # what is downloaded stays there for the next time
-            self.overrides.append(f"data.root={root}")
+            self.overrides.append(override("data.root", root))
             # A list's images lie beside it.
             self._mounts[root.parent if params.data.source == "list" and root.is_file() else root] = not own
         if params.data.unlabelled is not None:
             unlabelled = Path(params.data.unlabelled).expanduser().resolve()
             if not unlabelled.exists():
                 raise GkdError(f"data.unlabelled {params.data.unlabelled} does not exist: correct it")
-            self.overrides.append(f"data.unlabelled={unlabelled}")
+            self.overrides.append(override("data.unlabelled", unlabelled))
             self._mounts[unlabelled] = False
         source = params.teacher.source
         if source is not None and not re.match(r"[a-z0-9]+:", source):
             if not Path(source).exists():
                 raise GkdError(f"teacher.source {source} does not exist: correct it")
-            self.overrides.append(f"teacher.source={Path(source).resolve()}")
+            self.overrides.append(override("teacher.source", Path(source).resolve()))
             self._mounts[Path(source).resolve()] = False
 
     def _see_tracking(self, params: Params) -> None:

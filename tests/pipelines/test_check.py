@@ -73,6 +73,25 @@ def test_without_a_folder_it_looks_at_the_configured_data(tmp_path):
     assert json.loads(result.stdout.splitlines()[-1])["images"] == 1797
 
 
+@pytest.mark.parametrize("name", ["2024", "photos #1", "a: b", "null", "@home", "müll \N{WASTEBASKET}"])
+def test_a_folder_is_looked_at_where_no_configuration_is_whatever_it_is_called(name, photos, tmp_path, monkeypatch):
+    photos.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    result = check(name)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["images"] == 40
+
+
+def test_a_configuration_that_lies_about_is_not_of_the_folder_that_is_given(photos, tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("data: {source: list, root: x.csv, columns: {label: breed}}\n")
+    monkeypatch.chdir(tmp_path)
+    assert check("photos").exit_code == 0
+    (tmp_path / "own.yaml").write_text("data: {leakage: allow, image_size: 400}\n")
+    result = check("photos", "--params", "own.yaml")
+    assert json.loads(result.stdout.splitlines()[-1])["findings"]["small"] == 40
+    assert "FOLDER nowhere is not there" in str(check("nowhere").exception)
+
+
 def test_an_earlier_result_is_replaced_and_nothing_else(photos, tmp_path):
     result = check(photos, "--out", photos)
     assert isinstance(result.exception, GkdError)

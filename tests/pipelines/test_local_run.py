@@ -15,7 +15,7 @@ import yaml
 from kfp import dsl
 
 from components.graph import MAKER, STEP
-from gkd_core.config import load_params, parse_params
+from gkd_core.config import load_params, override, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import file_digest, folder_digest, read_json
 from pipelines.kubeflow import containers, local
@@ -261,7 +261,7 @@ def test_containers_see_the_files_of_every_source(folder, monkeypatch):
         return containers.Containers(params, {}, folder / "root", folder / "work", {}, None)
 
     alone = made("folder", str(folder / "photos.zip"))
-    assert alone.overrides == [f"data.root={folder / 'photos.zip'}"]
+    assert alone.overrides == [override("data.root", folder / "photos.zip")]
     assert alone._mounts[folder / "photos.zip"] is False
     assert made("list", str(folder / "list.csv"))._mounts[folder] is False, "the images lie beside it"
     elsewhere = made("list", "s3://bucket/list.csv")

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gkd_core.data.sources.address import is_address, without_secrets
-from gkd_core.data.sources.base import Source
+from gkd_core.data.sources.address import WEB, is_address, local_path, scheme, without_secrets
+from gkd_core.data.sources.base import LeftOut, Source
 from gkd_core.errors import GkdError, unknown
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Those of files of one's own, which lie in a folder or an archive, here or behind an address.
 FILES = ("folder", "list", "huggingface")
+PACKED_OR_LIKE = (".zip", ".tar", ".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".rar", ".7z", ".zst")
 KNOWN = ("digits", "cifar10", "cifar100", *FILES, "torchvision:NAME")
 
 
@@ -69,13 +70,21 @@ _ROOTS = {
 
 
 def files_of(root: str | Path) -> str:
-    """Which of `FILES` a place most likely is, by its name and what lies there; nothing is fetched."""
-    from gkd_core.data.sources.huggingface import is_dataset
+    """Which of `FILES` a place most likely is, by its name and what lies there; nothing is fetched or unpacked."""
+    from gkd_core.data.sources.archive import top_level
+    from gkd_core.data.sources.huggingface import MARKS
     from gkd_core.data.sources.listing import ENDINGS
 
     if str(root).partition("?")[0].lower().endswith(ENDINGS):
         return "list"
-    return "huggingface" if is_dataset(Path(root)) else "folder"
+    place = local_path(root)
+    if place is None:
+        return "folder"
+    folders, files = top_level(place)
+    if files & set(MARKS):
+        return "huggingface"
+    lists = [name for name in files if name.lower().endswith(ENDINGS)]
+    return "list" if len(lists) == 1 and len(folders) < 2 else "folder"  # two classes or more are what it says
 
 
 def _from_files(
@@ -96,7 +105,7 @@ def _from_files(
     called = without_secrets(str(root)) if is_address(root) else str(root)
     place = Path(root).expanduser()
     try:
-        place = _at_hand(name, root, called, option, temporary)
+        place, outside = _at_hand(name, root, called, option, temporary)
         if name == "list":
             base = str(root) if is_address(root) and place.is_file() else None
             foreign = not base and place != Path(root).expanduser()
@@ -122,12 +131,17 @@ def _from_files(
             raise GkdError(str(error).replace(str(place), called)) from None
         raise
     warnings = tuple(sentence.replace(str(place), called) for sentence in source.warnings)
-    return replace(source, keep=temporary, warnings=warnings)
+    return replace(source, keep=temporary, warnings=warnings, left_out=(*outside, *source.left_out))
 
 
-def _at_hand(name: str, root: str | Path, called: str, option: str, temporary: "TemporaryFolder") -> Path:
-    """A root as a file or folder here: fetched where it is an address, unpacked where it is an archive."""
-    from gkd_core.data.sources.archive import PACKED, innermost, is_archive, unpack
+def _at_hand(
+    name: str, root: str | Path, called: str, option: str, temporary: "TemporaryFolder"
+) -> tuple[Path, list[LeftOut]]:
+    """A root as a file or folder here: fetched where it is an address, unpacked where it is an archive.
+
+    Of an archive also what lies beside the folder that it was made of.
+    """
+    from gkd_core.data.sources.archive import PACKED, beside, innermost, is_archive, unpack
 
     place = Path(root).expanduser()
     if is_address(root):
@@ -135,18 +149,29 @@ def _at_hand(name: str, root: str | Path, called: str, option: str, temporary: "
 
         place = fetch(str(root), temporary.new(), option)
     if not place.is_file() or (name == "list" and not is_archive(place)):
-        return place
+        return place, []
     if not is_archive(place):
-        listed = files_of(called) == "list"
         raise GkdError(
-            f"{option} {called} is not a folder, nor an archive of one ({', '.join(PACKED)}): "
-            f"{'set data.source to list' if listed else 'name a folder of images'}"
+            f"{option} {called} is not a folder, nor an archive that can be read ({', '.join(PACKED)}): "
+            f"{_instead(root, place)}"
         )
     unpacked = temporary.new()
     unpack(place, unpacked, f"{option} {called}")
     if is_address(root):
         place.unlink()  # makes room
-    return innermost(unpacked)
+    inner = innermost(unpacked)
+    return inner, beside(unpacked, inner)
+
+
+def _instead(root: str | Path, place: Path) -> str:
+    """What to do about a file that is no archive."""
+    if files_of(root) == "list":
+        return "set data.source to list"
+    if place.suffix.lower() in PACKED_OR_LIKE:
+        return "it is damaged, cut short or of another kind; pack it anew as one of these"
+    if is_address(root) and scheme(str(root)) in WEB:
+        return "a web server lists no folders, so name an archive or a list"
+    return "name a folder of images"
 
 
 def _grouped(source: Source, pattern: str) -> Source:

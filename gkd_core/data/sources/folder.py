@@ -7,7 +7,6 @@ Unicode's composed form (NFC), sorted by code point. Splits are known by their u
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from gkd_core.data.images import read_image
 from gkd_core.data.sources.base import SPLITS, Examples, Source, SplitName
+from gkd_core.data.sources.class_names import FAULT, doubtful_names, folded, is_line
 from gkd_core.data.sources.walk import ENDINGS, Walk, shown
 from gkd_core.errors import GkdError
 
@@ -24,6 +24,7 @@ SPLIT_FOLDERS: dict[str, SplitName] = {
     **dict.fromkeys(("test", "testing", "tst", "holdout"), "test"),
 }
 USUAL = "train, val, test"  # for the errors
+FEW = 4  # folders, that may be splits by names nobody knows
 
 
 def split_of(name: str) -> SplitName | None:
@@ -62,7 +63,7 @@ def folder(root: Path, image_size: int | None, channels: int | None, *, option: 
     splits: dict[SplitName, Examples] = {}
     for split, by_class in files.items():
         if strangers := sorted(set(by_class) - set(classes)):
-            like = next((name for name in classes if _folded(name) == _folded(strangers[0])), None)
+            like = next((name for name in classes if folded(name) == folded(strangers[0])), None)
             raise GkdError(
                 f"class {strangers[0]!r} is in the {split} split of {root} but not in {places['train'][0].name}/"
                 f"{f', which has {like!r}' if like else ''}: add it to {places['train'][0].name}/, or remove it there"
@@ -73,7 +74,7 @@ def folder(root: Path, image_size: int | None, channels: int | None, *, option: 
         *("folder", classes, size, depth, splits),
         flip=True,
         left_out=left_out,
-        warnings=(*_doubtful_names(root, classes), *_doubtful_splits(root, places)),
+        warnings=(*doubtful_names(classes, shown(root)), *_doubtful_splits(root, places)),
     )
 
 
@@ -135,6 +136,12 @@ def _split_folders(root: Path, walk: Walk) -> Places:
                 f"{shown(root)} has splits within its classes ({folders[0].name}/…), and their images would be trained "
                 "on together: make it train/CLASS/*.jpg, test/CLASS/*.jpg"
             )
+        likely = {_like_split(path.name) for path in folders}
+        if "train" in likely and len(likely) > 1 and None not in likely:
+            raise GkdError(
+                f"{shown(root)} has {', '.join(f'{path.name}/' for path in folders)}, which would be classes and are "
+                "called like splits: make it train/CLASS/*.jpg, test/CLASS/*.jpg"
+            )
         return {"train": (root, folders)}
     splits: dict[SplitName, Path] = {}
     for path, word in words.items():
@@ -147,6 +154,11 @@ def _split_folders(root: Path, walk: Walk) -> Places:
             raise GkdError(f"{shown(root)} has both {splits[word].name}/ and {path.name}/: keep one of them")
         splits[word] = path
     return {split: (splits[split], walk.folders(splits[split])) for split in SPLITS if split in splits}
+
+
+def _like_split(name: str) -> SplitName | None:
+    """The split that a word in a folder's name stands for: `01_train`, `test2017`, `seg_pred` none."""
+    return next((SPLIT_FOLDERS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_FOLDERS), None)
 
 
 def _has_folders(place: Path) -> bool:
@@ -167,10 +179,8 @@ def _files_by_class(folders: list[Path], place: Path, walk: Walk) -> dict[str, l
     for path in folders:
         if shown(path.name) != path.name:
             raise GkdError(f"the name of the class folder {shown(path)} is not UTF-8: rename it")
-        if any(unicodedata.category(character) == "Cc" for character in path.name):
-            raise GkdError(
-                f"the name of the class folder {str(path)!r} has a line break or a control character: rename it"
-            )
+        if not is_line(path.name):
+            raise GkdError(f"the name of the class folder {str(path)!r} {FAULT}: rename it")
         by_class.setdefault(unicodedata.normalize("NFC", path.name), []).extend(walk.pictures(path))
     if not any(by_class.values()):
         raise GkdError(
@@ -183,25 +193,22 @@ def _files_by_class(folders: list[Path], place: Path, walk: Walk) -> dict[str, l
     return by_class
 
 
-def _folded(name: str) -> str:
-    """What two names have in common that differ in case, spaces or signs that nobody sees."""
-    seen = "".join(character for character in name if unicodedata.category(character) != "Cf")
-    return re.sub(r"[\s_-]+", " ", seen).strip().casefold()
-
-
-def _doubtful_names(root: Path, classes: Iterable[str]) -> list[str]:
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        alike.setdefault(_folded(name), []).append(name)
-    return [
-        f"classes {', '.join(map(repr, names))} of {shown(root)} differ in case or spaces only: if they are one, put "
-        "their images into one folder"
-        for names in sorted(alike.values())
-        if len(names) > 1
-    ]
-
-
 def _doubtful_splits(root: Path, places: Places) -> list[str]:
+    outer = places["train"][1]
+    if list(places) == ["train"] and 1 < len(outer) <= FEW:
+        named = ", ".join(repr(place.name) for place in outer)
+        inner = [{path.name for path in Walk(place).folders(place)} for place in outer]
+        if len(inner[0]) > 1 and all(each == inner[0] for each in inner):
+            return [
+                f"the classes {named} of {shown(root)} hold the same folders, "
+                f"{', '.join(map(repr, sorted(inner[0])[:2]))}{', …' * (len(inner[0]) > 2)}: if those are the classes, "
+                f"call the outer ones {USUAL}"
+            ]
+        if len({_like_split(place.name) for place in outer} - {None}) > 1:
+            return [
+                f"the classes {named} of {shown(root)} are called like splits: if they are, call them {USUAL}, with a "
+                "folder for each class in them"
+            ]
     name = places["validation"][0].name if "validation" in places else ""
     if "test" in places or not name.lower().startswith("eval"):
         return []

@@ -5,6 +5,7 @@ splits taken by their names. Rows without a label (−1) are left out, and so is
 """
 
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from gkd_core.data.images import Unreadable, read_image
 from gkd_core.data.sources.base import SPLITS, Examples, LeftOut, Source, SplitName
+from gkd_core.data.sources.class_names import FAULT, doubtful_names, is_line
 from gkd_core.data.sources.folder import split_of
 from gkd_core.data.sources.listing import USUAL
 from gkd_core.errors import GkdError
@@ -62,7 +64,10 @@ def huggingface(
         raise GkdError(f"data.group is {group}, but {where} has the columns {', '.join(features)}: name one of them")
     labels = {name: _labels(rows, label) for name, rows in splits.items()}
     present = set(labels["train"]) - {""}
-    classes = tuple(name for name in getattr(features[label], "names", sorted(present)) if name in present)
+    known_names = map(_composed, getattr(features[label], "names", sorted(present)))
+    classes = tuple(dict.fromkeys(name for name in known_names if name in present))
+    if unfit := [name for name in classes if not is_line(name)]:
+        raise GkdError(f"the name of the class {unfit[0]!r} of {where} {FAULT}: rename it")
     size, depth = image_size or 64, channels or 3
     examples: dict[SplitName, Examples] = {}
     left_out: list[LeftOut] = []
@@ -83,7 +88,10 @@ def huggingface(
             size,
             depth,
         )
-    return Source("huggingface", classes, size, depth, examples, flip=True, left_out=tuple(left_out))
+    warnings = tuple(doubtful_names(classes, where))
+    return Source(
+        *("huggingface", classes, size, depth, examples), flip=True, left_out=tuple(left_out), warnings=warnings
+    )
 
 
 def _splits(root: Path, where: str) -> dict[SplitName, Any]:
@@ -128,8 +136,12 @@ def _labels(rows: Any, column: str) -> list[str]:
     names = getattr(rows.features[column], "names", None)
     values = list(rows[column])
     if names is None:
-        return ["" if value is None else str(value) for value in values]
-    return ["" if value is None or value < 0 else names[value] for value in values]
+        return ["" if value is None else _composed(str(value)) for value in values]
+    return ["" if value is None or value < 0 else _composed(names[value]) for value in values]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _examples(

@@ -7,6 +7,7 @@ with its line, all at once.
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from gkd_core.data.images import read_image
 from gkd_core.data.sources.address import below, is_address, without_secrets
 from gkd_core.data.sources.archive import TemporaryFolder
 from gkd_core.data.sources.base import SPLITS, Examples, Source, SplitName
+from gkd_core.data.sources.class_names import FAULT, doubtful_names, is_line
 from gkd_core.data.sources.folder import USUAL as USUAL_SPLITS
 from gkd_core.data.sources.folder import split_of
 from gkd_core.errors import GkdError
@@ -33,6 +35,7 @@ USUAL = {
     "group": ("group",),
 }
 NAMED_IN_SENTENCE = 3
+LONGEST_NAME = 120  # characters of one
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,12 @@ class Row:
     def name(self) -> str:
         """The image as it may be printed and kept."""
         return without_secrets(self.image) if is_address(self.image) else self.image
+
+    @property
+    def brief(self) -> str:
+        """The same for a sentence."""
+        name = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in self.name)
+        return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}…"
 
 
 def listing(
@@ -90,8 +99,10 @@ def listing(
             wrong[row.line] = f"has no {'label' if row.image else 'file'}"
         elif split is None:
             wrong[row.line] = f"has the split {row.split!r}, which is none of {USUAL_SPLITS}"
+        elif not is_line(row.label):
+            wrong[row.line] = f"has the label {row.label!r}, which {FAULT}"
         elif row.image in seen:
-            wrong[row.line] = f"names {row.name} again, as line {seen[row.image]}"
+            wrong[row.line] = f"names {row.brief} again, as line {seen[row.image]}"
         else:
             seen[row.image] = row.line
             splits.setdefault(split, []).append(row)
@@ -110,7 +121,8 @@ def listing(
         for name in SPLITS
         if name in splits
     }
-    return Source("list", classes, size, depth, examples, flip=True)
+    warnings = tuple(doubtful_names(classes, where))
+    return Source("list", classes, size, depth, examples, flip=True, warnings=warnings)
 
 
 def _only_list(place: Path, option: str) -> Path:
@@ -192,9 +204,9 @@ def _as_text(value: Any, where: str) -> str:
 
 def _columns(header: Sequence[str], columns: Mapping[str, str], where: str) -> dict[str, int]:
     """The position of each column that is there."""
-    names = [name.strip().casefold() for name in header]
     found = {}
     for what, usual in USUAL.items():
+        names = [name.strip().casefold() if what in columns else _usual(name) for name in header]
         wanted = (columns[what].strip().casefold(),) if what in columns else usual
         at = next((names.index(name) for name in wanted if name in names), None)
         if at is not None:
@@ -212,9 +224,14 @@ def _columns(header: Sequence[str], columns: Mapping[str, str], where: str) -> d
     return found
 
 
+def _usual(name: str) -> str:
+    """A column's name as `USUAL` writes it: `File Name` is file_name."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
 def _known(header: Sequence[str], columns: Mapping[str, str]) -> int:
     wanted = {*columns.values(), *(name for usual in USUAL.values() for name in usual)}
-    return len({name.strip().casefold() for name in header} & {name.casefold() for name in wanted})
+    return len({_usual(name) for name in header} & {_usual(name) for name in wanted})
 
 
 def _places(
@@ -231,21 +248,24 @@ def _places(
     remote: dict[str, Row] = {}
     home = file.parent.resolve()
     for row in rows:
+        if "\0" in row.image:
+            wrong[row.line] = f"names {row.brief}, which is no path"
+            continue
         place = home / row.image
         if is_address(row.image):
             if row.image.lower().startswith(("file:", "local:")) or "::" in row.image:
-                wrong[row.line] = f"names {row.name}: write a path, or the address of one file"
+                wrong[row.line] = f"names {row.brief}: write a path, or the address of one file"
             else:
                 remote[row.image] = row
         elif (base or foreign) and not place.resolve().is_relative_to(home):
-            wrong[row.line] = f"names {row.name}, which leads outside the folder of the list"
+            wrong[row.line] = f"names {row.brief}, which leads outside the folder of the list"
         elif base:
             remote[below(base, row.image)] = row
         else:
             # Lists that were made under Windows.
-            places[row.image] = place if place.is_file() else home / row.image.replace("\\", "/")
-            if not places[row.image].is_file():
-                wrong[row.line] = f"names {row.name}, which is not there"
+            places[row.image] = place if _is_file(place) else home / row.image.replace("\\", "/")
+            if not _is_file(places[row.image]):
+                wrong[row.line] = f"names {row.brief}, which is not there"
     if wrong or not remote:
         return places
     from gkd_core.data.sources.remote import fetch_files
@@ -253,8 +273,15 @@ def _places(
     folder = temporary.new()
     fetched = {address: folder / f"{n:08d}{Path(row.image).suffix}" for n, (address, row) in enumerate(remote.items())}
     for address in fetch_files(fetched, option):
-        wrong[remote[address].line] = f"names {remote[address].name}, which is not there"
+        wrong[remote[address].line] = f"names {remote[address].brief}, which is not there"
     return places | {row.image: fetched[address] for address, row in remote.items()}
+
+
+def _is_file(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError:  # the name is too long, a folder above it may not be looked into
+        return False
 
 
 def _classes(labels: set[str]) -> tuple[str, ...]:

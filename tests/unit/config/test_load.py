@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gkd_core.config import Params, load_params, params_of_sections, parse_params
+from gkd_core.config import Params, load_params, override, params_of_sections, parse_params
 from gkd_core.errors import GkdError
 
 ROOT = Path(__file__).parents[3]
@@ -24,6 +24,13 @@ def test_the_shipped_file_is_valid_and_every_key_in_it_is_known():
     params = load_params(ROOT / "params.yaml")
     assert params.data.source == "digits"
     assert params.distill.method == "gompertz"
+
+
+@pytest.mark.parametrize(
+    "value", ["2024", "photos #1", "a: b", "null", "[x", "'", 'say "x"', "yes", "\N{WASTEBASKET} ü"]
+)
+def test_a_text_is_that_text_whatever_yaml_makes_of_it(value):
+    assert parse_params({}, ["data.source=folder", override("data.root", value)]).data.root == value
 
 
 def test_an_empty_file_is_all_defaults(tmp_path):
@@ -167,9 +174,10 @@ def test_an_old_name_is_read_with_a_warning_that_tells_the_new_one(old, written,
 
 
 def test_an_override_by_the_old_name_replaces_what_the_file_says_by_the_new_one():
-    with pytest.warns(FutureWarning):
+    with pytest.warns(FutureWarning) as said:
         params = parse_params({"references": {"kd_weight": 0.9}}, ["references.kd_alpha=0.5"])
     assert params.references.kd_weight == 0.5
+    assert {one.filename for one in said} == {__file__}
 
 
 def test_a_scheme_by_its_old_name_is_read_with_a_warning():

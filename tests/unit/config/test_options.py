@@ -5,6 +5,7 @@ import pytest
 from gkd_core.config import parse_params
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS, RENAMED, check_hyperparameters, hyperparameters
+from gkd_core.schemes import DistillationSpec
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,9 @@ def test_the_digest_knows_the_options_of_the_chosen_method_and_scheme_alone():
 def test_the_library_reads_an_old_name_with_a_warning_and_guesses_it_behind_a_slip():
     with pytest.warns(FutureWarning, match="alpha is called weight"):
         assert check_hyperparameters("kd", {"alpha": 0.5}) == {"weight": 0.5}
+    with pytest.warns(FutureWarning) as said:
+        DistillationSpec("kd", {"alpha": 0.5})
+    assert said[0].filename == __file__  # the line that whoever calls the library has to change
     with pytest.raises(GkdError, match=r"alhpa.* did you mean '.*weight'"):
         check_hyperparameters("kd", {"alhpa": 0.5})
     with pytest.raises(GkdError, match="both are given"):

@@ -16,7 +16,7 @@ from PIL import Image
 from gkd_core.config import parse_params
 from gkd_core.data.load import load_data
 from gkd_core.data.prepared import PreparedData
-from gkd_core.data.sources import archive, open_source
+from gkd_core.data.sources import archive, files_of, open_source
 from gkd_core.errors import GkdError
 
 
@@ -67,7 +67,7 @@ def test_an_archive_gives_what_its_folder_gives(
         prepare.run(out=tmp_path / name, params=params)
     folder, unpacked = PreparedData.open(tmp_path / "folder").info, PreparedData.open(tmp_path / "archive").info
     assert folder == unpacked.model_copy(update={"left_out": folder.left_out})
-    assert bool(unpacked.left_out) == (pack is zipped and not inside), "what macOS put beside the folder is told of"
+    assert bool(unpacked.left_out) == (pack is zipped), "what macOS put beside the folder is told of"
     gc.collect()
     assert list(temporary.iterdir()) == []
     assert packed.read_bytes() == before
@@ -90,6 +90,38 @@ def test_an_archive_in_a_notebook_and_groups_by_file_name(photos: Path, temporar
         load_data(packed, group=r"frame_(\d+)")
     with pytest.raises(GkdError, match=r"group \( is no regular expression"):
         load_data(packed, group="(")
+
+
+def test_what_lies_in_an_archive_or_a_folder_says_which_source_it_is(photos: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{file.relative_to(tmp_path)},{file.parent.name}\n" for file in sorted(photos.rglob("*.png")))
+    (tmp_path / "list.csv").write_text("path,label\n" + rows)
+    with tarfile.open(tmp_path / "listed.tar", "w") as packed:
+        packed.add(tmp_path / "list.csv", "set/list.csv")
+        packed.add(photos, "set/photos")
+    assert archive.top_level(tmp_path / "listed.tar") == ({"photos"}, {"list.csv"})
+    for pack in (zipped, tarred):
+        assert archive.top_level(pack(photos, "photos/")) == ({"cat", "dog"}, set())
+        assert files_of(pack(photos, "")) == "folder"
+    assert files_of(tmp_path / "listed.tar") == "list"
+    assert load_data(tmp_path / "listed.tar").classes == ("cat", "dog")
+    (photos / "notes.csv").write_text("name,colour\n")
+    assert files_of(photos) == "folder"
+    with zipfile.ZipFile(tmp_path / "saved.zip", "w") as packed_zip:
+        packed_zip.writestr("set/dataset_info.json", "{}")
+        packed_zip.writestr("set/data.arrow", "")
+    assert files_of(tmp_path / "saved.zip") == "huggingface"
+    (tmp_path / "damaged.zip").write_bytes((tmp_path / "saved.zip").read_bytes()[:50])
+    for name in ("damaged.zip", "nowhere", "nowhere.zip"):
+        assert files_of(tmp_path / name) == "folder"
+    assert files_of("s3://bucket/set.zip") == "folder"
+    assert files_of("https://example.org/list.csv?signature=x") == "list"
+
+
+def test_what_lies_beside_the_folder_of_an_archive_is_accounted_for(photos: Path) -> None:
+    source = open_source("folder", zipped(photos, "photos/"))
+    left = {each.name for each in source.left_out}
+    assert len(left) == 40
+    assert all(name.startswith("__MACOSX/photos/") for name in left)
 
 
 def test_a_list_in_an_archive_names_its_own_images_only(photos: Path, tmp_path: Path, temporary: Path) -> None:
@@ -177,8 +209,10 @@ def test_what_is_no_archive_or_a_damaged_one_is_one_sentence(photos: Path, tmp_p
     with pytest.raises(GkdError, match="locked by a password"):
         open_source("folder", tmp_path / "locked.zip")
     (tmp_path / "photos.rar").write_bytes(b"Rar!\x1a\x07\x01\x00")
-    with pytest.raises(GkdError, match="is not a folder, nor an archive of one"):
-        open_source("folder", tmp_path / "photos.rar")
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])  # where the files of a zip begin stands at its end
+    for name in ("photos.rar", "cut.zip"):
+        with pytest.raises(GkdError, match=r"nor an archive that can be read .* it is damaged, cut short or of"):
+            open_source("folder", tmp_path / name)
     (tmp_path / "list.csv").write_text("path,label\n")
     with pytest.raises(GkdError, match=r"set data\.source to list"):
         open_source("folder", tmp_path / "list.csv")

@@ -162,6 +162,13 @@ def test_splits_that_may_be_meant_otherwise_are_one_sentence(tmp_path: Path) -> 
     assert "has splits within its classes (cat/…)" in refused(tmp_path / "within")
     classes(tmp_path / "deep" / "photos" / "train")
     assert refused(tmp_path / "deep").endswith(f"if its folders are the classes, name {tmp_path / 'deep' / 'photos'}")
+    for number, names in enumerate(
+        (("01_train", "02_test"), ("train2017", "val2017", "test2017"), ("trn.a", "trn.b", "holdout"))
+    ):
+        for name in names:
+            classes(tmp_path / str(number) / name)
+        assert f"has {sorted(names)[0]}/" in refused(tmp_path / str(number))
+        assert "which would be classes and are called like splits" in refused(tmp_path / str(number))
     classes(tmp_path / "eval" / "train")
     classes(tmp_path / "eval" / "eval")
     (warning,) = open_source("folder", tmp_path / "eval").warnings
@@ -169,6 +176,25 @@ def test_splits_that_may_be_meant_otherwise_are_one_sentence(tmp_path: Path) -> 
     assert "rename it test/" in warning
     classes(tmp_path / "eval" / "Train")
     assert "has both Train/ and train/: keep one of them" in refused(tmp_path / "eval")
+
+
+def test_splits_by_names_that_nobody_knows_are_a_warning(tmp_path: Path) -> None:
+    for name in ("Entrenamiento", "Prueba"):
+        classes(tmp_path / "spanish" / name)
+    (warning,) = open_source("folder", tmp_path / "spanish").warnings
+    assert "the classes 'Entrenamiento', 'Prueba' of" in warning
+    assert (
+        "hold the same folders, 'cat', 'dog': if those are the classes, call the outer ones train, val, test" in warning
+    )
+    for name in ("seg_train", "seg_test", "seg_pred"):
+        classes(tmp_path / "intel" / name / name)
+    (warning,) = open_source("folder", tmp_path / "intel").warnings
+    assert "'seg_pred', 'seg_test', 'seg_train' of" in warning
+    assert "are called like splits" in warning
+    for name in ("cat", "dog"):
+        classes(tmp_path / "views" / name, ("front",))
+    classes(tmp_path / "things", ("test tube", "bullet", "train"))
+    assert not open_source("folder", tmp_path / "views").warnings
 
 
 def test_a_name_composed_and_decomposed_is_one_class(tmp_path: Path) -> None:
@@ -194,7 +220,7 @@ def test_names_that_nobody_tells_apart_are_said(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "set")
     assert "class 'cat' is in the test split of" in refused(tmp_path)
     assert "but not in train/, which has 'Cat': add it" in refused(tmp_path)
-    for name in ("two\nlines", "a\ttab", "bell\x07"):
+    for name in ("two\nlines", "a\ttab", "bell\x07", "two\N{LINE SEPARATOR}lines"):
         classes(tmp_path / "odd", ("cow", name))
         assert f"{name!r}"[1:-1] in refused(tmp_path / "odd")
         assert "has a line break or a control character: rename it" in refused(tmp_path / "odd")

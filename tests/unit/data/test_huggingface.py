@@ -78,6 +78,17 @@ def test_text_labels_and_several_image_columns(tmp_path: Path) -> None:
         open_source("huggingface", tmp_path / "set", columns={"image": "mask"}).splits["train"].read(0)
 
 
+def test_names_of_classes_are_those_of_a_folder(tmp_path: Path) -> None:
+    rows(4, label=["café", "cafe\u0301", "Tea", "tea"]).remove_columns("breed").save_to_disk(tmp_path / "set")
+    source = open_source("huggingface", tmp_path / "set")
+    assert source.classes == ("Tea", "café", "tea")
+    (warning,) = source.warnings
+    assert "classes 'Tea', 'tea' of" in warning
+    rows(4, label=["a", "b\nc", "a", "a"]).remove_columns("breed").save_to_disk(tmp_path / "odd")
+    with pytest.raises(GkdError, match=r"the name of the class 'b\\nc' of .* has a line break"):
+        open_source("huggingface", tmp_path / "odd")
+
+
 def test_what_is_wrong_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import DatasetDict
 

@@ -38,7 +38,7 @@ def rows(mark: str = ",") -> str:
         "path,label\n" + rows(),
         "\ufeffPath;Label\r\n" + rows(";").replace("\n", "\r\n"),
         "\n filename \tclass\n\n" + rows("\t"),
-        "file_name|category|note\n" + rows("|").replace("\n", '|"a, b"\n'),
+        "File Name|category|note\n" + rows("|").replace("\n", '|"a, b"\n'),
         '"label","path"\n' + "".join(f'"{"cat" if n % 2 else "dog"}"," pictures\\{n}.png "\n' for n in range(20)),
     ],
     ids=["plain", "Excel's", "tabs and empty lines", "bars and another column", "quotes and Windows' paths"],
@@ -73,6 +73,8 @@ def test_splits_groups_and_columns_by_name(images: Path) -> None:
 def test_one_class_however_its_name_is_written(images: Path) -> None:
     text = "path,label\npictures/0.png,café\npictures/1.png,cafe\u0301\npictures/2.png, tea \n"
     assert opened(images, text).classes == ("café", "tea")
+    (warning,) = opened(images, "path,label\npictures/0.png,Cat\npictures/1.png,cat\npictures/2.png,tea\n").warnings
+    assert "classes 'Cat', 'cat' of" in warning
 
 
 def test_every_wrong_row_is_named_with_its_line(images: Path) -> None:
@@ -106,6 +108,10 @@ def test_every_wrong_row_is_named_with_its_line(images: Path) -> None:
             "path,label,split\npictures/0.png,a,train\npictures/1.png,b,test\n",
             r"class 'b' is in the test split .*line 3",
         ),
+        ('path,label\npictures/0.png,"a\nb"\n', r"line 3 has the label 'a\\nb', which has a line break or a control"),
+        ("path,label\npictures/\0.png,a\n", "line 2 names pictures/\N{REPLACEMENT CHARACTER}.png, which is no path"),
+        (f"path,label\n{'x' * 5000}.png,a\n", "line 2 names x{120}…, which is not there"),
+        ("path,label\npictures,a\n", "line 2 names pictures, which is not there"),
         ("path,label\nfile:///etc/passwd,a\n", "line 2 names file:///etc/passwd: write a path"),
     ],
 )

@@ -168,7 +168,7 @@ def test_a_notebook_takes_an_address(s3: str, web: str) -> None:
         ("s3://nobody/photos/", "data.root s3://nobody/photos/ is not there"),
         ("{web}/none.zip", "none.zip is not there"),
         ("{web}/private/photos.zip", "private/photos.zip refuses access"),
-        ("{web}/photos/list.csv", "list.csv is not a folder, nor an archive of one"),
+        ("{web}/photos/list.csv", "list.csv is not a folder, nor an archive that can be read"),
         ("http://127.0.0.1:9/photos.zip", "data.root http://127.0.0.1:9/photos.zip is not reachable"),
         (
             "http://me:s3cr3tk3y@127.0.0.1:9/photos.zip?sig=s3cr3tk3y",
