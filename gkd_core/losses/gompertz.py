@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "solver": "sinkhorn",  # assumed: eq. 1 names the distance, no way to compute it
         "epsilon": 0.02,  # assumed, with the solver
-        "iterations": 100,  # assumed, with the solver
+        "iterations": 30,  # assumed, with the solver
         "projections": 64,  # assumed; read by solver sliced only
         "position_weight": 0.0,  # assumed: §3.2 wants spatial patterns to count, eq. 1 has no positions
         "normalise": "none",  # eq. 1 literally

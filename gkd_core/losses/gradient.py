@@ -5,6 +5,7 @@ transformer with respect to its tokens.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gkd_core.losses.base import at_least_float32, batch_mean, full_precision, mean_over_labelled
-from gkd_core.losses.feature_maps import resample_total
+from gkd_core.losses.feature_maps import is_even, resample_total
 from gkd_core.models.classifier import Output, StagedNetwork
 
 
@@ -58,7 +59,15 @@ def gradient_loss(
     student, teacher = at_least_float32(student_gradient), at_least_float32(teacher_gradient.detach())
     if student.ndim == teacher.ndim == 4:
         grid = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-        student, teacher = (resample_total(each, *grid).flatten(1) for each in (student, teacher))
+        if is_even(student) and is_even(teacher):
+            # All cells of the grid are alike: one of them, times the root of their number, has the same norms and
+            # inner products as all.
+            student, teacher = (
+                each[:, :, 0, 0] * (each.shape[2] * each.shape[3] / math.sqrt(grid[0] * grid[1]))
+                for each in (student, teacher)
+            )
+        else:
+            student, teacher = (resample_total(each, *grid).flatten(1) for each in (student, teacher))
     else:
         student, teacher = (each.flatten(2).sum(2) for each in (student, teacher))
     teacher = teacher.to(student.dtype)

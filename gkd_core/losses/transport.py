@@ -12,12 +12,13 @@ from torch import Tensor
 ABSORB_EVERY = 10
 
 
-def sinkhorn_distance(cost: Tensor, *, epsilon: float = 0.02, iterations: int = 100) -> Tensor:
+def sinkhorn_distance(cost: Tensor, *, epsilon: float = 0.02, iterations: int = 30) -> Tensor:
     """⟨P, cost⟩ of the entropic plan P between two uniform clouds; P is held fixed for the gradient.
 
     The gradient is therefore that of the *regularised* value ⟨P, C⟩ + ε·KL(P ‖ a⊗b) at fixed ε (envelope theorem),
-    once the plan has converged. At ε = .02 and 100 iterations the value was measured 0 to 2.8 % off the
-    exact one for clouds in 64 dimensions or more, and up to 46 % in one dimension, where `quantile_distance` is exact.
+    once the plan has converged. At ε = .02 and 30 iterations the value was measured 0 to 2.8 % off the exact one for
+    clouds in 64 dimensions or more, and up to 46 % in one dimension, where `quantile_distance` is exact. That is ε's
+    blur: 100 iterations changed the value by at most .15 %, the gradient's direction by a cosine of .9999.
 
     Args:
         cost: [B, n, m], not negative.
@@ -36,7 +37,7 @@ def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int) -> Tensor:
     """The entropic plan [B, n, m] for uniform masses; rows sum to 1/n exactly, columns to 1/m when converged.
 
     Log-domain Sinkhorn, in which most updates are products with the kernel exp(φ + ψ − C/ε) instead of log-sum-exps
-    (4 times faster on a CPU at 64 atoms, the same numbers): the scalings u, v are put back into the potentials φ, ψ
+    (the same numbers, many times faster on a CPU): the scalings u, v are put back into the potentials φ, ψ
     every few iterations (Schmitzer 2019, arXiv:1610.06519). No overflow: once one marginal is met, the other is
     missed by at most a factor n or m, so a scaling changes by no more than that in an iteration.
     """
@@ -46,24 +47,24 @@ def sinkhorn_plan(cost: Tensor, epsilon: float, iterations: int) -> Tensor:
     # Products with denormal numbers are 300 times slower on a CPU, so the kernel keeps far from them. What it then has
     # too much, √tiny an entry, is nothing beside rounding.
     floor = math.log(smallest) / 2
+    # P·m and Pᵀ·n, both in memory as they are read: a row vector times a matrix takes less than half the time of a
+    # matrix times a column. The kernel's columns then sum to 1, and so do those of the turned one.
+    straight, turned = scaled + math.log(n), scaled.transpose(1, 2).contiguous() + math.log(m)
 
-    def kernel(row: Tensor, column: Tensor) -> Tensor:
-        return torch.sub(row + column, scaled).clamp_min_(floor).exp_()
+    def kernel(first: Tensor, second: Tensor, divided: Tensor) -> Tensor:
+        return (first.transpose(1, 2) + second).sub_(divided).clamp_min_(floor).exp_()
 
-    # P = kernel / (n·m): the kernel's rows should sum to m, its columns to n.
     # The first update stays in the log domain: it may be far from the start.
-    column = math.log(n) - torch.logsumexp(-scaled, 1, keepdim=True)
-    row = math.log(m) - torch.logsumexp(column - scaled, 2, keepdim=True)
+    column = -torch.logsumexp(-straight, 1, keepdim=True)
+    row = -torch.logsumexp(column.transpose(1, 2) - turned, 1, keepdim=True)
     for done in range(1, iterations, ABSORB_EVERY):
-        current = kernel(row, column)
-        transposed = current.transpose(1, 2).contiguous()
+        forth, back = kernel(row, column, straight), kernel(column, row, turned)
         u = v = torch.ones_like(row)
         for _ in range(min(ABSORB_EVERY, iterations - done)):
-            v = n / torch.bmm(transposed, u)
-            u = m / torch.bmm(current, v)
-        row = row + u.log()
-        column = column + v.log().transpose(1, 2)
-    plan = kernel(row, column) / (n * m)
+            v = torch.bmm(u, forth).reciprocal_()
+            u = torch.bmm(v, back).reciprocal_()
+        row, column = row + u.log(), column + v.log()
+    plan = kernel(row, column, straight) / m
     if n != m:
         return plan
     same = (cost.diagonal(dim1=1, dim2=2) == 0).all(1)

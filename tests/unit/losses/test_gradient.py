@@ -41,6 +41,19 @@ def test_grids_meet_on_the_smaller_one_with_totals_kept():
     assert gradient_loss(maps(2, 3, 4, 2), maps(2, 3, 2, 4, seed=1)).isfinite()
 
 
+@pytest.mark.parametrize(("student_grid", "teacher_grid"), [((4, 4), (4, 4)), ((4, 2), (3, 5)), ((1, 1), (2, 2))])
+def test_views_with_one_number_a_channel_give_what_whole_maps_give(student_grid, teacher_grid):
+    """What a pooled head's gradient is; measured on one cell, which has to be the same."""
+    leaves, teacher = [maps(3, 5, 1, 1).requires_grad_() for _ in range(2)], maps(3, 5, 1, 1, seed=1)
+    views = leaves[0].expand(-1, -1, *student_grid), teacher.expand(-1, -1, *teacher_grid)
+    whole = leaves[1].expand(-1, -1, *student_grid).contiguous(), teacher.expand(-1, -1, *teacher_grid).contiguous()
+    values = [gradient_loss(*pair, r=0.3) for pair in (views, whole)]
+    for value in values:
+        value.backward()
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-12)
+    torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-12, atol=1e-14)
+
+
 def images(batch=5):
     return torch.rand(batch, 3, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
