@@ -1,21 +1,18 @@
 """CRD: contrastive representation distillation, a memory of all training images supplying the negatives."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gkd_core.data import shards
-from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.losses.base import Loss, at_least_float32, batch_mean, full_precision, required
 from gkd_core.models.classifier import Output, StagedNetwork
-
-# Remainders of numbers this large favour none of n images by more than n / 2⁶².
-LARGE = 2**62
 
 
 def contrastive_loss(scores: Tensor, log_normaliser: Tensor, images: int, *, weights: Tensor | None = None) -> Tensor:
@@ -75,18 +72,41 @@ class ClassSampler(nn.Module):
 
     def other_classes(self, labels: Tensor, draws: int) -> Tensor:
         """Indices [B, draws] of images whose class is not the sample's; labels are [B]."""
-        return self.other_class(torch.randint(LARGE, (len(labels), draws), device=labels.device), labels)
+        others = len(self.by_class) - self.count[labels][:, None]
+        return self.other_class(self._below(others, len(labels), draws), labels)
 
     def same_class(self, labels: Tensor) -> Tensor:
         """Indices [B] of images of the sample's class, the sample itself possibly among them."""
-        position = torch.randint(LARGE, labels.shape, device=labels.device) % self.count[labels]
-        return self.by_class[self.start[labels] + position]
+        return self.by_class[self.start[labels] + self._below(self.count[labels], *labels.shape)]
 
-    def other_class(self, numbers: Tensor, labels: Tensor) -> Tensor:
-        """Numbers [B, K] ≥ 0 → images [B, K]: every N − n numbers in a row give each image of another class once."""
+    def other_class(self, positions: Tensor, labels: Tensor) -> Tensor:
+        """Positions [B, K] in 0 … N − n − 1 → images [B, K]: each position is another image of another class."""
         start, count = self.start[labels][:, None], self.count[labels][:, None]
-        position = numbers % (len(self.by_class) - count)
-        return self.by_class[position + count * (position >= start)]
+        return self.by_class.take(positions + count * (positions >= start))
+
+    def _below(self, limits: Tensor, *shape: int) -> Tensor:
+        """Integers of this shape, each in 0 … limit − 1; none is favoured by more than 2·N² / 2⁶².
+
+        The product's upper bits, where a remainder would take a division for every number.
+        """
+        bits = 62 - len(self.by_class).bit_length()
+        drawn = torch.empty(shape, dtype=torch.int64, device=limits.device).random_()
+        return (drawn >> (63 - bits)).mul_(limits) >> bits
+
+
+class _Derived(torch.autograd.Function):
+    """Values [B], given with their gradients [B, D] by the anchors [B, D], each by its own."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, values: Tensor, gradients: Tensor) -> Tensor:
+        ctx.save_for_backward(gradients)
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return gradient[:, None] * gradients, None, None
 
 
 class ContrastiveRepresentation(Loss):
@@ -166,6 +186,8 @@ class ContrastiveRepresentation(Loss):
             self.register_buffer("memory_teacher", torch.empty(self.images, dimensions).uniform_(-bound, bound))
         self.register_buffer("log_normaliser_student", torch.tensor(math.inf))  # inf: not known yet
         self.register_buffer("log_normaliser_teacher", torch.tensor(math.inf))
+        # Both are known since a call, so that none has to be computed to be thrown away, nor read from a device.
+        self._normalised = False
 
     def forward(
         self,
@@ -195,44 +217,72 @@ class ContrastiveRepresentation(Loss):
             negatives = shared.common(torch.randint(self.images, (self.negatives,), device=labels.device))
         else:
             negatives = shared.common(self.sampler.other_classes(all_labels, self.negatives))[shared.mine]
-        student_scores = self._scores(student_embedding, self.memory_teacher, labels, positives, negatives)
-        teacher_scores = self._scores(teacher_embedding, self.memory_student, labels, positives, negatives)
-        self.log_normaliser_student = self._log_normaliser(self.log_normaliser_student, student_scores, shared)
-        self.log_normaliser_teacher = self._log_normaliser(self.log_normaliser_teacher, teacher_scores, shared)
-        weights = self.sample_weights(labels)
-        contrast = contrastive_loss(student_scores, self.log_normaliser_student, self.images, weights=weights)
-        contrast = contrast + contrastive_loss(
-            teacher_scores, self.log_normaliser_teacher, self.images, weights=weights
+        of_student, self.log_normaliser_student = self._contrast(
+            student_embedding, self.memory_teacher, labels, positives, negatives, self.log_normaliser_student
         )
+        of_teacher, self.log_normaliser_teacher = self._contrast(
+            teacher_embedding, self.memory_student, labels, positives, negatives, self.log_normaliser_teacher
+        )
+        self._normalised = True
+        contrast = batch_mean(of_student + of_teacher, self.sample_weights(labels))
         if self.training:
             everyone = shared.gather(indices)
             student_rows = shared.gather(student_embedding.detach())
             teacher_rows = shared.gather(teacher_embedding.detach())
-            self.memory_student = self._remember(self.memory_student, student_rows, everyone)
-            self.memory_teacher = self._remember(self.memory_teacher, teacher_rows, everyone)
+            self._remember(self.memory_student, student_rows, everyone)
+            self._remember(self.memory_teacher, teacher_rows, everyone)
         return {"ce": self.cross_entropy(student.logits, labels), "contrast": self.weight * contrast}
 
-    def _scores(self, anchors: Tensor, memory: Tensor, labels: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """[B, 1 + K] as `contrastive_loss` takes them; negatives are [B, K], or [K] for the whole batch."""
-        with full_precision(anchors):
-            memory = memory.to(anchors.dtype)
-            positive = (anchors * memory[positives]).sum(1, keepdim=True)
-            if negatives.dim() == 1:
-                own = self.sampler.labels[negatives] == labels[:, None]
-                negative = (anchors @ memory[negatives].T).masked_fill(own, -math.inf)
-            else:  # one product with all and a gather of numbers, where the authors gather B·K vectors
-                negative = (anchors @ memory.T).gather(1, negatives)
-            return torch.cat([positive, negative], dim=1) / self.critic_temperature
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        self._normalised = False  # the state may be one before the first batch
+        super()._load_from_state_dict(*arguments, **keywords)
 
-    @torch.no_grad()
-    def _log_normaliser(self, known: Tensor, scores: Tensor, shared: Shards) -> Tensor:
+    def _contrast(
+        self, anchors: Tensor, memory: Tensor, labels: Tensor, positives: Tensor, negatives: Tensor, known: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`contrastive_loss` of each anchor, [B], and log Z; negatives are [B, K], or [K] for the whole batch.
+
+        The gradient by the anchors is computed along: products with all N images are then in memory once and a step
+        at a time, and the memory may change before the backward pass.
+        """
+        wanted = torch.is_grad_enabled() and anchors.requires_grad
+        with torch.no_grad(), full_precision(anchors):
+            memory = memory.to(anchors.dtype)
+            rows, partners = anchors / self.critic_temperature, memory[positives]
+            positive = (rows * partners).sum(1)
+            if negatives.dim() == 1:
+                others = memory[negatives]
+                own = self.sampler.labels[negatives] == labels[:, None]
+                scores, count = (rows @ others.T).masked_fill_(own, -math.inf), (~own).sum(1)
+            else:  # one product with all and a gather of numbers, where the authors gather B·K vectors
+                products = rows @ memory.T
+                scores, count = products.gather(1, negatives), labels.new_full(labels.shape, negatives.shape[1])
+            log_normaliser = self._log_normaliser(known, positive, scores, count)
+            shift = log_normaliser + (count.clamp_min(1) / self.images).log().to(scores.dtype)
+            positive, scores = positive - shift, scores.sub_(shift[:, None])
+            values = functional.softplus(-positive) + functional.softplus(scores).sum(1)
+            if not wanted:
+                return values, log_normaliser
+            pulls = scores.sigmoid_()
+            if negatives.dim() == 1:
+                away = pulls @ others
+            else:
+                away = products.zero_().scatter_add_(1, negatives, pulls) @ memory
+            gradients = (away - torch.sigmoid(-positive)[:, None] * partners) / self.critic_temperature
+        loss: Tensor = _Derived.apply(anchors, values, gradients)
+        return loss, log_normaliser
+
+    def _log_normaliser(self, known: Tensor, positive: Tensor, scores: Tensor, count: Tensor) -> Tensor:
         """log Z; Z is N times the mean of exp(score) over the first batch ever seen, and unchanged after it."""
-        sums, counts = shared.each(scores.flatten().logsumexp(0)), shared.each(scores.isfinite().sum())
+        if self._normalised:
+            return known
+        shared = shards.current()
+        sums = shared.each(torch.logaddexp(positive.logsumexp(0), scores.flatten().logsumexp(0)))
+        counts = shared.each(count.sum() + len(count))
         estimate = sums.logsumexp(0) - (counts.sum() / self.images).log()
         return torch.where(known.isinf(), estimate.to(known.dtype), known)
 
     @torch.no_grad()
-    def _remember(self, memory: Tensor, embedding: Tensor, indices: Tensor) -> Tensor:
-        """A new memory, because the backward pass still needs the old one."""
+    def _remember(self, memory: Tensor, embedding: Tensor, indices: Tensor) -> None:
         mixed = self.momentum * memory[indices] + (1 - self.momentum) * embedding.to(memory.dtype)
-        return memory.index_copy(0, indices, functional.normalize(mixed))
+        memory.index_copy_(0, indices, functional.normalize(mixed))

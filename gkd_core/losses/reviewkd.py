@@ -1,7 +1,7 @@
 """ReviewKD: each stage of the teacher is matched by the student's same stage and all its deeper ones together."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
@@ -11,9 +11,9 @@ from torch.nn import functional
 from gkd_core.losses.base import (
     Loss,
     at_least_float32,
+    batch_mean,
     expect_same_shape,
     full_precision,
-    mean_squared_difference,
     required,
     warmed_up,
     warmup_length,
@@ -48,20 +48,31 @@ def hierarchical_context_loss(
     """
     expect_same_shape("student features", student_features, "teacher features", teacher_features)
     student = at_least_float32(student_features)
-    teacher = at_least_float32(teacher_features.detach()).to(student.dtype)
+    # An average of differences is the difference of averages: the teacher's maps are gone through once.
+    finest = difference = student - at_least_float32(teacher_features.detach()).to(student.dtype)
     weight = total = 1.0
-    loss = mean_squared_difference(student, teacher, weights)
+    loss = _mean_square(difference, weights)
     for size in (4, 2, 1):
-        if size < min(student.shape[2:]):
+        if size < min(difference.shape[2:]):
             weight /= 2
             total += weight
-            averages = functional.adaptive_avg_pool2d(student, size), functional.adaptive_avg_pool2d(teacher, size)
-            loss = loss + weight * mean_squared_difference(*averages, weights)
+            averages = functional.adaptive_avg_pool2d(finest, size)
+            loss = loss + weight * _mean_square(averages, weights)
+            if finest.shape[2] % size == finest.shape[3] % size == 0:
+                finest = averages  # areas of one size that do not overlap: coarser averages are averages of these
     return loss / total
+
+
+def _mean_square(maps: Tensor, weights: Tensor | None) -> Tensor:
+    return maps.square().mean() if weights is None else batch_mean(maps.square().flatten(1).mean(1), weights)
 
 
 class Fusion(nn.Module):
     """Attention-based fusion (ABF): one stage of the student joined with what its deeper stages gave.
+
+    The wide maps are the cost. So, where the stage is narrower, convolution and batch norm are one affine map of it
+    (the statistics follow from the mean and covariance of its few channels), the attention's part of them is another,
+    and the attention's factor at each position comes before the map instead of after it.
 
     Args:
         channels: of the stage.
@@ -82,14 +93,84 @@ class Fusion(nn.Module):
 
     def forward(self, stage: Tensor, deeper: Tensor | None, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """[B, channels, H, W], [B, middle, h, w] → [B, out, *grid] to compare, [B, middle, *grid] to hand on."""
-        fused = self.enter(stage)
-        if self.attend is not None and deeper is not None:
-            deeper = functional.interpolate(deeper, fused.shape[2:], mode="nearest")
-            attention = self.attend(torch.cat((fused, deeper), 1))
-            fused = fused * attention[:, :1] + deeper * attention[:, 1:]
+        affine = self._entrance(stage)
+        if affine is None:
+            values = _rows(self.enter(stage))
+        else:
+            values = torch.cat((_rows(stage), stage.new_ones(()).expand(stage.numel() // stage.shape[1], 1)), 1)
+        size = stage.shape[0], stage.shape[2], stage.shape[3]
+        if self.attend is None or deeper is None:
+            fused = values if affine is None else values @ affine.T
+        else:
+            fused = _fuse(values, affine, deeper, size, cast(nn.Conv2d, self.attend[0]))
+        fused = fused.reshape(*size, -1).permute(0, 3, 1, 2)
         if fused.shape[2:] != grid:
             fused = functional.interpolate(fused, grid, mode="nearest")
         return self.leave(fused), fused
+
+    def _entrance(self, stage: Tensor) -> Tensor | None:
+        """`enter` as one affine map [middle, channels + 1], the bias last; the norm counts the batch as it would.
+
+        None where the stage is not narrower, or the norm asks other processes for their statistics.
+        """
+        weight, norm = cast(nn.Conv2d, self.enter[0]).weight.flatten(1).to(stage.dtype), self.enter[1]
+        if not isinstance(norm, BatchNorm) or weight.shape[1] >= weight.shape[0]:
+            return None
+        mean, variance, seen, momentum = norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
+        assert mean is not None
+        assert variance is not None
+        pixels = stage.numel() // stage.shape[1]
+        if norm.training and pixels > 1:
+            assert seen is not None
+            assert momentum is not None
+            running, values = (mean, variance), _rows(stage)
+            of_stage = values.mean(0)
+            centred = values - of_stage
+            mean = weight @ of_stage
+            variance = ((weight @ (centred.T @ centred / pixels)) * weight).sum(1)
+            with torch.no_grad():
+                seen += 1
+                running[0].lerp_(mean.to(running[0].dtype), momentum)
+                running[1].lerp_(variance.to(running[1].dtype) * (pixels / (pixels - 1)), momentum)
+        factor = norm.weight * (variance + norm.eps).rsqrt()
+        return torch.cat((weight * factor[:, None], (norm.bias - mean * factor)[:, None]), 1)
+
+
+def _fuse(
+    values: Tensor, affine: Tensor | None, deeper: Tensor, size: tuple[int, int, int], attention: nn.Conv2d
+) -> Tensor:
+    """own · a + deeper · a′, both shares by the attention on both maps, the deeper one enlarged.
+
+    Args:
+        values: a row for each pixel; `affine` makes own maps [B·H·W, middle] of them, which they are where it is None.
+        deeper: [B, middle, h, w].
+        size: (B, H, W).
+        attention: from 2·middle channels to 2, before the sigmoid.
+    Returns:
+        [B, h, H/h, w, W/w, middle].
+    """
+    batch, height, width = size
+    if height % deeper.shape[2] or width % deeper.shape[3]:
+        deeper = functional.interpolate(deeper, (height, width), mode="nearest")
+    rows, columns = deeper.shape[2:]
+
+    def in_cells(pixels: Tensor, high: int, wide: int) -> Tensor:
+        return pixels.view(batch, rows, high, columns, wide, -1)
+
+    within = height // rows, width // columns  # own pixels in one of the deeper ones
+    to_own, to_deeper = attention.weight.flatten(1).split(deeper.shape[1], 1)
+    beneath = _rows(deeper)
+    from_own = in_cells(values @ (to_own if affine is None else to_own @ affine).T, *within)
+    shares = torch.sigmoid(from_own + in_cells(torch.addmm(attention.bias, beneath, to_deeper.T), 1, 1))
+    share, rest = shares.split(1, -1)
+    own = values * share.reshape(-1, 1)
+    own = own if affine is None else own @ affine.T
+    return torch.addcmul(in_cells(own, *within), in_cells(beneath, 1, 1), rest)
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[B, C, H, W] → [B·H·W, C], a view of channels-last maps."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 class ReviewKD(Loss):

@@ -68,7 +68,7 @@ def wasserstein_loss(
         teacher = at_least_float32(teacher_features.detach()).to(student.dtype)
         x, y = atoms(student), atoms(teacher)
         # The distance of scaled clouds is the scaled distance, which has far fewer numbers.
-        scale = 1 / teacher_rms(y) if normalise == "teacher_rms" else 1.0
+        scale: Tensor | float = 1 / teacher_rms(y) if normalise == "teacher_rms" else 1.0
         if solver == "quantile":
             return batch_mean(scale * quantile_distance(student, teacher), weights)
         one_atom = x.shape[1] == 1 and y.shape[1] == 1

@@ -25,7 +25,11 @@ class Teacher(ABC):
     """
 
     def __init__(self, networks: Sequence[Network], *, device: torch.device, autocast: bool) -> None:
-        self.networks = tuple(network.to(device).eval().requires_grad_(False) for network in networks)
+        # Channels last as the student: quicker on a CPU, and both networks' maps then lie in memory alike.
+        self.networks = tuple(
+            network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+            for network in networks
+        )
         self.device = device
         self.autocast = autocast
 

@@ -1,3 +1,4 @@
+import copy
 import math
 from typing import NamedTuple
 
@@ -76,13 +77,21 @@ class TestClassSampler:
         return ClassSampler(UNEQUAL, 5)
 
     def test_every_image_of_another_class_once_and_none_of_the_own(self, sampler):
-        """Exhaustive: all numbers there are, for every class, also one without images."""
+        """Exhaustive: all positions there are, for every class, also one without images."""
         for own in range(5):
             others = [i for i, label in enumerate(UNEQUAL.tolist()) if label != own]
-            numbers = torch.arange(3 * len(others))[None]
-            got = sampler.other_class(numbers, torch.tensor([own]))[0]
-            for turn in got.split(len(others)):
-                assert sorted(turn.tolist()) == others
+            got = sampler.other_class(torch.arange(len(others))[None], torch.tensor([own]))[0]
+            assert sorted(got.tolist()) == others
+
+    def test_every_number_below_its_limit_is_as_likely(self, sampler, monkeypatch):
+        """The last of 2⁶³ evenly spaced draws included."""
+        drawn = torch.arange(70)[None] * (2**63 // 70) + 2**63 % 70 + 2**63 // 70 - 1
+        assert drawn.max() == 2**63 - 1
+        monkeypatch.setattr(torch.Tensor, "random_", lambda self: self.copy_(drawn))
+        for limit in (1, 2, 7, 10):
+            counts = torch.bincount(sampler._below(torch.tensor([[limit]]), 1, 70)[0])
+            assert len(counts) == limit
+            assert (counts - 70 / limit).abs().max() <= 1
 
     def test_draws_are_uniform_over_the_other_classes(self, sampler):
         labels = torch.tensor([0, 1, 2, 4])
@@ -175,7 +184,42 @@ class TestAgainstTheAuthorsFormula:
         assert value == pytest.approx(0.8 * total, rel=1e-4)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_value_and_gradient_are_those_of_the_loss_on_scores_written_out(pair, batch, shared):
+    """By autograd, through a cut of the memory for every sample; in float64."""
+    loss = crd(pair, shared_negatives=shared, negatives=12).double()
+    batch.through(loss)
+    loss.eval()
+    anchors = loss.student_head(batch.student.embedding.detach().double()).detach().requires_grad_()
+    negatives = torch.tensor([0, 1, 2, 10, 3]) if shared else loss.sampler.other_classes(batch.labels, 9)
+    memory, log_z = loss.memory_teacher, loss.log_normaliser_student
+    values, unchanged = loss._contrast(anchors, memory, batch.labels, batch.indices, negatives, log_z)
+    assert torch.equal(unchanged, log_z)
+
+    rows = negatives.expand(6, -1)
+    places = torch.cat([batch.indices[:, None], rows], dim=1)
+    scores = torch.einsum("bd,bkd->bk", anchors, memory[places]) / 0.07
+    own = torch.cat([torch.zeros(6, 1, dtype=torch.bool), LABELS[rows] == batch.labels[:, None]], dim=1)
+    assert own.any() == shared
+    expected = contrastive_loss(scores.masked_fill(own, -INF), log_z, 12)
+    assert values.mean().item() == pytest.approx(expected.item(), rel=1e-12)
+    gradients = [torch.autograd.grad(value, anchors)[0] for value in (values.mean(), expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 class TestMemory:
+    def test_may_change_before_the_backward_pass(self, pair, batch):
+        """Two forward passes in a row: the first one's gradient is that of the memory it saw."""
+        loss = crd(pair)
+        fix_negatives(loss, loss.sampler.other_classes(batch.labels, 5))
+        embedding = batch.student.embedding.detach().requires_grad_()
+        batch = batch._replace(student=batch.student._replace(embedding=embedding))
+        batch.through(loss)
+        alone, first = copy.deepcopy(loss), batch.through(loss)
+        batch.through(loss)
+        gradients = [torch.autograd.grad(value, embedding)[0] for value in (batch.through(alone), first)]
+        assert torch.equal(*gradients)
+
     def test_moves_by_its_momentum_and_stays_on_the_sphere(self, pair, batch):
         loss = crd(pair, dimensions=2, momentum=0.75)
         loss.memory_student[3] = torch.tensor([1.0, 0.0])
@@ -215,15 +259,25 @@ class TestMemory:
         Indexed(*make_batch(pair, seed=9)[:2], batch.indices).through(loss)
         assert torch.equal(loss.log_normaliser_student, first)
 
+    def test_the_constants_are_those_of_a_state_that_is_loaded(self, pair, batch, make_batch):
+        loss, untouched = crd(pair), crd(pair).state_dict()
+        batch.through(loss)
+        known = copy.deepcopy(loss.state_dict())
+        for state, kept in ((untouched, False), (known, True)):
+            loss.load_state_dict(state)
+            Indexed(*make_batch(pair, seed=9)[:2], batch.indices).through(loss)
+            assert loss.log_normaliser_student.isfinite()
+            assert torch.equal(loss.log_normaliser_student, known["log_normaliser_student"]) == kept
+
 
 class TestDraws:
     def seen(self, loss, batch):
-        """Positives and negatives as they reach the scores."""
+        """Positives and negatives as they reach the contrast."""
         calls = []
-        scores = loss._scores
-        loss._scores = lambda *a: (calls.append((a[3], a[4])), scores(*a))[1]
+        contrast = loss._contrast
+        loss._contrast = lambda *a: (calls.append((a[3], a[4])), contrast(*a))[1]
         batch.through(loss)
-        del loss._scores
+        del loss._contrast
         return calls
 
     def test_negatives_are_of_other_classes_and_positives_as_the_mode_says(self, pair, batch):

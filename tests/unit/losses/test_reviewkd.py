@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
@@ -20,6 +22,14 @@ class TestHierarchicalContext:
         peak[0, 0, 1, 2] = 16.0
         expected = (16 + 4 / 2 + 1 / 4) / 1.75
         assert hierarchical_context_loss(peak, torch.zeros(1, 1, 4, 4)).item() == pytest.approx(expected)
+        # 6 × 6 is 4 × 4 overlapping areas, and from the whole grid again 2 × 2 and the mean.
+        odd = normal(2, 3, 6, 6)
+        expected = sum(
+            w * functional.adaptive_avg_pool2d(odd, size).square().mean()
+            for w, size in ((1, 6), (0.5, 4), (0.25, 2), (0.125, 1))
+        )
+        found = hierarchical_context_loss(odd, torch.zeros_like(odd))
+        assert found.item() == pytest.approx(expected.item() / 1.875, rel=1e-12)
         # On 1 × 1 there are no levels below.
         assert hierarchical_context_loss(zeros[..., :1, :1] + 3, zeros[..., :1, :1]).item() == 9.0
 
@@ -42,6 +52,37 @@ class TestFusion:
         compared, handed_on = Fusion(3, 4, 5, fuse=False).double()(normal(2, 3, 4, 4), None, (8, 2))
         assert compared.shape == (2, 5, 8, 2)
         assert handed_on.shape == (2, 4, 8, 2)
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("deeper_grid", [(4, 6), (2, 2), (1, 1), (3, 5), None])
+    @pytest.mark.parametrize("channels", [3, 6])
+    def test_is_what_its_layers_give_one_after_the_other(self, training, deeper_grid, channels):
+        """Values, all gradients and the norms' statistics, in float64."""
+        ours = Fusion(channels, 4, 5, fuse=deeper_grid is not None).double()
+        with torch.no_grad():
+            for parameter in ours.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            ours.enter[1].running_mean += 0.1
+        ours.train(training)
+        layers = copy.deepcopy(ours)
+        maps = [normal(2, channels, 4, 6)] + ([] if deeper_grid is None else [normal(2, 4, *deeper_grid, seed=1)])
+        found = []
+        for fusion in (ours, layers):
+            stage, *rest = leaves = [each.clone().requires_grad_() for each in maps]
+            if fusion is ours:
+                compared, fused = fusion(stage, rest[0] if rest else None, (4, 6))
+            else:
+                fused = fusion.enter(stage)
+                for deeper in rest:
+                    deeper = functional.interpolate(deeper, (4, 6), mode="nearest")
+                    attention = fusion.attend(torch.cat((fused, deeper), 1))
+                    fused = fused * attention[:, :1] + deeper * attention[:, 1:]
+                compared = fusion.leave(fused)
+            leaves += list(fusion.parameters())
+            value = (compared * normal(2, 5, 4, 6, seed=2)).sum() + (fused * normal(2, 4, 4, 6, seed=3)).sum()
+            found.append([compared, fused, *torch.autograd.grad(value, leaves), *fusion.buffers()])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
     def test_gradcheck(self):
         fusion = Fusion(2, 3, 2, fuse=True).double()
