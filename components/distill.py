@@ -6,7 +6,7 @@ from typing import Any, Literal
 from components.launch import launch, must_launch
 from components.teacher import find_start, open_teachers, specification, weights_fact
 from gkd_core import __version__, schemes
-from gkd_core.config import Params
+from gkd_core.config import CHANGES_NOTHING, Params
 from gkd_core.config.recipes import ResolvedTraining, resolve
 from gkd_core.data.prepared import PreparedData
 from gkd_core.files import folder_digest, json_digest, write_json
@@ -16,7 +16,7 @@ from gkd_core.records import read_teacher, read_teacher_of
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
 from gkd_core.training.trainer import Training, start_of
-from gkd_core.training.workspace import remove_workspace, step_folder, workspace
+from gkd_core.training.workspace import TEACHER_CACHE, remove_workspace, step_folder, workspace
 
 Reference = Literal["baseline", "kd"]
 
@@ -90,7 +90,8 @@ def _train(
     where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, where)
     role, space = facts["role"], workspace(work / facts["role"], facts)
-    training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=role, space=space)
+    places = {"space": space, "cache": work / TEACHER_CACHE}
+    training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=role, **places)
     with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
         result = training.in_scheme(create_student, space)
         result.save(folder)
@@ -100,7 +101,7 @@ def _train(
 
 def _budget(params: Params, training: ResolvedTraining, weights_digest: str) -> str:
     """Digest of what the student and its references share: the network and its training, wherever they ran."""
-    hardware = {"device", "devices", "precision", "threads"}
+    hardware = {"device", "devices", "precision", "threads", *CHANGES_NOTHING}
     content = params.model_dump(mode="json", include={"student"})
     if content["student"].pop("weights") is None:
         del content["student"]["head"]

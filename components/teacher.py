@@ -23,7 +23,7 @@ from gkd_core.run_facts import run_facts
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
 from gkd_core.training.trainer import Training
-from gkd_core.training.workspace import remove_workspace, run_once, step_folder, workspace
+from gkd_core.training.workspace import TEACHER_CACHE, remove_workspace, run_once, step_folder, workspace
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     with step_folder(out, [prepared.folder], work, kind="teacher") as folder:
         before: Path | None = None
         for one in plan:
-            make = partial(_train, one, prepared, teacher, inputs, space, before)
+            make = partial(_train, one, prepared, teacher, inputs, space, work / TEACHER_CACHE, before)
             before = run_once(space / one.folder, make)
             shutil.copytree(before, folder / one.folder)
         folders = [one.folder for one in plan]
@@ -177,6 +177,7 @@ def _train(
     teacher: TeacherConfig,
     inputs: dict[str, Any],
     space: Path,
+    cache: Path,
     before: Path | None,
     folder: Path,
 ) -> None:
@@ -198,6 +199,7 @@ def _train(
         title=one.title,
         section="teacher.train",
         space=space,
+        cache=cache,
     )
     training.run(space / f"{one.folder}.training").save(folder)
 

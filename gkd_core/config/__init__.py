@@ -13,6 +13,7 @@ from gkd_core.config.load import params_of_sections as params_of_sections
 from gkd_core.config.load import parse_params as parse_params
 from gkd_core.config.load import parse_section as parse_section
 from gkd_core.config.load import read_sections as read_sections
+from gkd_core.config.schema import CHANGES_NOTHING as CHANGES_NOTHING
 from gkd_core.config.schema import AugmentConfig as AugmentConfig
 from gkd_core.config.schema import DataConfig as DataConfig
 from gkd_core.config.schema import DistillConfig as DistillConfig

@@ -302,6 +302,14 @@ class TrainingConfig(Section):
     for each 200 million multiply-accumulates of a step's forward pass (largest network, teachers included, × images),
     at least one, at most the cores: those the process is bound to, within its CPU quota, at most `OMP_NUM_THREADS`. It
     is in training.json, and a training that goes on keeps it."""
+    teacher_cache: bool = False
+    """Keep what a single frozen teacher answers in `teacher-cache` in the work folder, and read it there the next time
+    the same view of an image is seen, in this training or another (`gkd compare`): the weights stay the same, bit for
+    bit. For methods that ask for logits or embeddings, with no other random changes than `crop_padding` and `flip`;
+    where it cannot be, the training says so and does without."""
+    teacher_cache_gb: Positive = 20.0
+    """Most disk that the files of `teacher_cache` may come to, in GB (10⁹ bytes), all together; those longest unused
+    make way."""
     seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
     augment: AugmentConfig = AugmentConfig()
@@ -340,6 +348,12 @@ class TrainingConfig(Section):
             yield f"momentum is given but optimizer is {self.optimizer}: only sgd reads momentum, so leave it out"
         if "decay_factor" in self.model_fields_set and self.schedule != "multistep":
             yield f"decay_factor is given but schedule is {self.schedule}: only multistep reads it, so leave it out"
+        if "teacher_cache_gb" in self.model_fields_set and not self.teacher_cache:
+            yield "teacher_cache_gb is given but teacher_cache is false: set that to true, or leave it out"
+
+
+CHANGES_NOTHING = ("teacher_cache", "teacher_cache_gb")
+"""Fields of a training that its result does not depend on, so that they are in no digest and no record."""
 
 
 def can_train() -> bool:
@@ -749,6 +763,7 @@ class Params(Section):
         chosen. `devices` stays out while it is 1;
         several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
         configuration. So is another number of `threads`; null, which leaves it to the work and the cores, stays out.
+        `teacher_cache` is a way to the same weights.
         """
         content = self.model_dump(mode="json", include=set(sections))
         for place in ("root", "unlabelled"):
@@ -762,6 +777,8 @@ class Params(Section):
                 del training["devices"]
             if training.get("threads", 1) is None:
                 del training["threads"]
+            for name in CHANGES_NOTHING:
+                training.pop(name, None)
         if "distill" in content:
             distill = content["distill"]
             for options, chosen in (("options", self.distill.method), ("scheme_options", self.distill.scheme)):

@@ -6,7 +6,7 @@ torchvision's kernels are in `operations.py`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -67,6 +67,18 @@ class Augmentation:
         """Whether images of a batch are mixed with each other, and so are their labels."""
         return self.mixup > 0 or self.cutmix > 0
 
+    @property
+    def views(self) -> int | None:
+        """How many images an image can become; None where there is no end to them (see `number_of_view`).
+
+        >>> Augmentation(crop_padding=4, flip=True).views
+        162
+        """
+        finite = Augmentation(self.crop_padding, flip=self.flip)
+        if self != replace(finite, rand_operations=self.rand_operations, rand_magnitude=self.rand_magnitude):
+            return None
+        return (2 * self.crop_padding + 1) ** 2 * (2 if self.flip else 1)
+
 
 class Rectangle(NamedTuple):
     """Rows top to bottom, columns left to right, without the last."""
@@ -109,6 +121,12 @@ def crop_and_flip(images: Tensor, shifts: Tensor, flips: Tensor, padding: int) -
     return padded[
         sample[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
     ]
+
+
+def number_of_view(shifts: Tensor, flips: Tensor, augmentation: Augmentation) -> Tensor:
+    """[B] int64 below `augmentation.views`; shifts and flips as in `crop_and_flip`."""
+    number = shifts[:, 0] * (2 * augmentation.crop_padding + 1) + shifts[:, 1]
+    return 2 * number + flips if augmentation.flip else number
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int, fill: Tensor) -> Tensor:

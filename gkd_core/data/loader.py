@@ -18,6 +18,7 @@ from gkd_core.data.augment import (
     draw_cut,
     draw_erased,
     mix,
+    number_of_view,
 )
 from gkd_core.data.balance import balanced_order
 from gkd_core.data.interleave import Interleaved, Joined, unlabelled_per_batch
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
         topology: [B, F] float32, persistence features of the unaugmented images by their indices (of the first of each
             pair); None where the data has none.
         shards: which rows of the whole batch these are, where several processes share it.
+        views: [B] int64, which of its image's views each is; None where there is no end to them (`Augmentation.views`).
     """
 
     images: Tensor
@@ -50,6 +52,7 @@ class Batch(NamedTuple):
     targets: Tensor | None
     topology: Tensor | None = None
     shards: Shards = ALONE
+    views: Tensor | None = None
 
 
 class _Draws(NamedTuple):
@@ -128,6 +131,7 @@ class Loader:
         self.device = torch.device(device)
         self.seed = seed
         self.augmentation = augmentation or Augmentation()
+        self._finite = self.augmentation.views is not None
         self.shuffle = shuffle
         self.balanced = balanced
         self.num_classes = num_classes
@@ -178,6 +182,22 @@ class Loader:
         """Batches an epoch."""
         return len(self._bounds)
 
+    @property
+    def images(self) -> int:
+        """How many there are, with those without a label; a batch's `indices` are below it."""
+        return len(self._labels)
+
+    @property
+    def batch_rows(self) -> tuple[int, int]:
+        """How many rows of a batch this process has: of the first one, and the most of all."""
+        rows = [shards.sizes[shards.rank] for shards in self._shards]
+        return rows[0], max(rows)
+
+    def first_images(self, count: int) -> Tensor:
+        """So many images of the split as they are, [count, C, H, W] float32 on the device, laid out as a batch is."""
+        pixels = torch.from_numpy(self._source[np.arange(count)]).to(self.device)
+        return self._augment(pixels.permute(0, 3, 1, 2), _Draws(*[None] * len(_Draws._fields)))
+
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n, counted from 0."""
         host = np.random.default_rng([self.seed, n])
@@ -213,7 +233,8 @@ class Loader:
             chosen = chosen[shards.mine]
             if len(chosen):
                 topology = None if self._topology is None else self._topology[chosen]
-                yield Batch(images, self._labels[chosen], chosen, targets, topology, shards)
+                views = self._views(chosen, draws.of(shards.mine))
+                yield Batch(images, self._labels[chosen], chosen, targets, topology, shards, views)
 
     def _order(self, host: np.random.Generator) -> NDArray[np.int64]:
         """Which rows of the split an epoch shows, one after the other."""
@@ -292,6 +313,14 @@ class Loader:
         if augmentation.erasing:
             erased = draw_erased(later, batch, augmentation.erasing, size)
         return _Draws(shifts, coins, centres, partners, operations, erased)
+
+    def _views(self, chosen: Tensor, draws: _Draws) -> Tensor | None:
+        """Which views were drawn, [B]; None where there is no end to them."""
+        if not self._finite:
+            return None
+        if draws.shifts is None or draws.coins is None:
+            return torch.zeros_like(chosen)
+        return number_of_view(draws.shifts, draws.coins, self.augmentation)
 
     def _draw_cut(self, size: tuple[int, int], later: np.random.Generator) -> Rectangle | None:
         """What cutmix exchanges in a batch; None leaves it to mixup."""

@@ -97,6 +97,8 @@ class Result:
         steps: [steps, 2] float64: learning rate and β at every step.
         seconds: wall time of this run (an interrupted run's earlier part left out).
         images_per_second: training throughput of this run.
+        teacher_cache_hits: part of the teacher's answers that were read from `train.teacher_cache` in this run; None
+            without one.
     """
 
     network: Network
@@ -106,6 +108,7 @@ class Result:
     steps: Tensor
     seconds: float
     images_per_second: float
+    teacher_cache_hits: float | None = None
 
     def __repr__(self) -> str:
         facts = self.facts
@@ -128,6 +131,8 @@ class Result:
         device = self.network.mean.device
         how = {"images_per_second": round(self.images_per_second, 1)}
         how |= {name: self.facts[name] for name in ("threads",) if name in self.facts}
+        if self.teacher_cache_hits is not None:
+            how["teacher_cache_hits"] = round(self.teacher_cache_hits, 4)
         write_json(folder / "run.json", run_facts(seconds=self.seconds, device=device) | how)
 
 

@@ -27,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gkd_core import schemes
 from gkd_core.config import (
+    CHANGES_NOTHING,
     DistillConfig,
     TrainingConfig,
     parse_section,
@@ -38,13 +39,14 @@ from gkd_core.config import (
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.balance import class_counts, class_weights, log_priors
-from gkd_core.data.loader import Loader
+from gkd_core.data.loader import Batch, Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.shards import Shards
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
 from gkd_core.methods import METHODS, RENAMED, hyperparameters
+from gkd_core.models.classifier import Output
 from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import Network, expect_network
 from gkd_core.models.topological import images_only
@@ -52,6 +54,7 @@ from gkd_core.models.wrap import WrappedClassifier
 from gkd_core.schedules import Observer, create_schedule
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training import distributed
+from gkd_core.training.cached_teacher import CachedTeacher, with_cache
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from gkd_core.training.device import use_bf16
 from gkd_core.training.learner import Learner
@@ -59,8 +62,9 @@ from gkd_core.training.learning_rate import learning_rate_factor, thawing_factor
 from gkd_core.training.optimizer import backbone_parameters, create_optimizer
 from gkd_core.training.progress import TrainingProgress
 from gkd_core.training.result import History, Result
+from gkd_core.training.teacher import Teacher
 from gkd_core.training.threads import computing_with, cores_of, threads_for, torch_limit
-from gkd_core.training.workspace import step_folder, workspace
+from gkd_core.training.workspace import TEACHER_CACHE, step_folder, workspace
 
 # Reading a number from an accelerator makes it wait; on the CPU it costs nothing.
 STEPS_BETWEEN_READS = {"cpu": 1}
@@ -208,6 +212,8 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
             raise GkdError(f"work {work} cannot be a folder, for {place} is a file: name a folder")
     if out is not None:
         refuse_to_replace(Path(out), kind=kind, option="out")  # before hours of training
+    if training.config.teacher_cache and training.teachers and work is None:
+        raise GkdError("teacher_cache is true, but there is no folder for it: give work=FOLDER")
     training = replace(
         training,
         facts=training.facts
@@ -215,8 +221,11 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
             "data_sha256": data.info.sha256,
             "initial_weights": weights_digest(network),
             "teacher_digest": json_digest([weights_digest(teacher) for teacher in training.teachers]),
-            "config_digest": json_digest({"train": training.config.model_dump(), "distill": asdict(training.spec)}),
+            "config_digest": json_digest(
+                {"train": training.config.model_dump(exclude={*CHANGES_NOTHING}), "distill": asdict(training.spec)}
+            ),
         },
+        cache=None if work is None else Path(work) / TEACHER_CACHE,
     )
     space = None if work is None else workspace(Path(work), training.facts)
     training = replace(training, space=space)
@@ -281,6 +290,7 @@ class Training:
         title: what to call it in progress and errors.
         section: where the user wrote `config`, for errors.
         space: workspace of the step that this training is one of; None: the training's own.
+        cache: folder for what the teacher answers, where `config` asks for that; other trainings may have it too.
     """
 
     network: Network
@@ -292,6 +302,7 @@ class Training:
     title: str = "network"
     section: str = "train"
     space: Path | None = None
+    cache: Path | None = None
 
     def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
         """Train as the scheme wants it: once, or in generations.
@@ -407,7 +418,7 @@ class Trainer:
             "seed": config.seed,
             "recipe": recipe,
             "recipe_reason": reason,
-            "training": config.model_dump(mode="json"),
+            "training": config.model_dump(mode="json", exclude={*CHANGES_NOTHING}),
             **({} if unlabelled is None else {"unlabelled_images": len(unlabelled)}),
             **training.facts,
             **how,
@@ -415,6 +426,8 @@ class Trainer:
         self.checkpoint = None if work is None else work / CHECKPOINT
         self.fingerprint = json_digest(training.facts | how | {"training": self.facts["training"]})
         self.state = _State()
+        self.cached: CachedTeacher | None = None
+        self.data, self._cache = data, training.cache
 
     def _threads(self, training: Training, work: Path | None) -> dict[str, int]:
         """Choose the number of threads; {"threads"} where it changes results, which a GPU's do not."""
@@ -491,6 +504,8 @@ class Trainer:
         shown = distributed.rank() == 0
         with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=shown) as progress, self._thawed():
             progress.epoch(self.recipe)
+            if config.teacher_cache and self.teacher is not None and state.epoch < epochs:
+                progress.epoch(self.open_cache(self.teacher))
             for epoch in range(state.epoch, epochs):
                 if frozen and epoch >= config.freeze_epochs:
                     frozen = self._freeze(False)
@@ -511,8 +526,7 @@ class Trainer:
                     state.steps.append((float(self.optimizer.param_groups[0]["lr"]), beta))
 
                     labels = batch.labels if batch.targets is None else batch.targets
-                    teacher_output = self.teacher(batch.images, batch.indices, labels) if self.teacher else None
-                    terms, logits = learner(batch, labels, teacher_output, t)
+                    terms, logits = learner(batch, labels, self._teacher_output(batch, labels), t)
                     total = _total(terms, beta)
                     self.optimizer.zero_grad(set_to_none=True)
                     # Gradients are averaged over processes; the weight makes every sample count alike.
@@ -529,8 +543,36 @@ class Trainer:
                 distributed.share_buffers(self.learner, self.average)
                 row = self._end_of_epoch(epoch, meter.means())
                 progress.epoch(_epoch_line(row, epochs))
+            if self.cached is not None:
+                progress.epoch(self.cached.summary)
             throughput = progress.images_per_second
         return self._result(time.monotonic() - start, throughput)
+
+    def open_cache(self, teacher: Teacher) -> str:
+        """Have the teacher's answers kept where that can be; one sentence about it. As many threads as in the training
+        must be at work, for they change bits.
+        """
+        info, labels = self.data.info, self.data.train.labels
+        known = {
+            "data": info.sha256,
+            "labels": hashlib.sha256(labels.tobytes()).hexdigest(),  # which part of the data it is
+            "teacher": [(asdict(network.spec), weights_digest(network)) for network in teacher.networks],
+        }
+        self.cached, line = with_cache(
+            teacher,
+            self.loader,
+            reads=METHODS[str(self.facts["method"])].reads,
+            folder=self._cache,
+            facts={name: json_digest(content) for name, content in known.items()},
+            limit_gb=self.config.teacher_cache_gb,
+        )
+        return line
+
+    def _teacher_output(self, batch: Batch, labels: Tensor) -> Output | None:
+        """What the teacher says of the images as they are in the batch; None without one."""
+        if self.cached is not None:
+            return self.cached(batch)
+        return self.teacher(batch.images, batch.indices, labels) if self.teacher else None
 
     def _freeze(self, frozen: bool) -> bool:
         """Whether everything below the heads is left as it is: no gradient reaches it, so no optimiser moves it."""
@@ -614,6 +656,7 @@ class Trainer:
             steps=torch.tensor(state.steps, dtype=torch.float64),
             seconds=seconds,
             images_per_second=images_per_second,
+            teacher_cache_hits=None if self.cached is None else self.cached.hits,
         )
 
     def _last_checkpoint(self, epochs: int) -> str:

@@ -10,6 +10,9 @@ from typing import Any
 from gkd_core.files import json_digest, whole_folder
 from gkd_core.training import distributed
 
+TEACHER_CACHE = "teacher-cache"
+"""The folder in `work` that all trainings share, for what their teachers answer (see `cached_teacher`)."""
+
 
 def workspace(work: Path, inputs: dict[str, Any]) -> Path:
     """The folder in `work` for a training with these inputs: another configuration never meets what this one left."""

@@ -96,8 +96,10 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
     try:
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
-            work = Path(os.environ.get("GKD_WORK") or scratch / "work")
-            yield Task(step, settings, params_of_sections(json.loads(settings)), work, scratch)
+            volume, params = os.environ.get("GKD_WORK"), params_of_sections(json.loads(settings))
+            if not volume:
+                params = _without_teacher_cache(params)
+            yield Task(step, settings, params, Path(volume or scratch / "work"), scratch)
     except GkdError as error:
         _fail(step, str(error), error.exit_code, record)
     except OSError as error:
@@ -110,6 +112,13 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         record(state="done")
     finally:
         print(f"{END} {step}", file=sys.stderr, flush=True)
+
+
+def _without_teacher_cache(params: Params) -> Params:
+    """What no other task will read would only fill the node's own disk."""
+    off = {"teacher_cache": False}
+    teacher = params.teacher.model_copy(update={"train": params.teacher.train.model_copy(update=off)})
+    return params.model_copy(update={"train": params.train.model_copy(update=off), "teacher": teacher})
 
 
 def _record(step: str) -> Any:

@@ -21,7 +21,7 @@ from tests import forked
 BUDGET = {
     "teacher": {"name": "resnet8", "train": {"epochs": 1, "device": "cpu"}},
     "student": {"name": "resnet8"},
-    "train": {"epochs": 2, "device": "cpu"},
+    "train": {"epochs": 2, "device": "cpu", "teacher_cache": True},
 }
 PARAMS = parse_params(BUDGET)
 
@@ -59,6 +59,15 @@ class TestARun:
         root, _, _, trained = compared
         assert [name.rsplit("-", 1)[0] for name in trained] == ["kd-seed0", "gompertz-seed0"]
         assert len(list((root / "work" / "compare").glob("*/result.json"))) == 6
+
+    def test_seeds_share_what_the_teacher_answered(self, compared):
+        root, _, _, _ = compared
+        runs = (root / "work" / "compare").glob("*/student/run.json")
+        facts = {path.parent.parent.name.rsplit("-", 1)[0]: json.loads(path.read_text()) for path in runs}
+        hits = {name: fact["teacher_cache_hits"] for name, fact in facts.items() if "teacher_cache_hits" in fact}
+        assert hits.keys() == {"kd-seed0", "kd-seed1"}  # nobody teaches ce, and gompertz reads feature maps
+        assert hits["kd-seed0"] < 0.1 < hits["kd-seed1"]  # two epochs of nine views are two ninths of them
+        assert len(list((root / "work" / "teacher-cache").glob("*.answers"))) == 1
 
     def test_every_number_follows_from_the_runs(self, compared):
         root, _, found, _ = compared

@@ -114,6 +114,19 @@ def test_the_prepare_task_tells_the_digest_of_its_data(tmp_path):
     assert not [key for key in data.metadata if key.startswith("dvc_")]
 
 
+@pytest.mark.parametrize("volume", [True, False])
+def test_a_task_keeps_the_teacher_s_answers_in_the_volume_or_not_at_all(tmp_path, monkeypatch, volume):
+    if volume:
+        monkeypatch.setenv("GKD_WORK", str(tmp_path))
+    else:
+        monkeypatch.delenv("GKD_WORK", raising=False)
+    settings = {"train": {"teacher_cache": True}, "teacher": {"train": {"teacher_cache": True}}}
+    with task.running("distill", json.dumps(settings)) as given:
+        assert given.params.train.teacher_cache is volume
+        assert given.params.teacher.train.teacher_cache is volume
+        assert (given.work == tmp_path) is volume
+
+
 @pytest.mark.parametrize("in_a_pod", [True, False])
 @pytest.mark.parametrize("error", [GkdError("the teacher has 100 classes"), OSError(28, "No space left", "/volume/a")])
 def test_a_failed_task_leaves_its_sentence_where_kubernetes_shows_it(tmp_path, monkeypatch, capsys, in_a_pod, error):

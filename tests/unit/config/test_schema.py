@@ -109,6 +109,7 @@ UNREAD = [
         ["distill.options.gompertz.projections is 8", "sinkhorn", "sliced"],
     ),
     ({"teacher": {"assistant_distill": {"method": "gompertz"}}}, ["teacher: ", "assistant_distill", "assistants"]),
+    ({"train": {"teacher_cache_gb": 5.0}}, ["train: ", "teacher_cache_gb", "teacher_cache is false"]),
     ({"references": {"kd": False, "kd_weight": 0.5}}, ["references: ", "kd_weight is 0.5", "kd is false"]),
 ]
 
@@ -168,6 +169,7 @@ def test_the_digest_follows_content_not_notation_nor_place():
     written_out = {"recipe": "auto", "momentum": 0.9, "epochs": None}  # the defaults
     assert parse_params({"train": written_out}).digest("data", "train") == plain
     assert parse_params({"train": {"epochs": 21}}).digest("data", "train") != plain
+    assert parse_params({"train": {"teacher_cache": True, "teacher_cache_gb": 5.0}}).digest("data", "train") == plain
     assert parse_params({"gate": {"max_parity": 1.0}}).digest("data", "train") == plain
 
 
