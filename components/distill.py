@@ -90,8 +90,8 @@ def _train(
     where = "--teacher FOLDER" if teacher is None else f"the teacher folder {teacher}"
     schemes.get(spec.scheme).check_teachers(spec, teachers, student, where)
     role, space = facts["role"], workspace(work / facts["role"], facts)
-    places = {"space": space, "cache": work / TEACHER_CACHE}
-    training = Training(student, prepared, params.train, spec, tuple(teachers), facts, title=role, **places)
+    cache, networks = work / TEACHER_CACHE, tuple(teachers)
+    training = Training(student, prepared, params.train, spec, networks, facts, title=role, space=space, cache=cache)
     with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
         result = training.in_scheme(create_student, space)
         result.save(folder)
