@@ -1,4 +1,4 @@
-"""A folder with all that is needed to serve a student: Triton repository, KServe manifest, README, model card.
+"""A folder with all that is needed to serve a student: Triton repository, manifests for clusters, README, model card.
 
 The same inputs give the same bytes: nothing in it depends on the clock or the machine.
 """
@@ -43,6 +43,8 @@ from gkd_core.report.findings import ROLES, percent_level, verdicts
 FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
 QUEUE_DELAY_US = 1000  # and waits this long for them
+DRAIN_SECONDS = 5  # a pod that is told to stop is sent requests for so long, until every proxy of the cluster knows
+KUBERNETES = ("kustomization", "deployment", "service", "autoscaler", "disruption-budget", "service-monitor")
 WORST = 3
 LONGEST_NAME = 63  # a DNS label
 LONGEST_SERVICE = LONGEST_NAME - len("-predictor")  # which KServe appends, and makes a host name of
@@ -95,7 +97,7 @@ def write_bundle(
         name: of the model on the servers, a DNS label; None takes the registered model's, else `gkd-student`.
         storage_uri: where triton/'s content will lie for KServe; or
         registry_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`, which gkd's own server takes from MLflow. With
-            neither and no registration there is no KServe file.
+            neither and no registration there is no KServe file, and without the registry no `kubernetes/` either.
         service_account: the Kubernetes service account that KServe's pods run as, whose secrets open the storage.
         precision: of the file that the servers take.
         image: container image of gkd's server.
@@ -162,6 +164,7 @@ def write_bundle(
         "secrets": SECRETS,
         "max_batch_size": MAX_BATCH_SIZE,
         "queue_delay_us": QUEUE_DELAY_US,
+        "drain_seconds": DRAIN_SECONDS,
         "header": _header(name, training, metrics, precision),
     }
     with whole_folder(out, inputs, kind="bundle") as folder:
@@ -180,6 +183,10 @@ def write_bundle(
         if storage_uri or registry_uri:
             (folder / "kserve").mkdir()
             _render("inference-service.yaml.j2", folder / "kserve" / "inference-service.yaml", facts)
+        if registry_uri:
+            (folder / "kubernetes").mkdir()
+            for file in KUBERNETES:
+                _render(f"{file}.yaml.j2", folder / "kubernetes" / f"{file}.yaml", facts)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         bundle = {
             "format": FORMAT,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from google.protobuf import text_format
+from kubernetes import client
 from PIL import Image
 
 from components import verify
@@ -27,7 +28,6 @@ from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, write_json
 from gkd_core.serving.limits import Limits
-from gkd_core.serving.server import Settings
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
 NASTY = ['"quoted"', "new\nline: # no", "猫|`<b>`", "{{ x }} %{y} \\ 'z'", "5", "6", "7", "8", "9", "null"]
@@ -160,7 +160,7 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
     (container,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
     assert (container["name"], container["image"]) == ("kserve-container", "gkd:0.1.0")
     # It answers under the bundle's name, not under the registered one.
-    assert container["args"] == ["models:/My Model_1/7", "--name", "my-model-1"]
+    assert container["args"] == ["models:/My Model_1/7", "--name", "my-model-1", "--drain-seconds", "5"]
     # Addresses and passwords come from the cluster's secrets.
     assert all(set(variable) == {"name", "valueFrom"} for variable in container["env"])
     secrets = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
@@ -178,9 +178,69 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
 def test_kubernetes_waits_as_long_as_the_server_drains(folders: dict[str, Path], tmp_path: Path) -> None:
     make(folders, tmp_path / "out", registry_uri="models:/digits@champion")
     predictor = kserve(tmp_path / "out")["spec"]["predictor"]
+    deployment = yaml.safe_load((tmp_path / "out/kubernetes/deployment.yaml").read_text())["spec"]["template"]["spec"]
     answers = Limits().timeout + 1  # as gkd_core/serving/server.py has it
-    assert predictor["terminationGracePeriodSeconds"] > Settings.drain_seconds + answers
-    assert predictor["containers"][0]["livenessProbe"]["timeoutSeconds"] == 5
+    for pod in (predictor, deployment):
+        (container,) = pod["containers"]
+        assert container["args"][-2:] == ["--drain-seconds", "5"], "until no proxy sends requests there"
+        assert pod["terminationGracePeriodSeconds"] > 5 + answers
+        assert container["livenessProbe"]["timeoutSeconds"] == 5
+
+
+def strictly(value: Any, kind: str, where: str) -> None:
+    """Fail where Kubernetes' types, as its client has them, know no such field or want one that is not there."""
+    if nested := re.fullmatch(r"(?:list\[|dict\(str, )(.+)[\])]", kind):
+        assert isinstance(value, list if kind.startswith("list") else dict), where
+        for place, one in value.items() if isinstance(value, dict) else enumerate(value):
+            strictly(one, nested[1], f"{where}.{place}")
+    elif kind.startswith("V"):
+        model = getattr(client, kind)
+        fields = {model.attribute_map[name]: given for name, given in model.openapi_types.items()}
+        for key, one in value.items():
+            assert key in fields, f"{where}.{key} is no field of {kind}"
+            strictly(one, fields[key], f"{where}.{key}")
+        model(**{python: value.get(key) for python, key in model.attribute_map.items()})  # wants what is required
+    elif kind in ("str", "int", "bool"):
+        assert type(value).__name__ == kind, where
+
+
+def test_a_cluster_without_kserve_has_manifests_of_its_own(folders: dict[str, Path], tmp_path: Path) -> None:
+    make(folders, tmp_path / "out", registry_uri="models:/digits@champion", name="digits", service_account="reader")
+    place = tmp_path / "out/kubernetes"
+    found = {path.stem: yaml.safe_load(path.read_text()) for path in place.iterdir()}
+    kinds = {
+        "deployment": "V1Deployment",
+        "service": "V1Service",
+        "autoscaler": "V2HorizontalPodAutoscaler",
+        "disruption-budget": "V1PodDisruptionBudget",
+    }
+    for name, kind in kinds.items():
+        strictly(found[name], kind, name)
+        assert found[name]["metadata"]["name"] == "digits"
+    assert found["kustomization"]["resources"] == [f"{name}.yaml" for name in kinds]
+    spec = found["deployment"]["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    selectors = [
+        spec["selector"],
+        found["disruption-budget"]["spec"]["selector"],
+        found["service-monitor"]["spec"]["selector"],
+    ]
+    assert all(selector == {"matchLabels": labels} for selector in selectors)
+    assert found["service"]["spec"]["selector"] == labels
+    assert found["autoscaler"]["spec"]["scaleTargetRef"]["name"] == "digits"
+    assert found["service-monitor"]["spec"]["endpoints"][0]["port"] == found["service"]["spec"]["ports"][0]["name"]
+    # What Pod Security's `restricted` wants.
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    # The same server as KServe's.
+    (other,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
+    for key in ("image", "args", "env", "ports", "readinessProbe", "livenessProbe", "resources"):
+        assert container[key] == other[key]
+    assert pod["serviceAccountName"] == "reader"
+    assert "kubectl apply -k kubernetes" in (tmp_path / "out/README.md").read_text()
 
 
 def test_the_readmes_program_runs_and_names_a_class(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
