@@ -200,6 +200,20 @@ def parse_address(address: str) -> tuple[str, str]:
     return match[1], match[2] or match[3]
 
 
+def try_out(settings: TrackingConfig) -> None:
+    """See, before hours of training, that a tracking server will take what `gkd register` brings.
+
+    It has to answer, to accept the credentials, and to let the experiment and the registered model be written; both are
+    made where they are not there. A database is not asked.
+
+    Raises:
+        GkdError: as `connect`, or it does not let us write.
+    """
+    if urlsplit(resolve_uri(settings.uri)).scheme in ("http", "https"):
+        with connect(settings, again="gkd pipeline") as store:
+            store.try_out()
+
+
 @contextlib.contextmanager
 def registered(address: str, settings: TrackingConfig, *, again: str) -> Iterator[tuple["Store", Version]]:
     """The store and the version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
@@ -334,6 +348,13 @@ class Store:
             self._client.create_experiment(self._experiment_name, artifact_location=artifacts)
         return self._client.get_experiment_by_name(self._experiment_name)
 
+    def try_out(self) -> None:
+        """Tag the experiment and the registered model, which wants the rights that a run and a version want."""
+        experiment, _ = self._place()
+        self._client.set_experiment_tag(experiment, "gkd", "true")
+        self._make_registered()
+        self._client.set_registered_model_tag(self.name, "gkd", "true")
+
     def find_version(self, manifest_digest: str) -> Version | None:
         """The version made of a manifest, or None."""
         found = self._search_versions(_tagged("gkd.manifest", manifest_digest))
@@ -352,9 +373,7 @@ class Store:
         """
         with _global_address(self.uri):
             model_id = self._log_model(run_id, model, manifest, tags["gkd.manifest"])
-            if self._registered() is None:
-                with _made_by_another():
-                    self._client.create_registered_model(self.name)
+            self._make_registered()
             if (meanwhile := self.find_version(tags["gkd.manifest"])) is not None:
                 return meanwhile
             made = self._client.create_model_version(
@@ -444,6 +463,11 @@ class Store:
         with _global_address(self.uri):
             found = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
         return next(iter(sorted(Path(found).rglob("*.onnx"))), None)
+
+    def _make_registered(self) -> None:
+        if self._registered() is None:
+            with _made_by_another():
+                self._client.create_registered_model(self.name)
 
     def _registered(self) -> Any:
         return _or_none(self._client.get_registered_model, self.name)

@@ -312,6 +312,20 @@ def test_answers_of_the_wrong_kind(status, body, sentence):
         pass
 
 
+def test_a_server_is_asked_before_anything_is_trained(store_uri):
+    """By the first task of the pipeline: what register would be refused, it is refused."""
+    refusal = b'{"error_code": "PERMISSION_DENIED", "message": "not you"}'
+    with Answering(refusal, 403) as server, pytest.raises(GkdError, match=r"refuses us .*not you"):
+        mlflow_store.try_out(settings(server.address))
+    mlflow_store.try_out(settings("sqlite:///nowhere.db"))  # a database is of this machine
+    with connected(store_uri) as store:
+        for _ in range(2):
+            store.try_out()
+    client = MlflowClient(store_uri)
+    assert client.get_experiment_by_name("gkd") is not None
+    assert client.get_registered_model("gkd-student").latest_versions == []
+
+
 # A real server.
 
 
