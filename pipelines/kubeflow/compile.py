@@ -157,4 +157,5 @@ def _limits(profile: Profile | None) -> tuple[list[str], int | None]:
     if profile is None:
         return [], None
     accelerated = profile.training.accelerator or profile.nodes
-    return [volume.mount for volume in profile.volumes], profile.all_devices if accelerated else None
+    mounts = [volume.mount for volume in [profile.work, *profile.volumes] if volume]
+    return mounts, profile.all_devices if accelerated else None

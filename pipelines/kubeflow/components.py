@@ -30,7 +30,7 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
         ("register", str),
     ],
 ):
-    """Check the parameters as a whole and give every step the sections it reads, and no more.
+    """Check the parameters as a whole, ask the MLflow server, and give every step the sections it reads, and no more.
 
     Args:
         params: Content of params.yaml.
@@ -51,12 +51,14 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
     import json
 
     from components.graph import divide
+    from components.mlflow_store import try_out
     from pipelines.kubeflow.checks import refuse_unknown, resolve
     from pipelines.kubeflow.task import running
 
     with running("settings"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_unknown(found)
+        try_out(found.tracking)
         return tuple(json.dumps(sections) for sections in divide(found).values())
 
 
@@ -283,11 +285,12 @@ def register(
 
 
 @component
-def ended(status: dsl.PipelineTaskFinalStatus, ending: Output[Artifact]):
-    """Say how the pipeline ended, whatever happened.
+def ended(status: dsl.PipelineTaskFinalStatus, ending: Output[Artifact], train_jobs: bool = False):
+    """Say how the pipeline ended, whatever happened, and remove what it left at work.
 
     Args:
         status: Of everything before.
+        train_jobs: Trainings ran as TrainJobs: those of a run that was stopped or failed still hold their nodes.
 
     Returns:
         ending: The state, and what went wrong, as JSON.
@@ -302,6 +305,10 @@ def ended(status: dsl.PipelineTaskFinalStatus, ending: Output[Artifact]):
         print(f"the pipeline ended: {status.state}{': ' if reason else ''}{reason}", flush=True)
         ending.metadata.update({"state": status.state, "error": reason})
         write_json(Path(ending.path), {"state": status.state, "error": reason})
+        if train_jobs and status.state != "SUCCEEDED":
+            from pipelines.kubeflow.train_job import remove_jobs
+
+            remove_jobs()
 
 
 @component
@@ -388,7 +395,7 @@ def run_trial(trial: str, data: Input[Dataset], teachers: Input[Model], result: 
     """Train a student by one contender's settings with one seed, and measure it on the test images.
 
     Args:
-        trial: As JSON, the teacher's place, the contender's name, and the sections of its parameters.
+        trial: As JSON, its name, the teacher's place, the contender's name, and the sections of its parameters.
         data: The prepared images.
         teachers: Side by side.
 
@@ -404,7 +411,7 @@ def run_trial(trial: str, data: Input[Dataset], teachers: Input[Model], result: 
     from pipelines.kubeflow.task import running
 
     it = json.loads(trial)
-    with running("run-trial", json.dumps(it["sections"])) as task:
+    with running("run-trial", json.dumps(it["sections"]), label=it["label"]) as task:
         folders = Path(data.path), Path(teachers.path) / str(it["teacher"]), task.work
         row = compare.run_trial(*folders, Contender(it["name"], task.params), task.params.train.seed)
         for name in ("top1", "balanced_accuracy", "macro_f1"):

@@ -54,11 +54,12 @@ def distillation(
             dvc_rev: Tag, branch or commit of it; empty for the newest.
             mlflow: Address of the MLflow server, without password; replaces tracking.uri unless empty.
         """
-        ended = configure(components.ended(), "ended", profile)
+        ended = configure(components.ended(train_jobs=bool(nodes)), "ended", profile)
         ended.set_caching_options(False)
         with dsl.ExitHandler(ended, name="steps"):
             settings = components.settings(params=params, overrides=overrides, data_source=data_source, mlflow=mlflow)
             configure(settings, "settings", profile)
+            settings.set_caching_options(False)  # it asks the MLflow server, which the cache would not
             made: dict[str, Any] = {}  # artifacts by the name of the folder
             for step in STEPS:
                 given = {"settings": settings.outputs[step.name]} | {name: made[name] for name in step.inputs}

@@ -64,8 +64,9 @@ def lay_out(
             for contender in lined:
                 trained = contender.seeded(seed)
                 sections = divide(trained)["distill"] | {"evaluate": trained.evaluate.model_dump(mode="json")}
+                label = f"{contender.name}, {one.teacher.source or name} → {trained.student.name}, seed {seed}"
                 trial = {"teacher": list(teachers).index(name), "name": contender.name, "sections": sections}
-                trials.append(json.dumps(trial))
+                trials.append(json.dumps(trial | {"label": label}))
     return Layout(json.dumps(divide(params)["prepare"]), list(teachers.values()), trials, reference)
 
 

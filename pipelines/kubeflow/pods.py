@@ -48,16 +48,16 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
             backoff_factor=patient.retries.backoff_factor,
             backoff_max_duration=f"{retry_window(patient.retries, deadline)}s",
         )
-    if profile.work and step in TRAINING:
+    if profile.work and step in (*TRAINING, "prepare"):  # the images may lie there too
         kubernetes.mount_pvc(task, pvc_name=profile.work.claim, mount_path=profile.work.mount)
+    if profile.work and step in TRAINING:
         task.set_env_variable("GKD_WORK", profile.work.mount)
     if profile.nodes and step in TRAINING:
         task.set_env_variable("GKD_IMAGE", image())  # the TrainJob's pods run in the image the task runs in
     for volume in profile.volumes:
         kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount)
-    for secret in profile.secrets:
-        if step in secret.steps:
-            kubernetes.use_secret_as_env(task, secret.name, secret.env, optional=secret.optional)
+    for secret in profile.secrets_of(step):
+        kubernetes.use_secret_as_env(task, secret.name, secret.env, optional=secret.optional)
     for name, value in (profile.threads(pod) | profile.env).items():
         task.set_env_variable(name, value)
     kubernetes.set_image_pull_policy(task, profile.image_pull_policy)
@@ -77,6 +77,7 @@ def retry_window(retries: Retries, deadline: int) -> int:
 
     Kubeflow makes Argo's `retryStrategy.backoff.maxDuration` of it, which limits no single pause but all tries
     together, with their waiting for a node (kubeflow/pipelines issue 14245): a try that begins later never does.
+    Whichever tries the cluster repeats (see Retries), one may have used all its time before: each is counted in full.
 
     Args:
         retries: how often, with which pauses.

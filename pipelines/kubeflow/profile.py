@@ -134,7 +134,12 @@ class Toleration(_Part):
 
 
 class Retries(_Part):
-    """Again after a failure: a preempted training goes on from its checkpoint in `work`."""
+    """How often a task is tried again; a preempted training goes on from its checkpoint in `work`.
+
+    What for is the cluster's choice. Kubeflow Pipelines 2.17's own manifests have Argo's `retryPolicy: OnError`: a pod
+    that was deleted is tried again, a container that failed, ran out of memory or out of time is not. Without that
+    default it is the other way round (`OnFailure`). docs/kubernetes.md says how to see which, and how to change it.
+    """
 
     count: Annotated[int, Field(ge=0, le=10)] = 2
     """Further tries; 0 is none."""
@@ -172,7 +177,7 @@ class Pod(_Part):
     """Size of /dev/shm, taken from the pod's memory; null leaves the container's 64 MB."""
     retries: Retries = Retries()
     timeout_seconds: Annotated[int, Field(ge=1)] = 3600
-    """A pod that runs longer is stopped (and tried again)."""
+    """A pod that runs longer is stopped; whether it is tried again is the cluster's choice (see Retries)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Pod":
@@ -205,7 +210,7 @@ class Secret(_Part):
     env: dict[Key, Variable]
     """Variable by key of the secret."""
     steps: list[Task] = ["prepare", "teacher", "register"]
-    """Tasks that need it; no other sees it."""
+    """Tasks that need it; no other sees it, but for `settings`, which has MLflow's where `register` has."""
     optional: bool = False
     """Whether tasks start without it."""
 
@@ -238,7 +243,8 @@ class Profile(_Part):
     nodes: Nodes | None = None
     """null trains in the task's own pod."""
     work: Volume | None = None
-    """For checkpoints. null: a task that is started again trains from the beginning."""
+    """For checkpoints, in the tasks that train; in prepare too, since `data.root` may be in it. null: a task that is
+    started again trains from the beginning."""
     volumes: list[Volume] = []
     """More of them, in every task: images for `data.root`, say."""
     secrets: list[Secret] = []
@@ -269,6 +275,16 @@ class Profile(_Part):
     def pod(self, step: str) -> Pod:
         """What a step's task gets; with `nodes` the training itself runs elsewhere, and its task only waits."""
         return self.training if step in TRAINING and self.nodes is None else self.light
+
+    def secrets_of(self, step: str) -> list[Secret]:
+        """What a step's task is given; `settings` gets MLflow's as `register` does, since it asks the server first."""
+        asks = step == "settings"
+        return [
+            secret
+            for secret in self.secrets
+            if step in secret.steps
+            or (asks and "register" in secret.steps and any(v.startswith("MLFLOW_") for v in secret.env.values()))
+        ]
 
     def sets(self, variable: str) -> bool:
         """Whether an environment variable is given, as it is or from a secret."""

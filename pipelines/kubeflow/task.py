@@ -3,10 +3,11 @@
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gkd_core.files import write_bytes
 from pipelines.kubeflow.checks import refuse_source
 
 BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
+TRIAL = "run-trial"  # a sweep's training of one student
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod
 
 
@@ -77,7 +79,7 @@ def from_dvc(task: Task, repo: str, path: str, rev: str) -> tuple[Task, dict[str
 
 
 @contextlib.contextmanager
-def running(step: str, settings: str = "{}") -> Iterator[Task]:
+def running(step: str, settings: str = "{}", *, label: str = "") -> Iterator[Task]:
     """Surround a step.
 
     A failure the user can fix ends the process with one sentence and the exit code the command line would give; what
@@ -88,11 +90,12 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         step: its name in the pipeline.
         settings: sections of the parameters as JSON, from the `settings` task. JSON as text, since Kubeflow's own
             numbers are all floats and its local runner knows no null.
+        label: which of the tasks of this name it is, where there are several; it is said with the name.
     """
     sys.argv = ["kubeflow", step]  # what run.json calls the command; Kubeflow's own has all arguments in it, as JSON
     record = _record(step)
     record(state="running", pid=os.getpid())
-    print(f"{BEGIN} {step}", file=sys.stderr, flush=True)
+    print(f"{BEGIN} {step}{': ' * bool(label)}{label}", file=sys.stderr, flush=True)
     try:
         with tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
@@ -104,7 +107,7 @@ def running(step: str, settings: str = "{}") -> Iterator[Task]:
         _fail(step, str(error), error.exit_code, record)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        _fail(step, f"{where}{error.strerror or error}: fix that and run the pipeline again", 2, record)
+        _fail(step, f"{where}{error.strerror or error}: {_way_out(error)} and run the pipeline again", 2, record)
     except BaseException as error:
         record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=2, expected=False)
         raise
@@ -119,6 +122,24 @@ def _without_teacher_cache(params: Params) -> Params:
     off = {"teacher_cache": False}
     teacher = params.teacher.model_copy(update={"train": params.teacher.train.model_copy(update=off)})
     return params.model_copy(update={"train": params.train.model_copy(update=off), "teacher": teacher})
+
+
+def _way_out(error: OSError) -> str:
+    """What to do about it; a fresh volume that belongs to root has a paragraph of its own."""
+    volume = os.environ.get("GKD_WORK")
+    if isinstance(error, PermissionError) and volume and str(error.filename or "").startswith(volume):
+        return "open the volume as docs/kubernetes.md says ('A fresh volume may belong to root')"
+    return "fix that"
+
+
+def own_sentence(lines: Sequence[str]) -> str | None:
+    """The last sentence of ours in what a step printed: why it gave up, as `running` has it.
+
+    >>> own_sentence(["gkd: begins: kd", "epoch 1", "gkd: the teacher has 100 classes", "gkd: ends: kd"])
+    'the teacher has 100 classes'
+    """
+    said = [line.partition("gkd: ")[2] for line in lines if re.match(r"\s*gkd: (?!begins:|ends:)", line)]
+    return said[-1] if said else None
 
 
 def _record(step: str) -> Any:

@@ -11,6 +11,7 @@ no labels; and so is the waiting, because its `wait_for_job_status` ends at the 
 import contextlib
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
 from pipelines.kubeflow.profile import Profile
+from pipelines.kubeflow.task import own_sentence
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "gkd/pipeline"  # whose patch of the runtime it is
 SPEC_DIGEST = "gkd/spec-sha256"
+RUN_LABEL = "pipeline/runid"  # which Kubeflow Pipelines puts on the pods of a run
 NODE = "node"  # what Trainer calls the replicated job and the container that train
 LAST_LINES = 20
 LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py:\d+\] failed \(exitcode")
@@ -62,11 +65,14 @@ class TrainJob:
     command: tuple[str, ...]
 
 
-def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> dict[str, Any]:
+def manifest(
+    job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime", run_id: str | None = None
+) -> dict[str, Any]:
     """The TrainJob as Kubernetes takes it.
 
     Variables stand in `spec.trainer`, since a patch must not set any for the container `node`; volumes, node selection
-    and who runs are a patch of the runtime (`runtimePatches`; Trainer before 2.2 called it podSpecOverrides).
+    and who runs are a patch of the runtime (`runtimePatches`; Trainer before 2.2 called it podSpecOverrides). The label
+    with the run's identifier is how the job is found when the run ends before it.
     """
     profile, pod = job.profile, job.profile.training
     assert profile.nodes is not None
@@ -78,11 +84,10 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
             amounts[pod.accelerator.type] = str(pod.accelerator.count)
     plain = {"GKD_WORK": profile.work.mount} | profile.threads(pod, profile.devices) | profile.env
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(plain.items())]
-    for secret in profile.secrets:
-        if job.step in secret.steps:
-            for key, name in secret.env.items():
-                reference = {"name": secret.name, "key": key, "optional": secret.optional}
-                variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
+    for secret in profile.secrets_of(job.step):
+        for key, name in secret.env.items():
+            reference = {"name": secret.name, "key": key, "optional": secret.optional}
+            variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
 
     volumes: list[dict[str, Any]] = []
     mounts = []
@@ -125,7 +130,7 @@ def manifest(job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime") -> 
         "kind": "TrainJob",
         "metadata": {
             "name": job.name,
-            "labels": {"app.kubernetes.io/managed-by": "gkd"},
+            "labels": {"app.kubernetes.io/managed-by": "gkd"} | ({RUN_LABEL: run_id} if run_id else {}),
             "annotations": {SPEC_DIGEST: json_digest(spec)},
         },
         "spec": spec,
@@ -162,7 +167,7 @@ def launch(
     give_up = time.monotonic() + timeout_seconds
     with _in_words(f"TrainJob {job.name}"):
         client = _client()
-        wanted = manifest(job, runtime_kind=_runtime_kind(client, nodes.runtime))
+        wanted = manifest(job, runtime_kind=_runtime_kind(client, nodes.runtime), run_id=_run_id(client))
         found = _get(client, job.name)
         lost = found is not None and _end(found) == "Complete" and not complete()
         if found is not None and (lost or _end(found) == "Failed" or not _same(found, wanted)):
@@ -170,21 +175,80 @@ def launch(
             _remove(client, job.name)
             _wait_until_gone(client, job.name, min(give_up, time.monotonic() + REMOVAL_SECONDS))
             found = None
-        if found is None:
-            api = client.backend
-            api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
-        say(f"TrainJob {job.name}: {nodes.count} nodes × {job.profile.devices} processes{' (joined)' if found else ''}")
+        joined = found is not None
+        if not joined:
+            _create(client, wanted)
+        say(
+            f"TrainJob {job.name}: {nodes.count} nodes × {job.profile.devices} processes{' (joined)' if joined else ''}"
+        )
         follower = _Follower(client, job.name, say)
-        end = _wait(client, job.name, give_up)
+        try:
+            end = _wait(client, job.name, give_up)
+        except _Deleted:
+            if not joined:
+                raise
+            # It was of another run, which was stopped.
+            say(f"TrainJob {job.name} was deleted while it worked: it is started once more")
+            _create(client, wanted)
+            end = _wait(client, job.name, give_up)
         follower.stop()
         if end == "Complete":
             _remove(client, job.name)
             return
         reason = _reason(client, job.name, end, timeout_seconds)
         lines = _last_lines(client, job.name) or list(follower.last)
+        killed = _out_of_memory(client, job) if end == "Failed" else None
         if end is None:
             _remove(client, job.name)
-    raise JobEnded(_failure(job.name, reason, lines))
+    raise JobEnded(_failure(job.name, reason, lines, killed))
+
+
+class _Deleted(GkdError):
+    """Somebody removed the job that was waited for."""
+
+
+def remove_jobs(say: Callable[[str], None] = _to_stderr) -> None:
+    """Remove the TrainJobs of the run that this pod belongs to which still work: nobody waits for them any more.
+
+    Those that failed stay to be looked at; they hold no GPUs.
+
+    Args:
+        say: told what is removed; stderr unless given.
+    Raises:
+        GkdError: no cluster can be reached, or it does not allow it.
+    """
+    with _in_words("the run's TrainJobs"):
+        client = _client()
+        if (run_id := _run_id(client)) is None:
+            return
+        api = client.backend
+        found = api.custom_api.list_namespaced_custom_object(
+            GROUP, VERSION, api.namespace, PLURAL, label_selector=f"{RUN_LABEL}={run_id}", **TIMES
+        )
+        for job in found["items"]:
+            if _end(job) is None:
+                say(f"TrainJob {job['metadata']['name']} is removed: its run has ended")
+                _remove(client, job["metadata"]["name"])
+
+
+def _run_id(client: "TrainerClient") -> str | None:
+    """The run that this pod belongs to; None outside a pod, and where the pod cannot be read.
+
+    Not an argument of the task, which would be a part of the cache's key.
+    """
+    from kubernetes.client import ApiException
+
+    name = os.environ.get("KFP_POD_NAME") or os.environ.get("HOSTNAME", "")
+    if "KUBERNETES_SERVICE_HOST" not in os.environ or not name:
+        return None
+    try:
+        pod = client.backend.core_api.read_namespaced_pod(name, client.backend.namespace, **TIMES)
+    except ApiException as error:
+        if error.status in (403, 404):
+            return None
+        raise
+    labels: dict[str, str] = pod.metadata.labels or {}
+    return labels.get(RUN_LABEL)
 
 
 @contextlib.contextmanager
@@ -242,6 +306,11 @@ def _runtime_kind(client: "TrainerClient", name: str) -> str:
                 "runtimes, or name another in the profile's nodes.runtime"
             ) from None
         raise
+
+
+def _create(client: "TrainerClient", wanted: dict[str, Any]) -> None:
+    api = client.backend
+    api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
 
 
 def _get(client: "TrainerClient", name: str) -> dict[str, Any] | None:
@@ -319,7 +388,7 @@ def _wait(client: "TrainerClient", name: str, give_up: float) -> str | None:
                 raise
         else:
             if found is None:
-                raise GkdError(f"TrainJob {name} was deleted while it worked: start the task again")
+                raise _Deleted(f"TrainJob {name} was deleted while it worked: start the task again")
             if end := _end(found):
                 return end
         time.sleep(POLL_SECONDS)
@@ -353,7 +422,7 @@ def _last_lines(client: "TrainerClient", name: str) -> list[str]:
         steps = client.get_job(name).steps
         for step in [step.name for step in steps if step.status == "Failed"] or [f"{NODE}-0"]:
             tail = list(deque(client.get_job_logs(name, step=step), maxlen=LAST_LINES * 10))
-            if _own_sentence(tail):
+            if own_sentence(tail):
                 return tail
             lines = lines or tail
     except (ApiException, HTTPError, RuntimeError, TimeoutError):
@@ -361,15 +430,27 @@ def _last_lines(client: "TrainerClient", name: str) -> list[str]:
     return lines
 
 
-def _own_sentence(lines: list[str]) -> str | None:
-    """The last one that a step printed before it gave up; see pipelines/kubeflow/task.py."""
-    said = [line.partition("gkd: ")[2] for line in lines if re.match(r"gkd: (?!begins:|ends:)", line)]
-    return said[-1] if said else None
+def _out_of_memory(client: "TrainerClient", job: TrainJob) -> str | None:
+    """That a node was killed for want of memory, which no log says; None if none was, or nothing can be read."""
+    api, limit = client.backend, job.profile.training.memory_limit
+    with contextlib.suppress(Exception):  # it only helps; the job failed in any case
+        selector = f"jobset.sigs.k8s.io/jobset-name={job.name}"
+        for pod in api.core_api.list_namespaced_pod(api.namespace, label_selector=selector, **TIMES).items:
+            for status in pod.status.container_statuses or []:
+                ended = [state.terminated for state in (status.state, status.last_state) if state is not None]
+                if any(end is not None and end.reason == "OOMKilled" for end in ended):
+                    shown = f", limit {limit}" if limit else ""
+                    return f"a node ran out of memory (exit 137{shown}): raise training.memory_limit in the profile"
+    return None
 
 
-def _failure(name: str, reason: str, lines: list[str]) -> str:
-    """The job's own sentence first, then its last lines, without what torch.distributed.run reports of the end."""
-    own = _own_sentence(lines)
+def _failure(name: str, reason: str, lines: list[str], killed: str | None) -> str:
+    """The job's own sentence first, then its last lines, without what torch.distributed.run reports of the end.
+
+    Args:
+        killed: what no process could say itself; it comes before what the others said of the lost connection.
+    """
+    own = killed or own_sentence(lines)
     head = f"TrainJob {name} {reason}{': ' + own if own else ''}"
     if not lines:
         return f"{head}; it left no log"

@@ -90,6 +90,8 @@ class KubernetesServer(JsonServer):
         ends: what becomes of a job: "Complete", "Failed", None (it goes on), or "processes": its command really runs.
         logs: what each node prints, by its number, unless it really runs.
         jobs: by name, as they are now; created: every manifest taken; deleted: names.
+        out_of_memory: a node that failed was killed by the kernel.
+        run_ids: the run that a pod of a pipeline's task belongs to.
         lingers: deleted jobs do not go away, since a pod of theirs cannot end.
         broken: so many requests from now on are answered with 500.
     """
@@ -101,6 +103,8 @@ class KubernetesServer(JsonServer):
         self.created: list[dict[str, Any]] = []
         self.deleted: list[str] = []
         self.allowed = True  # to create jobs
+        self.out_of_memory = False
+        self.run_ids: dict[str, str] = {}
         self.broken = 0
         self.lingers = False
         self.looks = 0
@@ -149,6 +153,10 @@ class KubernetesServer(JsonServer):
                 return (200, found) if found else (404, f"clustertrainingruntimes {name} not found")
             case "POST", ["trainjobs"]:
                 return self.create(body)
+            case "GET", ["trainjobs"]:
+                label, _, value = parse_qs(parts.query)["labelSelector"][0].partition("=")
+                found = [job for job in self.jobs.values() if job["metadata"]["labels"].get(label) == value]
+                return 200, {"kind": "TrainJobList", "items": found}
             case "GET", ["trainjobs", name]:
                 return (200, self._advanced(name)) if name in self.jobs else (404, f"trainjobs {name} not found")
             case "DELETE", ["trainjobs", name]:
@@ -164,6 +172,11 @@ class KubernetesServer(JsonServer):
             case "GET", ["pods"]:
                 (name,) = re.findall(r"jobset-name=([\w-]+)", parse_qs(parts.query)["labelSelector"][0])
                 return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": self._pods(name)}
+            case "GET", ["pods", pod]:
+                if pod not in self.run_ids:
+                    return 404, f'pods "{pod}" not found'
+                labels = {"pipeline/runid": self.run_ids[pod]}
+                return 200, {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": pod, "labels": labels}}
             case "GET", ["pods", pod, "log"]:
                 return 200, "".join(f"{line}\n" for line in self.logs.get(int(pod.rpartition("-")[2]), []))
             case "GET", ["events"]:
@@ -246,6 +259,11 @@ class KubernetesServer(JsonServer):
         moment = {"lastTransitionTime": "2026-11-21T12:30:00Z"}
         self.jobs[name]["status"] = {"conditions": [condition | moment]}
 
+    def _statuses(self) -> list[dict[str, Any]]:
+        ended = {"exitCode": 137, "reason": "OOMKilled"} if self.out_of_memory else {"exitCode": 2, "reason": "Error"}
+        facts = {"name": "node", "image": "gkd", "imageID": "", "ready": False, "restartCount": 0}
+        return [facts | {"state": {"terminated": ended}}]
+
     def _pods(self, name: str) -> list[dict[str, Any]]:
         if name not in self.jobs:
             return []
@@ -262,7 +280,7 @@ class KubernetesServer(JsonServer):
                 {
                     "metadata": {"name": f"{name}-node-0-{rank}", "namespace": "team", "labels": labels},
                     "spec": {"containers": [{"name": "node", "image": "gkd"}]},
-                    "status": {"phase": phase},
+                    "status": {"phase": phase, "containerStatuses": self._statuses() if phase == "Failed" else []},
                 }
             )
         return pods

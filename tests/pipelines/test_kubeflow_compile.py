@@ -101,7 +101,7 @@ def test_the_profile_is_in_it(gpu, parts_of):
         "backoffMaxDuration": f"{4 * (86400 + 86400) + 60 + 120 + 240}s",
     }  # fmt: skip
     assert all("retryPolicy" in task for task in tasks.values())
-    assert not tasks["register"]["cachingOptions"].get("enableCache")
+    assert not any(tasks[name]["cachingOptions"].get("enableCache") for name in ("settings", "register"))
     assert tasks["teacher"]["cachingOptions"]["enableCache"]
     # Secrets are named, and only given to steps that need them.
     users = {
@@ -110,6 +110,7 @@ def test_the_profile_is_in_it(gpu, parts_of):
         if "secretAsEnv" in pod
     }
     assert users == {
+        "settings": {"gkd-mlflow"},  # it asks the server before anything is trained
         "prepare": {"gkd-object-storage"},
         "teacher": {"gkd-mlflow", "gkd-object-storage"},
         "register": {"gkd-mlflow", "gkd-object-storage"},
@@ -132,8 +133,8 @@ def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path, parts_of):
     for name in TASKS:
         pod = pods[f"exec-{name}"]
         claims = {claim["mountPath"]: claim["constant"] for claim in pod["pvcMount"]}
-        training = name in ("teacher", "baseline", "kd", "distill")
-        assert claims == {"/photos": "photos", "/more": "more"} | ({"/w": "w"} if training else {})
+        works = name in ("prepare", "teacher", "baseline", "kd", "distill")
+        assert claims == {"/photos": "photos", "/more": "more"} | ({"/w": "w"} if works else {})
         assert [secret["secretName"] for secret in pod["imagePullSecret"]] == ["registry", "mirror"]
         assert pod["securityContext"] == {"runAsUser": "4711", "runAsGroup": "815", "runAsNonRoot": True}
         assert pod["imagePullPolicy"] == "Always"
@@ -292,6 +293,8 @@ def test_on_several_nodes_a_training_task_only_waits(compiled, parts_of, tmp_pat
         assert [claim["constant"] for claim in pod["pvcMount"]] == ["gkd-work"]
         given = tasks[step]["inputs"]["parameters"]["profile"]["runtimeValue"]["constant"]
         assert Profile.model_validate_json(given) == load_profile("multi-node")
+    ended = spec["root"]["dag"]["tasks"]["ended"]["inputs"]["parameters"]
+    assert ended["train_jobs"]["runtimeValue"]["constant"] is True, "it removes those of a run that was stopped"
     with pytest.raises(GkdError, match="take gpu or multi-gpu"):
         compile_pipeline(tmp_path / "s.yaml", params=PARAMS, profile="multi-node", which="sweep")
 

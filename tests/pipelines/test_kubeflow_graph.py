@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from components import mlflow_store
 from components.graph import MAKER, SHOWN, STEP, STEPS, divide
 from gkd_core.config import Params, load_params, params_of_sections, parse_params
+from gkd_core.errors import GkdError
+from pipelines.kubeflow import components
 
 ROOT = Path(__file__).parents[2]
 OURS = {"settings"}
@@ -98,3 +101,17 @@ def test_the_exit_handler_hears_how_it_ended(spec):
 
 def test_no_task_depends_on_a_condition(spec):
     assert "condition" not in json.dumps(spec["root"]["dag"]) + json.dumps(spec["components"]["comp-exit-handler-1"])
+
+
+def test_the_first_task_asks_the_tracking_server(monkeypatch, capsys):
+    asked = []
+
+    def refuse(tracking):
+        asked.append(tracking.uri)
+        raise GkdError("the tracking store refuses us")
+
+    monkeypatch.setattr(mlflow_store, "try_out", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        components.settings.python_func({}, [], "", "http://mlflow:5000")
+    assert (stopped.value.code, asked) == (2, ["http://mlflow:5000"])
+    assert "gkd: the tracking store refuses us" in capsys.readouterr().err

@@ -189,4 +189,4 @@ def test_a_small_one_run_here(tmp_path):
     (rows,) = found["pairs"].values()
     assert {row["name"]: len(row["seeds"]) for row in rows} == {"student alone": 1, "kd": 1}
     assert list(found["pairs"]) == ["resnet8 → resnet8"]
-    assert done.stderr.count("run-trial …") == 2
+    assert done.stderr.count("run-trial: ") == 2

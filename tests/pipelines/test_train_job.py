@@ -211,6 +211,14 @@ class TestLife:
             run(job)
         assert str(raised.value).endswith("; its last lines:\n  " + "\n  ".join(lines))
 
+    def test_a_node_that_is_killed_for_want_of_memory_cannot_say_so(self, cluster, job):
+        pod = job.profile.training.model_copy(update={"memory_limit": "8Gi"})
+        job = replace(job, profile=job.profile.model_copy(update={"training": pod}))
+        with cluster("Failed", {0: ["epoch 1"]}) as server:
+            server.out_of_memory = True
+            with pytest.raises(JobEnded, match=r": a node ran out of memory \(exit 137, limit 8Gi\): raise training\."):
+                run(job)
+
     def test_a_retried_task_replaces_a_failed_job(self, cluster, job):
         with cluster("Failed") as server:
             with pytest.raises(JobEnded, match="it left no log"):
@@ -256,6 +264,29 @@ class TestLife:
             with pytest.raises(JobEnded, match=r"is not through after 60 seconds; the cluster says: .* Insufficient"):
                 run(job)
             assert not server.jobs
+
+    def test_what_a_stopped_run_left_at_work_is_removed(self, cluster, job, monkeypatch):
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv("KFP_POD_NAME", "gkd-x7k2p-system-container-impl-1")
+        said = []
+        with cluster(None) as server:
+            train_job.remove_jobs(said.append)
+            server.run_ids["gkd-x7k2p-system-container-impl-1"] = "run-1"
+            with pytest.raises(JobEnded):
+                run(job)
+            assert server.created[0]["metadata"]["labels"]["pipeline/runid"] == "run-1"
+            for name, run_id in (("working", "run-1"), ("failed", "run-1"), ("other", "run-2")):
+                server.create(manifest(replace(job, name=name), run_id=run_id))
+            server.end("failed", "Failed")
+            train_job.remove_jobs(said.append)
+            assert list(server.jobs) == ["failed", "other"]
+        assert said == ["TrainJob working is removed: its run has ended"]
+
+    def test_a_job_of_another_run_that_is_stopped_is_started_once_more(self, cluster, job):
+        with cluster() as server:
+            server.create(manifest(job))
+            run(job, say=lambda line: line.endswith("(joined)") and server.jobs.clear())
+            assert len(server.created) == 2
 
     def test_a_cluster_that_stumbles(self, cluster, job):
         with cluster(None) as server:
