@@ -212,6 +212,7 @@ def submit(
 ) -> None:
     """Run the pipeline on a cluster."""
     from pipelines.kubeflow import runs
+    from pipelines.kubeflow.package import unchecked
 
     for option, value in (("--timeout", timeout), ("--poll", poll)):
         if value is not None and not wait:
@@ -219,7 +220,8 @@ def submit(
     with task.named(run_name or f"{task.called} {datetime.now():%Y-%m-%d %H-%M-%S}", arguments, cached=True) as work:
         cluster = connect(server)
         facts = runs.submit(cluster, work)
-    _say(f"run {facts['run_id']} is submitted: {facts['link']}")
+        _say(f"run {facts['run_id']} is submitted: {facts['link']}")
+        _say(unchecked(work))
     if wait:
         facts = runs.wait(
             cluster, facts["run_id"], timeout_seconds=timeout or TWO_DAYS, poll_seconds=poll or 10, progress=_say
@@ -262,11 +264,14 @@ def schedule(
 def unschedule(
     name: Annotated[str, typer.Argument(help="Name or identifier of the schedule.")],
     server: Access,
+    now: Annotated[
+        bool, typer.Option("--now", help="Stop its run that is at work first, and wait for its end.")
+    ] = False,
 ) -> None:
-    """Remove a schedule; the runs it started stay."""
+    """Remove a schedule; the runs it started stay, one that is at work goes on."""
     from pipelines.kubeflow import schedules
 
-    finish(schedules.unschedule(connect(server), name))
+    finish(schedules.unschedule(connect(server), name, now=now))
 
 
 @app.command()
@@ -279,19 +284,64 @@ def status(
     from rich.table import Table
 
     from pipelines.kubeflow import runs
+    from pipelines.kubeflow.logs import Logs
     from pipelines.summary import console
 
     cluster = connect(server)
-    facts = runs.describe(cluster, runs.find(cluster, run))
-    table = Table(title=f"{facts['name']}: {facts['state'].lower()}", title_justify="left")
+    found = runs.find(cluster, run)
+    facts = runs.describe(cluster, found, Logs(cluster, found.run_id))
+    table = Table(title=f"{facts['name']}: {runs.in_words(facts['state'])}", title_justify="left")
     for heading in ("task", "state", "what it says"):
         table.add_column(heading)
     for task in facts["tasks"]:
-        table.add_row(task["name"], task["state"].lower(), task["error"] or "")
+        table.add_row(task["name"], runs.in_words(task["state"]), task["error"] or "")
     console().print(table, markup=False)
     if sentence := runs.failure(facts) if facts["state"] in runs.FINISHED else None:
         _say(sentence)
     finish(facts)
+
+
+@app.command()
+@grouped
+def logs(
+    run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
+    step: Annotated[
+        str | None, typer.Argument(help="One task, as `status` shows it; all of them unless given.", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print on until the run has ended.")] = False,
+    poll: Annotated[float | None, typer.Option(min=0.05, help="With --follow: seconds between polls; else 5.")] = None,
+    *,
+    server: Access,
+) -> None:
+    """Print what the tasks of a run print, without Kubeflow's own lines."""
+    from pipelines.kubeflow import runs
+
+    if poll is not None and not follow:
+        raise GkdError("--poll is for printing on until the run has ended: add --follow")
+    cluster = connect(server)
+    identifier = runs.find(cluster, run).run_id
+    last = None
+    for part in runs.log_parts(cluster, identifier, step=step, wait=follow, poll_seconds=poll or 5):
+        if (part.task, part.attempt) != last:
+            last = part.task, part.attempt
+            _say(f"{part.task}, try {part.attempt}:" if part.attempt > 1 else f"{part.task}:")
+        print("\n".join(part.lines), flush=True)
+
+
+@app.command()
+@grouped
+def stop(
+    run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
+    server: Access,
+) -> None:
+    """End a run, its tasks and TrainJobs; the cluster's cache keeps what is finished, the volume the checkpoints."""
+    from pipelines.kubeflow import runs
+
+    cluster = connect(server)
+    identifier = runs.find(cluster, run).run_id
+    runs.stop(cluster, identifier)
+    _say(f"run {identifier} is being cancelled: its last task, `ended`, removes its TrainJobs")
+    finish({"run_id": identifier, "state": "CANCELING"})
 
 
 @app.command("list")
@@ -319,10 +369,12 @@ def list_runs(
         found = runs.runs(cluster, experiment=experiment, limit=limit or 20)
         columns = ("name", "state", "created_at", "finished_at", "run_id")
     table = Table()
-    for column in columns:
-        table.add_column(column.replace("_", " "), overflow="fold")
+    for column in columns:  # an identifier is there to be copied: whole, however narrow the terminal
+        width = max((len(str(row[column])) for row in found), default=0) if column.endswith("_id") else None
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=width is not None, min_width=width)
     for row in found:
-        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+        shown = {**row, "state": runs.in_words(row["state"])} if "state" in row else row
+        table.add_row(*("" if shown[column] is None else str(shown[column]) for column in columns))
     console().print(table, markup=False)
     finish(found)
 

@@ -9,13 +9,14 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import typer
 
@@ -127,6 +128,45 @@ class Cluster:
             status_forcelist=(429, 500, 502, 503, 504),
             raise_on_status=False,
         )
+
+    def log(self, run_id: str, pod: str) -> str | None:
+        """What a pod of a run printed; None where the server has no such log: not begun, gone, of another name.
+
+        Raises:
+            ClusterError: the server does not allow it, or cannot be reached.
+        """
+        return self._read(f"runs/{quote(run_id)}/nodes/{quote(pod)}/log", "v1alpha1")
+
+    def version(self) -> tuple[int, ...]:
+        """The server's version, such as (2, 17, 0); empty where it does not tell."""
+        try:
+            told = self._read("healthz", "v1beta1") or ""
+        except ClusterError:
+            return ()
+        found = re.search(r'"tag_name"\s*:\s*"v?(\d+(?:\.\d+)*)', told)
+        return tuple(map(int, found[1].split("."))) if found else ()
+
+    def _read(self, path: str, api_version: str) -> str | None:
+        """What an address answers that is in an earlier version of the API alone, so that kfp's client lacks it."""
+        from urllib3 import Retry, Timeout
+
+        with self.asking() as client:
+            api = client._run_api.api_client
+            headers = dict(api.default_headers) | ({"Cookie": api.cookie} if api.cookie else {})
+            api.update_params_for_auth(headers, [], ["Bearer"])
+            answer = api.rest_client.pool_manager.request(
+                "GET",
+                f"{api.configuration.host}/apis/{api_version}/{path}",
+                headers=headers,
+                timeout=Timeout(connect=CONNECT_SECONDS, read=ANSWER_SECONDS),
+                retries=Retry(total=3, connect=2, read=0),  # 500 is what a log that is not there is answered with
+            )
+        if answer.status in (401, 403):
+            raise ClusterError(_refusal(answer.status, "", self), answer.status)
+        if answer.status != 200 or "html" in answer.headers.get("Content-Type", ""):  # a login page
+            return None
+        text: str = answer.data.decode(errors="replace")
+        return text
 
     def link(self, kind: str, identifier: str) -> str:
         """Address of a run ("runs") or schedule ("recurringrun") in the web interface."""

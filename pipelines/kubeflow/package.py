@@ -189,6 +189,22 @@ def _warnings(given: dict[str, Any], params: Params | None, documents: list[Any]
         )
 
 
+def unchecked(work: Work) -> str:
+    """What `check` cannot see, since only the cluster's pods reach it, in one sentence."""
+    documents = _read(work.package)
+    pods = [
+        pod
+        for document in documents[1:]
+        for pod in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+    ]
+    claims = sorted({claim["constant"] for pod in pods for claim in pod.get("pvcMount", [])})
+    secrets = sorted({secret["secretName"] for pod in pods for secret in pod.get("secretAsEnv", [])})
+    parts = [f"the image {image}" for image in _images(documents)]
+    parts += [f"the claim{'s' * (len(claims) > 1)} {', '.join(claims)}"] * bool(claims)
+    parts += [f"the secret{'s' * (len(secrets) > 1)} {', '.join(secrets)}"] * bool(secrets)
+    return f"not looked at from here: {', '.join(parts)}, and the MLflow server, which the first task asks"
+
+
 def _containers(documents: list[Any]) -> list[dict[str, Any]]:
     executors = documents[0].get("deploymentSpec", {}).get("executors", {})
     return [executor["container"] for executor in executors.values() if "container" in executor]

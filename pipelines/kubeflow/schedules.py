@@ -8,9 +8,12 @@ from typing import Any
 from gkd_core.errors import GkdError, unknown
 from pipelines.kubeflow.client import Cluster
 from pipelines.kubeflow.package import Work, as_sent
-from pipelines.kubeflow.runs import experiment_id, known_experiment_id, moment, pages, source_of
+from pipelines.kubeflow.runs import FINISHED, experiment_id, known_experiment_id, moment, pages, source_of, stop, wait
 
 ALL = 10**6
+RECENT = 200  # runs that are looked through for those of a schedule
+KEEPS_RUNS = (2, 17)  # first version of the server that can remove a schedule and leave its runs alone
+STOPPING_SECONDS = 600  # for a stopped run to have ended
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = Fals
     Args:
         work: as `package.check` gives it.
     Raises:
-        GkdError: the server refuses; the name is taken and `replace` is false.
+        GkdError: the server refuses; the name is taken and `replace` is false; removing the old one would kill a run.
     """
     experiment = experiment_id(cluster, work.experiment)
     before = [s for s in _schedules(cluster, experiment) if s.display_name == work.name]
@@ -95,6 +98,8 @@ def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = Fals
             f"a schedule {work.name!r} is there already in experiment {work.experiment!r}: pass --replace, or another "
             "--name"
         )
+    for old in before:
+        _refuse_to_kill(cluster, old)
     with as_sent(work) as sent, cluster.asking() as client:
         made = client.create_recurring_run(
             experiment_id=experiment,
@@ -109,16 +114,19 @@ def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = Fals
             enabled=clock.enabled,
             **source_of(cluster, sent),
         )
-        for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
-            client.delete_recurring_run(old.recurring_run_id)
+    for old in before:  # after the new one stands: a refused expression leaves the old schedule at work
+        _remove(cluster, old)
     return describe_schedule(cluster, made)
 
 
-def unschedule(cluster: Cluster, name: str) -> dict[str, Any]:
+def unschedule(cluster: Cluster, name: str, *, now: bool = False) -> dict[str, Any]:
     """Remove the schedule of this name or identifier; runs it started stay.
 
+    Args:
+        now: stop those that are at work first.
     Raises:
-        GkdError: there is none, or there are several of the name.
+        GkdError: there is none, or there are several of the name; a run is at work and the server would kill it with
+            the schedule.
     """
     everything = _schedules(cluster)
     found = [s for s in everything if name in (s.recurring_run_id, s.display_name)]
@@ -127,9 +135,40 @@ def unschedule(cluster: Cluster, name: str) -> dict[str, Any]:
     if len(found) > 1:
         which = ", ".join(s.recurring_run_id for s in found)
         raise GkdError(f"several schedules are called {name!r}: name one by its identifier ({which})")
+    stopped = []
+    for run in _at_work(cluster, found[0]) if now else []:
+        stop(cluster, run.run_id)
+        wait(cluster, run.run_id, timeout_seconds=STOPPING_SECONDS)
+        stopped.append(run.run_id)
+    _refuse_to_kill(cluster, found[0])
+    _remove(cluster, found[0])
+    return {"removed": found[0].recurring_run_id, "name": found[0].display_name, "stopped": stopped}
+
+
+def _at_work(cluster: Cluster, schedule: Any) -> list[Any]:
+    """Runs of a schedule that have not ended."""
+    recent = pages(
+        cluster, "list_runs", "runs", RECENT, sort_by="created_at desc", experiment_id=schedule.experiment_id
+    )
+    return [run for run in recent if run.recurring_run_id == schedule.recurring_run_id and run.state not in FINISHED]
+
+
+def _refuse_to_kill(cluster: Cluster, schedule: Any) -> None:
+    """Raises: GkdError: the server would delete a run at work with its schedule, and show it as running ever after."""
+    if cluster.version() < KEEPS_RUNS and (working := _at_work(cluster, schedule)):
+        name = schedule.display_name
+        raise GkdError(
+            f"run {working[0].run_id} of the schedule {name!r} is at work, and a server before 2.17 would kill it with "
+            f"the schedule: wait for its end, or remove both with `gkd pipeline unschedule {name} --now`"
+        )
+
+
+def _remove(cluster: Cluster, schedule: Any) -> None:
+    """Delete a schedule; without the policy Kubernetes would delete its runs' workflows as well."""
     with cluster.asking() as client:
-        client.delete_recurring_run(found[0].recurring_run_id)
-    return {"removed": found[0].recurring_run_id, "name": found[0].display_name}
+        client._recurring_run_api.recurring_run_service_delete_recurring_run(
+            recurring_run_id=schedule.recurring_run_id, propagation_policy="ORPHAN"
+        )
 
 
 def schedules(cluster: Cluster, *, experiment: str | None = None) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """A small Kubeflow Pipelines server (v2beta1) over real HTTP: it keeps what it is asked, and answers as the API does.
 
 The requests are built by the client that is generated from the published API, which knows its paths, parameters and
-fields. So this server looks at what only we say: pipeline specs, names, arguments, clocks, filters, credentials.
+fields. So this server looks at what only we say: pipeline specs, names, arguments, clocks, filters, credentials. How it
+tells of a run's nodes, logs and ends is how version 2.17.0 did on a real cluster.
 """
 
 import email
@@ -9,6 +10,7 @@ import email.policy
 import json
 import re
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -34,7 +36,8 @@ ROUTES = [
     ("healthz", "healthz"),
     ("experiments", "experiments"),
     ("runs", "runs"),
-    ("runs/([^/]+)", "run"),
+    ("runs/([^/:]+)", "run"),
+    ("runs/([^/]+):terminate", "end"),
     ("recurringruns", "schedules"),
     ("recurringruns/([^/]+)", "schedule"),
     ("pipelines", "pipelines"),
@@ -49,8 +52,12 @@ class KfpServer(JsonServer):
 
     Attributes:
         token, cookie: what a request must carry; None asks for none.
-        fail: a task that ends its run as FAILED; its words are in `fail_says`.
+        fail: a task that ends its run as FAILED; `fail_says` is what the server says of it: nothing until 2.17.
         tasks: what a run shows, one more at each look.
+        prints: a task's log, by its name or its place in `tasks`; others have an ordinary one.
+        terminated: runs that somebody ended.
+        killed: runs whose workflow went with their schedule.
+        logs_read: names of pods whose log was asked for.
         refused: what was refused with 400, in words.
         broken: this many requests from now on are answered with 503.
     """
@@ -64,10 +71,15 @@ class KfpServer(JsonServer):
         fail: str | None = None,
         fail_says: str | None = None,
         tasks: tuple[str, ...] = ("prepare", "teacher", "distill"),
+        prints: dict[str | int, str] | None = None,
     ) -> None:
         self.token, self.cookie, self.multi_user = token, cookie, multi_user
         self.fail, self.fail_says, self.tasks = fail, fail_says, tasks
-        self.cancel = False
+        self.prints = prints or {}
+        self.terminated: set[str] = set()
+        self.logs_read: list[str] = []
+        self.version = "2.17.0"
+        self.killed: set[str] = set()
         self.allowed_namespaces = {"", "team"}
         self.broken = 0
         self.refused: list[str] = []
@@ -83,6 +95,11 @@ class KfpServer(JsonServer):
 
     def answer(self, verb: str, target: str, headers: Any, body: bytes) -> tuple[int, Any]:
         try:
+            if found := re.fullmatch("/apis/v1alpha1/runs/([^/]+)/nodes/([^/]+)/log", target):
+                self._authenticated(headers)
+                return self._log(*found.groups())
+            if target == "/apis/v1beta1/healthz":
+                return 200, {"commit_sha": "unknown", "tag_name": self.version, "multi_user": self.multi_user}
             return 200, self._reply(verb, target, headers, body)
         except Refused as error:
             if error.status == 400:
@@ -94,11 +111,7 @@ class KfpServer(JsonServer):
         if self.broken:
             self.broken -= 1
             raise Refused(503, 14, "upstream connect error")
-        if self.token and headers.get("Authorization") != f"Bearer {self.token}":
-            # As a careless proxy does it: the refused credential comes back in the message.
-            raise Refused(401, 16, f"Unauthenticated: {headers.get('Authorization')} is not accepted")
-        if self.cookie and headers.get("Cookie") != self.cookie:
-            raise Refused(401, 16, f"no session in {headers.get('Cookie')}")
+        self._authenticated(headers)
         routes = ((re.fullmatch(f"/apis/v2beta1/{pattern}", parts.path), method) for pattern, method in ROUTES)
         found, method = next(((match, method) for match, method in routes if match), (None, ""))
         if found is None:
@@ -108,6 +121,13 @@ class KfpServer(JsonServer):
             content = self._uploaded(headers, body) if "/upload" in parts.path else json.loads(body)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         return getattr(self, f"{verb.lower()}_{method}")(*map(unquote, found.groups()), query=query, content=content)
+
+    def _authenticated(self, headers: Any) -> None:
+        if self.token and headers.get("Authorization") != f"Bearer {self.token}":
+            # As a careless proxy does it: the refused credential comes back in the message.
+            raise Refused(401, 16, f"Unauthenticated: {headers.get('Authorization')} is not accepted")
+        if self.cookie and headers.get("Cookie") != self.cookie:
+            raise Refused(401, 16, f"no session in {headers.get('Cookie')}")
 
     def _uploaded(self, headers: Any, body: bytes) -> dict[str, Any]:
         head = f"Content-Type: {headers['Content-Type']}\n\n".encode()
@@ -155,6 +175,7 @@ class KfpServer(JsonServer):
         run = content | {
             "run_id": str(uuid.uuid4()),
             "state": "PENDING",
+            "state_history": [],
             "created_at": moment(len(self.runs)),
             "finished_at": "1970-01-01T00:00:00Z",  # what the backend sends for a time that is not set
         }
@@ -179,32 +200,78 @@ class KfpServer(JsonServer):
 
     def _advanced(self, run: dict[str, Any]) -> dict[str, Any]:
         """One look further: PENDING, RUNNING task by task, then the end."""
-        look = self.looks[run["run_id"]] = self.looks.get(run["run_id"], 0) + 1
+        stopped = run["run_id"] in self.terminated
+        look = self.looks[run["run_id"]] = self.looks.get(run["run_id"], 0) + (not stopped)
         names = list(self.tasks)
         stop = names.index(self.fail) if self.fail else len(names) - 1
         begun = min(look - 1, stop + 1)
-        over = look > stop + 2
+        over = look > stop + 2 or stopped
         run["state"] = "PENDING" if look == 1 else "RUNNING"
-        spec = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
-        workflow = f"{spec['pipelineInfo']['name']}-x7k2p"
-        groups = [node(name, "RUNNING", 0) for name in (workflow, "root", "exit-handler-1")]
+        workflow = self._workflow(run)
+        groups = [node(name, "RUNNING", 0) for name in (workflow, "root", "exit-handler-1", "iteration-item")]
         details = [*groups, node("root-driver", "SUCCEEDED", 0)] if look > 1 else []
-        for order, name in enumerate(names[:begun], start=1):
+        for place, name in enumerate(names[:begun]):
+            order = place + 1
             ended = order < begun or over
-            failed = ended and name == self.fail
+            failed = ended and (name == self.fail or (stopped and order == begun))
+            pods = [pod(workflow, place, attempt) for attempt in (range(2) if failed else range(1))]
             details.append(node(f"{name}-driver", "SUCCEEDED", order))
             if failed:  # the first attempt, which is not the last word
                 details.append(node("executor(0)", "FAILED", order))
             state = "FAILED" if failed else "SUCCEEDED" if ended else "RUNNING"
-            details.append(node(name, state, order, self.fail_says if failed else None))
-            details.append(node("executor", state, order))
+            details.append(
+                node(name, state, order, error=self.fail_says if failed else None, pods=[f"{workflow}-{place}"])
+            )
+            details.append(node("executor", state, order, pods=pods))
+        if look > 1:
+            details += [node(name, "PENDING") for name in names[begun:]]  # and so they stay
         if over:
-            run["state"] = "CANCELED" if self.cancel else "FAILED" if self.fail else "SUCCEEDED"
+            run["state"] = "FAILED" if self.fail or stopped else "SUCCEEDED"
             run["finished_at"] = moment(60)
             for detail in details[: len(groups)]:
                 detail["state"] = run["state"]
+        if not run["state_history"] or run["state_history"][-1]["state"] != run["state"]:
+            run["state_history"].append({"update_time": moment(look), "state": run["state"]})
+        details.sort(key=lambda detail: detail["task_id"])  # by nothing that means anything
         run["run_details"] = {"task_details": details}
         return run
+
+    @staticmethod
+    def _workflow(run: dict[str, Any]) -> str:
+        spec = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
+        return f"{spec['pipelineInfo']['name']}-x7k2p"
+
+    def post_end(self, run_id: str, *, query: Any, content: Any) -> dict[str, Any]:
+        run = self.runs[run_id]
+        if run["state"] not in ("PENDING", "RUNNING"):
+            raise Refused(400, 3, f"Failed to terminate a run {run_id}. Row not found")
+        self.terminated.add(run_id)
+        run["state_history"].append({"update_time": moment(0), "state": "CANCELING"})
+        return {}
+
+    def _log(self, run_id: str, name: str) -> tuple[int, Any]:
+        """By the pod's whole name while it is there; by its short one when it is gone and its log archived."""
+        self.logs_read.append(name)
+        run = self.runs[run_id]
+        workflow = self._workflow(run)
+        states = {
+            child["pod_name"]: detail["state"]
+            for detail in run["run_details"]["task_details"]
+            if detail["display_name"] == "executor"
+            for child in detail["child_tasks"]
+        }
+        for short, state in states.items():
+            number = short.rpartition("-")[2]
+            running = state == "RUNNING"
+            if name == (f"{workflow}-retry-system-container-impl-{number}" if running else short):
+                place = int(number) // 10
+                task = self.tasks[place]
+                text = self.prints.get(place, self.prints.get(task))
+                return 200, log(task, state) if text is None else text
+        return 500, {
+            "error_message": f"Failed to read logs for run {run_id}: pod {name} not found",
+            "error_details": "",
+        }
 
     def get_runs(self, *, query: dict[str, str], content: Any) -> dict[str, Any]:
         self._namespace(query)
@@ -238,6 +305,8 @@ class KfpServer(JsonServer):
 
     def delete_schedule(self, identifier: str, *, query: Any, content: Any) -> dict[str, Any]:
         del self.schedules[identifier]
+        if query.get("propagation_policy") != "ORPHAN" or self.version < "2.17":  # earlier ones ignore it
+            self.killed |= {key for key, run in self.runs.items() if run.get("recurring_run_id") == identifier}
         return {}
 
     # --- pipelines ---------------------------------------------------------------------------------------------
@@ -275,13 +344,41 @@ def moment(minutes: int) -> str:
     return (FIRST + timedelta(minutes=minutes)).isoformat()
 
 
-def node(name: str, state: str, minutes: int, error: str | None = None) -> dict[str, Any]:
+def pod(workflow: str, place: int, attempt: int) -> str:
+    """As a node's children are called: not by their pod's whole name, which has the template's in it."""
+    return f"{workflow}-{place * 10 + attempt}"
+
+
+def log(task: str, state: str) -> str:
+    """What a container prints, between the launcher's lines."""
+    lines = [
+        "I1128 09:00:00.120000       1 launcher_v2.go:190] publish success.",
+        'time="2026-11-28T09:00:00.200Z" level=info msg="capturing logs" argo=true',
+        f"[KFP Executor 2026-11-28 09:00:01,300 INFO]: Looking for component `{task}` in --component_module_path",
+        f"gkd: begins: {task}",
+        f"gkd: {task} has something to remark",
+        f"{task} works",
+    ]
+    if state == "FAILED":
+        lines.append(f"gkd: {task} has no more room on the volume")
+    if state != "RUNNING":
+        lines.append(f"gkd: ends: {task}")
+    if state == "FAILED":
+        lines.append("F1128 09:00:09.000000       1 main.go:70] failed to execute component: exit status 2")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def node(
+    name: str, state: str, minutes: int | None = None, *, error: str | None = None, pods: Sequence[str] = ()
+) -> dict[str, Any]:
+    """A node as the backend tells of it: it does not say which it is, and its beginning is not `create_time`."""
     detail: dict[str, Any] = {
         "task_id": str(uuid.uuid4()),
         "display_name": name,
         "state": state,
-        "create_time": moment(minutes),
-        "child_tasks": [{"pod_name": f"{name}-pod"}],
+        "create_time": moment(0),
+        "start_time": "1970-01-01T00:00:00Z" if minutes is None else moment(minutes),
+        "child_tasks": [{"pod_name": pod} for pod in pods],
     }
     return detail | ({"error": {"code": 2, "message": error}} if error else {})
 

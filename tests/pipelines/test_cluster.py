@@ -122,18 +122,39 @@ def test_a_failed_run_ends_in_one_and_names_the_task(tmp_path, package):
             "epochs": 3, "params": {"train": {"epochs": 5}}, "overrides": ["train.epochs=6"],
         }  # fmt: skip
         assert facts["state"] == "FAILED"
-        assert facts["tasks"][-1] == {"name": "teacher", "state": "FAILED", "error": None}
+        words = "teacher has no more room on the volume"
+        assert facts["tasks"][1:] == [
+            {"name": "teacher", "state": "FAILED", "error": words},
+            {"name": "distill", "state": "NOT_RUN", "error": None},
+        ]
         last = result.stderr.splitlines()[-1]
         assert last.startswith(
-            f"gkd: run {facts['run_id']} failed in teacher: its tasks' logs are at {server.host}/#/runs/"
+            f"gkd: run {facts['run_id']} failed in teacher ({words}): its tasks' logs are at {server.host}/#/runs/"
         )
 
         # By name as by identifier, and a look is no failure.
         again = gkd("status", facts["name"], "--host", server.host, cwd=tmp_path)
         assert answer(again)["run_id"] == facts["run_id"]
-        assert "failed in teacher" in again.stderr
-        assert re.search(r"teacher\W+failed", again.stdout)
+        assert words in again.stderr
+        assert re.search(rf"teacher\W+failed\W+{words}", again.stdout)
+        assert re.search(r"distill\W+not run", again.stdout)
+
+        shown = gkd("logs", facts["name"], "--host", server.host, cwd=tmp_path)
+        assert shown.returncode == 0
+        assert shown.stdout.splitlines()[:2] == ["gkd: prepare has something to remark", "prepare works"]
+        assert shown.stdout.splitlines()[-1] == f"gkd: {words}"
+        assert shown.stderr.splitlines() == ["prepare:", "teacher:", "teacher, try 2:"]
         assert not server.refused or all("not found" in s for s in server.refused)
+
+
+def test_a_list_shows_identifiers_that_can_be_copied(tmp_path, package):
+    with KfpServer() as server:
+        access = ["--host", server.host]
+        submit = ["submit", "--package", str(package), "--argument", "epochs=3", "--run-name", "a long name of a run"]
+        made = answer(gkd(*submit, *access, cwd=tmp_path))
+        listed = gkd("list", *access, cwd=tmp_path, COLUMNS="80")
+    assert answer(listed)[0]["run_id"] == made["run_id"]
+    assert made["run_id"] in "\n".join(listed.stdout.splitlines()[:-1])
 
 
 def test_a_schedule(tmp_path, package):
@@ -378,6 +399,32 @@ class TestRuns:
             assert digests[0].startswith("sha256-")
             assert not server.refused
 
+    def test_a_schedule_that_is_removed_or_replaced_leaves_its_run_at_work(self, connect, work):
+        weekly = replace(work, name="weekly")
+        with KfpServer() as server:
+            found = connect(host=server.host)
+
+            def scheduled() -> str:
+                made = schedules.schedule(found, weekly, Clock("0 0 3 * * 1"), replace=True)
+                run = runs.submit(found, work)["run_id"]
+                server.runs[run]["recurring_run_id"] = made["schedule_id"]
+                return run
+
+            first, second = scheduled(), scheduled()
+            schedules.unschedule(found, "weekly")
+            assert server.killed == set()
+
+            server.version = "2.16.1"
+            third = scheduled()
+            for remove in (lambda: schedules.unschedule(found, "weekly"), scheduled):
+                with says(f"run {third} of the schedule 'weekly' is at work", "--now"):
+                    remove()
+            assert len(server.schedules) == 1
+            assert schedules.unschedule(found, "weekly", now=True)["stopped"] == [third]
+            assert server.terminated == {third}
+            assert server.runs[third]["state"] == "FAILED"
+            assert server.runs[first]["state"] == server.runs[second]["state"] == "PENDING"
+
     def test_several_users_need_a_namespace(self, connect):
         with KfpServer(multi_user=True) as server, says("several users: say whose runs you mean with --namespace"):
             connect(host=server.host)
@@ -393,12 +440,20 @@ class TestRuns:
         with KfpServer() as server, says("fails with status 503"):
             waited(server, broken=1000)
 
-    def test_a_cancelled_run_has_ended(self, waited):
-        """kfp's own loop waits for it for ever."""
+    def test_a_run_that_somebody_stops_is_cancelled(self, connect, work):
+        """The server calls it FAILED."""
         with KfpServer() as server:
-            server.cancel = True
-            facts = waited(server)
-        assert runs.failure(facts).startswith(f"run {facts['run_id']} was cancelled")
+            found = connect(host=server.host)
+            run = runs.submit(found, work)["run_id"]
+            server.prints["prepare"] = "gkd: begins: prepare\ngkd: a remark\n"
+            found.client.get_run(run)
+            runs.stop(found, run)
+            facts = runs.wait(found, run, timeout_seconds=600, poll_seconds=0.001)
+            assert facts["state"] == "CANCELED"
+            assert [task["state"] for task in facts["tasks"]] == ["CANCELED", "NOT_RUN", "NOT_RUN"]
+            assert runs.failure(facts).startswith(f"run {run} was cancelled")
+            with says("has ended already"):
+                runs.stop(found, run)
 
     def test_patience_ends_and_the_run_goes_on(self, waited):
         with KfpServer() as server, says("is still pending after 0 seconds"):
@@ -408,6 +463,64 @@ class TestRuns:
         with KfpServer(fail="distill", fail_says="gkd: the teacher has\n100 classes") as server:
             facts = waited(server)
         assert "failed in distill (gkd: the teacher has 100 classes)" in runs.failure(facts)
+
+    @pytest.mark.parametrize(
+        ("printed", "words"),
+        [
+            (
+                "gkd: begins: distill\ngkd: a remark\nF1128 09:00:00.1 1 main.go:70] x: exit status 137\n",
+                "ran out of memory (exit 137, limit 32Gi): raise training.memory_limit",
+            ),
+            ("gkd: begins: distill\nF1128 09:00:00.1 1 main.go:70] signal: terminated\n", "exit 143"),
+            ("gkd: begins: distill\ngkd: a remark\nepoch 1\n", "ended without a word"),
+            ("Traceback (most recent call last):\n  File x\nImportError: no torch\n\n", "(ImportError: no torch)"),
+            (
+                "gkd: begins: distill\ngkd: a remark\ngkd: ends: distill\nTraceback (most recent call last):\n"
+                "ValueError: boom\n",
+                "(ValueError: boom)",
+            ),
+            (
+                "gkd: begins: distill\ngkd: begins: distill\ngkd: inner\ngkd: ends: distill\n"
+                "gkd: TrainJob j failed: inner; its last lines:\n  inner\ngkd: ends: distill\n",
+                "(TrainJob j failed: inner)",
+            ),
+        ],
+    )  # fmt: skip
+    def test_what_ended_a_failed_task_is_told(self, connect, whole, printed, words):
+        with KfpServer(fail="distill", prints={"distill": printed}) as server:
+            found = connect(host=server.host)
+            run = runs.submit(found, Work(whole, {}, "name"))["run_id"]
+            facts = runs.wait(found, run, timeout_seconds=600, poll_seconds=0.001)
+        assert words in runs.failure(facts)
+
+    def test_a_log_that_cannot_be_read_is_no_error(self, waited, monkeypatch):
+        monkeypatch.setattr(KfpServer, "_log", lambda *_: (403, {"error_message": "forbidden"}))
+        with KfpServer(fail="distill") as server:
+            facts = waited(server)
+        assert "failed in distill: its tasks' logs" in runs.failure(facts)
+
+    def test_logs_of_one_step_while_it_works(self, connect, whole):
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            run = runs.submit(found, Work(whole, {}, "name"))["run_id"]
+            parts = list(runs.log_parts(found, run, step="teacher", wait=True, poll_seconds=0.001))
+            assert [(part.task, part.attempt) for part in parts] == [("teacher", 1)]
+            assert parts[0].lines[-1] == "teacher works"
+            assert server.runs[run]["state"] == "RUNNING", "the run goes on, the step is over"
+            with says("step 'teech' is unknown", "'teacher'"):
+                list(runs.log_parts(found, run, step="teech", wait=False, poll_seconds=1))
+
+    def test_a_sweeps_trainings_have_the_names_of_what_they_train(self, connect, work):
+        names = [f"{method}, resnet20 → resnet8, seed 1" for method in ("kd", "gompertz")]
+        prints = {n: f"gkd: begins: run-trial: {name}\nepoch 1\n" for n, name in enumerate(names)}
+        said = []
+        with KfpServer(tasks=("run-trial", "run-trial", "compare"), prints=prints) as server:
+            found = connect(host=server.host)
+            run = runs.submit(found, work)["run_id"]
+            facts = runs.wait(found, run, timeout_seconds=600, poll_seconds=0.001, progress=said.append)
+        assert [task["name"] for task in facts["tasks"]] == [*names, "compare"]
+        assert said.index(f"{names[0]}: running") < said.index(f"{names[0]}: succeeded")
+        assert not [line for line in said if "run-trial" in line or "iteration" in line]
 
     def test_a_loops_tasks_are_told_apart(self, waited):
         with KfpServer(tasks=("train", "train", "compare")) as server:
@@ -546,11 +659,13 @@ class TestContent:
         assert check(Work(whole, arguments, "name"), print).arguments == arguments
 
     def test_a_repository_and_images_in_a_volume_of_the_profile_are_there(self, tmp_path):
-        (tmp_path / "own.yaml").write_text("volumes: [{claim: photos, mount: /photos}]")
+        volumes = "work: {claim: gkd-work, mount: /gkd/work}\nvolumes: [{claim: photos, mount: /photos}]"
+        (tmp_path / "own.yaml").write_text(volumes)
         compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=str(tmp_path / "own.yaml"))
         for arguments in (
             {"dvc_repo": "/photos/repo", "dvc_path": "images", "data_source": "folder"},
             {"overrides": ["data.source=folder", "data.root=/photos/images"]},
+            {"overrides": ["data.source=folder", "data.root=/gkd/work/images"]},
             {"overrides": ["data.source=folder", "data.root=s3://bucket/photos"]},
             {"overrides": ["data.source=list", "data.root=https://x.example/list.csv", "data.columns.label=breed"]},
         ):
