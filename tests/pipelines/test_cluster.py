@@ -95,6 +95,8 @@ def test_the_pipeline_is_compiled_and_submitted_and_waited_for(tmp_path):
     assert "gkd-work" in json.dumps(run["pipeline_spec"]["platform_spec"])
     assert not server.refused
     told = result.stderr.splitlines()
+    (unseen,) = [line for line in told if line.startswith("not looked at from here")]
+    assert "the claim gkd-work, the secrets gkd-mlflow, gkd-object-storage, and the MLflow server" in unseen
     assert told.index("teacher: running") < told.index("teacher: succeeded") < told.index("run: succeeded")
     assert SECRET not in result.stdout + result.stderr + json.dumps(run)
     assert not (tmp_path / ".config").exists()
@@ -147,12 +149,14 @@ def test_a_failed_run_ends_in_one_and_names_the_task(tmp_path, package):
         assert not server.refused or all("not found" in s for s in server.refused)
 
 
-def test_a_list_shows_identifiers_that_can_be_copied(tmp_path, package):
+def test_a_list_shows_identifiers_that_can_be_copied_to_stop_a_run(tmp_path, package):
     with KfpServer() as server:
         access = ["--host", server.host]
         submit = ["submit", "--package", str(package), "--argument", "epochs=3", "--run-name", "a long name of a run"]
         made = answer(gkd(*submit, *access, cwd=tmp_path))
         listed = gkd("list", *access, cwd=tmp_path, COLUMNS="80")
+        assert answer(gkd("stop", made["run_id"], *access, cwd=tmp_path))["state"] == "CANCELING"
+        assert server.terminated == {made["run_id"]}
     assert answer(listed)[0]["run_id"] == made["run_id"]
     assert made["run_id"] in "\n".join(listed.stdout.splitlines()[:-1])
 
