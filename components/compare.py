@@ -57,13 +57,21 @@ def run(
     expect_metric(metric, "--metric")
     lined = line_up(params, methods, contenders, reference, option="--")
     refuse_to_replace(out, [data, teacher], work, kind="comparison")  # before hours of training
+    rows = run_trials(data, teacher, work, lined, seeds)
+    return write_comparison(rows, out=out, reference=lined[0].name, metric=metric, inputs=[data, teacher])
+
+
+def run_trials(
+    data: Path, teacher: Path, work: Path, lined: Sequence[Contender], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Every contender with every seed, see `run_trial`; seed by seed: stopped half-way, whole seeds can be compared."""
     rows = []
     with progress("compare", len(seeds) * len(lined), unit="trainings") as advance:
-        for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
+        for seed in seeds:
             for contender in lined:
                 rows.append(run_trial(data, teacher, work, contender, seed))
                 advance(1)
-    return write_comparison(rows, out=out, reference=lined[0].name, metric=metric, inputs=[data, teacher])
+    return rows
 
 
 def run_trial(data: Path, teacher: Path, work: Path, contender: Contender, seed: int) -> dict[str, Any]:
@@ -72,6 +80,13 @@ def run_trial(data: Path, teacher: Path, work: Path, contender: Contender, seed:
     Returns:
         A row for `write_comparison`.
     """
+    folder = trained(data, teacher, work, contender, seed)
+    measured = read_json(folder / "result.json", "the finished run", keys=MEASURED)
+    return {"name": contender.name, "settings": contender.settings, **measured}
+
+
+def trained(data: Path, teacher: Path, work: Path, contender: Contender, seed: int) -> Path:
+    """The folder of a finished training: `student/`, and result.json with what was measured."""
     prepared = PreparedData.open(data)
     one = contender.seeded(seed)
     start = find_start(one.student, one, "student.")
@@ -87,8 +102,7 @@ def run_trial(data: Path, teacher: Path, work: Path, contender: Contender, seed:
     folder = work / "compare" / f"{one.distill.method}-seed{seed}-{digest[:16]}"
     if not (folder / "result.json").exists():
         _train(data, teacher, folder, work, one, prepared)
-    measured = read_json(folder / "result.json", "the finished run", keys=MEASURED)
-    return {"name": contender.name, "settings": contender.settings, **measured}
+    return folder
 
 
 def write_comparison(

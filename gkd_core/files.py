@@ -124,6 +124,7 @@ _RECORDS = {
     "metrics.json": ("report", ("digests", "differences")),
     "version.json": ("registration", ("manifest", "run_id")),
     "comparison.json": ("comparison", ("reference", "pairs")),
+    "frontier.json": ("frontier", ("candidates", "pareto")),
     "health.json": ("health", ("findings", "images")),  # after dataset.json, beside which it lies too
 }
 # By kind: what it holds, and what writes it.
@@ -139,6 +140,7 @@ _KINDS = {
     "report": ("a report", "gkd evaluate"),
     "registration": ("a registration", "gkd register"),
     "comparison": ("a comparison of methods", "gkd compare"),
+    "frontier": ("a frontier of students", "gkd frontier"),
     "health": ("what `gkd check` found", "gkd check"),
 }
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,19 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_bytes(path, text.getvalue().encode())
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown.
+
+    Args:
+        lines: the headings, then the cells of each row.
+
+    >>> markdown_table([["name", "size"], ["a|b", "1 MB"]])
+    ['| name | size |', '|---|---|', '| a\\\\|b | 1 MB |']
+    """
+    headings, *rows = (f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return [headings, f"|{'---|' * len(lines[0])}", *rows]
 
 
 def rounded(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Tables for people: the outcome of a run, registered versions, a comparison."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,21 @@ def show_comparison(pairs: dict[str, list[dict[str, Any]]], reference: str, metr
 
     words = WORDS[expect_metric(metric)]
     for pair, rows in pairs.items():
-        shown = Table(title=escape(pair), title_justify="left")
         headings, *lines = table(rows, reference)
-        for place, heading in enumerate(headings):
-            text = f"{words}, {heading}" if heading == ACCURACY else heading
-            shown.add_column(escape(text), justify="right" if 0 < place < len(headings) - 1 else "left")
-        for cells in lines:
-            shown.add_row(*map(escape, cells))
-        console().print(shown)
+        headings[headings.index(ACCURACY)] = f"{words}, {ACCURACY}"
+        show_table(pair, [headings, *lines])
+
+
+def show_table(title: str, lines: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column names what a row is about, and whose last says something of it.
+
+    Args:
+        lines: the headings, then the cells of each row.
+    """
+    headings, *rows = lines
+    shown = Table(title=escape(title), title_justify="left")
+    for place, heading in enumerate(headings):
+        shown.add_column(escape(heading), justify="right" if 0 < place < len(headings) - 1 else "left")
+    for cells in rows:
+        shown.add_row(*map(escape, cells))
+    console().print(shown)

@@ -14,7 +14,7 @@ from gkd_core.evaluation.standings import Standing, standings
 from gkd_core.files import write_bytes, write_json
 from gkd_core.gate import WORDS, Metric
 from gkd_core.methods import METHODS
-from gkd_core.tables import rounded, write_table
+from gkd_core.tables import markdown_table, rounded, write_table
 
 if TYPE_CHECKING:
     from gkd_core.data.prepared import PreparedData
@@ -101,19 +101,23 @@ class Comparison:
         """A table a pair, in percent and percentage points."""
         lines = []
         for pair, rows in self.as_dict().items():
-            headings, *cells = ([cell.replace("|", "\\|") for cell in line] for line in table(rows, self.reference))
+            headings, *cells = table(rows, self.reference)
             headings[headings.index(ACCURACY)] = f"{WORDS[self.metric]}, {ACCURACY}"
-            rule = ["---" for _ in headings]
-            lines += [f"### {pair}", "", *(f"| {' | '.join(line)} |" for line in (headings, rule, *cells)), ""]
+            lines += [f"### {pair}", "", *markdown_table([headings, *cells]), ""]
         return "\n".join([*lines, note(self.reference), ""])
 
     def html(self) -> str:
         """A page with tables and plots: no script, no address, nothing to fetch."""
-        from gkd_core.report.comparison_page import render_comparison
+        from gkd_core.report.tables_page import render_tables
 
-        tables = {pair: table(rows, self.reference) for pair, rows in self.as_dict().items()}
-        how = {"reference": self.reference, "measure": WORDS[self.metric], "note": note(self.reference)}
-        return render_comparison(tables, self.plot(), **how)
+        return render_tables(
+            f"Compared with {self.reference}",
+            {pair: table(rows, self.reference) for pair, rows in self.as_dict().items()},
+            self.plot(),
+            about=f"Comparison of contenders · {WORDS[self.metric]} on the test images",
+            caption=f"{note(self.reference)} In the plot the first interval is thick, the second thin, and a marker is "
+            "filled where Holm's test tells the difference from zero.",
+        )
 
     def plot(self) -> str:
         """Accuracies by seed and a forest plot of the differences, as SVG."""

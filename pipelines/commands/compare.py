@@ -1,7 +1,8 @@
-"""`gkd compare`: settings, methods and students against each other, seed by seed."""
+"""`gkd compare`, `gkd frontier`: settings, methods and students against each other, seed by seed."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,8 @@ from pipelines.commands.options import (
 
 app = typer.Typer()
 
+Seeds = Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")]
+
 
 @app.command()
 @grouped
@@ -31,7 +34,7 @@ def compare(
         Path | None,
         typer.Option(help="YAML list, name and parts of distill, train, student each; instead of methods."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")] = "0,1,2",
+    seeds: Seeds = "0,1,2",
     reference: Annotated[
         str | None,
         typer.Option(
@@ -45,19 +48,14 @@ def compare(
     configuration: Configuration,
 ) -> None:
     """Train named settings, or methods, with many seeds on one data set, and compare them, paired by seed."""
-    from gkd_core.config.contenders import parse_contenders
-    from gkd_core.config.load import read_text
     from gkd_core.files import read_json
     from gkd_core.methods import METHODS
 
     if contenders is None and reference is not None and reference not in METHODS:
         raise GkdError(unknown("--reference", reference, METHODS))
-    named = None if contenders is None else parse_contenders(read_text(contenders, "--contenders"), str(contenders))
+    named = _listed(contenders)
     settings = configuration.read()
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise GkdError(f"--seeds is {seeds!r}: give whole numbers separated by commas, such as 0,1,2") from None
+    numbers = _numbers(seeds)
     from components import compare as comparison
     from pipelines.summary import show_comparison
 
@@ -76,3 +74,63 @@ def compare(
     found = read_json(out / "comparison.json", "the comparison")
     show_comparison(**found)
     finish({"path": str(out / "comparison.md"), **found})
+
+
+@app.command()
+@grouped
+def frontier(
+    data: Data = Path("data"),
+    teacher: Teacher = Path("teacher"),
+    out: Out = Path("frontier"),
+    work: Work = Path("work"),
+    students: Annotated[str, typer.Option(help="Names of networks separated by commas.")] = "",
+    contenders: Annotated[
+        Path | None,
+        typer.Option(help="YAML list, name and parts of distill, train, student each; instead of students."),
+    ] = None,
+    seeds: Seeds = "0,1,2",
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Recommend one whose median latency for one image is at most this.")
+    ] = None,
+    max_mb: Annotated[
+        float | None, typer.Option(help="Recommend one whose float32 ONNX file has at most so many megabytes.")
+    ] = None,
+    *,
+    configuration: Configuration,
+) -> None:
+    """Train students, measure what they cost on this machine, and say which one for a limit of time and size."""
+    named = _listed(contenders)
+    settings = configuration.read()
+    numbers = _numbers(seeds)
+    from components import frontier as step
+    from pipelines.summary import show_table
+
+    found = step.run(
+        data=data,
+        teacher=teacher,
+        out=out,
+        work=work,
+        params=settings,
+        students=[name.strip() for name in students.split(",") if name.strip()],
+        contenders=named,
+        seeds=numbers,
+        max_latency_ms=max_latency_ms,
+        max_mb=max_mb,
+    )
+    show_table("Students, the fastest first", found.table())
+    print(found.sentence(), file=sys.stderr)
+    finish({"path": str(out / "frontier.md"), **found.as_dict()})
+
+
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise GkdError(f"--seeds is {seeds!r}: give whole numbers separated by commas, such as 0,1,2") from None
+
+
+def _listed(contenders: Path | None) -> list[Any] | None:
+    from gkd_core.config.contenders import parse_contenders
+    from gkd_core.config.load import read_text
+
+    return None if contenders is None else parse_contenders(read_text(contenders, "--contenders"), str(contenders))

@@ -1,4 +1,4 @@
-"""comparison.html: the tables and plots of a comparison. No script, no address, nothing to fetch."""
+"""Tables and their plot as a page: comparison.html, frontier.html. No script, no address, nothing to fetch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,17 +9,16 @@ from gkd_core import __version__
 from gkd_core.report.forest import ACCENT, INK, MUTED
 
 
-def render_comparison(
-    tables: Mapping[str, Sequence[Sequence[str]]], plot: str, *, reference: str, measure: str, note: str
+def render_tables(
+    title: str, tables: Mapping[str, Sequence[Sequence[str]]], plot: str, *, about: str, caption: str
 ) -> str:
     """The page as one HTML document. All names are escaped.
 
     Args:
-        tables: title → headings, then the cells of each contender.
-        plot: of `forest_plot`.
-        reference: name of the contender that the others are compared with.
-        measure: what they are compared by, in words.
-        note: what the columns mean.
+        tables: title → headings, then the cells of each row.
+        plot: SVG in the colours of `gkd_core.report.forest`, which become the page's.
+        about: stands above the title.
+        caption: stands above the plot.
     """
     environment = Environment(
         loader=PackageLoader("gkd_core.report", "."),
@@ -30,11 +29,11 @@ def render_comparison(
     )
     for color, variable in ((INK, "ink"), (MUTED, "muted"), (ACCENT, "student"), ("#ffffff", "surface")):
         plot = plot.replace(color, f"var(--{variable})")
-    return environment.get_template("comparison.html.j2").render(
+    return environment.get_template("tables.html.j2").render(
+        title=title,
+        about=about,
         tables=tables,
         plot=Markup(plot[plot.index("<svg") :]),  # matplotlib escapes what it writes
-        reference=reference,
-        measure=measure,
-        note=note,
+        caption=caption,
         version=__version__,
     )

@@ -1,0 +1,84 @@
+"""Which students are on the frontier, and which is recommended, worked out by hand."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from scipy import stats
+
+from gkd_core.evaluation.frontier import Candidate, Frontier
+from gkd_core.evaluation.standings import standings
+
+
+def candidate(name, validation, milliseconds, megabytes, top1=0.5):
+    cost = {"latency_ms_p50": milliseconds, "latency_ms_p95": 2 * milliseconds, "size_mb": megabytes}
+    return Candidate(name, "resnet8", 3, validation, top1, top1 - 0.01, top1 + 0.01, macs=10**6, parameters=10, **cost)
+
+
+STUDENTS = [
+    candidate("large", 0.90, 4.0, 3.0),
+    candidate("slow", 0.80, 5.0, 2.0),  # less accurate and slower than large, but smaller
+    candidate("small", 0.80, 1.0, 0.5),  # as accurate as slow, faster and smaller
+    candidate("tiny", 0.60, 0.5, 0.1),
+    candidate("twin", 0.60, 0.5, 0.1, top1=0.9),  # the same by all that is chosen by
+    candidate("fat", 0.70, 1.0, 0.6),  # beaten by small
+]
+
+
+def frontier(milliseconds=None, megabytes=None, candidates=STUDENTS):
+    return Frontier(candidates, milliseconds, megabytes, {"processor": "a | b"})
+
+
+def test_on_it_is_whom_no_other_beats():
+    assert [one.name for one in frontier().pareto] == ["tiny", "twin", "small", "large"]
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "megabytes", "name", "words"),
+    [
+        (None, None, "large", "of all 6"),
+        (4.0, 3.0, "large", "of the 5 of 6"),
+        (1.0, 1.0, "small", "of the 4 of 6 that keep to 1 ms and 1 MB"),
+        (None, 0.55, "small", "that keep to 0.55 MB"),
+        (0.9, None, "tiny", "that keep to 0.9 ms"),
+        (5.0, 2.5, "small", "of the 5 of 6"),  # slow is as accurate
+    ],
+)
+def test_recommended_is_the_most_accurate_on_validation_within_the_limits(milliseconds, megabytes, name, words):
+    found = frontier(milliseconds, megabytes)
+    assert found.recommended.name == name
+    assert found.sentence().startswith(f"{name} (resnet8): the most accurate on validation ")
+    assert words in found.sentence()
+
+
+def test_where_nothing_keeps_to_the_limits_it_says_what_comes_nearest():
+    found = frontier(0.1, 0.05)
+    assert found.recommended is None
+    assert found.sentence() == (
+        "None of the 6 keeps to 0.1 ms and 0.05 MB: the fastest is tiny with 0.5 ms, the smallest tiny with 0.1 MB."
+    )
+    assert found.as_dict()["recommended"] is None
+
+
+def test_the_interval_is_students_over_the_seeds():
+    values = {0: 0.5, 1: 0.52, 2: 0.56}
+    rows = [{"student": "resnet8", "validation_top1": 0.4 + seed / 10} for seed in values]
+    cost = {"latency_ms_p50": 1.0, "latency_ms_p95": 2.0, "size_mb": 1.0, "macs": 1, "parameters": 1}
+    found = Candidate.of(rows, standings({"a": values}, "a")[0], cost)
+    expected = stats.ttest_1samp([*values.values()], 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.validation_top1 == pytest.approx(0.5)
+    once = Candidate.of(rows[:1], standings({"a": {0: 0.5}}, "a")[0], cost)
+    assert (once.low, once.high, once.seeds) == (None, None, 1)
+
+
+def test_its_files_say_the_same(tmp_path):
+    found = frontier(1.0, 1.0)
+    found.save(tmp_path)
+    page, text = ((tmp_path / f"frontier.{kind}").read_text() for kind in ("html", "md"))
+    assert "| small | resnet8 | 80.00 | 50.00 | [49.00, 51.00] | 1.000 ms | 2.000 ms | 0.5 MB | 1 M | 10 " in text
+    assert "| frontier, recommended |" in text
+    for words in (found.sentence(), "on this machine"):
+        assert words in text
+        assert words in page.replace("&#39;", "'")
+    labels = "".join(ElementTree.parse(tmp_path / "frontier.svg").getroot().itertext())
+    assert all(one.name in labels for one in STUDENTS)
