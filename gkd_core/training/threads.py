@@ -17,13 +17,16 @@ from gkd_core.errors import GkdError
 from gkd_core.files import read_json, write_json
 from gkd_core.training import distributed
 
-WORK_PER_THREAD = 200_000_000
-"""Multiply-accumulates of a forward pass for which another thread is worth its waiting."""
+WORK_PER_THREAD = 100_000_000
+"""Multiply-accumulates of a forward pass for which another thread is worth its waiting.
+
+All trainings of digits that we ship have less than twice that, all others more.
+"""
 CORES = "cores.json"
 
 
 def threads_for(work: int, cores: int) -> int:
-    """Threads of a training on the CPU: one for each 200 million multiply-accumulates of a forward pass, at least one,
+    """Threads of a training on the CPU: one for each 100 million multiply-accumulates of a forward pass, at least one,
     no more than there are cores.
 
     Measured on 2 cores: a step of resnet8 on 64 digits of 8 pixels (49 million) is slower with two threads than with
@@ -34,8 +37,8 @@ def threads_for(work: int, cores: int) -> int:
             that this process has of a batch. The largest, not all together: many small operations stay small.
         cores: see `cores_of`.
 
-    >>> threads_for(49_000_000, 8), threads_for(463_000_000, 8), threads_for(1_300_000_000, 4)
-    (1, 2, 4)
+    >>> threads_for(49_000_000, 8), threads_for(301_000_000, 8), threads_for(1_300_000_000, 4)
+    (1, 3, 4)
     """
     return max(1, min(work // WORK_PER_THREAD, cores))
 
