@@ -91,7 +91,7 @@ class ClassSampler(nn.Module):
         """
         bits = 62 - len(self.by_class).bit_length()
         drawn = torch.empty(shape, dtype=torch.int64, device=limits.device).random_()
-        return (drawn >> (63 - bits)).mul_(limits) >> bits
+        return drawn.bitwise_right_shift_(63 - bits).mul_(limits).bitwise_right_shift_(bits)
 
 
 class _Derived(torch.autograd.Function):
