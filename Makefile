@@ -72,6 +72,7 @@ audit: $(READY)  ## known vulnerabilities in the locked dependencies; says so wh
 bench: $(READY)  ## speed, as ratios measured side by side
 	@python -m benchmarks
 	@python -m benchmarks.threads
+	@python -m benchmarks.steps
 
 clean:  ## remove what a run leaves (not .venv, not the tracking store)
 	@rm -rf sources data teacher baseline kd student deploy report registration work

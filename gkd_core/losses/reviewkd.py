@@ -166,38 +166,43 @@ def _fuse(
     shares = torch.sigmoid(from_own + in_cells(torch.addmm(attention.bias, beneath, to_deeper.T), 1, 1))
     share, rest = shares.split(1, -1)
     own = values * share.reshape(-1, 1)
-    own = own if affine is None else own @ affine.T
-    blended: Tensor = _Blend.apply(in_cells(own, *within), in_cells(beneath, 1, 1), rest)
+    blended: Tensor = _Blend.apply(own, affine, in_cells(beneath, 1, 1), rest)
     return blended
 
 
 class _Blend(torch.autograd.Function):
-    """own + beneath · share, [B, h, a, w, b, C] + [B, h, 1, w, 1, C] · [B, h, a, w, b, 1].
+    """own + beneath · share; [B·H·W, C] + [B, h, 1, w, 1, C] · [B, h, a, w, b, 1] → [B, h, a, w, b, C].
 
-    By autograd it would be the same, with two products as wide as `own` in the backward pass, each written and read
-    again to be summed: half of the fusion's time. Here they are taken for one place of a cell at a time.
+    With an affine map [C, k], own is [B·H·W, k] and goes through that first. By autograd it would be the same, with two
+    products as wide as the maps in the backward pass, each written and read again to be summed: half of the fusion's
+    time. Here they are taken for one place of a cell at a time, and the sum is made where the map's product lies.
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, beneath: Tensor, share: Tensor) -> Tensor:
-        ctx.save_for_backward(beneath, share)
-        return torch.addcmul(own, beneath, share)
+    def forward(ctx: Any, own: Tensor, affine: Tensor | None, beneath: Tensor, share: Tensor) -> Tensor:
+        ctx.save_for_backward(own, affine, beneath, share)
+        maps = (own if affine is None else own @ affine.T).view(*share.shape[:5], -1)
+        return torch.addcmul(maps, beneath, share) if affine is None else maps.addcmul_(beneath, share)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        beneath, share = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        own, affine, beneath, share = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        of_own, of_affine = gradient.view(len(own), -1), None
+        if affine is not None:
+            of_own, of_affine = of_own @ affine, of_own.T @ own
         high, wide = share.shape[2], share.shape[4]
         if high * wide > LARGEST_CELL:  # many small steps: the deeper map is small then
             of_share = (gradient * beneath).sum(5, keepdim=True)
-            return gradient, (gradient * share).sum((2, 4), keepdim=True), of_share
+            return of_own, of_affine, (gradient * share).sum((2, 4), keepdim=True), of_share
         of_beneath, of_share = torch.zeros_like(beneath), torch.empty_like(share)
         for i in range(high):
             for j in range(wide):
                 part = gradient[:, :, i : i + 1, :, j : j + 1]
                 of_beneath.addcmul_(part, share[:, :, i : i + 1, :, j : j + 1])
                 torch.sum(part * beneath, 5, keepdim=True, out=of_share[:, :, i : i + 1, :, j : j + 1])
-        return gradient, of_beneath, of_share
+        return of_own, of_affine, of_beneath, of_share
 
 
 def _rows(maps: Tensor) -> Tensor:
