@@ -27,7 +27,7 @@ PAIRS = (("resnet32x4", "resnet8x4"), ("resnet20", "resnet8"))
 GOALS = {"gompertz": (1.10, 1.25), "crd": (1.3, 1.3), "reviewkd": (1.5, 1.5)}
 """Largest ratio wanted, by method, for each of PAIRS."""
 FLOOR, BATCH, CLASSES, IMAGES, SIDE, EPOCHS = "floor", 64, 100, 50_000, 32, 240
-WARMUP = 2
+WARMUP = 1
 CPU = torch.device("cpu")
 
 
