@@ -144,3 +144,15 @@ def test_a_failed_task_leaves_its_sentence_where_kubernetes_shows_it(tmp_path, m
     assert (tmp_path / "termination-log").exists() is in_a_pod
     if in_a_pod:
         assert (tmp_path / "termination-log").read_text() == said.replace("gkd: ", "distill: ")
+
+
+@pytest.mark.parametrize("place", ["/gkd/work/teacher", "/elsewhere"])
+def test_a_volume_that_belongs_to_root_is_sent_to_its_paragraph(monkeypatch, capsys, place):
+    monkeypatch.setenv("GKD_WORK", "/gkd/work")
+    with pytest.raises(SystemExit), task.running("teacher"):
+        raise PermissionError(13, "Permission denied", place)
+    said = capsys.readouterr().err
+    paragraph = "A fresh volume may belong to root"
+    assert f"**{paragraph}.**" in (Path(__file__).parents[2] / "docs" / "kubernetes.md").read_text()
+    assert f"gkd: {place}: Permission denied" in said
+    assert (f"docs/kubernetes.md says ('{paragraph}')" in said) is (place != "/elsewhere")
