@@ -1,9 +1,10 @@
 """One picture, whatever its mode, as a square uint8 array: what every image goes through, also when served.
 
 The rules, kept in `dataset.json` too: the first frame counts; the EXIF orientation is applied; transparency is laid
-over white; 16-bit values are scaled from the range they are of, which is the smallest of 8, 10, 12, 14 and 16 bits that
-holds the picture's largest value; the centre square is scaled to size (the shorter side is resized, then the centre
-cropped), bilinear with antialiasing; colour becomes grey by ITU-R BT.601, grey becomes colour by repetition.
+over white; 16-bit values are scaled from the range they are of, which a PNG may name (its chunk sBIT), and which else
+is the smallest of 8, 10, 12, 14 and 16 bits that holds the picture's largest value; the centre square is scaled to size
+(the shorter side is resized, then the centre cropped), bilinear with antialiasing; colour becomes grey by ITU-R BT.601,
+grey becomes colour by repetition.
 
 A file is known by its content, not by its ending, and says how large it is before it is decoded: what would need
 gigabytes is refused, and so is every format but those in `FORMATS` (Pillow knows some forty, and runs Ghostscript for
@@ -13,6 +14,7 @@ This file needs numpy and Pillow alone (and pillow-heif for HEIC): a bundle has 
 """
 
 import contextlib
+import io
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,9 +28,9 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile, jpeg_factory
 
 PREPARATION = (
-    "first frame; EXIF orientation applied; transparency over white; 16-bit values by the smallest of 8, 10, 12, 14, "
-    "16 bits that holds the largest; shorter side resized and centre cropped, bilinear, antialiased; grey by ITU-R "
-    "BT.601"
+    "first frame; EXIF orientation applied; transparency over white; 16-bit values by a PNG's sBIT, else by the "
+    "smallest of 8, 10, 12, 14, 16 bits that holds the largest; shorter side resized and centre cropped, bilinear, "
+    "antialiased; grey by ITU-R BT.601"
 )
 Crop = Literal["center", "squash", "border"]
 PREPARED_BY: dict[Crop, str] = {
@@ -45,6 +47,7 @@ MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: up to some 600 MB while it is 
 STRIP = 1 << 18  # pixels that are brought to their final mode together: this takes several copies of them
 ORIENTATION = 0x0112  # the number of EXIF's field
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras and scanners put into 16
+SIGNIFICANT = "significant bits"  # under which Pillow's `info` has what a PNG's sBIT says
 
 # Pillow warns of large pictures on stderr, and refuses larger ones; here one limit refuses, in one sentence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -106,11 +109,15 @@ def decoded(image: ImageFile, side: int, max_pixels: int | None = None) -> Image
         _refuse_huge(image, max_pixels)
     of_16_bits = bool(image.tile) and _raw_mode(image.tile[0].args)[:-1] in ("RGB;16", "RGBA;16")
     stream = image.fp
+    if image.format == "PNG" and (of_16_bits or image.mode.startswith("I;16")) and (bits := _significant_bits(image)):
+        image.info[SIGNIFICANT] = bits
     image.load()
     # Pillow keeps the upper byte of such colours, in which next to nothing is where their values have 12 bits.
     if of_16_bits and stream is not None and (white := _white_by_band(image)).min() < 65535:
         with _recognised(stream) as lower:
             lower.tile = [tile._replace(args=_other_byte(tile.args)) for tile in lower.tile]
+            lower.load()
+            white[:3] = _white_of(np.asarray(lower)[:, :, :3], int(white[0]), image.info.get(SIGNIFICANT))
             joined = _joined(image, lower, white)
         joined.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
         return ImageOps.exif_transpose(joined)
@@ -250,7 +257,10 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     """The picture in RGB or L; a large one strip by strip, since no pixel has to do with another."""
     if image.mode == mode and not image.has_transparency_data:
         return image
-    white = _white(int(np.asarray(image).max())) if image.mode.startswith("I;16") else 255
+    white = 255
+    if image.mode.startswith("I;16"):
+        values, bits = np.asarray(image), image.info.get(SIGNIFICANT)
+        white = _white_of(values, _white(int(values.max()), bits), bits)
     width, height = image.size
     rows = max(1, STRIP // width)
     if height <= rows:
@@ -262,9 +272,41 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     return whole
 
 
-def _white(highest: int) -> int:
+def _significant_bits(image: ImageFile) -> int | None:
+    """How many of the bits of a PNG's values mean something, as its chunk sBIT says (at least 8); None without one."""
+    stream = image.fp
+    assert stream is not None
+    before = stream.tell()
+    stream.seek(8)
+    try:
+        while len(head := stream.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            if head[4:] == b"sBIT":
+                bits = max(stream.read(min(3, int.from_bytes(head[:4]))), default=0)  # the fourth is of transparency
+                return min(max(bits, DEPTHS[0]), DEPTHS[-1])
+            stream.seek(int.from_bytes(head[:4]) + 4, io.SEEK_CUR)
+        return None
+    finally:
+        stream.seek(before)
+
+
+def _white(highest: int, significant: int | None = None) -> int:
     """The largest value of the range that 16-bit values are of: cameras put 10, 12 or 14 bits into 16."""
-    return next((1 << bits) - 1 for bits in DEPTHS if highest < 1 << bits)
+    return next(
+        (1 << bits) - 1 for bits in (DEPTHS if significant is None else (significant, 16)) if highest < 1 << bits
+    )
+
+
+def _white_of(values: NDArray[np.integer], white: int, significant: int | None) -> int:
+    """The same for values of which a PNG says how many bits mean something.
+
+    PNG wants them scaled to all 16 bits, the lower ones 0 or those of the value again, and many programs write the
+    value as it is. Below 2^bits both are told apart by the lower bits.
+
+    Args:
+        values: or their lower bytes.
+    """
+    unscaled = significant is not None and (values & ((1 << 16 - significant) - 1)).any()
+    return white if significant is None or unscaled else 65535
 
 
 def _scaled(values: NDArray[np.uint16], white: int | NDArray[np.uint32]) -> NDArray[np.uint8]:
@@ -275,7 +317,8 @@ def _scaled(values: NDArray[np.uint16], white: int | NDArray[np.uint32]) -> NDAr
 def _white_by_band(image: Image.Image) -> NDArray[np.uint32]:
     """`_white` of RGB, alike for the colours, or RGBA [bands], told from the upper bytes of 16-bit values."""
     highest = [int(band[1]) * 256 + 255 for band in image.getextrema() if isinstance(band, tuple)]
-    return np.array([_white(max(highest[:3]))] * 3 + [_white(alpha) for alpha in highest[3:]], np.uint32)
+    colours = _white(max(highest[:3]), image.info.get(SIGNIFICANT))
+    return np.array([colours] * 3 + [_white(alpha) for alpha in highest[3:]], np.uint32)
 
 
 def _joined(upper: Image.Image, lower: Image.Image, white: NDArray[np.uint32]) -> Image.Image:

@@ -255,6 +255,7 @@ def test_what_a_bundle_reads_pictures_with_needs_nothing_of_ours(made: Made) -> 
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, flags=re.MULTILINE))
     assert imported <= {
         "contextlib",
+        "io",
         "sys",
         "warnings",
         "collections",

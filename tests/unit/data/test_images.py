@@ -14,6 +14,7 @@ from PIL import Image
 from pillow_heif import register_heif_opener
 
 from gkd_core.data.images import Unreadable, fit, is_picture, opened, read_image
+from tests.unit.deep_pictures import chunk, png_of_16_bits
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -22,19 +23,6 @@ def halves(left: tuple[int, ...] | int, right: tuple[int, ...] | int, mode: str 
     image = Image.new(mode, (8, 8), left)
     image.paste(right, (4, 0, 8, 8))
     return image
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png_of_16_bits(values: np.ndarray, _: str) -> bytes:
-    """A PNG of 16-bit colours, which Pillow does not write."""
-    height, width, bands = values.shape
-    head = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[bands], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    content = zlib.compress(rows)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 def tiff_of_16_bits(values: np.ndarray, kind: str) -> bytes:
@@ -157,6 +145,23 @@ def test_so_do_colours_of_which_pillow_keeps_the_upper_byte(kind: str, bands: in
     assert np.array_equal(got, np.rint(values[:, :, :3] * 255 / 4095))
     got = read_image(io.BytesIO(write(values << 4, kind)), 8, 3)
     assert np.array_equal(got, values[:, :, :3] >> 4)
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_a_png_may_say_how_many_bits_its_values_have(bands: int) -> None:
+    dark = np.random.default_rng(0).integers(0, 200, (8, 8, bands))  # of 4095, so nobody could tell
+    if bands == 4:
+        dark[:, :, 3] = 4095
+    for significant, white in ((12, 4095), (10, 1023), (14, 16383), (16, 65535)):
+        if bands == 4 and significant < 12:
+            continue
+        got = read_image(io.BytesIO(png_of_16_bits(dark, significant=significant)), 8, 3)
+        assert np.abs(got.astype(int) - np.rint(dark[:, :, :3] * 255 / white)).max() <= (significant == 16), significant
+    # As the standard has it, they are scaled to all bits: by zeros below, or by the value's own first bits.
+    for scaled in (dark << 4, dark << 4 | dark >> 8):
+        got = read_image(io.BytesIO(png_of_16_bits(scaled, significant=12)), 8, 3)
+        assert np.abs(got.astype(int) - scaled[:, :, :3] / 257).max() <= 1
+    assert read_image(io.BytesIO(png_of_16_bits(dark)), 8, 3).max() > 190  # nothing said: of 8 bits
 
 
 def test_twelve_bits_of_a_large_picture_are_of_one_range(monkeypatch: pytest.MonkeyPatch) -> None:
