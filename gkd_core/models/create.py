@@ -1,5 +1,6 @@
 """Networks to train: by name, or around a module of one's own."""
 
+import logging
 import reprlib
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gkd_core.data.prepared import PreparedData
+from gkd_core.data.sources import FILES
 from gkd_core.errors import GkdError
 from gkd_core.models.network import LUMA, Network, NetworkSpec, Preprocessing
 from gkd_core.models.registry import TIMM, TOPOLOGICAL, is_cifar_name, model_names, refuse_unknown_name, timm_names
 from gkd_core.models.starting import StartingWeights, find_weights, start_from
 from gkd_core.models.wrap import WRAPPED, WrappedClassifier
+
+log = logging.getLogger(__name__)
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: dict[int, Statistics] = {
@@ -142,12 +146,24 @@ def build_network(
         known=None if start is None else start.preprocessing,
         **preprocessing,
     )
+    if start is not None and data is not None and data.info.source in FILES:
+        _say_crop(start, data.info.crop or "center", option)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(spec)
         if start is not None:
             start_from(network, start, head or "auto", option=option)
     return network
+
+
+def _say_crop(start: StartingWeights, crop: str, option: str) -> None:
+    """Say where squares are not made of the pictures as the weights that a network starts from want it."""
+    if start.crop not in ("center", crop):
+        log.warning(
+            "%sweights %s are for pictures that data.crop %s brings to a square, and the data has %s: set data.crop to "
+            "%s and prepare it again, or let the network get used to it",
+            *(option, start.source, start.crop, crop, start.crop),
+        )
 
 
 def wrap(

@@ -58,6 +58,11 @@ class StartingWeights:
     licence: str = ""
 
     @property
+    def crop(self) -> str:
+        """How squares were made of the pictures that these weights learned from, as `data.crop` calls it."""
+        return getattr(self.timm, "crop_mode", None) or "center"
+
+    @property
     def digest(self) -> str:
         """sha256 of the file."""
         return file_digest(self.path / "model.safetensors" if self.path.is_dir() else self.path)

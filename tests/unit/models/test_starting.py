@@ -178,6 +178,23 @@ def test_the_preprocessing_of_torchvision_s_weights_is_torchvision_s_own(torch_h
         torch.testing.assert_close(network(image).logits, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_weights_whose_pictures_were_squashed_say_so_unless_the_data_s_are(tiny, hub, tmp_path, digits, caplog):
+    """As `crop_mode` of timm's configuration says it, of CLIP's networks say."""
+    settings = {"input_size": [3, 160, 160], "classifier": "head", "crop_mode": "squash", "crop_pct": 1.0}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "test_vit", "num_classes": 10, "pretrained_cfg": settings})
+    )
+    put_in_hub(hub, "someone/squash", model__safetensors=tiny(classes=10), config__json=tmp_path / "config.json")
+    assert find_weights("hf-hub:someone/squash", TINY).crop == "squash"
+    data = PreparedData.open(digits)
+    for source, crop, said in (("folder", None, True), ("folder", "squash", False), ("digits", None, False)):
+        data.info = data.info.model_copy(update={"source": source, "crop": crop})
+        caplog.clear()
+        create_model(TINY, data=data, weights="hf-hub:someone/squash")
+        assert ("are for pictures that data.crop squash brings to a square" in caplog.text) == said
+    assert find_weights(tiny("test_resnet"), "timm:test_resnet").crop == "center"
+
+
 @pytest.mark.parametrize("weights", ["IMAGENET1K_V2", "MobileNet_V2_Weights.IMAGENET1K_V2"])
 def test_torchvision_s_weights_are_taken_by_either_of_their_names(torch_hub, weights, digits):
     state = models.mobilenet_v2().state_dict()
