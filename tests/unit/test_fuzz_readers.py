@@ -9,21 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pillow_heif import register_heif_opener
+from pyarrow import parquet
 
 from gkd_core.config import load_params
 from gkd_core.data.arrays import open_array
-from gkd_core.data.images import FORMATS, Unreadable, read_image
+from gkd_core.data.health import Look, look_at
+from gkd_core.data.images import FORMATS, Unreadable, read_image, read_whole
+from gkd_core.data.photos import Store
+from gkd_core.data.prepare import write_prepared
 from gkd_core.data.prepared import PreparedData
-from gkd_core.data.sources.base import SPLITS
+from gkd_core.data.sources import files_of, open_source
+from gkd_core.data.sources.base import SPLITS, Examples, Source
+from gkd_core.data.sources.folder import pictures as folder_of_pictures
+from gkd_core.data.unlabelled import add_unlabelled
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import session
-from gkd_core.files import write_json
+from gkd_core.files import kind_of, write_json
 from gkd_core.models.network import Network, NetworkSpec, load_network, save_network
 from gkd_core.models.weights import load_model
 from gkd_core.records import (
@@ -39,6 +48,7 @@ from gkd_core.serving.model import Model, ModelFile
 from gkd_core.tables import read_table
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.conftest import deploy_folder
+from tests.unit.deep_pictures import png_of_16_bits
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = int(os.environ.get("GKD_FUZZ_EXAMPLES", "40"))
@@ -49,6 +59,8 @@ fuzz = settings(
 slow_fuzz = settings(fuzz, max_examples=max(10, EXAMPLES // 2))
 
 CLASSES = tuple("0123456789")
+PICTURES = (*FORMATS, "HEIF")
+STORES: tuple[Store, ...] = ("raw", "compressed")
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +97,38 @@ def originals(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Pat
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
     save_checkpoint(root / "checkpoint.pt", {"fingerprint": "f", "epoch": 1, "network": {"w": torch.randn(4, 4)}})
     torch.save(load_network(network).classifier.state_dict(), root / "state.pth")
-    for kind in FORMATS:
+    register_heif_opener()
+    for kind in PICTURES:
         noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(noise).save(root / f"image.{kind.lower()}", format=kind)
+    (root / "deep.png").write_bytes(png_of_16_bits(np.arange(768).reshape(16, 16, 3) * 5, significant=12))
+    listed_photos(root)
+    (root / "health").mkdir()
+    write_json(root / "health" / "health.json", {"images": 2, "findings": {}})
     return root
+
+
+def listed_photos(root: Path) -> None:
+    """A folder of small photos, the same as lists and in archives, and prepared whole, as pixels and as JPEG."""
+    photos = root / "photos"
+    for number in range(16):
+        file = photos / ("cat", "dog")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(file)
+    rows = [(str(file), file.parent.name) for file in sorted(photos.rglob("*.png"))]
+    text = "path,label,split,group\n" + "".join(f"{path},{label},train,{path[-5]}\n" for path, label in rows)
+    (root / "list.csv").write_text(text)
+    table = pyarrow.table({"path": [path for path, _ in rows], "label": [label for _, label in rows]})
+    parquet.write_table(table, root / "list.parquet")
+    for ending, kind in (("zip", "zip"), ("tar", "tar"), ("tar.gz", "gztar")):
+        shutil.make_archive(str(root / "photos"), kind, root, "photos")
+        assert (root / f"photos.{ending}").is_file()
+    source = open_source("folder", photos, 8)
+    for store in STORES:
+        (root / store).mkdir()
+        info = write_prepared(source, root / store, store=store, validation_fraction=0.25, test_fraction=0.25)
+        add_unlabelled(root / store, info, folder_of_pictures(photos, 8, 3))
 
 
 # --- what may stand in a file
@@ -165,6 +205,12 @@ def replaced(originals: Path, folder: Path, names: list[str], content: bytes) ->
 
 # --- JSON
 
+RECORDS = ("images.bin", "offsets.npy", "sizes.npy")
+PHOTOS = {
+    "train": (*RECORDS, "labels.npy"),
+    "unlabelled": RECORDS,
+    **dict.fromkeys(("validation", "test"), ("images.npy", "labels.npy")),
+}
 JSON_READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "teacher.json": (["teacher.json"], read_teacher),
     "training.json": (["network/training.json"], lambda root: read_training(root / "network", "student")),
@@ -174,9 +220,16 @@ JSON_READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "version.json": (["version.json"], read_version),
     "gate.json": (["gate.json"], read_gate),
     "bundle.json": (["bundle.json"], read_bundle),
+    "health.json": (["health/health.json"], lambda root: kind_of(root / "health") or ""),
     "model.json": (
         ["network/model.json", "network/model.safetensors"],
         lambda root: load_network(root / "network", CLASSES),
+    ),
+    "dataset.json of photos": (
+        ["raw/dataset.json", *(f"raw/{part}/{file}" for part, files in PHOTOS.items() for file in files)],
+        lambda root: (lambda data: (np.array(data.train.images), data.unlabelled))(
+            PreparedData.open(root / "raw", check=False)
+        ),
     ),
     "dataset.json": (
         ["data/dataset.json", *(f"data/{s}/{a}.npy" for s in SPLITS for a in ("images", "labels"))],
@@ -221,6 +274,23 @@ def _state_dict(root: Path) -> object:
     )
 
 
+def _listed(file: Path) -> object:
+    files_of(file)
+    return open_source("list", file, 8, 3)
+
+
+def _packed(file: Path) -> object:
+    files_of(file)
+    return open_source("folder", file, 8, 3)
+
+
+def _picture(file: Path) -> object:
+    try:
+        return read_image(file, 8, 3)
+    except Unreadable as error:
+        raise GkdError(str(error)) from None
+
+
 READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "model.safetensors": (
         ["network/model.safetensors", "network/model.json"],
@@ -231,6 +301,13 @@ READERS: dict[str, tuple[list[str], Callable[[Path], object]]] = {
     "params.yaml": (["params.yaml"], lambda root: load_params(root / "params.yaml")),
     "checkpoint.pt": (["checkpoint.pt"], lambda root: load_checkpoint(root / "checkpoint.pt", "f")),
     "state.pth": (["state.pth"], _state_dict),
+    "list.csv": (["list.csv"], lambda root: _listed(root / "list.csv")),
+    "list.parquet": (["list.parquet"], lambda root: _listed(root / "list.parquet")),
+    **{
+        f"photos.{ending}": ([f"photos.{ending}"], lambda root, ending=ending: _packed(root / f"photos.{ending}"))
+        for ending in ("zip", "tar", "tar.gz")
+    },
+    "deep.png": (["deep.png"], lambda root: _picture(root / "deep.png")),
     "model.onnx": (["model.onnx"], lambda root: session(root / "model.onnx")),
     "model.onnx to be served": (
         ["model.onnx"],
@@ -264,12 +341,53 @@ def test_prepared_arrays_with_other_bytes(array: str, choice: st.DataObject, ori
     assert value_or_sentence(told_by(lambda: PreparedData.open(tmp_path / "data")))
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("file", RECORDS)
+@pytest.mark.parametrize("part", ["train", "unlabelled"])
+@slow_fuzz
+@given(choice=st.data())
+def test_whole_pictures_with_other_bytes(
+    store: Store, file: str, part: str, choice: st.DataObject, originals: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / store
+    if not place.exists():
+        shutil.copytree(originals / store, place)
+    content = (originals / store / part / file).read_bytes()
+    if choice.draw(st.booleans()):  # of the same length, so that what is in the records is looked at
+        changed = bytearray(content)
+        for _ in range(choice.draw(st.integers(1, 6))):
+            changed[choice.draw(st.integers(0, len(changed) - 1))] = choice.draw(st.integers(0, 255))
+        (place / part / file).write_bytes(changed)
+    else:
+        (place / part / file).write_bytes(choice.draw(mutated(content)))
+
+    def look() -> object:
+        data = PreparedData.open(place, check=False)
+        images = data.train.images if part == "train" else data.unlabelled.images  # type: ignore[union-attr]
+        return np.array(images), [images.read(row) for row in range(len(images))]
+
+    assert value_or_sentence(told_by(look))
+    assert value_or_sentence(told_by(lambda: PreparedData.open(place)))
+
+
+@pytest.mark.parametrize("kind", PICTURES)
 @fuzz
 @given(choice=st.data())
 def test_pictures_with_other_bytes(kind: str, choice: st.DataObject, originals: Path) -> None:
     content = choice.draw(mutated((originals / f"image.{kind.lower()}").read_bytes()))
     assert value_or_sentence(told_by(lambda: read_image(io.BytesIO(content), 8, 3), Unreadable))
+    assert value_or_sentence(told_by(lambda: read_whole(io.BytesIO(content), 8, 1), Unreadable))
+    look = health(content)
+    assert value_or_sentence(look.unreadable or None)
+
+
+def health(content: bytes) -> Look:
+    """What `gkd check` sees of one picture."""
+    examples = Examples(
+        np.zeros(1, np.int64), lambda _: np.zeros((8, 8, 3), np.uint8), ("a",), open=lambda _: io.BytesIO(content)
+    )
+    (look,) = look_at(Source("folder", ("a",), 8, 3, {"train": examples}, flip=True))
+    return look
 
 
 def test_the_originals_themselves_are_read(originals: Path, tmp_path: Path) -> None:
@@ -279,7 +397,7 @@ def test_the_originals_themselves_are_read(originals: Path, tmp_path: Path) -> N
         if kind == "dataset.json":
             continue  # needs its arrays, see the prepared arrays above
         assert read(tmp_path / str(place)) is not None, kind
-    for kind in FORMATS:
+    for kind in PICTURES:
         assert read_image(originals / f"image.{kind.lower()}", 8, 3).shape == (8, 8, 3)
 
 

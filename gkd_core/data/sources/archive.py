@@ -20,7 +20,8 @@ from gkd_core.errors import GkdError
 
 GROWTH, ROOM = 100, 1 << 30  # an archive may become so many times its size, and a gigabyte
 PACKED = (".zip", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError)
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
+"""What their readers raise; ValueError of names and numbers that are none."""
 
 
 class TemporaryFolder:
@@ -43,7 +44,15 @@ class TemporaryFolder:
 
 def is_archive(file: Path) -> bool:
     """Whether a file is a zip or a tar, packed by gzip, bzip2 or xz or not, whatever its name."""
-    return zipfile.is_zipfile(file) or tarfile.is_tarfile(file)
+    return zipfile.is_zipfile(file) or _is_tar(file)
+
+
+def _is_tar(file: Path) -> bool:
+    """tarfile's own lets through what gzip, bzip2 and xz raise of a damaged beginning."""
+    try:
+        return tarfile.is_tarfile(file)
+    except DAMAGED:
+        return False
 
 
 def top_level(place: Path) -> tuple[set[str], set[str]]:
@@ -58,7 +67,7 @@ def top_level(place: Path) -> tuple[set[str], set[str]]:
         if zipfile.is_zipfile(place):
             with zipfile.ZipFile(place) as packed:
                 names = [name for name in packed.namelist() if not name.endswith("/")]
-        elif tarfile.is_tarfile(place):
+        elif _is_tar(place):
             with tarfile.open(place) as packed_tar:
                 names = [member.name for member in packed_tar if member.isfile()]
         else:
@@ -97,7 +106,7 @@ def unpack(archive: Path, folder: Path, called: str) -> None:
                         raise GkdError(f"{called} is locked by a password: pack it anew without one")
                 _refuse_growth(sum(member.file_size for member in members), archive, folder, called)
                 packed.extractall(folder)  # noqa: S202  # zipfile drops ways out and makes no links
-        elif tarfile.is_tarfile(archive):
+        elif _is_tar(archive):
             with tarfile.open(archive) as packed_tar:
                 _refuse_growth(sum(member.size for member in packed_tar), archive, folder, called)
                 packed_tar.extractall(folder, filter="data")
