@@ -305,11 +305,15 @@ class TrainingConfig(Section):
     teacher_cache: bool = False
     """Keep what a single frozen teacher answers in `teacher-cache` in the work folder, and read it there the next time
     the same view of an image is seen, in this training or another (`gkd compare`): the weights stay the same, bit for
-    bit. For methods that ask for logits or embeddings, with no other random changes than `crop_padding` and `flip`;
-    where it cannot be, the training says so and does without."""
+    bit. For methods that ask for logits or embeddings, with no other random changes than `crop_padding` and `flip`, or
+    with `teacher_views`; where it cannot be, the training says so and does without."""
     teacher_cache_gb: Positive = 20.0
     """Most disk that the files of `teacher_cache` may come to, in GB (10⁹ bytes), all together; those longest unused
     make way."""
+    teacher_views: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many views of each training image there are, whatever `augment` does: epoch n shows view n modulo this, drawn
+    from (seed, image, view) alone, so that `teacher_cache` finds each again. The student sees no others either. Null
+    draws every view anew."""
     seed: Seed = 0
     """Seed of the initial weights, of the order of images and of augmentation."""
     augment: AugmentConfig = AugmentConfig()
@@ -340,6 +344,9 @@ class TrainingConfig(Section):
             )
         if self.devices > 1 and ":" in self.device:
             yield f"device {self.device} names one device but devices is {self.devices}: set device to cuda"
+        for name in ("mixup", "cutmix") if self.teacher_views is not None else ():
+            if getattr(self.augment, name):
+                yield f"teacher_views is {self.teacher_views}, but augment.{name} mixes images of a batch: set it to 0"
         if self.devices > 1 and self.device == "mps":
             yield f"device is mps, of which there is one, but devices is {self.devices}: set devices to 1"
 

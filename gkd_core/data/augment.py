@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_core.data.operations import AutoName
+from gkd_core.data.views import Numbers
 
 ERASED, ERASED_ASPECT, ERASING_TRIES = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's defaults
 
@@ -147,7 +148,7 @@ def cut_out(images: Tensor, centres: Tensor, side: int, fill: Tensor) -> Tensor:
     return torch.where(inside, fill.view(1, channels, 1, 1), images)
 
 
-def draw_erased(rng: np.random.Generator, count: int, chance: float, size: tuple[int, int]) -> list[Rectangle | None]:
+def draw_erased(rng: Numbers, count: int, chance: float, size: tuple[int, int]) -> list[Rectangle | None]:
     """A rectangle for each image that is to lose one: 2 to 33 % of its area, 0.3 to 3.3 times as high as wide.
 
     As in torchvision's `RandomErasing`, an image for which ten draws give none that fits stays whole.

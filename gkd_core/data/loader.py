@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -27,6 +28,7 @@ from gkd_core.data.operations import Operation, apply, draw_auto, draw_jitter
 from gkd_core.data.photos import pictures
 from gkd_core.data.prepared import Split
 from gkd_core.data.shards import ALONE, Shards
+from gkd_core.data.views import Numbers, RowNumbers
 from gkd_core.data.windows import STREAM, Cutter, draw_windows
 from gkd_core.errors import GkdError
 
@@ -43,7 +45,7 @@ class Batch(NamedTuple):
         topology: [B, F] float32, persistence features of the unaugmented images by their indices (of the first of each
             pair); None where the data has none.
         shards: which rows of the whole batch these are, where several processes share it.
-        views: [B] int64, which of its image's views each is; None where there is no end to them (`Augmentation.views`).
+        views: [B] int64, which of its image's views each is; None where there is no end to them (`Loader.view_count`).
     """
 
     images: Tensor
@@ -71,6 +73,9 @@ class _Draws(NamedTuple):
         return _Draws(*drawn)
 
 
+_NOTHING = _Draws(*[None] * len(_Draws._fields))
+
+
 class Loader:
     """Batches of a split, epoch by epoch.
 
@@ -82,6 +87,9 @@ class Loader:
     The last, short batch is kept. When shuffled (that is, in training) a last batch that would leave a process a single
     image, which batch normalisation refuses, joins the batch before it: one of a single image with one process, of
     fewer than 2·n with n.
+
+    With `views` there is a fixed number of views of every image: epoch n shows view n modulo that, in an order of its
+    own, and what is random about a view is a function of (seed, image, view) alone.
 
     Several processes go through the same batches, each with its own rows of every one: order, augmentation and mixup's
     pairs are drawn for the whole batch, so they are the same however many share it.
@@ -100,13 +108,14 @@ class Loader:
         num_classes: width of mixup's and cutmix's targets.
         unlabelled: images without a label, to join those of the split in a shuffled order.
         unlabelled_fraction: which part of every batch they are, in (0, 1).
+        views: how many views of each image there are; None draws every one anew.
         resident: keep all images on the device (True), stream them (False), or decide by free memory (null).
         processes: how many share each batch.
         rank: which of them this is; it gets a batch's rows in order of rank, in validation perhaps none of a short one.
     Raises:
         GkdError: fewer images than the batches need.
         ValueError: cutout or erasing without the data's mean; unlabelled images in a set order, or beside persistence
-            features.
+            features; a number of views of images that are mixed.
     """
 
     def __init__(
@@ -122,6 +131,7 @@ class Loader:
         num_classes: int,
         unlabelled: Split | None = None,
         unlabelled_fraction: float = 0.0,
+        views: int | None = None,
         resident: bool | None = None,
         processes: int = 1,
         rank: int = 0,
@@ -131,13 +141,16 @@ class Loader:
         self.device = torch.device(device)
         self.seed = seed
         self.augmentation = augmentation or Augmentation()
-        self._finite = self.augmentation.views is not None
+        self._stored = views
+        self.view_count = views or self.augmentation.views
         self.shuffle = shuffle
         self.balanced = balanced
         self.num_classes = num_classes
         for name in ("cutout", "erasing"):
             if getattr(self.augmentation, name) and not split.mean:
                 raise ValueError(f"{name} fills with the data's mean, but this split has none")
+        if views and self.augmentation.mixes:
+            raise ValueError("an image that is mixed with another of its batch has no fixed number of views")
         smallest = 2 * processes if shuffle else 1
         self._bounds = _bounds(len(split), batch_size, smallest)
         self._shards = [Shards.of(stop - start, processes, rank) for start, stop in self._bounds]
@@ -193,10 +206,30 @@ class Loader:
         rows = [shards.sizes[shards.rank] for shards in self._shards]
         return rows[0], max(rows)
 
+    @property
+    def view_facts(self) -> dict[str, Any]:
+        """What the views depend on beside image and number."""
+        if self._stored:
+            return {"seed": self.seed, "count": self._stored, **asdict(self.augmentation)}
+        return {"crop_padding": self.augmentation.crop_padding, "flip": self.augmentation.flip}
+
     def first_images(self, count: int) -> Tensor:
-        """So many images of the split as they are, [count, C, H, W] float32 on the device, laid out as a batch is."""
-        pixels = torch.from_numpy(self._source[np.arange(count)]).to(self.device)
-        return self._augment(pixels.permute(0, 3, 1, 2), _Draws(*[None] * len(_Draws._fields)))
+        """Of so many images of the split the first view, or without `views` the image as it is.
+
+        Returns:
+            [count, C, H, W] float32 on the device, laid out as a batch is.
+        """
+        rows = np.arange(count)
+        if self._cutter is not None and self._stored:
+            windows = draw_windows(self._pictures.sizes[rows], self._parts, self._of_view(rows, 0, STREAM))
+            pixels = next(self._cutter.batches([(rows, windows)])).permute(0, 2, 3, 1)
+        else:
+            pixels = torch.from_numpy(self._source[rows])
+        draws = _NOTHING
+        if self._stored:
+            numbers = self._of_view(rows, 0)
+            draws = self._draw(count, (pixels.shape[1], pixels.shape[2]), torch.Generator(self.device), numbers)
+        return self._augment(pixels.to(self.device).permute(0, 3, 1, 2), draws)
 
     def epoch(self, n: int) -> Iterator[Batch]:
         """The batches of epoch n, counted from 0."""
@@ -216,7 +249,8 @@ class Loader:
         for (start, stop), shards, share, pixels in batches:
             known = None if self._has_label is None else self._has_label[start:stop]
             size = (pixels.shape[1], pixels.shape[2])
-            draws = self._draw(stop - start, size, generator, later, known)
+            numbers = self._of_view(rows[start:stop], n) if self._stored else later
+            draws = self._draw(stop - start, size, generator, numbers, known)
             chosen = indices[start:stop]
             targets = None
             if draws.partners is None:
@@ -233,7 +267,7 @@ class Loader:
             chosen = chosen[shards.mine]
             if len(chosen):
                 topology = None if self._topology is None else self._topology[chosen]
-                views = self._views(chosen, draws.of(shards.mine))
+                views = self._views(chosen, draws.of(shards.mine), n)
                 yield Batch(images, self._labels[chosen], chosen, targets, topology, shards, views)
 
     def _order(self, host: np.random.Generator) -> NDArray[np.int64]:
@@ -254,11 +288,21 @@ class Loader:
 
     def _windows(self, order: NDArray[np.int64], n: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Positions and windows of the rows that this process reads, batch by batch; drawn for the whole batch."""
-        smallest, largest = self.augmentation.random_resized_crop or (1.0, 1.0)
         rng, sizes = np.random.default_rng([self.seed, n, STREAM]), self._pictures.sizes
         for (start, stop), rows in zip(self._bounds, self._rows(), strict=True):
-            windows = draw_windows(sizes[order[start:stop]], (smallest, largest), rng)
+            numbers = self._of_view(order[start:stop], n, STREAM) if self._stored else rng
+            windows = draw_windows(sizes[order[start:stop]], self._parts, numbers)
             yield order[rows], windows[rows.start - start : rows.stop - start]
+
+    @property
+    def _parts(self) -> tuple[float, float]:
+        smallest, largest = self.augmentation.random_resized_crop or (1.0, 1.0)
+        return smallest, largest
+
+    def _of_view(self, images: NDArray[np.int64], epoch: int, purpose: int = 0) -> RowNumbers:
+        """Random numbers for the view of these images that an epoch shows."""
+        assert self._stored is not None
+        return RowNumbers(self.seed, images, epoch % self._stored, purpose)
 
     def _pixels(self, order: Tensor, indices: Tensor, n: int) -> Iterator[Tensor]:
         """uint8 [rows, H, W, C] of epoch n on the device, batch by batch."""
@@ -290,17 +334,28 @@ class Loader:
         batch: int,
         size: tuple[int, int],
         generator: torch.Generator,
-        later: np.random.Generator,
+        later: Numbers,
         known: Tensor | None = None,
     ) -> _Draws:
-        """For a whole batch of images of size (H, W); `known` says which have a label, None all."""
+        """For a whole batch of images of size (H, W); `known` says which have a label, None all.
+
+        Of a stored view everything comes from `later`, which then knows no batch.
+        """
         augmentation, device = self.augmentation, self.device
         shifts = coins = centres = partners = operations = erased = None
         if augmentation.crop_padding or augmentation.flip:
-            shifts = torch.randint(2 * augmentation.crop_padding + 1, (batch, 2), generator=generator, device=device)
-            coins = torch.rand(batch, generator=generator, device=device) < (0.5 if augmentation.flip else 0.0)
+            places, chance = 2 * augmentation.crop_padding + 1, 0.5 if augmentation.flip else 0.0
+            if isinstance(later, RowNumbers):
+                shifts = torch.from_numpy(later.integers(places, size=(batch, 2))).to(device)
+                coins = torch.from_numpy(later.random(batch) < chance).to(device)
+            else:
+                shifts = torch.randint(places, (batch, 2), generator=generator, device=device)
+                coins = torch.rand(batch, generator=generator, device=device) < chance
         if augmentation.cutout:
-            uniform = torch.rand(batch, 2, generator=generator, device=device)
+            if isinstance(later, RowNumbers):
+                uniform = torch.from_numpy(later.random((batch, 2))).to(device, torch.float32)
+            else:
+                uniform = torch.rand(batch, 2, generator=generator, device=device)
             centres = torch.stack(((uniform[:, 0] * size[0]).long(), (uniform[:, 1] * size[1]).long()), 1)
         if augmentation.mixes:
             partners = _partners(torch.rand(batch, generator=generator, device=device), known)
@@ -314,10 +369,12 @@ class Loader:
             erased = draw_erased(later, batch, augmentation.erasing, size)
         return _Draws(shifts, coins, centres, partners, operations, erased)
 
-    def _views(self, chosen: Tensor, draws: _Draws) -> Tensor | None:
+    def _views(self, chosen: Tensor, draws: _Draws, epoch: int) -> Tensor | None:
         """Which views were drawn, [B]; None where there is no end to them."""
-        if not self._finite:
+        if self.view_count is None:
             return None
+        if self._stored:
+            return torch.full_like(chosen, epoch % self._stored)
         if draws.shifts is None or draws.coins is None:
             return torch.zeros_like(chosen)
         return number_of_view(draws.shifts, draws.coins, self.augmentation)

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from gkd_core.config.checks import TRIVIAL_SHIFT
+from gkd_core.data.views import Numbers
 
 AutoName = Literal["none", "trivial", "rand"]
 BINS = 31  # magnitudes to choose from, of both TrivialAugment and RandAugment
@@ -31,7 +32,7 @@ class Operation(NamedTuple):
     magnitude: float = 0.0
 
 
-def draw_jitter(rng: np.random.Generator, count: int, strength: float, hue: float) -> list[list[Operation]]:
+def draw_jitter(rng: Numbers, count: int, strength: float, hue: float) -> list[list[Operation]]:
     """Brightness, contrast and saturation by factors in 1 ± strength, and a shift of the hue, in any order.
 
     Args:
@@ -48,7 +49,7 @@ def draw_jitter(rng: np.random.Generator, count: int, strength: float, hue: floa
 
 
 def draw_auto(
-    rng: np.random.Generator, count: int, auto: AutoName, size: tuple[int, int], operations: int, magnitude: int
+    rng: Numbers, count: int, auto: AutoName, size: tuple[int, int], operations: int, magnitude: int
 ) -> list[list[Operation]]:
     """TrivialAugment: one operation an image, of any magnitude. RandAugment: several, all of one magnitude.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gkd_core.data.photos import WORKERS, Pictures
+from gkd_core.data.views import Numbers
 
 RATIO = (3 / 4, 4 / 3)
 """Width to height of a window, as everywhere since Szegedy et al. 2014 (arXiv:1409.4842)."""
@@ -28,7 +29,7 @@ AT_ONCE = 8  # pictures a thread takes together
 def draw_windows(
     sizes: NDArray[np.int64],
     scale: tuple[float, float],
-    rng: np.random.Generator,
+    rng: Numbers,
     ratio: tuple[float, float] = RATIO,
 ) -> NDArray[np.int64]:
     """A window of each picture, inside it.

@@ -44,8 +44,11 @@ def with_cache(
             raise GkdError("several networks teach")
         if reads == "feature maps":
             raise GkdError("the method reads feature maps, which are not kept")
-        if loader.augmentation.views is None:
-            raise GkdError("augment asks for more than crop_padding and flip, so hardly a view comes twice")
+        if loader.view_count is None:
+            raise GkdError(
+                "augment asks for more than crop_padding and flip, so hardly a view comes twice unless teacher_views "
+                "says how many there are"
+            )
         if folder is None:
             raise GkdError("there is no folder for it")
         cached = CachedTeacher(
@@ -89,11 +92,10 @@ class CachedTeacher:
         embeddings: bool,
         limit_bytes: int,
     ) -> None:
-        augmentation = loader.augmentation
-        assert augmentation.views is not None
+        assert loader.view_count is not None
         self._asked = self._found = 0
         self._failure = ""
-        self._teacher, self._views = teacher, augmentation.views
+        self._teacher, self._views = teacher, loader.view_count
         self._parts = ("logits", "embedding") if embeddings else ("logits",)
         usual, largest = loader.batch_rows
         self._images = loader.first_images(max(largest, min(FIRST_IMAGES, loader.images)))
@@ -103,11 +105,10 @@ class CachedTeacher:
         self._dtypes = [each.dtype for each in first]
         if any(dtype not in DTYPES for dtype in self._dtypes):
             raise GkdError(f"the teacher answers in {self._dtypes[0]}")
-        views = {"crop_padding": augmentation.crop_padding, "flip": augmentation.flip}
         self._files: list[Answers] = []
         self.size_bytes = 0
         for part, answers in zip(self._parts, first, strict=True):
-            known = {"part": part, "views": views, "first_answers": _digest(answers), **facts}
+            known = {"part": part, "views": loader.view_facts, "first_answers": _digest(answers), **facts}
             rows, width = loader.images * self._views, answers.shape[1]
             self.size_bytes += size_bytes(rows, width)
             self._files.append(open_answers(folder, known, rows=rows, width=width, limit_bytes=limit_bytes))

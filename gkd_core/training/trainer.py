@@ -726,6 +726,7 @@ def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) 
             balanced=config.balance == "sampler",
             unlabelled=data.unlabelled if config.unlabelled_fraction else None,
             unlabelled_fraction=config.unlabelled_fraction,
+            views=config.teacher_views,
             **share,
         ),
         Loader(data.validation, batch_size=max(config.batch_size, 256), augmentation=None, shuffle=False, **share),

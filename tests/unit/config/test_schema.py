@@ -173,6 +173,13 @@ def test_the_digest_follows_content_not_notation_nor_place():
     assert parse_params({"gate": {"max_parity": 1.0}}).digest("data", "train") == plain
 
 
+def test_mixed_images_have_no_number_of_views():
+    for name in ("mixup", "cutmix"):
+        (message,) = refused({"train": {"teacher_views": 4, "augment": {name: 0.5}}})
+        assert "teacher_views is 4" in message
+        assert f"augment.{name}" in message
+
+
 def test_every_field_is_documented():
     from pipelines.catalogue import parameter_rows
 

@@ -212,3 +212,10 @@ def test_the_report_says_what_became_of_the_smaller_files() -> None:
     assert "<td>−1.00 (−2.00 to +0.00)</td>" in page
     assert "model_int8.onnx" in page
     assert "float16 differs by &lt;2&gt;" in page
+
+
+def test_a_fixed_number_of_views_is_said():
+    found = findings()
+    assert "fixed views" not in render_report(found)
+    training = found.training | {"training": {"teacher_views": 8}}
+    assert "had 8 fixed views each" in render_report(replace(found, training=training))

@@ -87,6 +87,27 @@ def test_seeds_and_methods_share_what_they_ask_for(tmp_path):
     assert len(list(tmp_path.glob("*.answers"))) == 2
 
 
+@pytest.mark.parametrize("changes", [{"auto": "rand", "color_jitter": 0.4}, {"cutout": 3, "erasing": 0.5}, {}])
+def test_a_number_of_views_is_known_whatever_is_changed(tmp_path, changes):
+    how = {"augment": AUGMENT | changes, "teacher_views": 2, "epochs": 3}
+    without, none, _ = trained(**how)
+    assert none is None
+    first, hits, line = trained(tmp_path, **how)
+    assert "MB in" in line
+    assert first == without != trained(**how | {"teacher_views": None})[0]
+    assert hits == pytest.approx(1 / 3)  # the third epoch shows the first's views
+    assert trained(tmp_path, **how)[:2] == (without, 1.0)
+    assert trained(tmp_path, **how, method="dkd")[1] == 1.0
+    assert trained(tmp_path, **how, seed=1)[1] == pytest.approx(1 / 3)  # a seed has views of its own
+    assert trained(tmp_path, **how | {"teacher_views": 3})[1] == 0.0
+
+
+def test_the_number_of_views_is_in_the_record(tmp_path):
+    trainer = trainer_of(teacher_views=2)
+    assert trainer.facts["training"]["teacher_views"] == 2
+    assert trainer.fingerprint != trainer_of().fingerprint
+
+
 def test_another_teacher_other_data_and_other_views_are_not_read(tmp_path):
     trained(tmp_path)
     for other in ({"teach": (2,)}, {"count": COUNT - 1}, {"augment": AUGMENT | {"crop_padding": 2}}):
