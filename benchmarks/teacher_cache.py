@@ -1,6 +1,6 @@
 """`python -m benchmarks.teacher_cache [--rounds N]`: an epoch with `train.teacher_cache` ÷ the same without.
 
-The epoch is of plain KD, 8 batches of 64 images of 32×32, by crop and flip; none, half or all answers are known.
+The epoch is of plain KD, 4 batches of 64 images of 32×32, by crop and flip; none, half or all answers are known.
 CPU time of this process, candidates in turn, medians and range of the rounds after one of warm-up.
 """
 
@@ -23,8 +23,8 @@ from gkd_core.schemes import DistillationSpec
 from gkd_core.training.answers import HEADER_BYTES
 from gkd_core.training.trainer import Trainer, Training
 
-PAIRS = (("resnet20", "resnet8"), ("resnet32x4", "resnet8x4"))
-BATCH, BATCHES, CLASSES = 64, 8, 100
+PAIRS = (("resnet20", "resnet8"), ("resnet56", "resnet20"))
+BATCH, BATCHES, CLASSES = 64, 4, 100
 RECORD_BYTES = 4 * CLASSES + 8
 HITS = (0.0, 0.5, 1.0)
 
