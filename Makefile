@@ -73,6 +73,7 @@ bench: $(READY)  ## speed, as ratios measured side by side
 	@python -m benchmarks
 	@python -m benchmarks.threads
 	@python -m benchmarks.steps
+	@python -m benchmarks.teacher_cache
 
 clean:  ## remove what a run leaves (not .venv, not the tracking store)
 	@rm -rf sources data teacher baseline kd student deploy report registration work
