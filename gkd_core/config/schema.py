@@ -19,7 +19,7 @@ from gkd_core.mistakes import ContradictionsError
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0.0)]
-FILES = ("folder", "list", "huggingface")  # sources of files of one's own
+FILES = ("folder", "list", "huggingface")  # sources of files of one's own: here, in an archive or at an address
 RecipeName = Literal["cifar", "fine-tune", "photos-from-scratch"]
 
 

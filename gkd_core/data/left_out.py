@@ -7,10 +7,12 @@ from pathlib import Path, PurePosixPath
 
 from gkd_core.data.sources.base import LeftOut, Source
 from gkd_core.data.sources.walk import LEADS_BACK, READ_ELSEWHERE, SYSTEM
+from gkd_core.errors import GkdError
 
 FILE = "left_out.csv"
 FEW = 3  # that nobody needs to be told of
 ENDINGS_NAMED = 5
+NAMED_IN_SENTENCE = 3
 
 
 def count_left_out(left_out: Iterable[LeftOut]) -> dict[str, dict[str, int]]:
@@ -25,6 +27,22 @@ def count_left_out(left_out: Iterable[LeftOut]) -> dict[str, dict[str, int]]:
 def unread(names: Mapping[str, str]) -> list[LeftOut]:
     """Pictures that could not be decoded, by name, and why."""
     return [LeftOut(name, f"cannot be read: {reason}") for name, reason in names.items()]
+
+
+def refusal(reasons: Mapping[str, str], total: int, where: str = "") -> GkdError:
+    """That pictures cannot be decoded, where `data.unreadable` is "refuse".
+
+    Args:
+        reasons: by name.
+        total: how many pictures there are.
+        where: what they are of, if that is not `data.root`.
+    """
+    named = "; ".join(f"{name} ({reasons[name]})" for name in sorted(reasons)[:NAMED_IN_SENTENCE])
+    more = "; …" if len(reasons) > NAMED_IN_SENTENCE else ""
+    return GkdError(
+        f"{len(reasons)} of {total} images{where and f' of {where}'} cannot be read: {named}{more} — fix or delete "
+        "them, or set data.unreadable to drop"
+    )
 
 
 def warnings_of(source: Source, root: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from gkd_core.cores import usable_cores
 from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
 from gkd_core.data.health_page import write_health
 from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, read_image, read_whole
-from gkd_core.data.left_out import count_left_out, unread, warnings_of, write_left_out
+from gkd_core.data.left_out import count_left_out, refusal, unread, warnings_of, write_left_out
 from gkd_core.data.photos import Store
 from gkd_core.data.prepared import (
     AugmentDefaults,
@@ -38,7 +38,6 @@ CHUNK_BYTES = 1 << 22
 SQUARES_UP_TO = 64  # pixels: what the small-image recipe trains on, by shifts of squares
 STORE_SIZE = 1.15  # of the image's side: at 224 pixels 258, of which networks that crop look at 256
 RAW_UP_TO = 1 << 33  # bytes of training pixels; more are compressed, which needs a tenth of it and some decoding
-NAMED_IN_SENTENCE = 3
 
 StoreOption = Literal["auto", "squares", "raw", "compressed"]
 Decode = Callable[[IO[bytes]], NDArray[np.uint8]]
@@ -98,12 +97,12 @@ def write_prepared(
         if not found:
             break
         if unreadable == "refuse":
-            raise _refusal(source, found)
+            raise refusal(_by_name(source, found), sum(len(each.labels) for each in source.splits.values()))
         for name, reasons in found.items():
             failed.setdefault(name, {}).update(reasons)
     hashes = {name: writer.close() for name, writer in writers.items()}
     mean, std = writers["train"].statistics()
-    dropped = unread({source.splits[name].names[i]: why for name, found in failed.items() for i, why in found.items()})
+    dropped = unread(_by_name(source, failed))
     if source.left_out or dropped:
         write_left_out(folder, [*source.left_out, *dropped])
     info = DatasetInfo(
@@ -128,6 +127,11 @@ def write_prepared(
     if health is not None:
         write_health(folder, health)
     return info
+
+
+def _by_name(source: Source, failed: dict[SplitName, dict[int, str]]) -> dict[str, str]:
+    """Why pictures cannot be decoded."""
+    return {source.splits[name].names[i]: why for name, found in failed.items() for i, why in found.items()}
 
 
 def _photos(source: Source, store: StoreOption, store_size: int | None, crop: Crop) -> WholePictures | None:
@@ -239,14 +243,3 @@ def _map(function: Callable[[int], Result], positions: list[int], parallel: bool
         return [function(position) for position in positions]
     with ThreadPoolExecutor(min(16, usable_cores())) as pool:
         return list(pool.map(function, positions))
-
-
-def _refusal(source: Source, failed: dict[SplitName, dict[int, str]]) -> GkdError:
-    reasons = {source.splits[name].names[i]: reason for name, found in failed.items() for i, reason in found.items()}
-    total = sum(len(examples.labels) for examples in source.splits.values())
-    named = "; ".join(f"{name} ({reasons[name]})" for name in sorted(reasons)[:NAMED_IN_SENTENCE])
-    more = "; …" if len(reasons) > NAMED_IN_SENTENCE else ""
-    return GkdError(
-        f"{len(reasons)} of {total} images cannot be read: {named}{more} — "
-        "fix or delete them, or set data.unreadable to drop"
-    )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gkd_core.cores import usable_cores
 from gkd_core.data.images import Unreadable, read_image, read_whole
-from gkd_core.data.left_out import count_left_out, unread, warnings_of, write_left_out
+from gkd_core.data.left_out import count_left_out, refusal, unread, warnings_of, write_left_out
 from gkd_core.data.photos import PhotoRecords
 from gkd_core.data.prepared import (
     UNLABELLED_FOLDER,
@@ -30,7 +30,6 @@ from gkd_core.data.sources.base import Examples, LeftOut, Source
 from gkd_core.errors import GkdError
 
 ROWS = 256  # that are read together
-NAMED_IN_SENTENCE = 3
 HELD_OUT = "also in the validation or test split"
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def add_unlabelled(
             else:
                 kept.append(picture)
     if failed and unreadable == "refuse":
-        raise _refusal(failed, total)
+        raise refusal(failed, total, "data.unlabelled")
     if not len(kept):
         raise GkdError(
             f"no picture of data.unlabelled is left: {len(held_out)} are in the validation or test split too, "
@@ -192,12 +191,3 @@ def _digests(data: PreparedData) -> set[bytes]:
 
 def _digest(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image).data).digest()
-
-
-def _refusal(failed: dict[str, str], total: int) -> GkdError:
-    named = "; ".join(f"{name} ({failed[name]})" for name in sorted(failed)[:NAMED_IN_SENTENCE])
-    more = "; …" if len(failed) > NAMED_IN_SENTENCE else ""
-    return GkdError(
-        f"{len(failed)} of {total} images of data.unlabelled cannot be read: {named}{more} — fix or delete them, or "
-        "set data.unreadable to drop"
-    )

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gkd_core.config.schema import FILES
 from gkd_core.data.sources.address import WEB, is_address, local_path, scheme, without_secrets
 from gkd_core.data.sources.base import LeftOut, Source
 from gkd_core.errors import GkdError, unknown
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Those of files of one's own, which lie in a folder or an archive, here or behind an address.
-FILES = ("folder", "list", "huggingface")
 PACKED_OR_LIKE = (".zip", ".tar", ".tgz", ".gz", ".tbz2", ".bz2", ".txz", ".xz", ".rar", ".7z", ".zst")
 KNOWN = ("digits", "cifar10", "cifar100", *FILES, "torchvision:NAME")
 
