@@ -30,7 +30,8 @@ def run(
             `gkd teacher` or of a network, or published weights (`torchvision:WEIGHTS`).
         option: what named the images, for the errors.
     Raises:
-        GkdError: the data is missing or damaged, or the teacher is; cleanlab is wanted and missing.
+        GkdError: the data is missing or damaged, or the teacher is; cleanlab is wanted and missing; the fix list cannot
+            be written there.
     """
     from gkd_core.data.health import examine, look_at, removals, write_fix_list
     from gkd_core.data.health_page import write_health
@@ -41,6 +42,9 @@ def run(
     data = params.data
     inputs = [local_path(data.root), None if teacher is None else Path(teacher)]
     refuse_to_replace(out, inputs, kind="health")
+    if fix_list is not None and (fix_list.is_dir() or not fix_list.parent.is_dir()):
+        wrong = "is a folder" if fix_list.is_dir() else "would lie in a folder that is not there"
+        raise GkdError(f"--fix-list {fix_list} {wrong}: name a file in a folder that is there")
     network = None if teacher is None else _network(teacher)
     source = open_source(
         *(data.source, data.root, data.image_size, data.channels),

@@ -21,13 +21,24 @@ from gkd_core.errors import GkdError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: temporary name, flush, rename."""
+    """Write `content` to `path` atomically: temporary name, flush, rename. Where that fails nothing is left behind.
+
+    Raises:
+        OSError: it fails; the file it names is `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
+        raise
     sync_folder(path.parent)
 
 

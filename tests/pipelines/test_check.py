@@ -92,6 +92,13 @@ def test_a_configuration_that_lies_about_is_not_of_the_folder_that_is_given(phot
     assert "FOLDER nowhere is not there" in str(check("nowhere").exception)
 
 
+@pytest.mark.parametrize("place", ["nowhere/fix.csv", "photos/train"])
+def test_a_fix_list_that_cannot_be_written_is_told_before_anything_is_looked_at(place, photos, tmp_path):
+    result = check(photos, "--out", tmp_path / "health", "--fix-list", tmp_path / place)
+    assert f"--fix-list {tmp_path / place}" in str(result.exception)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["photos"]
+
+
 def test_an_earlier_result_is_replaced_and_nothing_else(photos, tmp_path):
     result = check(photos, "--out", photos)
     assert isinstance(result.exception, GkdError)

@@ -152,6 +152,15 @@ def test_missing_and_broken_json_are_named(tmp_path):
             read_json(file, "the teacher folder", keys=["networks"])
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing_behind_and_names_itself(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "folder", tmp_path / "nowhere" / "f"):
+        with pytest.raises(OSError) as error:  # noqa: PT011  # of which kind is the system's affair
+            write_bytes(place, b"abc")
+        assert (error.value.filename, error.value.filename2) == (str(place), None)
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
 def test_digests(tmp_path):
     write_bytes(tmp_path / "f", b"abc")
     assert file_digest(tmp_path / "f") == hashlib.sha256(b"abc").hexdigest()
