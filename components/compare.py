@@ -15,6 +15,7 @@ from gkd_core.config import Params
 from gkd_core.config.contenders import Contender, line_up
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
+from gkd_core.errors import GkdError
 from gkd_core.evaluation.comparison import MEASURED, METRICS, Comparison, check_seeds, expect_metric
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.export.manifest import code_sha256
@@ -64,7 +65,16 @@ def run(
 def run_trials(
     data: Path, teacher: Path, work: Path, lined: Sequence[Contender], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Every contender with every seed, see `run_trial`; seed by seed: stopped half-way, whole seeds can be compared."""
+    """Every contender with every seed, see `run_trial`; seed by seed: stopped half-way, whole seeds can be compared.
+
+    Raises:
+        GkdError: a student's weights are not there, told before anything is trained; or a run failed.
+    """
+    for contender in lined:
+        try:
+            find_start(contender.params.student, contender.params, "student.")
+        except GkdError as error:
+            raise GkdError(f"{contender.name!r}: {error}") from None
     rows = []
     with progress("compare", len(seeds) * len(lined), unit="trainings") as advance:
         for seed in seeds:

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gkd_core.report.forest import ACCENT, INK, MUTED
 
@@ -41,6 +42,9 @@ def scatter_plot(points: Sequence[Mapping[str, Any]], limits: Mapping[str, float
             if (limit := limits.get(key)) is not None:
                 axis.axvline(limit, color=MUTED, linewidth=1, linestyle="--")
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # its own is TeX
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.margins(x=0.25, y=0.15)
             axis.set_xlabel(words, color=INK)
             axis.grid(color="#e5e5e5")

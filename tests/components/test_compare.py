@@ -158,6 +158,10 @@ class TestARun:
         ({"seeds": []}, "different seeds"),
         ({"seeds": [-1]}, "0 or more"),
         ({"metric": "f1"}, "--metric 'f1' is unknown"),
+        (
+            {"contenders": ["kd", {"name": "a", "student": {"weights": "w.pth"}}]},
+            "'a': student.weights 'w.pth' do not exist",
+        ),
         ({"params": budget(distill={"temperature": 2.0})}, "distill.temperature is 2"),
         (
             {"params": budget(distill={"scheme": "mutual", "method": "kd"})},
@@ -170,7 +174,7 @@ class TestARun:
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments, words, few_digits, tmp_path):
-    given = {"data": few_digits, "teacher": tmp_path, "out": tmp_path / "out", "work": tmp_path / "work"}
+    given = {"data": few_digits, "teacher": tmp_path / "teacher", "out": tmp_path / "out", "work": tmp_path / "work"}
     with pytest.raises(GkdError, match=words):
         compare.run(**given, **({"params": PARAMS} | arguments))
     assert not (tmp_path / "work").exists()

@@ -1,8 +1,11 @@
 """Named settings to compare: what an entry means, and what is told of wrong ones."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from gkd_core.config import parse_params
+from gkd_core.config import load_params, parse_params
 from gkd_core.config.contenders import line_up, merged, parse_contenders
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS
@@ -158,3 +161,10 @@ def test_methods_beside_contenders_are_refused():
 
 def test_null_takes_a_default_back_wherever_it_stands():
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": None, "d": {"e": None}}}) == {"a": {"c": 2, "d": {}}}
+
+
+def test_the_page_s_example_is_one():
+    root = Path(__file__).parents[3]
+    (text,) = re.findall(r"```yaml\n(.*?)```", (root / "docs" / "comparing.md").read_text(), re.DOTALL)
+    found = line_up(load_params(root / "params.yaml"), contenders=parse_contenders(text, "the page"))
+    assert [each.name for each in found][:2] == ["kd", "kd, larger steps"]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import gkd_core as gkd
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.comparison import Comparison
 from gkd_core.evaluation.standings import standings
@@ -141,3 +142,23 @@ class TestTables:
         assert "better" in page
         for sign in ("http://", "https://", "<script", "@import"):
             assert sign not in re.sub(r"xmlns(:\w+)?=\"[^\"]*\"|<metadata>.*?</metadata>", "", page, flags=re.DOTALL)
+
+
+def test_a_student_may_be_a_function_and_a_contender_another_by_name():
+    data = gkd.load_data("digits", train_images=60)
+    teacher = gkd.create_model("resnet8", data=data)
+    made = []
+
+    def student(seed):
+        made.append(seed)
+        return gkd.create_model("resnet8", data=data, seed=seed)
+
+    contenders = {
+        "alone": {"distill": {"method": "ce"}},
+        "other": {"distill": {"method": "ce"}, "student": {"name": "resnet14"}},
+    }
+    found = gkd.compare(student, teacher, data, contenders=contenders, seeds=[3], epochs=1, device="cpu")
+    assert made == [3]
+    ((_, standing),) = found.as_dict().items()
+    assert {one["name"]: one["student"] for one in standing} == {"alone": "resnet8", "other": "resnet14"}
+    assert found.reference == "alone"

@@ -82,3 +82,4 @@ def test_its_files_say_the_same(tmp_path):
         assert words in page.replace("&#39;", "'")
     labels = "".join(ElementTree.parse(tmp_path / "frontier.svg").getroot().itertext())
     assert all(one.name in labels for one in STUDENTS)
+    assert "$" not in labels, "numbers of an axis are written in TeX"
