@@ -160,11 +160,11 @@ def _fuse(
         return pixels.view(batch, rows, high, columns, wide, -1)
 
     within = height // rows, width // columns  # own pixels in one of the deeper ones
-    to_own, to_deeper = attention.weight.flatten(1).split(deeper.shape[1], 1)
+    to_own, to_deeper = attention.weight.flatten(1).split_with_sizes([deeper.shape[1]] * 2, 1)
     beneath = _rows(deeper)
     from_own = in_cells(values @ (to_own if affine is None else to_own @ affine).T, *within)
-    shares = torch.sigmoid(from_own + in_cells(torch.addmm(attention.bias, beneath, to_deeper.T), 1, 1))
-    share, rest = shares.split(1, -1)
+    shares = torch.sigmoid(from_own + in_cells(functional.linear(beneath, to_deeper, attention.bias), 1, 1))
+    share, rest = shares.split_with_sizes([1, 1], -1)
     own = values * share.reshape(-1, 1)
     blended: Tensor = _Blend.apply(own, affine, in_cells(beneath, 1, 1), rest)
     return blended

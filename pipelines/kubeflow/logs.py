@@ -234,8 +234,7 @@ def follow(
                 if len(log.lines) > told.get(pod, 0):
                     yield Part(log.label or name, attempt, log.lines[told.get(pod, 0) :])
                     told[pod] = len(log.lines)
-        unheard = step is not None and not states and step not in names and ", seed " not in step
-        if unheard and (names or over or not wait):
+        if step is not None and not states and step not in names and ", seed " not in step and (names or over or not wait):
             raise GkdError(unknown("step", step, names or ["none yet"]))
         done = step not in (None, TRIAL) and bool(states) and "RUNNING" not in states
         if over or done or not wait:

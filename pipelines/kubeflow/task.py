@@ -68,7 +68,8 @@ def from_dvc(task: Task, repo: str, path: str, rev: str) -> tuple[Task, dict[str
     if not repo:
         return task, {}
     from components.dvc_source import fetch
-    from gkd_core.data.sources import FILES, files_of
+    from gkd_core.config.schema import FILES
+    from gkd_core.data.sources import files_of
 
     root = task.scratch / "source"
     # A list alone, whose images are addresses, is no archive.
