@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
+from gkd_core.config.schema import FILES
 from gkd_core.data.images import Crop, fit
 from gkd_core.data.prepare import StoreOption, write_prepared
 from gkd_core.data.prepared import PreparedData
-from gkd_core.config.schema import FILES
 from gkd_core.data.sources import KNOWN, files_of, open_source
 from gkd_core.data.sources.address import is_address
 from gkd_core.data.sources.base import SPLITS, Examples, Source

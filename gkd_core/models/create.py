@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gkd_core.data.prepared import PreparedData
 from gkd_core.config.schema import FILES
+from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.models.network import LUMA, Network, NetworkSpec, Preprocessing
 from gkd_core.models.registry import TIMM, TOPOLOGICAL, is_cifar_name, model_names, refuse_unknown_name, timm_names

@@ -234,7 +234,8 @@ def follow(
                 if len(log.lines) > told.get(pod, 0):
                     yield Part(log.label or name, attempt, log.lines[told.get(pod, 0) :])
                     told[pod] = len(log.lines)
-        if step is not None and not states and step not in names and ", seed " not in step and (names or over or not wait):
+        known = step is None or bool(states) or step in names or ", seed " in step
+        if step is not None and not known and (names or over or not wait):
             raise GkdError(unknown("step", step, names or ["none yet"]))
         done = step not in (None, TRIAL) and bool(states) and "RUNNING" not in states
         if over or done or not wait:
