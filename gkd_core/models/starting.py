@@ -60,7 +60,8 @@ class StartingWeights:
     @property
     def crop(self) -> str:
         """How squares were made of the pictures that these weights learned from, as `data.crop` calls it."""
-        return getattr(self.timm, "crop_mode", None) or "center"
+        crop: str = getattr(self.timm, "crop_mode", None) or "center"
+        return crop
 
     @property
     def digest(self) -> str:

@@ -32,6 +32,8 @@ SYSTEM_NAMES = (
 )
 THUMBNAIL_NAMES = ("synophoto_thumb_*", "synofile_thumb_*", "thumbs", "thumbnails", "_thumbs", "_thumbnails")
 
+MAY_BE_CLASSES = ("thumbs",)  # of hands
+
 NOT_A_PICTURE = "no picture of a format that is read"
 RAW = "camera raw: export it as JPEG"
 SYSTEM = "hidden, or of a system or a program (.DS_Store, @eaDir, …)"
@@ -99,7 +101,7 @@ class Walk:
             path, name = place / entry.name, entry.name.lower()
             if IS_SYSTEM(name):
                 self._leave_all(path, SYSTEM)
-            elif in_class and IS_THUMBNAIL(name):
+            elif IS_THUMBNAIL(name) and (in_class or name not in MAY_BE_CLASSES):
                 self._leave_all(path, THUMBNAIL)
             elif not entry.is_dir():
                 files.append(path)

@@ -197,6 +197,15 @@ def test_splits_by_names_that_nobody_knows_are_a_warning(tmp_path: Path) -> None
     assert not open_source("folder", tmp_path / "views").warnings
 
 
+def test_a_folder_of_thumbnails_beside_the_classes_is_none(tmp_path: Path) -> None:
+    classes(tmp_path, ("cat", "thumbs", "thumbnails", "_thumbs"), count=2)
+    source = open_source("folder", tmp_path)
+    assert source.classes == ("cat", "thumbs")
+    assert [each.name for each in source.left_out if each.reason == "a thumbnail"] == [
+        *("_thumbs/0.png", "_thumbs/1.png", "thumbnails/0.png", "thumbnails/1.png")
+    ]
+
+
 def test_a_name_composed_and_decomposed_is_one_class(tmp_path: Path) -> None:
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     classes(tmp_path / "train", (composed, "tea"), count=2)
