@@ -249,7 +249,7 @@ class Loader:
         for (start, stop), shards, share, pixels in batches:
             known = None if self._has_label is None else self._has_label[start:stop]
             size = (pixels.shape[1], pixels.shape[2])
-            numbers = self._of_view(rows[start:stop], n) if self._stored else later
+            numbers: Numbers = self._of_view(rows[start:stop], n) if self._stored else later
             draws = self._draw(stop - start, size, generator, numbers, known)
             chosen = indices[start:stop]
             targets = None
@@ -290,7 +290,7 @@ class Loader:
         """Positions and windows of the rows that this process reads, batch by batch; drawn for the whole batch."""
         rng, sizes = np.random.default_rng([self.seed, n, STREAM]), self._pictures.sizes
         for (start, stop), rows in zip(self._bounds, self._rows(), strict=True):
-            numbers = self._of_view(order[start:stop], n, STREAM) if self._stored else rng
+            numbers: Numbers = self._of_view(order[start:stop], n, STREAM) if self._stored else rng
             windows = draw_windows(sizes[order[start:stop]], self._parts, numbers)
             yield order[rows], windows[rows.start - start : rows.stop - start]
 
