@@ -77,8 +77,8 @@ def run(
     costs = _costs(networks, prepared, params)
     accuracies = {name: {row["seed"]: row["top1"] for row in each} for name, each in rows.items()}
     candidates = [Candidate.of(rows[row.name], row, costs[row.name]) for row in standings(accuracies, lined[0].name)]
-    timed = {"threads": params.evaluate.latency_threads, "runs": params.evaluate.latency_runs}
-    frontier = Frontier(candidates, max_latency_ms, max_mb, hardware() | timed)
+    timed = hardware() | {"threads": params.evaluate.latency_threads, "runs": params.evaluate.latency_runs}
+    frontier = Frontier(candidates, max_latency_ms, max_mb, timed)
     with whole_folder(out, [data, teacher], kind="frontier") as folder:
         frontier.save(folder)
     return frontier

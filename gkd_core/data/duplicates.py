@@ -4,6 +4,9 @@ A hash is imagehash's `phash` of 16 × 16 frequencies, 256 bits. Of the 281,000 
 the same photo twice (6 bits apart); no other is nearer than 88. Saved again as a JPEG of quality 15, scaled to a
 quarter, made grey, squashed to a square, brightened by a fifth: at most 24 bits. Cut by 2 % on each side: 32 in the
 median, by 5 %: 78. So `NEAR` holds copies, and leaves out what only resembles.
+
+A hash keeps the signs of frequencies and not their sizes, so that smooth pictures with one strong frequency each are
+near by their noise. What is near must also look alike: grey copies of 16 × 16 pixels correlate.
 """
 
 import imagehash
@@ -16,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 SIDE = 64  # of what is hashed, in pixels
 BITS = 256
 NEAR = 32  # bits of `BITS` in which two copies of a picture may differ
+ALIKE = 0.8  # correlation of `small_grey` above which two near pictures are copies; flowers' own copies: .89 and more
 BLOCK = 512  # hashes compared with all others at a time
 
 
@@ -23,6 +27,11 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """The hash, [BITS], of a picture that was squashed to uint8 [SIDE, SIDE, 3]."""
     bits: NDArray[np.bool_] = imagehash.phash(Image.fromarray(pixels), hash_size=16).hash.reshape(-1)
     return bits
+
+
+def small_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey values uint8 [16, 16] of a picture that was squashed to uint8 [SIDE, SIDE, 3]."""
+    return np.asarray(Image.fromarray(pixels).convert("L").resize((16, 16), Image.Resampling.BOX))
 
 
 def near_pairs(hashes: NDArray[np.bool_], most: int = NEAR) -> NDArray[np.int64]:
@@ -47,6 +56,15 @@ def near_pairs(hashes: NDArray[np.bool_], most: int = NEAR) -> NDArray[np.int64]
         found.append(np.stack([first[rows + start], first[columns + start]], axis=1))
     pairs = np.sort(np.concatenate(found), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
+
+
+def alike(pairs: NDArray[np.int64], small: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Those of the pairs [P, 2] whose pictures correlate, by `small` [N, 16, 16] of all."""
+    first, second = (small[pairs[:, side]].reshape(len(pairs), 256).astype(np.float64) for side in (0, 1))
+    first, second = first - first.mean(1, keepdims=True), second - second.mean(1, keepdims=True)
+    norms = np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    chosen: NDArray[np.int64] = pairs[(first * second).sum(1) >= ALIKE * norms]
+    return chosen
 
 
 def groups_of(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:

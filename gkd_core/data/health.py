@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gkd_core.cores import usable_cores
-from gkd_core.data.duplicates import BITS, SIDE, groups_of, near_pairs, perceptual_hash
+from gkd_core.data.duplicates import BITS, SIDE, alike, groups_of, near_pairs, perceptual_hash, small_grey
 from gkd_core.data.images import Unreadable, decoded, in_mode, opened
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.base import SPLITS, Source, SplitName
@@ -63,6 +63,7 @@ class Look:
         format: JPEG, PNG, …; "" where there are no files.
         digest: sha256 of the file, or of the pixels.
         hash: perceptual hash [256]; None where the picture is blank or too small for one.
+        small: grey values uint8 [16, 16]; None where there is no hash.
         brightness: which 99 % of the pixels do not exceed, of 255.
         spread: largest standard deviation of a channel, of 255.
     """
@@ -77,6 +78,7 @@ class Look:
     format: str = ""
     digest: str = ""
     hash: NDArray[np.bool_] | None = None
+    small: NDArray[np.uint8] | None = None
     brightness: float = 0.0
     spread: float = 0.0
 
@@ -169,15 +171,18 @@ def _seen(look: Look, image: Image.Image) -> Look:
     pixels = np.asarray(in_mode(image, "RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
     spread = float(pixels.std((0, 1)).max())
     brightness = float(np.percentile(pixels @ np.array([0.299, 0.587, 0.114]), 99))
-    hashed = min(look.size) >= HASHED_FROM and spread >= BLANK
-    return replace(look, hash=perceptual_hash(pixels) if hashed else None, brightness=brightness, spread=spread)
+    look = replace(look, brightness=brightness, spread=spread)
+    if min(look.size) < HASHED_FROM or spread < BLANK:
+        return look
+    return replace(look, hash=perceptual_hash(pixels), small=small_grey(pixels))
 
 
 def same_pictures(looks: Sequence[Look]) -> list[tuple[Look, ...]]:
     """Groups of two or more that are the same file or the same to the eye; blank pictures are in none."""
     hashed = [row for row, look in enumerate(looks) if look.hash is not None]
     hashes = np.array([looks[row].hash for row in hashed], dtype=np.bool_).reshape(len(hashed), BITS)
-    pairs = np.array(hashed, dtype=np.int64)[near_pairs(hashes)].tolist()
+    small = np.array([looks[row].small for row in hashed], dtype=np.uint8).reshape(len(hashed), 16, 16)
+    pairs = np.array(hashed, dtype=np.int64)[alike(near_pairs(hashes), small)].tolist()
     first: dict[str, int] = {}
     for row, look in enumerate(looks):
         if not look.unreadable and not look.blank and first.setdefault(look.digest, row) != row:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gkd_core.data.duplicates import BITS, NEAR, SIDE, groups_of, near_pairs, perceptual_hash
+from gkd_core.data.duplicates import (
+    BITS,
+    NEAR,
+    SIDE,
+    alike,
+    groups_of,
+    near_pairs,
+    perceptual_hash,
+    small_grey,
+)
 
 
 def scene(seed: int, size: tuple[int, int] = (240, 180)) -> Image.Image:
@@ -54,6 +63,18 @@ def test_near_pairs_are_those_that_comparing_each_with_each_finds():
     assert [3, 10] in expected.tolist()
     assert [20, 650] in expected.tolist()
     assert [21, 651] not in expected.tolist()
+
+
+def test_near_hashes_of_pictures_that_do_not_look_alike_are_no_copies():
+    # The noise, the same in both, decides the signs of all frequencies but one; the eye sees only that one.
+    noise = np.random.default_rng(0).normal(0, 2, (SIDE, SIDE))
+    wave = 60 * np.cos(np.pi * np.arange(SIDE) / SIDE * 3)
+    waves = [np.clip(128 + noise + each, 0, 255).astype(np.uint8) for each in (wave[:, None], wave[None])]
+    pictures = [np.repeat(each[:, :, None], 3, 2) for each in (*waves, waves[0] // 2)]
+    hashes = np.array([perceptual_hash(each) for each in pictures])
+    pairs = near_pairs(hashes)
+    assert pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert alike(pairs, np.array([small_grey(each) for each in pictures])).tolist() == [[0, 2]]
 
 
 def test_many_equal_hashes_are_one_group_without_a_pair_for_each_two():
