@@ -155,6 +155,10 @@ def test_a_parquet_list(images: Path) -> None:
     parquet.write_table(pyarrow.table(table | {"path": [b"\x89PNG"] * 20}), images / "list.parquet")
     with pytest.raises(GkdError, match="holds pictures or lists"):
         open_source("list", images / "list.parquet")
+    no_text = pyarrow.array([b"\x80.png"] * 20, pyarrow.binary()).view(pyarrow.string())
+    parquet.write_table(pyarrow.table(table | {"path": no_text}), images / "list.parquet")
+    with pytest.raises(GkdError, match=r"list\.parquet cannot be read as Parquet .*0x80"):
+        open_source("list", images / "list.parquet")
     (images / "list.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(GkdError, match="cannot be read as Parquet"):
         open_source("list", images / "list.parquet")
