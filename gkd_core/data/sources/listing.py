@@ -188,12 +188,8 @@ def _parquet(file: Path, columns: Mapping[str, str], where: str) -> tuple[list[s
         names = table.schema_arrow.names
         header = [names[position] for position in _columns(names, columns, where).values()]
         values = [[_as_text(value, where) for value in column.to_pylist()] for column in table.read(header).columns]
-    except (
-        ArrowException,
-        OSError,
-        ValueError,
-        OverflowError,
-    ) as error:
+    except (ArrowException, OSError, ValueError, OverflowError) as error:
+        # ValueError: of text that is no UTF-8; OverflowError: of dates that Python has not.
         raise GkdError(f"{where} cannot be read as Parquet ({error}): write it again, or save it as CSV") from None
     return header, ((line, list(row)) for line, row in enumerate(zip(*values, strict=True), start=1))
 
