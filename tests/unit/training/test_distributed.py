@@ -29,7 +29,7 @@ def results(tmp_path_factory) -> tuple[dict, list[dict]]:
         (folder / name).mkdir()
         command = [sys.executable, *launcher, "-m", side_by_side.__name__, folder / name]
         subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-        return [torch.load(file, weights_only=True) for file in sorted((folder / name).iterdir())]
+        return [torch.load(file, weights_only=True) for file in sorted((folder / name).glob("*.pt"))]
 
     (one,) = run("one")
     return one, run("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
