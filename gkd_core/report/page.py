@@ -11,15 +11,20 @@ from gkd_core.report import figures
 from gkd_core.report.findings import Findings, percent_level, signed, verdicts
 
 
-def render_report(findings: Findings) -> str:
-    """The whole report as one HTML document: no script, no address, nothing to fetch. All names are escaped."""
-    environment = Environment(
+def page_environment() -> Environment:
+    """What the templates of this folder are rendered by: all is escaped, and a name that is not given is an error."""
+    return Environment(
         loader=PackageLoader("gkd_core.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render_report(findings: Findings) -> str:
+    """The whole report as one HTML document: no script, no address, nothing to fetch. All names are escaped."""
+    environment = page_environment()
     environment.filters |= {"percent": _percent, "count": _count, "bytes": _bytes}
     return environment.get_template("report.html.j2").render(
         findings=findings,

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gkd_core import __version__
 from gkd_core.report.forest import ACCENT, INK, MUTED
+from gkd_core.report.page import page_environment
 
 
 def render_tables(
@@ -20,13 +20,7 @@ def render_tables(
         about: stands above the title.
         caption: stands above the plot.
     """
-    environment = Environment(
-        loader=PackageLoader("gkd_core.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     for color, variable in ((INK, "ink"), (MUTED, "muted"), (ACCENT, "student"), ("#ffffff", "surface")):
         plot = plot.replace(color, f"var(--{variable})")
     return environment.get_template("tables.html.j2").render(
