@@ -112,6 +112,13 @@ def test_what_the_fix_list_names_is_enough_and_keeps_one_of_each_picture(sick, t
     assert set(found(sick)) == {"dark", "small", "few_images"}
 
 
+def test_of_equal_files_the_plain_name_stays(healthy, tmp_path):
+    root = shutil.copytree(healthy, tmp_path / "set")
+    shutil.copy(root / "train/cat/02.png", root / "train/cat/02 (1).png")
+    source = open_source("folder", root)
+    assert list(removals(examine(source, look_at(source)))) == ["train/cat/02 (1).png"]
+
+
 def test_prepare_refuses_a_picture_in_two_splits_and_says_the_way_out(healthy, tmp_path):
     root = shutil.copytree(healthy, tmp_path / "set")
     shutil.copy(root / "train/cat/02.png", root / "test/cat/leaked.png")
