@@ -3,6 +3,7 @@
 Networks that start from published weights stay what they are, at a size of few pixels.
 """
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from benchmarks.efficientnet_lite import write_weights
 from components import distill, teacher
 from gkd_core import schemes
 from gkd_core.config import load_params, parse_params
+from gkd_core.config.contenders import line_up, parse_contenders
 from gkd_core.files import read_json
 from gkd_core.methods import hyperparameters
 from gkd_core.schemes import DistillationSpec
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONTENDERS = sorted((ROOT / "configs" / "contenders").glob("*.yaml"))
 MOMENT = {"epochs": 2, "batch_size": 50, "device": "cpu"}
 
 
@@ -98,3 +102,37 @@ def test_no_student_is_compared_with_itself():
 
 def test_there_is_one_for_every_scheme():
     assert {load_params(file).distill.scheme for file in CONFIGS} == set(schemes.names())
+
+
+@pytest.mark.parametrize("file", CONTENDERS, ids=lambda file: file.stem)
+def test_contenders_line_up_by_the_commands_in_their_head(file):
+    text = file.read_text()
+    commands = re.findall(r"^#   gkd compare --params (\S+) --contenders (\S+)", text, re.MULTILINE)
+    assert commands
+    for params, contenders in commands:
+        assert ROOT / contenders == file
+        assert line_up(load_params(ROOT / params), contenders=parse_contenders(text, file.name))
+
+
+def test_the_ablation_has_every_set_of_terms_and_every_solver_and_schedule():
+    from typing import get_args
+
+    from gkd_core.losses.wasserstein import Solver
+    from gkd_core.methods import SCHEDULES
+
+    text = (ROOT / "configs" / "contenders" / "ablation-gompertz.yaml").read_text()
+    lined = line_up(load_params(ROOT / "configs" / "cifar10-proxy.yaml"), contenders=parse_contenders(text, "file"))
+    settings = [one.params.distill for one in lined if one.params.distill.method == "gompertz"]
+    options = [each.hyperparameters() for each in settings]
+    weights = {tuple(bool(each[f"weight_{term}"]) for term in ("wasserstein", "gradient", "kd")) for each in options}
+    assert len(weights) == 7  # none of the three is ce
+    assert {each["solver"] for each in options} == set(get_args(Solver))
+    assert {each.schedule or "gompertz" for each in settings} == set(SCHEDULES)
+
+
+def test_each_method_has_as_many_tries_as_the_others():
+    """Chosen from more, a method would look better than it is."""
+    text = (ROOT / "configs" / "contenders" / "fair-lr.yaml").read_text()
+    lined = line_up(load_params(ROOT / "configs" / "cifar10-proxy.yaml"), contenders=parse_contenders(text, "file"))
+    methods = [one.params.distill.method for one in lined]
+    assert {methods.count(name) for name in ("ce", "kd", "gompertz")} == {6}
