@@ -100,6 +100,15 @@ def test_no_student_is_compared_with_itself():
     assert same >= {"digits-kd", "digits-ensemble"}
 
 
+def test_the_students_of_the_frontier_are_what_its_configuration_takes():
+    file = CONFIGS[0].parent / "students" / "flowers.yaml"
+    params = load_params(file.parents[1] / "flowers-frontier.yaml")
+    lined = line_up(params, contenders=parse_contenders(file.read_text(), str(file)))
+    views = {(one.params.student.name, one.params.student.image_size or params.data.image_size) for one in lined}
+    assert len(views) == len(lined) == 5
+    assert all(one.params.distill.method == "kd" for one in lined)
+
+
 def test_there_is_one_for_every_scheme():
     assert {load_params(file).distill.scheme for file in CONFIGS} == set(schemes.names())
 
