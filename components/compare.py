@@ -22,6 +22,7 @@ from gkd_core.export.manifest import code_sha256
 from gkd_core.files import folder_digest, json_digest, read_json, refuse_to_replace, whole_folder, write_json
 from gkd_core.models.network import load_network, read_spec
 from gkd_core.records import read_teacher
+from gkd_core.run_facts import where_it_ran
 from gkd_core.tables import rounded
 from gkd_core.training.device import choose_device
 
@@ -148,6 +149,7 @@ def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, 
     device = choose_device(params.evaluate.device, "evaluate.device")
     networks = read_teacher(teacher)["networks"]
     measured = evaluate(network, prepared.test, device=str(device))
+    ran = read_json(folder / "student" / "run.json", "the finished run")
     result = {
         "teacher": " + ".join(read_spec(teacher / name).name for name in networks),
         "student": network.name,
@@ -156,6 +158,7 @@ def _train(data: Path, teacher: Path, folder: Path, work: Path, params: Params, 
         **{name: rounded(getattr(measured, name)) for name in METRICS},
         "validation_top1": rounded(facts["validation_top1"]),
         "schedule": facts["schedule"],
-        "seconds": read_json(folder / "student" / "run.json", "the finished run", keys=["seconds"])["seconds"],
+        "seconds": ran["seconds"],
+        **where_it_ran(ran),
     }
     write_json(folder / "result.json", result)

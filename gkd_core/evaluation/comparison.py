@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from gkd_core.models.network import Network
 
 METRICS = get_args(Metric)
-MEASURED = ("teacher", "student", "method", "seed", *METRICS, "validation_top1", "schedule", "seconds")
+WHERE = ("seconds", "commit", "hardware", "torch")
+"""What may differ between two trainings that came out the same."""
+MEASURED = ("teacher", "student", "method", "seed", *METRICS, "validation_top1", "schedule", *WHERE)
 ACCURACY = "mean ± sd"
 COLUMNS = ("teacher", "student", "name", "settings", *MEASURED[2:])
 
@@ -184,6 +186,7 @@ def compare(
     from gkd_core.evaluation.evaluate import evaluate
     from gkd_core.models.create import create_model
     from gkd_core.models.network import Network, expect_network
+    from gkd_core.run_facts import where_it_ran
     from gkd_core.training.trainer import distill, refuse_options
 
     expect_network(teacher, "teacher")
@@ -238,6 +241,7 @@ def compare(
                     "validation_top1": rounded(result.facts["validation_top1"]),
                     "schedule": result.facts["schedule"],
                     "seconds": round(result.seconds, 1),
+                    **where_it_ran(result.run_facts()),
                 }
             )
     return Comparison(rows, lined[0].name, metric)

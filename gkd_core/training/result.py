@@ -128,12 +128,16 @@ class Result:
         )
         write_table(folder / "steps.csv", steps)
         write_json(folder / "training.json", self.facts)
+        write_json(folder / "run.json", self.run_facts())
+
+    def run_facts(self) -> dict[str, Any]:
+        """What run.json holds: where and how fast this ran, and of which commit."""
         device = self.network.mean.device
         how = {"images_per_second": round(self.images_per_second, 1)}
         how |= {name: self.facts[name] for name in ("threads",) if name in self.facts}
         if self.teacher_cache_hits is not None:
             how["teacher_cache_hits"] = round(self.teacher_cache_hits, 4)
-        write_json(folder / "run.json", run_facts(seconds=self.seconds, device=device) | how)
+        return run_facts(seconds=self.seconds, device=device) | how
 
 
 def reopen(folder: Path, classes: tuple[str, ...]) -> tuple[Network, dict[str, Any]]:

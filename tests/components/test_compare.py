@@ -9,13 +9,16 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 import yaml
 from scipy import stats
 
 from components import compare, teacher
 from gkd_core.config import parse_params
 from gkd_core.errors import GkdError
+from gkd_core.evaluation.comparison import WHERE
 from gkd_core.files import folder_digest
+from gkd_core.run_facts import run_facts, where_it_ran
 from tests import forked
 
 BUDGET = {
@@ -85,6 +88,14 @@ class TestARun:
                 if values[0] - reference[0] != values[1] - reference[1]:
                     interval = stats.ttest_rel(values, reference).confidence_interval(0.95)
                     assert row["difference"]["low"] == pytest.approx(interval.low, abs=1e-5)
+
+    def test_every_row_says_where_it_was_trained(self, compared):
+        root, _, _, _ = compared
+        for row in csv.DictReader((root / "out" / "runs.csv").open()):
+            assert row["hardware"].endswith("thread")
+            assert row["torch"] == torch.__version__
+            assert float(row["seconds"]) > 0
+            assert row["commit"] == where_it_ran(run_facts(device=torch.device("cpu")))["commit"]
 
     def test_its_files_say_the_same(self, compared):
         root, _, found, _ = compared
@@ -186,10 +197,10 @@ def test_nothing_to_compare(tmp_path):
 
 
 def told(folder):
-    """What a comparison says, without the seconds that its trainings took."""
+    """What a comparison says, without how long and where it was trained."""
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
     runs = list(csv.DictReader(io.StringIO(files.pop("runs.csv").decode())))
-    return files, [{name: cell for name, cell in run.items() if name != "seconds"} for run in runs]
+    return files, [{name: cell for name, cell in run.items() if name not in WHERE} for run in runs]
 
 
 @pytest.mark.slow
