@@ -38,6 +38,8 @@ def shrunk(file: Path, published: Path) -> dict:
             part["train"]["milestones"] = [1]
         if part["train"].get("recipe") == "photos-from-scratch":
             part["train"]["warmup_epochs"] = 0.5
+        if part["train"].get("augment", {}).get("crop_padding"):
+            part["train"]["augment"]["crop_padding"] = 1
     for network in (section, content["student"]):
         if network.get("weights") == "pretrained":
             name = network["name"].removeprefix("timm:")
