@@ -106,27 +106,49 @@ class Container:
         state: as the server has it.
         start: when it began.
         pods: its tries, oldest first.
+        templates: that it may have been made of.
     """
 
     state: str
     start: datetime
     pods: tuple[str, ...]
+    templates: tuple[str, ...] = TEMPLATES
 
 
-def containers(details: list[Any], is_task: Callable[[str], bool]) -> list[Container]:
+def templates(platform: dict[str, Any]) -> tuple[str, ...]:
+    """What the templates of a run's containers are called: with labels or annotations their numbers come before.
+
+    Args:
+        platform: `platform_spec` of the run.
+
+    >>> pods = {"exec-kd": {"podMetadata": {"labels": {"team": "a"}}}}
+    >>> templates({"platforms": {"kubernetes": {"deploymentSpec": {"executors": pods}}}})[:1]
+    ('metadata-0-1-retry-system-container-impl',)
+    """
+    kubernetes = platform.get("platforms", {}).get("kubernetes", {})
+    found = [pod.get("podMetadata") for pod in kubernetes.get("deploymentSpec", {}).get("executors", {}).values()]
+    numbers = {(len(own.get("annotations", {})), len(own.get("labels", {}))) for own in found if own}
+    prefixes = [f"metadata-{annotations}-{labels}-" for annotations, labels in sorted(numbers)]
+    return tuple(f"{prefix}{name}" for prefix in (*prefixes, "") for name in TEMPLATES)
+
+
+def containers(
+    details: list[Any], is_task: Callable[[str], bool], platform: dict[str, Any] | None = None
+) -> list[Container]:
     """The containers of a run that have begun, in this order.
 
     Args:
         details: `run_details.task_details`.
         is_task: whether a node of this name is a task; where there are no retries, its child is the pod.
+        platform: `platform_spec` of the run, where the server tells it.
     """
     found = [detail for detail in details if detail.display_name == EXECUTOR and detail.child_tasks]
     found = found or [detail for detail in details if is_task(detail.display_name or "") and detail.child_tasks]
-    made = []
+    made, names = [], templates(platform or {})
     for detail in found:
         if (start := began(detail)) is not None:
             pods = tuple(str(child.pod_name) for child in detail.child_tasks if child.pod_name)
-            made.append(Container(detail.state or "PENDING", start, pods))
+            made.append(Container(detail.state or "PENDING", start, pods, names))
     return sorted(made, key=lambda container: (container.start, container.pods))
 
 
@@ -158,7 +180,7 @@ class Logs:
             return self._ended[pod]
         running = container.state == "RUNNING"
         workflow, _, number = pod.rpartition("-")
-        names = [f"{workflow}-{template}-{number}" for template in TEMPLATES]
+        names = [f"{workflow}-{template}-{number}" for template in container.templates]
         for name in [*names, pod] if running else [pod, *names]:
             if (text := self._cluster.log(self._run_id, name)) is not None:
                 log = parse(text)

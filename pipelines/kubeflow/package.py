@@ -27,7 +27,7 @@ from pipelines.kubeflow.checks import (
     without_null,
 )
 from pipelines.kubeflow.compile import LOST
-from pipelines.kubeflow.profile import Profile
+from pipelines.kubeflow.profile import QUEUE_LABEL, Profile
 
 DEFAULT_EXPERIMENT = "gkd"
 
@@ -106,21 +106,27 @@ def _read(package: Path) -> list[Any]:
 def _devices(spec: dict[str, Any]) -> int | None:
     """Accelerators that a training of a compiled pipeline has, on all its nodes; None where it has none."""
     executors = spec.get("deploymentSpec", {}).get("executors", {})
+    if (given := _profile(spec)) is not None:
+        return given.all_devices
+    for name in ("exec-distill", "exec-run-trial"):
+        accelerator = executors.get(name, {}).get("container", {}).get("resources", {}).get("accelerator", {})
+        if count := accelerator.get("resourceCount") or accelerator.get("count"):
+            return int(count)
+    return None
+
+
+def _profile(spec: dict[str, Any]) -> Profile | None:
+    """What the tasks that start TrainJobs are given; None where none does."""
     for dag in (part["dag"] for part in spec.get("components", {}).values() if "dag" in part):
         for task in dag.get("tasks", {}).values():
             profile = task.get("inputs", {}).get("parameters", {}).get("profile", {}).get("runtimeValue", {})
             if text := profile.get("constant"):
                 try:
-                    given = Profile.model_validate_json(text)
+                    return Profile.model_validate_json(text)
                 except ValidationError:
                     raise GkdError(
                         "the compiled pipeline holds a profile that this version of gkd does not read: compile it again"
                     ) from None
-                return given.all_devices
-    for name in ("exec-distill", "exec-run-trial"):
-        accelerator = executors.get(name, {}).get("container", {}).get("resources", {}).get("accelerator", {})
-        if count := accelerator.get("resourceCount") or accelerator.get("count"):
-            return int(count)
     return None
 
 
@@ -197,12 +203,21 @@ def unchecked(work: Work) -> str:
         for document in documents[1:]
         for pod in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
     ]
-    claims = sorted({claim["constant"] for pod in pods for claim in pod.get("pvcMount", [])})
+    claims = sorted({_place(claim) for pod in pods for claim in pod.get("pvcMount", [])})
+    queues = {pod.get("podMetadata", {}).get("labels", {}).get(QUEUE_LABEL) for pod in pods}
+    if (elsewhere := _profile(documents[0])) is not None:
+        queues.add(elsewhere.training.queue)
+    named = sorted(queue for queue in queues if queue)
     secrets = sorted({secret["secretName"] for pod in pods for secret in pod.get("secretAsEnv", [])})
     parts = [f"the image {image}" for image in _images(documents)]
     parts += [f"the claim{'s' * (len(claims) > 1)} {', '.join(claims)}"] * bool(claims)
+    parts += [f"Kueue's queue{'s' * (len(named) > 1)} {', '.join(named)}"] * bool(named)
     parts += [f"the secret{'s' * (len(secrets) > 1)} {', '.join(secrets)}"] * bool(secrets)
     return f"not looked at from here: {', '.join(parts)}, and the MLflow server, which the first task asks"
+
+
+def _place(claim: dict[str, Any]) -> str:
+    return str(claim["constant"]) + (f" (folder {claim['subPath']})" if claim.get("subPath") else "")
 
 
 def _containers(documents: list[Any]) -> list[dict[str, Any]]:

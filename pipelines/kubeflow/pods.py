@@ -4,7 +4,7 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components.image import image
-from pipelines.kubeflow.profile import TRAINING, Profile, Retries
+from pipelines.kubeflow.profile import TRAINING, Profile, Retries, Volume
 
 MARGIN_SECONDS = 600  # for a task that waits for a TrainJob: to copy its inputs and its result, and to tell of its end
 WAITING_SECONDS = 86400  # that a try may wait for a node and the image; it counts where tries are counted
@@ -32,30 +32,40 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
         kubernetes.add_node_selector(task, label, value)
     for toleration in pod.tolerations:
         kubernetes.add_toleration(task, toleration.key, toleration.operator, toleration.value, toleration.effect)
+    required, preferred = pod.node_affinity
+    if required:  # in one term: Kubernetes takes a node that fits any of several
+        kubernetes.add_node_affinity(task, match_expressions=required)
+    for weight, expression in preferred:
+        kubernetes.add_node_affinity(task, match_expressions=[expression], weight=weight)
+    for label, value in (profile.labels | pod.queue_labels).items():
+        kubernetes.add_pod_label(task, label, value)
+    for name, value in profile.annotations.items():
+        kubernetes.add_pod_annotation(task, name, value)
     if pod.shared_memory:
         kubernetes.empty_dir_mount(
             task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=pod.shared_memory
         )
-    # A task that waits for a TrainJob waits as long as the training may take.
+    # A task that waits for a TrainJob waits as long as the training may take, and for its quota before.
     patient = profile.training if step in TRAINING else pod
     elsewhere = profile.nodes is not None and step in TRAINING
-    deadline = patient.timeout_seconds + (MARGIN_SECONDS if elsewhere else 0)
+    deadline = patient.timeout_seconds + (patient.quota_timeout_seconds + MARGIN_SECONDS if elsewhere else 0)
+    waiting = WAITING_SECONDS + (pod.quota_timeout_seconds if pod.queue else 0)
     kubernetes.set_timeout(task, deadline)
     if patient.retries.count:
         task.set_retry(
             num_retries=patient.retries.count,
             backoff_duration=f"{patient.retries.backoff_seconds}s",
             backoff_factor=patient.retries.backoff_factor,
-            backoff_max_duration=f"{retry_window(patient.retries, deadline)}s",
+            backoff_max_duration=f"{retry_window(patient.retries, deadline, waiting)}s",
         )
     if profile.work and step in (*TRAINING, "prepare"):  # the images may lie there too
-        kubernetes.mount_pvc(task, pvc_name=profile.work.claim, mount_path=profile.work.mount)
+        _mount(task, profile.work)
     if profile.work and step in TRAINING:
         task.set_env_variable("GKD_WORK", profile.work.mount)
     if profile.nodes and step in TRAINING:
         task.set_env_variable("GKD_IMAGE", image())  # the TrainJob's pods run in the image the task runs in
     for volume in profile.volumes:
-        kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount)
+        _mount(task, volume)
     for secret in profile.secrets_of(step):
         kubernetes.use_secret_as_env(task, secret.name, secret.env, optional=secret.optional)
     for name, value in (profile.threads(pod) | profile.env).items():
@@ -72,7 +82,11 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
     return task
 
 
-def retry_window(retries: Retries, deadline: int) -> int:
+def _mount(task: PipelineTask, volume: Volume) -> None:
+    kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount, sub_path=volume.sub_path or "")
+
+
+def retry_window(retries: Retries, deadline: int, waiting: int = WAITING_SECONDS) -> int:
     """Seconds from the first try's beginning in which the last one must have ended.
 
     Kubeflow makes Argo's `retryStrategy.backoff.maxDuration` of it, which limits no single pause but all tries
@@ -82,5 +96,6 @@ def retry_window(retries: Retries, deadline: int) -> int:
     Args:
         retries: how often, with which pauses.
         deadline: seconds after which one try is stopped.
+        waiting: seconds that one may wait before it starts.
     """
-    return (retries.count + 1) * (deadline + WAITING_SECONDS) + retries.pauses_seconds
+    return (retries.count + 1) * (deadline + waiting) + retries.pauses_seconds

@@ -8,7 +8,7 @@ import math
 import posixpath
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -53,6 +53,13 @@ def _absolute(value: str) -> str:
     return place
 
 
+def _folder(value: str) -> str:
+    place = posixpath.normpath(value)
+    if value.startswith("/") or ".." in value.split("/") or place == "." or "\\" in value:
+        raise ValueError(f"{value!r} is no folder in a volume: write its way from the volume's root, such as team/gkd")
+    return place
+
+
 # What the image, Python's launcher, Kubeflow, Trainer and gkd itself set: another value would mislead them.
 _RESERVED = re.compile(
     r"PATH|PYTHON(PATH|HOME)|(LD|PET|GKD|KFP|ARGO|KUBERNETES|TORCHELASTIC)_.*|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|"
@@ -63,6 +70,29 @@ _RESERVED = re.compile(
 def _not_reserved(value: str) -> str:
     if _RESERVED.fullmatch(value):
         raise ValueError(f"{value} is set by the pipeline or the image itself: leave it out")
+    return value
+
+
+QUEUE_LABEL, _PRIORITY_LABEL = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
+# Labels and annotations that Kubeflow Pipelines, Argo, Trainer, JobSet and gkd itself set.
+_SET = re.compile(
+    r"(pipeline|pipelines\.kubeflow\.org|workflows\.argoproj\.io|trainer\.kubeflow\.org|jobset\.sigs\.k8s\.io|"
+    r"batch\.kubernetes\.io|gkd)/.*"
+)
+
+
+def _free(value: str) -> str:
+    if _SET.fullmatch(value):
+        raise ValueError(f"{value} is set by the pipeline or the cluster itself: leave it out")
+    if value in (QUEUE_LABEL, _PRIORITY_LABEL):
+        key = "queue" if value == QUEUE_LABEL else "priority_class"
+        raise ValueError(f"{value} has a key of its own: write {key} in light and training")
+    return value
+
+
+def _plain(value: str) -> str:
+    if "{{" in value:
+        raise ValueError(f"{value!r} has {{{{ in it, which Argo would take for a template of its own: leave it out")
     return value
 
 
@@ -77,6 +107,13 @@ Label = Annotated[
     str, _written(f"({_NAME}/)?{_WORD}", "is no label: write [DOMAIN/]NAME, at most 63 letters, digits, -, _ and .")
 ]
 LabelValue = Annotated[str, _written(f"({_WORD})?", "is no label's value: at most 63 letters, digits, -, _ and .")]
+FreeLabel = Annotated[Label, AfterValidator(_free)]
+Text = Annotated[str, AfterValidator(_plain)]
+Queue = Annotated[
+    str,
+    _written(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", "is no name in Kueue: at most 63 small letters, digits, - and ."),
+]
+Folder = Annotated[str, AfterValidator(_folder)]
 Key = Annotated[
     str, _written(r"(?!\.\.?$)[-\w.]{1,253}", "is no key of a Kubernetes secret: letters, digits, -, _ and . alone")
 ]
@@ -133,6 +170,31 @@ class Toleration(_Part):
         return self
 
 
+class NodeRule(_Part):
+    """What is asked of a node's label beyond `node_selector`: one part of a node affinity."""
+
+    key: Label
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
+    values: list[LabelValue] = []
+    weight: Annotated[int, Field(ge=1, le=100)] | None = None
+    """null must hold. A number: nodes for which it holds come first, the more the larger it is."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "NodeRule":
+        if self.operator in ("Exists", "DoesNotExist") and self.values:
+            raise ValueError(f"an affinity's operator {self.operator} goes without values")
+        if self.operator in ("In", "NotIn") and not self.values:
+            raise ValueError(f"an affinity's operator {self.operator} needs values")
+        if self.operator in ("Gt", "Lt") and (len(self.values) != 1 or not re.fullmatch(r"\d+", self.values[0])):
+            raise ValueError(f"an affinity's operator {self.operator} needs one value, a whole number in quotes")
+        return self
+
+    @property
+    def expression(self) -> dict[str, Any]:
+        """As Kubernetes writes it."""
+        return {"key": self.key, "operator": self.operator} | ({"values": self.values} if self.values else {})
+
+
 class Retries(_Part):
     """How often a task is tried again; a preempted training goes on from its checkpoint in `work`.
 
@@ -173,6 +235,17 @@ class Pod(_Part):
     """Labels a node must have."""
     tolerations: list[Toleration] = []
     """Taints it may have."""
+    affinity: list[NodeRule] = []
+    """What its labels must be, or had better be: all rules without a weight hold together."""
+    queue: Queue | None = None
+    """LocalQueue of Kueue that gives the quota: its label on the pods, or on the TrainJob where the profile has nodes.
+    null starts without asking."""
+    priority_class: Queue | None = None
+    """Kueue's WorkloadPriorityClass: who comes first in the queue, and who is preempted. Not a pod's own
+    priorityClassName, for which neither Kubeflow Pipelines nor Trainer has a field."""
+    quota_timeout_seconds: Annotated[int, Field(ge=1)] = 86400
+    """How long a TrainJob may wait for quota, all its waits together; `timeout_seconds` stands meanwhile. For a pod,
+    which Kueue holds back as long as it takes, it is the room that the window of its tries has for waiting."""
     shared_memory: Quantity | None = None
     """Size of /dev/shm, taken from the pod's memory; null leaves the container's 64 MB."""
     retries: Retries = Retries()
@@ -192,7 +265,24 @@ class Pod(_Part):
             small, large = getattr(self, less), getattr(self, more)
             if small is not None and large is not None and _amount(small) > _amount(large):
                 raise ValueError(f"{less} is {small}, more than {more}, {large}: lower it, or raise {more}")
+        if self.priority_class and not self.queue:
+            raise ValueError(
+                f"priority_class is {self.priority_class} but queue is null: the class is Kueue's, for its queues; "
+                "name a queue, or leave priority_class out"
+            )
         return self
+
+    @property
+    def queue_labels(self) -> dict[str, str]:
+        """By which Kueue knows a pod or a TrainJob; empty without a queue."""
+        given = {QUEUE_LABEL: self.queue, _PRIORITY_LABEL: self.priority_class}
+        return {label: value for label, value in given.items() if value}
+
+    @property
+    def node_affinity(self) -> tuple[list[dict[str, Any]], list[tuple[int, dict[str, Any]]]]:
+        """Expressions that must hold together, and those that had better hold, with their weights."""
+        required = [rule.expression for rule in self.affinity if rule.weight is None]
+        return required, [(rule.weight, rule.expression) for rule in self.affinity if rule.weight is not None]
 
 
 class Volume(_Part):
@@ -201,6 +291,8 @@ class Volume(_Part):
     claim: Name
     mount: Place
     """Place in the container."""
+    sub_path: Folder | None = None
+    """Folder of the volume that is mounted instead of all of it. It must be there: Kubernetes would make it root's."""
 
 
 class Secret(_Part):
@@ -251,6 +343,10 @@ class Profile(_Part):
     """By name."""
     env: dict[Variable, str] = {}
     """Environment variables that are no secret, in every task."""
+    labels: dict[FreeLabel, LabelValue] = {}
+    """Of every task's pod, of TrainJobs and their pods."""
+    annotations: dict[FreeLabel, Text] = {}
+    """The same."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     image_pull_secrets: list[Name] = []
     security: Security = Security()

@@ -150,7 +150,7 @@ def log_parts(cluster: Cluster, run_id: str, *, step: str | None, wait: bool, po
         for part in [spec.get("root", {}), *spec.get("components", {}).values()]:  # those that have not begun
             known += part.get("dag", {}).get("tasks", {})
         names = [name for name in dict.fromkeys(known) if _is_task(run, name)]
-        return containers(details, lambda name: _is_task(run, name)), run.state in FINISHED, names
+        return containers(details, lambda name: _is_task(run, name), _platform(run)), run.state in FINISHED, names
 
     return follow(look, Logs(cluster, run_id), step=step, wait=wait, poll_seconds=poll_seconds)
 
@@ -268,7 +268,7 @@ def _read_logs(run: Any, nodes: list[_Node], logs: Logs) -> None:
     wanted = [node for node in nodes if node.state == "FAILED" or several[node.name] > 1 or node.name == TRIAL]
     looped = any(node.state != "FAILED" for node in wanted)
     spec = _spec(run)
-    for container in containers(_details(run), lambda name: _is_task(run, name)) if wanted else []:
+    for container in containers(_details(run), lambda name: _is_task(run, name), _platform(run)) if wanted else []:
         if container.state == "FAILED" or (looped and container.state in ("RUNNING", "SUCCEEDED")):
             log = logs.last(container)
             fits = [node for node in wanted if node.log is None and log is not None and log.step in (None, node.name)]
@@ -289,6 +289,13 @@ def _spec(run: Any) -> dict[str, Any]:
     """The compiled pipeline; empty where the server does not tell."""
     spec = run.pipeline_spec if isinstance(run.pipeline_spec, dict) else {}
     found: dict[str, Any] = spec.get("pipeline_spec", spec)
+    return found
+
+
+def _platform(run: Any) -> dict[str, Any]:
+    """What the run asks of Kubernetes; empty where the server does not tell."""
+    spec = run.pipeline_spec if isinstance(run.pipeline_spec, dict) else {}
+    found: dict[str, Any] = spec.get("platform_spec") or {}
     return found
 
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
-from pipelines.kubeflow.profile import Profile
+from pipelines.kubeflow.profile import QUEUE_LABEL, Pod, Profile
+from pipelines.kubeflow.quota import Clock, is_held, kueue_says
 from pipelines.kubeflow.task import own_sentence
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def manifest(
 
     Variables stand in `spec.trainer`, since a patch must not set any for the container `node`; volumes, node selection
     and who runs are a patch of the runtime (`runtimePatches`; Trainer before 2.2 called it podSpecOverrides). The label
-    with the run's identifier is how the job is found when the run ends before it.
+    with the run's identifier is how the job is found when the run ends before it. Kueue's labels are the job's alone,
+    since its pods get their quota together; and Kueue suspends it, not we: where there is no Kueue it starts.
     """
     profile, pod = job.profile, job.profile.training
     assert profile.nodes is not None
@@ -89,11 +91,17 @@ def manifest(
             reference = {"name": secret.name, "key": key, "optional": secret.optional}
             variables.append({"name": name, "valueFrom": {"secretKeyRef": reference}})
 
-    volumes: list[dict[str, Any]] = []
-    mounts = []
-    for number, volume in enumerate((profile.work, *profile.volumes)):
-        volumes.append({"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": volume.claim}})
-        mounts.append({"name": f"claim-{number}", "mountPath": volume.mount})
+    given = (profile.work, *profile.volumes)
+    # One volume a claim: a pod with two of the same claim never starts (kubernetes/kubernetes issue 127004).
+    claims = {claim: f"claim-{n}" for n, claim in enumerate(dict.fromkeys(volume.claim for volume in given))}
+    volumes: list[dict[str, Any]] = [
+        {"name": name, "persistentVolumeClaim": {"claimName": claim}} for claim, name in claims.items()
+    ]
+    mounts = [
+        {"name": claims[volume.claim], "mountPath": volume.mount}
+        | ({"subPath": volume.sub_path} if volume.sub_path else {})
+        for volume in given
+    ]
     if pod.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": pod.shared_memory}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
@@ -106,12 +114,17 @@ def manifest(
         "volumes": volumes,
         "nodeSelector": dict(pod.node_selector),
         "tolerations": [toleration.model_dump(exclude_none=True) for toleration in pod.tolerations],
+        "affinity": _affinity(pod),
         "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],
         "securityContext": secure | {key: value for key, value in who.items() if value is not None},
         "containers": [{"name": NODE, "volumeMounts": mounts, "securityContext": container}],
     }
-    template = {"spec": {"template": {"spec": {key: value for key, value in pod_patch.items() if value}}}}
-    runtime_spec = {"template": {"spec": {"replicatedJobs": [{"name": NODE, "template": template}]}}}
+    own = {"labels": dict(profile.labels), "annotations": dict(profile.annotations)}
+    metadata = {key: value for key, value in own.items() if value}
+    pod_template: dict[str, Any] = {"metadata": metadata} if metadata else {}
+    pod_template["spec"] = {key: value for key, value in pod_patch.items() if value}
+    job_template = {"spec": {"template": pod_template}}
+    runtime_spec = {"template": {"spec": {"replicatedJobs": [{"name": NODE, "template": job_template}]}}}
     spec = {
         "runtimeRef": {"apiGroup": GROUP, "kind": runtime_kind, "name": profile.nodes.runtime},
         "trainer": {
@@ -125,16 +138,32 @@ def manifest(
         "runtimePatches": [{"manager": MANAGER, "trainingRuntimeSpec": runtime_spec}],
         "activeDeadlineSeconds": pod.timeout_seconds,
     }
+    labels = {"app.kubernetes.io/managed-by": "gkd"} | profile.labels | pod.queue_labels
+    asked = spec | ({"labels": pod.queue_labels} if pod.queue else {})  # a job in another queue is another job
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": {
             "name": job.name,
-            "labels": {"app.kubernetes.io/managed-by": "gkd"} | ({RUN_LABEL: run_id} if run_id else {}),
-            "annotations": {SPEC_DIGEST: json_digest(spec)},
+            "labels": labels | ({RUN_LABEL: run_id} if run_id else {}),
+            "annotations": profile.annotations | {SPEC_DIGEST: json_digest(asked)},
         },
         "spec": spec,
     }
+
+
+def _affinity(pod: Pod) -> dict[str, Any]:
+    """The profile's rules as Kubernetes writes them; empty for none."""
+    required, preferred = pod.node_affinity
+    affinity: dict[str, Any] = {}
+    if required:
+        terms = {"nodeSelectorTerms": [{"matchExpressions": required}]}
+        affinity["requiredDuringSchedulingIgnoredDuringExecution"] = terms
+    if preferred:
+        affinity["preferredDuringSchedulingIgnoredDuringExecution"] = [
+            {"weight": weight, "preference": {"matchExpressions": [expression]}} for weight, expression in preferred
+        ]
+    return {"nodeAffinity": affinity} if affinity else {}
 
 
 def _to_stderr(line: str) -> None:
@@ -155,16 +184,16 @@ def launch(
     replaced. A job that failed stays in the cluster to be looked at, any other is removed at the end.
 
     Args:
-        timeout_seconds: for all of it.
+        timeout_seconds: for all of it but the time in which it is suspended, which `quota_timeout_seconds` limits.
         complete: whether the result of a job that was complete before is still there; if not, it is replaced too.
         say: told what happens and what node 0 prints; stderr unless given.
     Raises:
         GkdError: no cluster can be reached, Trainer or the runtime is not installed there, the job is refused, or it
-            failed; then with its last lines, as a JobEnded.
+            failed; then with its last lines, as a JobEnded. Another JobEnded says that it got no quota.
     """
-    nodes = job.profile.nodes
+    nodes, pod = job.profile.nodes, job.profile.training
     assert nodes is not None
-    give_up = time.monotonic() + timeout_seconds
+    clock = Clock(timeout_seconds, pod.quota_timeout_seconds, now=time.monotonic())
     with _in_words(f"TrainJob {job.name}"):
         client = _client()
         wanted = manifest(job, runtime_kind=_runtime_kind(client, nodes.runtime), run_id=_run_id(client))
@@ -173,28 +202,37 @@ def launch(
         if found is not None and (lost or _end(found) == "Failed" or not _same(found, wanted)):
             say(f"TrainJob {job.name} of an earlier try is replaced")
             _remove(client, job.name)
-            _wait_until_gone(client, job.name, min(give_up, time.monotonic() + REMOVAL_SECONDS))
+            _wait_until_gone(client, job.name, time.monotonic() + min(clock.left, REMOVAL_SECONDS))
+            clock.spend(time.monotonic())
             found = None
         joined = found is not None
         if not joined:
-            _create(client, wanted)
+            _create(client, wanted, say)
         say(
             f"TrainJob {job.name}: {nodes.count} nodes × {job.profile.devices} processes{' (joined)' if joined else ''}"
         )
         follower = _Follower(client, job.name, say)
         try:
-            end = _wait(client, job.name, give_up)
+            end = _wait(client, job, clock, say)
         except _Deleted:
             if not joined:
                 raise
             # It was of another run, which was stopped.
             say(f"TrainJob {job.name} was deleted while it worked: it is started once more")
-            _create(client, wanted)
-            end = _wait(client, job.name, give_up)
+            _create(client, wanted, say)
+            end = _wait(client, job, clock, say)
         follower.stop()
         if end == "Complete":
             _remove(client, job.name)
             return
+        if end is None and clock.held:
+            words = kueue_says(client, _get(client, job.name) or wanted, **TIMES)
+            _remove(client, job.name)
+            raise JobEnded(
+                f"TrainJob {job.name} waited {clock.waited:.0f} seconds for quota{_of_queue(pod)} in vain"
+                f"{f' (Kueue says: {words})' if words else ''}: ask for less (training.accelerator, nodes.count), have "
+                "the quota raised, or wait longer with training.quota_timeout_seconds of the profile"
+            )
         reason = _reason(client, job.name, end, timeout_seconds)
         lines = _last_lines(client, job.name) or list(follower.last)
         killed = _out_of_memory(client, job) if end == "Failed" else None
@@ -308,9 +346,19 @@ def _runtime_kind(client: "TrainerClient", name: str) -> str:
         raise
 
 
-def _create(client: "TrainerClient", wanted: dict[str, Any]) -> None:
+def _create(client: "TrainerClient", wanted: dict[str, Any], say: Callable[[str], None]) -> None:
     api = client.backend
-    api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
+    made = api.custom_api.create_namespaced_custom_object(GROUP, VERSION, api.namespace, PLURAL, wanted, **TIMES)
+    queue = wanted["metadata"]["labels"].get(QUEUE_LABEL)
+    if queue and not is_held(made):
+        say(
+            f"TrainJob {wanted['metadata']['name']} names the queue {queue}, but nothing held it back: Kueue is not "
+            "there, or does not manage TrainJobs"
+        )
+
+
+def _of_queue(pod: Pod) -> str:
+    return f" of queue {pod.queue}" if pod.queue else ""
 
 
 def _get(client: "TrainerClient", name: str) -> dict[str, Any] | None:
@@ -371,15 +419,15 @@ def _end(found: dict[str, Any]) -> str | None:
     )
 
 
-def _wait(client: "TrainerClient", name: str, give_up: float) -> str | None:
+def _wait(client: "TrainerClient", job: TrainJob, clock: Clock, say: Callable[[str], None]) -> str | None:
     """How the job ended; None when time was over first. The SDK's own wait ends at the first unanswered question."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
-    unanswered = 0
-    while time.monotonic() < give_up:
+    unanswered, told = 0, ""
+    while True:
         try:
-            found = _get(client, name)
+            found = _get(client, job.name)
             unanswered = 0
         except (ApiException, HTTPError) as error:
             unanswered += 1
@@ -388,11 +436,24 @@ def _wait(client: "TrainerClient", name: str, give_up: float) -> str | None:
                 raise
         else:
             if found is None:
-                raise _Deleted(f"TrainJob {name} was deleted while it worked: start the task again")
+                raise _Deleted(f"TrainJob {job.name} was deleted while it worked: start the task again")
             if end := _end(found):
                 return end
+            if is_held(found) != clock.held:
+                clock.held = not clock.held
+                say(
+                    f"TrainJob {job.name} is waiting for quota{_of_queue(job.profile.training)}: until it has it the "
+                    "clock of training.timeout_seconds stands"
+                    if clock.held
+                    else f"TrainJob {job.name} has its quota, after {clock.waited:.0f} seconds in all"
+                )
+            if clock.held and (words := kueue_says(client, found, **TIMES)) not in ("", told):
+                say(f"TrainJob {job.name}: Kueue says: {words}")
+                told = words
+        if clock.over:
+            return None
         time.sleep(POLL_SECONDS)
-    return None
+        clock.spend(time.monotonic())
 
 
 def _reason(client: "TrainerClient", name: str, end: str | None, timeout_seconds: float) -> str:

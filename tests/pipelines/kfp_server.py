@@ -263,9 +263,9 @@ class KfpServer(JsonServer):
         for short, state in states.items():
             number = short.rpartition("-")[2]
             running = state == "RUNNING"
-            if name == (f"{workflow}-retry-system-container-impl-{number}" if running else short):
-                place = int(number) // 10
-                task = self.tasks[place]
+            place = int(number) // 10
+            task = self.tasks[place]
+            if name == (f"{workflow}-{template(run, task)}-{number}" if running else short):
                 text = self.prints.get(place, self.prints.get(task))
                 return 200, log(task, state) if text is None else text
         return 500, {
@@ -347,6 +347,15 @@ def moment(minutes: int) -> str:
 def pod(workflow: str, place: int, attempt: int) -> str:
     """As a node's children are called: not by their pod's whole name, which has the template's in it."""
     return f"{workflow}-{place * 10 + attempt}"
+
+
+def template(run: dict[str, Any], task: str) -> str:
+    """As the backend calls the template of a task's container: by how many annotations and labels its pod has."""
+    platform = run["pipeline_spec"].get("platform_spec", {}).get("platforms", {}).get("kubernetes", {})
+    executors = platform.get("deploymentSpec", {}).get("executors", {})
+    own = executors.get(f"exec-{task}", {}).get("podMetadata")
+    prefix = f"metadata-{len(own.get('annotations', {}))}-{len(own.get('labels', {}))}-" if own else ""
+    return f"{prefix}retry-system-container-impl"
 
 
 def log(task: str, state: str) -> str:

@@ -93,6 +93,9 @@ class KubernetesServer(JsonServer):
         out_of_memory: a node that failed was killed by the kernel.
         run_ids: the run that a pod of a pipeline's task belongs to.
         lingers: deleted jobs do not go away, since a pod of theirs cannot end.
+        kueue: jobs with a queue are suspended when they are created, as Kueue's webhook does it; what its Workload says
+            then. None: no Kueue.
+        kueue_version: of its API.
         broken: so many requests from now on are answered with 500.
     """
 
@@ -107,6 +110,8 @@ class KubernetesServer(JsonServer):
         self.run_ids: dict[str, str] = {}
         self.broken = 0
         self.lingers = False
+        self.kueue: str | None = None
+        self.kueue_version = "v1beta2"
         self.looks = 0
         self.environment: dict[str, str] = {}
         self.processes: list[subprocess.Popen[str]] = []
@@ -168,6 +173,8 @@ class KubernetesServer(JsonServer):
                     return 200, self.jobs[name]
                 del self.jobs[name]
                 return 200, {"kind": "Status", "status": "Success"}
+        if parts.path == f"/apis/kueue.x-k8s.io/{self.kueue_version}/namespaces/team/workloads":
+            return self._workloads(parse_qs(parts.query)["labelSelector"][0])
         match (verb, parts.path.removeprefix("/api/v1/namespaces/team").split("/")[1:]):
             case "GET", ["pods"]:
                 (name,) = re.findall(r"jobset-name=([\w-]+)", parse_qs(parts.query)["labelSelector"][0])
@@ -204,13 +211,37 @@ class KubernetesServer(JsonServer):
         self.created.append(job)
         self.looks = 0
         made = deepcopy(job)
-        made["metadata"] |= {"namespace": "team", "creationTimestamp": "2026-11-21T12:00:00Z"}
+        uid = f"00000000-0000-4000-8000-{len(self.created):012}"
+        made["metadata"] |= {"namespace": "team", "uid": uid, "creationTimestamp": "2026-11-21T12:00:00Z"}
         made["spec"]["suspend"] = False  # defaults that the server fills in
         made["spec"]["managedBy"] = "trainer.kubeflow.org/trainjob-controller"
         self.jobs[name] = made
-        if self.ends == "processes":
+        if self.kueue is not None and "kueue.x-k8s.io/queue-name" in made["metadata"]["labels"]:
+            self.suspend(name)
+        elif self.ends == "processes":
             self._start(job)
         return 201, made
+
+    def suspend(self, name: str) -> None:
+        """As Kueue does it at creation and at a preemption: Trainer's condition follows, the pods go."""
+        self.jobs[name]["spec"]["suspend"] = True
+        self._condition(name, "Suspended", "True", "Suspended", "TrainJob is suspended")
+
+    def resume(self, name: str) -> None:
+        """As Kueue does it when there is quota."""
+        self.jobs[name]["spec"]["suspend"] = False
+        self._condition(name, "Suspended", "False", "Resumed", "TrainJob is resumed")
+
+    def _workloads(self, selector: str) -> tuple[int, Any]:
+        """What Kueue made for the job, and why it does not run."""
+        label, _, uid = selector.partition("=")
+        assert label == "kueue.x-k8s.io/job-uid"
+        held = [job for job in self.jobs.values() if job["metadata"]["uid"] == uid and job["spec"]["suspend"]]
+        if self.kueue is None:
+            return 404, "the server could not find the requested resource"
+        quota = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": self.kueue}
+        items = [{"kind": "Workload", "metadata": {"name": "w"}, "status": {"conditions": [quota]}} for _ in held]
+        return 200, {"kind": "WorkloadList", "items": items}
 
     def _start(self, job: dict[str, Any]) -> None:
         """Each node as a process, with what Trainer's torch policy sets: PET_*."""
@@ -247,7 +278,8 @@ class KubernetesServer(JsonServer):
 
     def _advanced(self, name: str) -> dict[str, Any]:
         job = self.jobs[name]
-        if "status" not in job and (end := self._ended()):
+        done = any(c["type"] in ("Complete", "Failed") for c in job.get("status", {}).get("conditions", []))
+        if not done and not job["spec"]["suspend"] and (end := self._ended()):
             self.end(name, end)
         return job
 
@@ -255,9 +287,13 @@ class KubernetesServer(JsonServer):
         """Let a job be over."""
         reasons = {"Complete": ("JobsCompleted", "jobset completed successfully")}
         reason, message = reasons.get(end, ("FailedJobs", "jobset failed due to one or more job failures"))
-        condition = {"type": end, "status": "True", "reason": reason, "message": message}
+        self._condition(name, end, "True", reason, message)
+
+    def _condition(self, name: str, kind: str, status: str, reason: str, message: str) -> None:
+        conditions = self.jobs[name].setdefault("status", {}).setdefault("conditions", [])
+        conditions[:] = [condition for condition in conditions if condition["type"] != kind]
         moment = {"lastTransitionTime": "2026-11-21T12:30:00Z"}
-        self.jobs[name]["status"] = {"conditions": [condition | moment]}
+        conditions.append({"type": kind, "status": status, "reason": reason, "message": message} | moment)
 
     def _statuses(self) -> list[dict[str, Any]]:
         ended = {"exitCode": 137, "reason": "OOMKilled"} if self.out_of_memory else {"exitCode": 2, "reason": "Error"}
@@ -265,9 +301,9 @@ class KubernetesServer(JsonServer):
         return [facts | {"state": {"terminated": ended}}]
 
     def _pods(self, name: str) -> list[dict[str, Any]]:
-        if name not in self.jobs:
+        if name not in self.jobs or self.jobs[name]["spec"]["suspend"]:
             return []
-        failed = self.jobs[name].get("status", {}).get("conditions", [{}])[0].get("type") == "Failed"
+        failed = any(c["type"] == "Failed" for c in self.jobs[name].get("status", {}).get("conditions", []))
         pods = []
         for rank in range(self.jobs[name]["spec"]["trainer"]["numNodes"]):
             labels = {

@@ -18,7 +18,7 @@ from pipelines.commands.pipeline import Task
 from pipelines.kubeflow import client, runs, schedules
 from pipelines.kubeflow.client import Access
 from pipelines.kubeflow.compile import compile_pipeline
-from pipelines.kubeflow.package import Work, check
+from pipelines.kubeflow.package import Work, check, unchecked
 from pipelines.kubeflow.schedules import Clock
 from tests import forked
 from tests.pipelines.json_server import JsonServer
@@ -514,6 +514,17 @@ class TestRuns:
             with says("step 'teech' is unknown", "'teacher'"):
                 list(runs.log_parts(found, run, step="teech", wait=False, poll_seconds=1))
 
+    def test_logs_of_a_task_with_labels_while_it_works(self, connect, tmp_path):
+        """Its template, and so its pod, is called by their number."""
+        (tmp_path / "own.yaml").write_text('{"labels": {"team": "vision"}, "training": {"queue": "gpus"}}')
+        compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=str(tmp_path / "own.yaml"))
+        with KfpServer() as server:
+            found = connect(host=server.host)
+            run = runs.submit(found, Work(tmp_path / "p.yaml", {}, "name"))["run_id"]
+            (part,) = runs.log_parts(found, run, step="teacher", wait=True, poll_seconds=0.001)
+            assert part.lines[-1] == "teacher works"
+            assert any("-metadata-0-2-retry-system-container-impl-" in name for name in server.logs_read)
+
     def test_a_sweeps_trainings_have_the_names_of_what_they_train(self, connect, work):
         names = [f"{method}, resnet20 → resnet8, seed 1" for method in ("kd", "gompertz")]
         prints = {n: f"gkd: begins: run-trial: {name}\nepoch 1\n" for n, name in enumerate(names)}
@@ -612,6 +623,15 @@ class TestRuns:
 def whole(compiled) -> Path:
     """The pipeline itself, compiled for one accelerator a pod."""
     return compiled("gpu")
+
+
+def test_what_only_pods_reach_is_named(tmp_path):
+    work = {"claim": "shared", "mount": "/gkd/work", "sub_path": "team/gkd"}
+    own = {"light": {"queue": "small"}, "training": {"queue": "gpus"}, "nodes": {"count": 2}, "work": work}
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    compile_pipeline(tmp_path / "p.yaml", params=ROOT / "params.yaml", profile=str(tmp_path / "own.yaml"))
+    said = unchecked(Work(tmp_path / "p.yaml", {}, "name"))
+    assert "the claim shared (folder team/gkd), Kueue's queues gpus, small, and the MLflow server" in said
 
 
 class TestContent:

@@ -142,6 +142,42 @@ def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path, parts_of):
         assert {"name": "NCCL_DEBUG", "value": "INFO"} in variables
 
 
+def test_what_a_shared_cluster_asks_for_is_in_the_pods(tmp_path, parts_of):
+    rules = [
+        {"key": "gpu", "values": ["a", "b"]},
+        {"key": "spot", "operator": "DoesNotExist"},
+        {"key": "zone", "values": ["b"], "weight": 7},
+        {"key": "zone", "values": ["c"], "weight": 3},
+    ]
+    training = {"queue": "gpus", "priority_class": "low", "affinity": rules, "quota_timeout_seconds": 7}
+    content = {
+        "training": training | {"timeout_seconds": 100, "retries": {"count": 1, "backoff_seconds": 5}},
+        "labels": {"team": "vision"},
+        "annotations": {"example.org/cost": "17 & 4"},
+        "work": {"claim": "shared", "mount": "/w", "sub_path": "team/gkd/"},
+        "volumes": [{"claim": "shared", "mount": "/photos", "sub_path": "photos"}],
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
+    compile_pipeline(tmp_path / "p.yaml", params=PARAMS, profile=str(tmp_path / "own.yaml"))
+    spec, pods = parts_of(tmp_path / "p.yaml")
+    queue = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low"}
+    for name in TASKS:
+        pod, trains = pods[f"exec-{name}"], name in ("teacher", "baseline", "kd", "distill")
+        assert pod["podMetadata"] == {
+            "labels": {"team": "vision"} | (queue if trains else {}), "annotations": {"example.org/cost": "17 & 4"},
+        }  # fmt: skip
+        folders = {claim["mountPath"]: (claim["constant"], claim["subPath"]) for claim in pod["pvcMount"]}
+        assert folders["/photos"] == ("shared", "photos")
+        assert folders.get("/w") == (("shared", "team/gkd") if trains or name == "prepare" else None)
+        assert ("nodeAffinity" in pod) is trains
+    required, *preferred = pods["exec-kd"]["nodeAffinity"]
+    assert "weight" not in required
+    assert [rule["key"] for rule in required["matchExpressions"]] == ["gpu", "spot"], "both, not one of them"
+    assert [(rule["weight"], rule["matchExpressions"][0]["values"]) for rule in preferred] == [(7, ["b"]), (3, ["c"])]
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert tasks["kd"]["retryPolicy"]["backoffMaxDuration"] == f"{2 * (100 + 86400 + 7) + 5}s"
+
+
 def threads_of(file: Path, parts_of) -> dict[str, str]:
     """OMP_NUM_THREADS by task."""
     executors = parts_of(file)[0]["deploymentSpec"]["executors"].items()
@@ -289,7 +325,7 @@ def test_on_several_nodes_a_training_task_only_waits(compiled, parts_of, tmp_pat
         container, pod = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"], pods[f"exec-{step}"]
         assert "accelerator" not in container["resources"]
         assert {"name": "GKD_IMAGE", "value": container["image"]} in container["env"]
-        assert pod["activeDeadlineSeconds"] == "173400"  # longer than the training may take
+        assert pod["activeDeadlineSeconds"] == "259800"  # longer than the training may take, and wait for quota
         assert [claim["constant"] for claim in pod["pvcMount"]] == ["gkd-work"]
         given = tasks[step]["inputs"]["parameters"]["profile"]["runtimeValue"]["constant"]
         assert Profile.model_validate_json(given) == load_profile("multi-node")

@@ -40,6 +40,12 @@ def job() -> TrainJob:
 
 
 @pytest.fixture
+def queued() -> TrainJob:
+    training = NODES["training"] | {"queue": "gpus", "quota_timeout_seconds": 300}
+    return job_of(Profile.model_validate(NODES | {"training": training}))
+
+
+@pytest.fixture
 def cluster(monkeypatch, tmp_path):
     """Starts a cluster and points the kubeconfig to it."""
 
@@ -145,6 +151,50 @@ class TestManifest:
         security = pod["securityContext"]
         assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (4711, 815, 815)
         assert {"name": "NCCL_DEBUG", "value": "INFO"} in made["spec"]["trainer"]["env"]
+
+    def test_what_a_shared_cluster_asks_for(self):
+        rules = [
+            {"key": "nvidia.com/gpu.product", "values": ["A100", "H100"]},
+            {"key": "spot", "operator": "DoesNotExist"},
+            {"key": "zone", "values": ["b"], "weight": 7},
+        ]
+        training = NODES["training"] | {"queue": "gpus", "priority_class": "low", "affinity": rules}
+        more = {"training": training, "labels": {"team": "vision"}, "annotations": {"example.org/cost": "17 & 4"}}
+        made = manifest(job_of(Profile.model_validate(NODES | more)), run_id="run-1")
+        assert refusal_of(made) is None
+        assert made["metadata"]["labels"] == {
+            "app.kubernetes.io/managed-by": "gkd", "team": "vision", "pipeline/runid": "run-1",
+            "kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low",
+        }  # fmt: skip
+        assert made["metadata"]["annotations"]["example.org/cost"] == "17 & 4"
+        node = made["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+        assert node["template"]["spec"]["template"]["metadata"] == {
+            "labels": {"team": "vision"}, "annotations": {"example.org/cost": "17 & 4"},
+        }, "its pods get their quota together, by the job"  # fmt: skip
+        affinity = pod_of(made)["affinity"]["nodeAffinity"]
+        (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        assert term["matchExpressions"] == [
+            {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["A100", "H100"]},
+            {"key": "spot", "operator": "DoesNotExist"},
+        ]
+        (wish,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert (wish["weight"], wish["preference"]["matchExpressions"][0]["key"]) == (7, "zone")
+
+    def test_two_folders_of_one_claim_are_one_volume(self):
+        """A pod with two volumes of one claim never starts."""
+        more = {
+            "work": {"claim": "shared", "mount": "/gkd/work", "sub_path": "team/gkd"},
+            "volumes": [{"claim": "shared", "mount": "/photos", "sub_path": "photos"}],
+        }
+        made = manifest(job_of(Profile.model_validate(NODES | more)))
+        assert refusal_of(made) is None
+        pod = pod_of(made)
+        (volume,) = pod["volumes"]
+        assert volume["persistentVolumeClaim"] == {"claimName": "shared"}
+        assert pod["containers"][0]["volumeMounts"] == [
+            {"name": volume["name"], "mountPath": "/gkd/work", "subPath": "team/gkd"},
+            {"name": volume["name"], "mountPath": "/photos", "subPath": "photos"},
+        ]
 
     def test_of_a_processor_and_a_cluster_that_gives_out_users(self):
         made = manifest(job_of(Profile.model_validate(NODES | {"security": {"run_as_user": None}})))
@@ -264,6 +314,78 @@ class TestLife:
             with pytest.raises(JobEnded, match=r"is not through after 60 seconds; the cluster says: .* Insufficient"):
                 run(job)
             assert not server.jobs
+
+    def test_a_job_that_waits_for_quota_uses_none_of_its_time_to_work(self, cluster, queued, clock):
+        """Suspended when it is created, resumed, preempted, resumed: only what it worked counts."""
+        with cluster(None, {0: ["epoch 1"]}) as server:
+            server.kueue = "couldn't assign flavors to pod set node: insufficient unused quota"
+            moments = {150: server.resume, 170: server.suspend, 300: server.resume}
+
+            def sleep(seconds: float) -> None:
+                clock.now += seconds
+                if act := moments.get(clock.now):
+                    act(NAME)
+                if clock.now > 320:
+                    server.ends = "Complete"
+
+            clock.sleep = sleep
+            said = run(queued)  # 60 seconds of work
+            assert clock.now > 320
+            assert server.created[0]["spec"].get("suspend") is None, "that is Kueue's business"
+        waiting = f"TrainJob {NAME} is waiting for quota of queue gpus: until it has it the clock of "
+        assert [line for line in said if "quota" in line] == [
+            f"{waiting}training.timeout_seconds stands",
+            f"TrainJob {NAME}: Kueue says: {server.kueue}",
+            f"TrainJob {NAME} has its quota, after 150 seconds in all",
+            f"{waiting}training.timeout_seconds stands",
+            f"TrainJob {NAME} has its quota, after 280 seconds in all",
+        ]
+
+    def test_time_to_work_adds_up_over_preemptions(self, cluster, queued, clock):
+        with cluster(None) as server:
+            server.kueue = ""
+            moments = {100: server.resume, 140: server.suspend, 200: server.resume}
+
+            def sleep(seconds: float) -> None:
+                clock.now += seconds
+                if act := moments.get(clock.now):
+                    act(NAME)
+
+            clock.sleep = sleep
+            with pytest.raises(JobEnded, match="is not through after 60 seconds"):
+                run(queued)
+        assert clock.now == 220
+
+    @pytest.mark.parametrize("version", ["v1beta2", "v1beta1", "v2"])
+    def test_a_quota_that_never_comes_ends_in_one_sentence(self, cluster, queued, clock, version):
+        with cluster() as server:
+            server.kueue, server.kueue_version = "LocalQueue gpus doesn't exist", version
+            with pytest.raises(JobEnded) as raised:
+                run(queued)
+            assert not server.jobs, "it gives up its place in the queue"
+        kueue = "" if version == "v2" else " (Kueue says: LocalQueue gpus doesn't exist)"
+        assert str(raised.value) == (
+            f"TrainJob {NAME} waited 300 seconds for quota of queue gpus in vain{kueue}: ask for less "
+            "(training.accelerator, nodes.count), have the quota raised, or wait longer with "
+            "training.quota_timeout_seconds of the profile"
+        )
+
+    def test_a_queue_that_nobody_keeps_is_told_of(self, cluster, queued):
+        with cluster() as server:
+            said = run(queued)
+            assert server.deleted == [NAME]
+        assert said[0] == (
+            f"TrainJob {NAME} names the queue gpus, but nothing held it back: Kueue is not there, or does not "
+            "manage TrainJobs"
+        )
+
+    def test_a_job_that_waits_in_another_queue_is_replaced(self, cluster, queued):
+        with cluster() as server:
+            server.create(manifest(queued))
+            pod = queued.profile.training.model_copy(update={"queue": "others"})
+            run(replace(queued, profile=queued.profile.model_copy(update={"training": pod})))
+            queues = [made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] for made in server.created]
+        assert queues == ["gpus", "others"]
 
     def test_what_a_stopped_run_left_at_work_is_removed(self, cluster, job, monkeypatch):
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
