@@ -74,6 +74,7 @@ def show_methods() -> None:
 def methods_markdown() -> str:
     """docs/methods.md."""
     from gkd_core.losses.gompertz import ASSUMED, PRESETS
+    from gkd_core.losses.term_scale import LARGEST_FACTOR, MOMENTUM
 
     presets = [
         (f"`{name}`", str(value), str(PRESETS["tuned"][name]), "assumed" if name in ASSUMED else "yes")
@@ -94,12 +95,31 @@ benchmark's.
 ## Presets of gompertz
 
 An option that is None takes the preset's value. `paper` is the paper's literal form; what it does not give is assumed.
-Assumed besides: the curve's b = 2 and c = 7 / epochs; that the features are the last stage's, of a transformer its
-tokens; where channels differ, a trained 1×1 adapter on the student's side for the feature loss, and a fixed
-semi-orthogonal map of the teacher's gradient for the gradient loss. `tuned` makes the feature term scale-free and puts
-τ² on the soft labels.
+Assumed besides: the curve's b = 2 and c = 7 / epochs; that the last stage of a transformer is its tokens; where
+channels differ, a trained 1×1 adapter on the student's side for the feature loss, and a fixed semi-orthogonal map of
+the teacher's gradient for the gradient loss. `tuned` makes the feature term scale-free and puts τ² on the soft labels.
 
 {_markdown(("option", "paper", "tuned", "given by the paper"), presets)}
+
+Options that go beyond the paper:
+
+- `stages`: the feature term is the mean over the `last` stage, `all`, or a list of the student's, `[1, 3]`, counted
+  from 1 at the shallow end. Stages are paired from the deepest backwards, as by `at` and `reviewkd`; where one network
+  has more, its shallowest have no partner: `all` leaves them out, a list that names one is refused. Each pair has an
+  adapter of its own where channels differ. Shallow stages have many atoms: take solver `quantile` or `sliced`, which
+  sort them; `sinkhorn` and `exact` compare each with each. The gradient term stays the last stage's.
+- `soft_labels`: `kl`; `standardised`, as in `logit-standardisation` (at least three classes); `dist`, inter plus intra
+  of `dist` (no `train.balance: weights`); `decoupled`, TCKD + `weight_non_target`·NCKD of `dkd` (no mixup, cutmix or
+  images without a label). All read `temperature`, and `scale_tau2` multiplies each by τ². The strengths their authors
+  chose for CIFAR-100, all with τ²: `standardised` `weight_kd` 9 at τ = 2, `dist` `weight_kd` 2, `decoupled`
+  `weight_kd` 1.
+- `term_scale: running_mean` multiplies each term, before its weight, by m_ce / m_term, running means of the values with
+  momentum {MOMENTUM:g} and at most {LARGEST_FACTOR:g}: with a weight of 1 it is as large as cross-entropy. `scale_tau2`
+  cancels there and is refused. In the log the terms stand as they are added, scaled and weighted.
+
+The curve is a choice beside the method: `distill.schedule` and `distill.curve` (`b`, `c`, or `inflection` and
+`saturation`; `schedule: constant` is `curve.beta_max` throughout). `configs/contenders/gompertz-options.yaml` is a file
+of contenders that differ in all of these.
 
 # Schemes
 

@@ -1,10 +1,11 @@
 """What the sections of `params.yaml` say against each other, and against the data."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gkd_core import schemes
-from gkd_core.config.schema import AugmentConfig, Params, Section, can_train
+from gkd_core.config.schema import AugmentConfig, MethodConfig, Params, Section, TrainingConfig, can_train
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS
 from gkd_core.mistakes import Mistake
@@ -25,50 +26,56 @@ def contradictions(params: Params) -> Iterator[str]:
     except GkdError as error:
         yield str(error)
     yield from scheme.check(params)
-    trainings = [("train", params.train, distill.method)]
+    trainings: list[tuple[str, TrainingConfig, MethodConfig]] = [("train", params.train, distill)]
     if params.teacher.assistants:
-        trainings.append(("teacher.train", params.teacher.train, params.teacher.assistant_distill.method))
-    for section, training, method in trainings:
-        if training.balance == "weights" and not METHODS[method].load().weighs_samples:
-            yield unweighable(method, section)
+        trainings.append(("teacher.train", params.teacher.train, params.teacher.assistant_distill))
+    for section, training, how in trainings:
+        method, given = how.method, how.hyperparameters()
+        if training.balance == "weights" and not METHODS[method].load().traits(given).weighs_samples:
+            yield unweighable(method, given, section)
         if params.data.unlabelled is not None and training.unlabelled_fraction != 0:
-            yield from unlabelled_refused(method, section)
-        yield from unmixable(method, training.augment, section)
+            yield from unlabelled_refused(method, given, section)
+        yield from unmixable(method, given, training.augment, section)
 
 
-def unweighable(method: str, section: str = "train") -> str:
+def unweighable(method: str, given: Mapping[str, Any], section: str = "train") -> str:
     """Why `balance: weights` is refused for a method, as a sentence.
 
     Args:
+        given: the method's hyperparameters.
         section: where `balance` was written.
     """
+    traits = METHODS[method].load().traits(given)
     return (
-        f"{section}.balance is weights, but method {method} has terms that are no mean over samples, so they cannot be "
-        f"weighted: set {section}.balance to sampler or logit-adjustment, or take another method"
+        f"{section}.balance is weights, but method {method}{traits.where} has terms that are no mean over samples, so "
+        f"they cannot be weighted: set {section}.balance to sampler or logit-adjustment, or take another {traits.other}"
     )
 
 
-def unmixable(method: str, augment: AugmentConfig, section: str = "train") -> Iterator[str]:
+def unmixable(method: str, given: Mapping[str, Any], augment: AugmentConfig, section: str = "train") -> Iterator[str]:
     """Why a method cannot learn from mixed images, a sentence for each way of mixing that is asked for.
 
     Args:
+        given: the method's hyperparameters.
         section: whose `augment` it is.
     """
     for name in ("mixup", "cutmix"):
-        if getattr(augment, name) and METHODS[method].load().hard_labels:
-            yield f"method {method} needs plain labels, and {section}.augment.{name} mixes them: set it to 0"
+        if getattr(augment, name) and (traits := METHODS[method].load().traits(given)).hard_labels:
+            who = f"method {method}{traits.where}"
+            yield f"{who} needs plain labels, and {section}.augment.{name} mixes them: set it to 0"
 
 
-def unlabelled_refused(method: str, section: str = "train") -> Iterator[str]:
+def unlabelled_refused(method: str, given: Mapping[str, Any], section: str = "train") -> Iterator[str]:
     """Why a method cannot learn from images without labels, a sentence, unless it can, or leaves them alone as ce does.
 
     Args:
+        given: the method's hyperparameters.
         section: of the training.
     """
-    if method != "ce" and not METHODS[method].load().unlabelled:
+    if method != "ce" and not (traits := METHODS[method].load().traits(given)).unlabelled:
         yield (
-            f"method {method} needs the label of every image, and the data has unlabelled ones: set "
-            f"{section}.unlabelled_fraction to 0, or take another method"
+            f"method {method}{traits.where} needs the label of every image, and the data has unlabelled ones: set "
+            f"{section}.unlabelled_fraction to 0, or take another {traits.other}"
         )
 
 

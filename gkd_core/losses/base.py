@@ -9,6 +9,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,32 @@ PARTS = {name for name in vars(StagedNetwork) if not name.startswith("_")} | {*O
 """What a loss may ask of a network and of its output."""
 
 LARGEST_WARMUP = 0.25  # of the training; the benchmark that the papers chose their warm-ups for has 240 epochs
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method with its hyperparameters needs, and what it can do.
+
+    Attributes:
+        hard_labels, unlabelled, weighs_samples: see the class attributes of `Loss`.
+        option: the hyperparameter, by name and value, that makes them other than the method's own; empty where none
+            does.
+    """
+
+    hard_labels: bool
+    unlabelled: bool
+    weighs_samples: bool
+    option: str = ""
+
+    @property
+    def where(self) -> str:
+        """After the method's name in a sentence: which of its options is meant."""
+        return f" with {self.option}" if self.option else ""
+
+    @property
+    def other(self) -> str:
+        """What to take another one of."""
+        return self.option.partition(" ")[0] or "method"
 
 
 class Loss(nn.Module, ABC):
@@ -90,6 +117,15 @@ class Loss(nn.Module, ABC):
             given: by name; the others have their defaults.
         """
         yield from ()
+
+    @classmethod
+    def traits(cls, given: Mapping[str, Any]) -> Traits:
+        """What the method needs and can do with these hyperparameters: its class attributes, unless one changes them.
+
+        Args:
+            given: by name, each of its type; the others have their defaults.
+        """
+        return Traits(cls.hard_labels, cls.unlabelled, cls.weighs_samples)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """`forward`, with one sentence about what is no `Output`."""

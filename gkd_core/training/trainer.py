@@ -258,10 +258,11 @@ def _of_labels_alone(training: "Training") -> TrainingConfig:
     Raises:
         GkdError: the method cannot be trained beside them, and nobody said that they stay out.
     """
-    method, config = training.spec.method, training.config
-    if training.data.info.unlabelled is None or METHODS[method].load().unlabelled or config.unlabelled_fraction == 0:
+    method, given, config = training.spec.method, training.spec.hyperparameters, training.config
+    unlabelled = METHODS[method].load().traits(given).unlabelled
+    if training.data.info.unlabelled is None or unlabelled or config.unlabelled_fraction == 0:
         return config
-    for sentence in unlabelled_refused(method, training.section):
+    for sentence in unlabelled_refused(method, given, training.section):
         raise GkdError(sentence)
     return config.model_copy(update={"unlabelled_fraction": 0.0})
 
@@ -382,7 +383,7 @@ class Trainer:
         ).to(self.device)
         self.learner.loss.label_smoothing = config.label_smoothing
         self._balance(training)
-        for sentence in unmixable(spec.method, config.augment, training.section):
+        for sentence in unmixable(spec.method, spec.hyperparameters, config.augment, training.section):
             raise GkdError(sentence)
         distributed.own_random_numbers(config.seed)
         self.optimizer = self.create_optimizer()
@@ -477,7 +478,7 @@ class Trainer:
         counts = class_counts(training.data.train.labels, len(self.network.classes))
         if balance == "weights":
             if not loss.weighs_samples:
-                raise GkdError(unweighable(training.spec.method, training.section))
+                raise GkdError(unweighable(training.spec.method, training.spec.hyperparameters, training.section))
             loss.class_weights = torch.from_numpy(class_weights(counts)).float().to(self.device)
         elif balance == "logit-adjustment":
             loss.log_priors = torch.from_numpy(log_priors(counts)).float().to(self.device)

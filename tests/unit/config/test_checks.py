@@ -91,6 +91,26 @@ def test_a_fraction_is_of_images_that_are_there_and_for_networks_that_have_a_tea
     assert parse_params({"data": data}).digest("data") == parse_params({}).digest("data"), "a place is in no digest"
 
 
+@pytest.mark.parametrize(
+    ("soft_labels", "given", "words"),
+    [
+        ("decoupled", {"data": {"unlabelled": "more/"}}, r"needs the label of every image.* another soft_labels"),
+        (
+            "decoupled",
+            {"train": {"augment": {"mixup": 0.2}}},
+            r"needs plain labels, and train\.augment\.mixup mixes them",
+        ),
+        ("dist", {"train": {"balance": "weights"}}, r"has terms that are no mean over samples.* another soft_labels"),
+    ],
+)
+def test_an_option_that_cannot_be_taught_like_this_is_named_with_its_method(soft_labels, given, words):
+    distill = {"options": {"gompertz": {"soft_labels": soft_labels}}}
+    with pytest.raises(GkdError, match=rf"method gompertz with soft_labels {soft_labels} {words}"):
+        parse_params(given | {"distill": distill})
+    parse_params(given)
+    parse_params(given | {"distill": distill | {"method": "kd"}})  # whose options are another method's
+
+
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 @pytest.mark.parametrize("method", ["dkd", "crd"])
 def test_a_method_of_plain_labels_refuses_mixed_images_before_anything_is_trained(method, name):

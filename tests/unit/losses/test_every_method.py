@@ -42,6 +42,9 @@ VARIANTS = [
     ("gompertz", {"preset": "paper"}),
     ("gompertz", {"solver": "sliced"}),
     ("gompertz", {"solver": "quantile"}),
+    ("gompertz", {"solver": "quantile", "stages": "all", "soft_labels": "standardised"}),
+    ("gompertz", {"stages": [1], "soft_labels": "decoupled"}),
+    ("gompertz", {"soft_labels": "dist"}),
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "options"), VARIANTS, ids=[" ".join([n, *(f"{k}={v}" for k, v in o.items())]) for n, o in VARIANTS]
@@ -254,7 +257,7 @@ class TestOneStep:
 
     def test_labels_may_be_probabilities_unless_the_method_needs_integers(self, name, options):
         whole = functional.one_hot(TRAIN_LABELS[INDICES], CLASSES).float()
-        if METHODS[name].load().hard_labels:
+        if Given(name, options).loss.hard_labels:
             with pytest.raises(ValueError, match="integer labels"):
                 Given(name, options).terms(whole)
             return

@@ -31,6 +31,7 @@ VARIANTS = [
     ("cmkd", {"direction": "hard_by_value"}, "single"),
     ("crd", {"mode": "relaxed"}, "single"),
     ("crd", {"shared_negatives": True, "negatives": 20}, "single"),
+    ("gompertz", {"solver": "quantile", "stages": "all", "term_scale": "running_mean"}, "single"),
 ]
 # Where the scheme brings another teacher or its own loss.
 ARRANGED = [

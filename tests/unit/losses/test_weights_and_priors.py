@@ -19,7 +19,7 @@ from tests.unit.losses.test_every_method import CLASSES, VARIANTS, Given, number
 RELATIONS = {"dist", "rkd"}  # between the samples of a batch
 NORMS = {("self-distillation", "features")}  # over the batch: the squares of the parts are summed
 WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 0.25])
-WEIGHED = [(name, options) for name, options in VARIANTS if name not in RELATIONS]
+WEIGHED = [(name, options) for name, options in VARIANTS if METHODS[name].load().traits(options).weighs_samples]
 every_weighed = pytest.mark.parametrize(("name", "options"), WEIGHED, ids=[f"{n} {o or ''}" for n, o in WEIGHED])
 
 

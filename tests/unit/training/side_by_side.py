@@ -29,6 +29,9 @@ CASES = {
     **{name: DistillationSpec(name) for name in METHODS},
     "gompertz": DistillationSpec("gompertz", {"preset": "paper", "iterations": 10}),
     "gompertz tuned": DistillationSpec("gompertz", {"preset": "tuned", "iterations": 10}),
+    "gompertz with all stages, dist and running means": DistillationSpec(
+        "gompertz", {"solver": "quantile", "stages": "all", "soft_labels": "dist", "term_scale": "running_mean"}
+    ),
     "dynamickd per sample": DistillationSpec("dynamickd", {"per_sample": True}),
     "crd relaxed": DistillationSpec("crd", {"mode": "relaxed", "negatives": 5}),
     "crd shared negatives": DistillationSpec("crd", {"shared_negatives": True, "negatives": 9}),

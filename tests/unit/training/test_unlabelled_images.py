@@ -86,11 +86,18 @@ def test_a_student_that_only_sees_them_learns_what_the_teacher_says():
     assert result.history[-1]["validation_top1"] > 0.7
 
 
-@pytest.mark.parametrize("method", ["dkd", "crd"])
-def test_a_method_that_needs_every_label_is_refused_unless_they_stay_out(method):
-    with pytest.raises(GkdError, match=rf"method {method} needs the label of every image.*unlabelled_fraction to 0"):
-        run(training(DistillationSpec(method)))
-    run(training(DistillationSpec(method), unlabelled_fraction=0.0))
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        (DistillationSpec("dkd"), "dkd"),
+        (DistillationSpec("crd"), "crd"),
+        (DistillationSpec("gompertz", {"soft_labels": "decoupled"}), "gompertz with soft_labels decoupled"),
+    ],
+)
+def test_a_method_that_needs_every_label_is_refused_unless_they_stay_out(spec, named):
+    with pytest.raises(GkdError, match=rf"method {named} needs the label of every image.*unlabelled_fraction to 0"):
+        run(training(spec))
+    run(training(spec, unlabelled_fraction=0.0))
 
 
 def test_a_fraction_of_images_that_are_not_there_is_refused():
