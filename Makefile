@@ -62,9 +62,10 @@ docker-test: $(READY)  ## build the images and run the pipeline and the server i
 dvc: $(READY)  ## make dvc.yaml from the table of steps (components/graph.py)
 	@python -m pipelines.dvc
 
-docs: $(READY)  ## make docs/parameters.md and docs/methods.md from the code
+docs: $(READY)  ## make docs/parameters.md and methods.md from the code, results.md from its raw tables
 	@gkd params --markdown > docs/parameters.md
 	@gkd methods --markdown > docs/methods.md
+	@python -m benchmarks.results
 
 audit: $(READY)  ## known vulnerabilities in the locked dependencies; says so where nobody can be asked
 	@python .ci/audit

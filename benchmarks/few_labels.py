@@ -66,9 +66,9 @@ def run(params: Path, data: Path, teacher: Path, results: Path, seeds: list[int]
                 continue
             start = time.process_time()
             changed = {"epochs": times * epochs, **({"unlabelled_fraction": fraction} if method == "kd" else {})}
-            found = train_one(params, teacher, prepared, method, seed, **changed)
+            found, where = train_one(params, teacher, prepared, method, seed, **changed)
             seconds = round(time.process_time() - start, 1)
-            done.append({"case": case, "seed": seed, "top1": found.top1, "cpu_seconds": seconds})
+            done.append({"case": case, "seed": seed, "top1": found.top1, "cpu_seconds": seconds, **where})
             with results.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(done[-1]) + "\n")
     print("| | top-1, mean ± sd | each seed | CPU seconds |\n|---|---|---|---|")

@@ -29,6 +29,7 @@ from gkd_core.evaluation.evaluate import Evaluation, evaluate
 from gkd_core.models.create import create_model
 from gkd_core.models.network import load_network
 from gkd_core.records import read_teacher
+from gkd_core.run_facts import where_it_ran
 
 BALANCES = ("none", "weights", "sampler", "logit-adjustment")
 CASES = [f"{method}:{balance}" for method in ("ce", "kd") for balance in BALANCES]
@@ -61,8 +62,11 @@ def write(cifar: Path, folder: Path, *, factor: float, seed: int) -> list[int]:
     return kept
 
 
-def train_one(params: Path, teacher: Path, data: PreparedData, method: str, seed: int, **changed: object) -> Evaluation:
-    """One student, trained as the parameters say but for `changed` of their section train, measured on the test."""
+def train_one(
+    params: Path, teacher: Path, data: PreparedData, method: str, seed: int, **changed: object
+) -> tuple[Evaluation, dict[str, str]]:
+    """One student, trained as the parameters say but for `changed` of their section train, measured on the test; and
+    of which commit and on what."""
     config = load_params(params)
     student = create_model(config.student.name, data=data, seed=seed)
     own = {"seed", "schedule"}  # what is called schedule here is β's, and cosine the default
@@ -71,8 +75,8 @@ def train_one(params: Path, teacher: Path, data: PreparedData, method: str, seed
     teachers = None
     if method != "ce":
         teachers = [load_network(teacher / name, data.info.classes) for name in read_teacher(teacher)["networks"]]
-    gkd.distill(student, teachers, data, method=method, seed=seed, **{**settings, **changed})
-    return evaluate(student, data.test)
+    result = gkd.distill(student, teachers, data, method=method, seed=seed, **{**settings, **changed})
+    return evaluate(student, data.test), where_it_ran(result.run_facts())
 
 
 def run(params: Path, data: Path, teacher: Path, results: Path, cases: list[tuple[str, str]], seeds: list[int]) -> None:
@@ -85,13 +89,13 @@ def run(params: Path, data: Path, teacher: Path, results: Path, cases: list[tupl
             if any((row["method"], row["balance"], row["seed"]) == (method, balance, seed) for row in done):
                 continue
             start = time.process_time()
-            found = train_one(params, teacher, prepared, method, seed, balance=balance)
+            found, where = train_one(params, teacher, prepared, method, seed, balance=balance)
             row = {
                 "method": method, "balance": balance, "seed": seed, "top1": found.top1,
                 "balanced_accuracy": found.balanced_accuracy, "macro_f1": found.macro_f1,
                 "rarest": float(found.per_class.recall[rarest].mean()),
                 "recall": [round(float(value), 4) for value in found.per_class.recall],
-                "cpu_seconds": round(time.process_time() - start, 1),
+                "cpu_seconds": round(time.process_time() - start, 1), **where,
             }  # fmt: skip
             done.append(row)
             with results.open("a", encoding="utf-8") as stream:

@@ -15,7 +15,7 @@ from gkd_core.config import Params
 from gkd_core.config.contenders import line_up
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import check_seeds
+from gkd_core.evaluation.comparison import check_seeds, write_runs
 from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.evaluation.standings import standings
@@ -81,6 +81,7 @@ def run(
     frontier = Frontier(candidates, max_latency_ms, max_mb, timed)
     with whole_folder(out, [data, teacher], kind="frontier") as folder:
         frontier.save(folder)
+        write_runs(folder / "runs.csv", [row for each in rows.values() for row in each])
     return frontier
 
 

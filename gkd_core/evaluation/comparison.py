@@ -135,8 +135,7 @@ class Comparison:
         write_bytes(folder / "comparison.html", self.html().encode())
         write_bytes(folder / "comparison.md", f"{self.markdown()}\n![The same as a plot](comparison.svg)\n".encode())
         write_bytes(folder / "comparison.svg", self.plot().encode())
-        runs = sorted(self.rows, key=lambda row: [row[key] for key in ("teacher", "student", "name", "seed")])
-        write_table(folder / "runs.csv", ({name: row.get(name) for name in COLUMNS} for row in runs))
+        write_runs(folder / "runs.csv", self.rows)
 
 
 def compare(
@@ -314,6 +313,12 @@ def check_seeds(seeds: Sequence[int], name: str = "seeds") -> None:
         raise GkdError(f"{name} names {list(seeds) or 'none'}: give different seeds, three or more for an interval")
     if min(seeds) < 0 or max(seeds) >= 2**32:
         raise GkdError(f"{name} names {list(seeds)}: a seed is 0 or more and below 2^32")
+
+
+def write_runs(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """The raw table: a row a training with the columns COLUMNS."""
+    runs = sorted(rows, key=lambda row: [row[key] for key in ("teacher", "student", "name", "seed")])
+    write_table(file, ({name: row.get(name) for name in COLUMNS} for row in runs))
 
 
 def table(rows: Sequence[Mapping[str, Any]], reference: str) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Students by what they cost: trained as a comparison trains them, measured on this machine."""
 
+import csv
 import json
 
 import pytest
@@ -43,6 +44,11 @@ def test_one_command_says_which_student(given, tmp_path):
     content = json.loads((tmp_path / "out" / "frontier.json").read_text())
     assert content["recommended"] == found.recommended.name
     assert content["hardware"]["threads"] == 1
+    runs = list(csv.DictReader((tmp_path / "out" / "runs.csv").open()))
+    assert {row["name"]: float(row["top1"]) for row in runs} == pytest.approx(
+        {name: one.top1 for name, one in by_name.items()}, abs=1e-6
+    )
+    assert all(row["hardware"] and row["torch"] for row in runs)
     assert kind_of(tmp_path / "out") == "frontier"
 
 
