@@ -3,7 +3,8 @@
 docs/results/page.md is the page with a line `{{ NAME }}` where tables belong. The folder docs/results/NAME has
 
 - `runs.csv`, as `gkd compare` and `gkd frontier` write it, or `runs.jsonl`, an object a line, as benchmarks do: a row a
-  training, never edited; and `frontier.json`, where it is a frontier's;
+  training, never edited; of several comparisons `runs-WHICH.csv` each, with the same names for the same contenders (a
+  training that is in two of them counts once); and `frontier.json`, where it is a frontier's;
 - `about.yaml`: see `About`.
 
 To add a result: a folder with these two files and a line in page.md. What is counted is counted from the rows. Without
@@ -66,7 +67,8 @@ class Table(Strict):
     """Show the first metric of every seed."""
     choose_by: str | None = None
     """Column whose values (`method`, say) are what is compared: of the contenders with one value, that with the highest
-    mean of `validation_top1`, over the seeds that all have, stands for it. A first table shows all tries."""
+    mean of `validation_top1`, over the seeds that all contenders have, stands for it, with the seeds that all chosen
+    ones have. A first table shows all tries."""
     figure: bool = False
     """Draw it too, to docs/figures/."""
 
@@ -115,7 +117,7 @@ def _section(folder: Path, figures: dict[str, str]) -> Iterator[str]:
     if found is None:
         yield from ("Not run.", "", *_point(about.commands))
         return
-    file, rows = found
+    files, rows = found
     if (folder / "frontier.json").exists():
         content = json.loads((folder / "frontier.json").read_text(encoding="utf-8"))
         candidates = [Candidate(**each) for each in content["candidates"]]
@@ -125,7 +127,8 @@ def _section(folder: Path, figures: dict[str, str]) -> Iterator[str]:
         name = folder.name if len(about.tables) == 1 else f"{folder.name}-{place}"
         yield from _table(rows, shown, name, figures)
     yield from _point(about.commands)
-    yield from _point(f"{facts(rows, about)} A row a training: [{file.name}](results/{folder.name}/{file.name}).")
+    links = ", ".join(f"[{file.name}](results/{folder.name}/{file.name})" for file in files)
+    yield from _point(f"{facts(rows, about)} A row a training: {links}.")
     for each in about.notes:
         yield from _point(each)
 
@@ -176,16 +179,16 @@ def read_about(file: Path) -> About:
         raise GkdError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def read_runs(folder: Path) -> tuple[Path, list[Row]] | None:
-    """The raw table and its rows; empty cells are left out. None before anything was trained."""
-    file = folder / "runs.csv"
-    if file.exists():
+def read_runs(folder: Path) -> tuple[list[Path], list[Row]] | None:
+    """The raw tables and their rows, without empty cells. None before anything was trained."""
+    files = sorted([*folder.glob("runs*.csv"), *folder.glob("runs*.jsonl")])
+    rows: list[Row] = []
+    for file in files:
         with file.open(newline="", encoding="utf-8") as stream:
-            return file, [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(stream)]
-    file = folder / "runs.jsonl"
-    if not file.exists():
-        return None
-    return file, [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            read = csv.DictReader(stream) if file.suffix == ".csv" else map(json.loads, stream)
+            found = [{key: cell for key, cell in row.items() if cell not in (None, "")} for row in read]
+        rows += [row for row in found if row not in rows]
+    return (files, rows) if files else None
 
 
 def named(rows: Sequence[Row], shown: Table) -> dict[str, dict[int, Row]]:
@@ -229,29 +232,26 @@ def _standing(trials: dict[str, dict[int, Row]], shown: Table) -> tuple[list[Sta
     return standings(values, shown.reference), trials
 
 
-def _tries(rows: Sequence[Row], shown: Table) -> dict[str, dict[str, dict[int, Row]]]:
-    """Group → contender → seed → row, of the seeds that all contenders have; the best on validation first.
+def _tries(rows: Sequence[Row], shown: Table) -> tuple[list[int], dict[str, dict[str, dict[int, Row]]]]:
+    """The seeds that all contenders have; and group → contender → seed → row, the best on validation first.
 
     Raises:
         GkdError: they have no seed in common, or as `named`.
     """
     trials = named(rows, shown)
-    common = set.intersection(*(set(each) for each in trials.values())) if trials else set()
+    common = sorted(set.intersection(*(set(each) for each in trials.values()))) if trials else []
     if not common:
         raise GkdError("the contenders to choose from have no seed in common: train all with one at least")
     groups: dict[str, dict[str, dict[int, Row]]] = defaultdict(dict)
-    by_validation = sorted(trials, key=lambda name: (-_validation(trials[name], common)[0], name))
-    for name in by_validation:
-        by_seed = {seed: trials[name][seed] for seed in sorted(common)}
-        groups[str(by_seed[min(common)][shown.choose_by or ""])][name] = by_seed
-    return groups
+    for name in sorted(trials, key=lambda name: (-_validation(trials[name], common).mean, name)):
+        groups[str(trials[name][common[0]][shown.choose_by or ""])][name] = trials[name]
+    return common, groups
 
 
-def _validation(by_seed: Mapping[int, Row], seeds: set[int] | None = None) -> tuple[float, float | None]:
-    """Mean of top-1 on the validation images, and its standard deviation over the seeds."""
-    values = {seed: float(row["validation_top1"]) for seed, row in by_seed.items() if seeds is None or seed in seeds}
-    (one,) = standings({"": values}, "")
-    return one.mean, one.deviation
+def _validation(by_seed: Mapping[int, Row], seeds: Sequence[int]) -> Standing:
+    """Top-1 on the validation images."""
+    (one,) = standings({"": {seed: float(by_seed[seed]["validation_top1"]) for seed in seeds}}, "")
+    return one
 
 
 def chosen(rows: Sequence[Row], shown: Table) -> tuple[list[Standing], dict[str, dict[int, Row]]]:
@@ -262,17 +262,21 @@ def chosen(rows: Sequence[Row], shown: Table) -> tuple[list[Standing], dict[str,
     Raises:
         GkdError: as `compared`; or the contenders have no seed in common.
     """
-    return _standing({group: next(iter(each.values())) for group, each in _tries(rows, shown).items()}, shown)
+    best = {group: next(iter(each.values())) for group, each in _tries(rows, shown)[1].items()}
+    seeds = set.intersection(*(set(each) for each in best.values()))
+    return _standing({group: {seed: each[seed] for seed in sorted(seeds)} for group, each in best.items()}, shown)
 
 
 def tries(rows: Sequence[Row], shown: Table) -> list[list[str]]:
     """What each group was chosen from, as cells."""
     lines = [[shown.choose_by or "", "tried", "seeds", "validation top-1, mean ± sd", ""]]
-    for group, each in _tries(rows, shown).items():
+    common, groups = _tries(rows, shown)
+    for group, each in groups.items():
         for place, (name, by_seed) in enumerate(each.items()):
             word = "" if place else f"best of {len(each)} by validation"
-            cell = _spread(*_validation(by_seed))
-            lines.append([_label(group, shown), name, _seeds(by_seed), cell, word])
+            found = _validation(by_seed, common)
+            cell = _spread(found.mean, found.deviation)
+            lines.append([_label(group, shown), name, ", ".join(map(str, common)), cell, word])
     return lines
 
 
