@@ -70,11 +70,8 @@ docs: $(READY)  ## make docs/parameters.md and methods.md from the code, results
 audit: $(READY)  ## known vulnerabilities in the locked dependencies; says so where nobody can be asked
 	@python .ci/audit
 
-bench: $(READY)  ## speed, as ratios measured side by side
-	@python -m benchmarks
-	@python -m benchmarks.threads
-	@python -m benchmarks.steps
-	@python -m benchmarks.teacher_cache
+bench: $(READY)  ## measure speed as ratios, side by side, and write them into docs/performance.md (under 20 minutes)
+	@python -m benchmarks --write
 
 clean:  ## remove what a run leaves (not .venv, not the tracking store)
 	@rm -rf sources data teacher baseline kd student deploy report registration work

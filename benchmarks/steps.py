@@ -1,20 +1,19 @@
-"""`python -m benchmarks.steps [--rounds N] [--methods NAME …] [--profile NAME]`: what a method costs beside the floor.
+"""What a method's step costs beside the floor.
 
 The floor is what no distillation with a teacher in the loop can do without: the teacher's forward pass, the student's
 forward and backward pass with cross-entropy, the optimiser's step. A method's step is the same with its loss. Floor and
 methods take turns in one process on one thread, batch after batch; a row is the median of the ratios of CPU time, each
-to the floor's of the same turn, so what else the machine does hits both alike. Batches of 64 images of 32×32, 100
-classes, 50,000 training images (CRD remembers each), networks as they are initialised.
+to the floor's of the same turn. Networks are as they are initialised, CRD remembers 50,000 training images.
+
+`python -m benchmarks.steps METHOD [--pair 1]`: where the time of a step goes, operation by operation.
 """
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
 
+from benchmarks.table import Goal, Row, Table
+from benchmarks.timing import Candidate, in_turns, milliseconds, ratio
 from gkd_core.data.loader import Batch
 from gkd_core.data.shards import Shards
 from gkd_core.methods import METHODS, create_loss
@@ -23,11 +22,16 @@ from gkd_core.training.learner import Learner
 from gkd_core.training.optimizer import create_optimizer
 from gkd_core.training.teacher import OnlineTeacher
 
+ROUNDS = 9
 PAIRS = (("resnet32x4", "resnet8x4"), ("resnet20", "resnet8"))
+LARGE, SMALL = PAIRS
 GOALS = {"gompertz": (1.10, 1.25), "crd": (1.3, 1.3), "reviewkd": (1.5, 1.5)}
 """Largest ratio wanted, by method, for each of PAIRS."""
+MEASURED = {LARGE: ("kd", *GOALS), SMALL: tuple(METHODS)}
+"""A step of the larger pair takes seconds, so there only what has a goal, and kd."""
+TURNS = {LARGE: 0.5, SMALL: 1.0}
+"""Of the rounds."""
 FLOOR, BATCH, CLASSES, IMAGES, SIDE, EPOCHS = "floor", 64, 100, 50_000, 32, 240
-WARMUP = 1
 CPU = torch.device("cpu")
 
 
@@ -39,7 +43,7 @@ def network(name: str, seed: int) -> Network:
     return Network(spec)
 
 
-def step(method: str, teacher_name: str, student_name: str) -> Callable[[], None]:
+def step(method: str, teacher_name: str, student_name: str) -> Candidate:
     """One step of a training after its warm-up, as the trainer makes it; `floor` is cross-entropy beside a teacher."""
     student = network(student_name, 0).to(memory_format=torch.channels_last)
     taught_by = network(teacher_name, 1)
@@ -65,22 +69,32 @@ def step(method: str, teacher_name: str, student_name: str) -> Callable[[], None
     return run
 
 
-def side_by_side(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each step, turn by turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(WARMUP + rounds):
-        for name, run in steps.items():
-            start = time.process_time()
-            run()
-            if turn >= WARMUP:
-                seconds[name].append(time.process_time() - start)
-    return seconds
+def measure(rounds: int = ROUNDS) -> Table:
+    torch.set_num_threads(1)
+    rows = []
+    for place, pair in enumerate(PAIRS):
+        seconds = in_turns({name: step(name, *pair) for name in (FLOOR, *MEASURED[pair])}, turns(pair, rounds))
+        for name, found in seconds.items():
+            goal = Goal(GOALS[name][place]) if name in GOALS else None
+            rows.append(Row((" → ".join(pair), name, milliseconds(found)), ratio(found, seconds[FLOOR]), goal))
+    return Table(
+        f"A training step, batches of {BATCH} images of {SIDE}×{SIDE}, {CLASSES} classes, one thread, every method "
+        f"with its defaults; {turns(LARGE, rounds)} turns on the larger pair, {turns(SMALL, rounds)} on the small one. "
+        "The floor is a step without a method: the teacher's forward pass, the student's with cross-entropy.",
+        ("teacher → student", "step", "ms of CPU"),
+        "÷ floor",
+        rows,
+        named=2,
+    )
 
 
-def profile(run: Callable[[], None], rounds: int) -> str:
+def turns(pair: tuple[str, str], rounds: int) -> int:
+    return max(1, round(TURNS[pair] * rounds))
+
+
+def profile(run: Candidate, rounds: int = 3) -> str:
     """Where the time of a step goes, operation by operation."""
-    for _ in range(WARMUP):
-        run()
+    run()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         for _ in range(rounds):
             run()
@@ -90,28 +104,11 @@ def profile(run: Callable[[], None], rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="NAME")
-    parser.add_argument("--pairs", nargs="+", type=int, default=[0, 1], choices=[0, 1], help="0 is the larger pair")
-    parser.add_argument("--profile", action="store_true", help="operations by their own time, instead of ratios")
+    parser.add_argument("method", choices=[FLOOR, *METHODS], metavar="METHOD")
+    parser.add_argument("--pair", type=int, default=1, choices=range(len(PAIRS)), help="0 is the larger one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, 1 thread, torch {torch.__version__}, {arguments.rounds} turns"
-    )
-    print("\n| teacher → student | step | ms of CPU, median | ÷ floor, median | goal |\n|---|---|---|---|---|")
-    for place in arguments.pairs:
-        names = " → ".join(PAIRS[place])
-        steps = {name: step(name, *PAIRS[place]) for name in (FLOOR, *arguments.methods)}
-        if arguments.profile:
-            for name, run in steps.items():
-                print(f"{names}, {name}\n{profile(run, arguments.rounds)}")
-            continue
-        seconds = side_by_side(steps, arguments.rounds)
-        for name, values in seconds.items():
-            ratio = statistics.median(a / b for a, b in zip(values, seconds[FLOOR], strict=True))
-            goal = f"≤ {GOALS[name][place]:.2f}" if name in GOALS else ""
-            print(f"| {names} | {name} | {1000 * statistics.median(values):.1f} | {ratio:.2f} | {goal} |", flush=True)
+    print(profile(step(arguments.method, *PAIRS[arguments.pair])))
 
 
 if __name__ == "__main__":
