@@ -114,12 +114,12 @@ Options that go beyond the paper:
   chose for CIFAR-100, all with τ²: `standardised` `weight_kd` 9 at τ = 2, `dist` `weight_kd` 2, `decoupled`
   `weight_kd` 1.
 - `term_scale: running_mean` multiplies each term, before its weight, by m_ce / m_term, running means of the values with
-  momentum {MOMENTUM:g} and at most {LARGEST_FACTOR:g}: with a weight of 1 it is as large as cross-entropy. `scale_tau2`
-  cancels there and is refused. In the log the terms stand as they are added, scaled and weighted.
+  momentum {MOMENTUM:g}, a factor of at most {LARGEST_FACTOR:g}: with a weight of 1 it is as large as cross-entropy, and
+  `scale_tau2` cancels. In the log the terms stand as they are added, scaled and weighted.
 
 The curve is a choice beside the method: `distill.schedule` and `distill.curve` (`b`, `c`, or `inflection` and
-`saturation`; `schedule: constant` is `curve.beta_max` throughout). `configs/contenders/gompertz-options.yaml` is a file
-of contenders that differ in all of these.
+`saturation`; `schedule: constant` is `curve.beta_max` throughout). `configs/contenders/` has files that compare all of
+these: `gompertz-options.yaml` the options above, `ablation-gompertz.yaml` the rest.
 
 # Schemes
 

@@ -85,7 +85,6 @@ READ_BY: dict[str, tuple[str, tuple[str, ...]]] = {
     "projections": ("solver", ("sliced",)),
     "position_weight": ("solver", ("sinkhorn", "exact")),
     "weight_non_target": ("soft_labels", ("decoupled",)),
-    "scale_tau2": ("term_scale", ("fixed",)),  # the running mean takes any constant factor out again
 }
 """Options that are read with some values of another option only."""
 
@@ -132,7 +131,7 @@ class Gompertz(Loss):
         scale_tau2: multiply the soft-label term by τ².
         weight_non_target: of decoupled, weight of the other classes' part beside the target's.
         term_scale: `fixed` takes the terms as they are; `running_mean` scales each, before its weight, to the size of
-            cross-entropy (see `RunningScale`), so that a weight of 1 makes it as large as that.
+            cross-entropy (see `RunningScale`), so that a weight of 1 makes it as large as that; τ² cancels then.
         weight_wasserstein, weight_gradient, weight_kd: weights of the three terms.
     Raises:
         GkdError: there is no teacher, a network has neither feature maps nor tokens or not those stages, or options
@@ -156,12 +155,11 @@ class Gompertz(Loss):
         chosen = preset | {name: value for name, value in given.items() if value is not None}
         for option, (by, values) in READ_BY.items():
             value = given.get(option)
-            # Where the preset has none either, "none" says nothing.
+            # A 0 that the preset has too says nothing.
             if value is not None and (value or preset[option]) and chosen[by] not in values:
-                shown = str(value).lower() if isinstance(value, bool) else f"{value:g}"
                 yield (
-                    f"{option} is {shown} but {by} {chosen[by]} does not read it: take {by} {' or '.join(values)}, or "
-                    f"leave {option} out"
+                    f"{option} is {value:g} but {by} {chosen[by]} does not read it: take {by} "
+                    f"{' or '.join(values)}, or leave {option} out"
                 )
 
     @classmethod

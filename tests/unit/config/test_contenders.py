@@ -43,17 +43,6 @@ def test_an_entry_changes_what_it_names_and_nothing_else():
     assert found["tuned"].student == found["as it is"].student
 
 
-CONFIGS = Path(__file__).parents[3] / "configs"
-
-
-@pytest.mark.parametrize("file", sorted((CONFIGS / "contenders").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_files_that_are_shipped_go_with_the_parameters_that_their_heads_name(file):
-    text = file.read_text()
-    params = load_params(CONFIGS.parent / re.search(r"--params (\S+)", text).group(1))
-    found = line_up(params, contenders=parse_contenders(text, str(file)))
-    assert len(found) == len(parse_contenders(text, str(file)))
-
-
 def test_the_curve_s_shape_is_an_entry_s_too():
     by_hand = {"b": 3.0, "c": 0.5}
     early = {"b": None, "inflection": 0.08, "saturation": 0.4}
