@@ -218,11 +218,14 @@ def divide(params: "Params") -> dict[str, dict[str, Any]]:
 
 
 def addresses(params: "Params", step: Step) -> list[str]:
-    """Where the networks come from that a step imports or starts from: files, folders, `models:/…`, published names."""
+    """What a step reads beside its folders: networks to import or to start from (files, folders, `models:/…`, published
+    names), and what was measured elsewhere.
+    """
     teacher, student = params.teacher, params.student
     by_section = {
         "teacher": [teacher.source, teacher.weights, *(member.weights for member in teacher.members)],
         "student": [student.weights],
+        "gate": [params.gate.deploy_bench],
     }
-    read = step.sections if step.trains else ()
-    return [address for section in read for address in by_section.get(section, ()) if address is not None]
+    given = [address for section in step.sections for address in by_section.get(section, ())]
+    return [address for address in given if address is not None]

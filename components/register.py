@@ -8,7 +8,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from gkd_core import __version__
 from gkd_core.config import Params
 from gkd_core.data.arrays import open_array
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import SMALLER, kept_precisions, read_manifest
+from gkd_core.evaluation.deploy_bench import read_bench
+from gkd_core.export.manifest import SMALLER, kept_precisions, model_entry, read_manifest
 from gkd_core.files import (
     file_digest,
     folder_digest,
@@ -45,7 +46,7 @@ from gkd_core.files import (
     whole_folder,
     write_json,
 )
-from gkd_core.gate import Champion, Decision, GateRefused, decide
+from gkd_core.gate import Champion, Decision, GateRefused, TargetLatency, decide
 from gkd_core.records import read_metrics, read_teacher, read_training
 from gkd_core.tables import read_table
 
@@ -88,8 +89,12 @@ def run(
     trained = _measured(metrics, manifest_digest, folders, deploy=deploy, report=report)
     predicted, labels = _answers(report, manifest, metrics)
     correct = predicted == labels
-    gate = params.gate.model_dump(exclude={"on_refusal"})
+    gate = params.gate.model_dump(exclude={"on_refusal", "deploy_bench"})
+    bench = params.gate.deploy_bench
+    target = None if bench is None else _on_target(Path(bench), manifest, deploy)
     latency = timings["onnx"]["latency_ms_p50"] if params.gate.max_latency_ms is not None else None
+    if target is not None:
+        latency = asdict(target)
     decided_by = json_digest({"gate": gate, "metrics": metrics, "latency": latency})
 
     def judge(version: Version, champion: Champion | None) -> Decision:
@@ -102,6 +107,7 @@ def run(
             champion=champion,
             promotion_blocked=version.tags.get("gkd.held") or None,
             answers=(predicted, labels),
+            target=target,
             **gate,
         )
 
@@ -145,6 +151,26 @@ def run(
         "registry": {"name": params.tracking.model_name, "version": number, "alias": alias},
         "runs": runs,
     }
+
+
+def _on_target(file: Path, manifest: dict[str, Any], deploy: Path) -> TargetLatency:
+    """What was measured where the model will run.
+
+    Raises:
+        GkdError: the file is missing or damaged, measured another model, or no single images.
+    """
+    bench = read_bench(file)
+    digests = {model_entry(manifest, each)["sha256"]: each for each in ("fp32", *kept_precisions(manifest))}
+    again = f"run `gkd bench deploy --model {deploy}` on the target"
+    if bench.model["sha256"] not in digests:
+        raise GkdError(
+            f"gate.deploy_bench {file} measured another model ({bench.model['sha256'][:12]}) than those in {deploy} "
+            f"({', '.join(digest[:12] for digest in digests)}): {again}"
+        )
+    if bench.single is None:
+        raise GkdError(f"gate.deploy_bench {file} has no case with one image: {again} with 1 among its --batches")
+    settings = f"{digests[bench.model['sha256']]}, {bench.single.words()}"
+    return TargetLatency(bench.single.latency_ms_p50, f"{bench.hardware['processor']}, {settings}")
 
 
 def _settle(

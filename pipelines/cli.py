@@ -15,7 +15,7 @@ import typer
 from gkd_core import __version__
 from gkd_core.errors import GkdError
 from gkd_core.redact import redact
-from pipelines.commands import bundle, check, compare, lists, pipeline, project, registry, serving, steps, verify
+from pipelines.commands import bench, bundle, check, compare, lists, pipeline, project, registry, serving, steps, verify
 
 app = typer.Typer(
     name="gkd",
@@ -28,6 +28,7 @@ app.add_typer(project.app)
 app.add_typer(check.app)
 app.add_typer(steps.app)
 app.add_typer(bundle.app)
+app.add_typer(bench.app, name="bench")
 app.add_typer(compare.app)
 app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")

@@ -1,11 +1,11 @@
 """dvc.yaml, written from the table of steps, and which files beside its folders a step's result depends on.
 
 DVC knows no dependency that holds under some parameters only, and a change of one loss must not retrain a teacher that
-has no use for it. Nor does it look at a file that a parameter names, such as the weights that a student starts from. So
-the first stage, `sources`, writes one file for each step, with the digests of the sources that the step uses under
-these parameters and of the weights that they name, and the step depends on that file. `sources` takes a second; a step
-whose file stays the same is not run again. Which weights to look at `sources` alone knows: that another file lies under
-the same name is seen when it runs, so after `dvc repro --force sources`.
+has no use for it. Nor does it look at a file that a parameter names, such as the weights that a student starts from, or
+the latency measured where it will run. So the first stage, `sources`, writes one file for each step, with the digests
+of the sources that the step uses under these parameters and of the files that they name, and the step depends on that
+file. `sources` takes a second; a step whose file stays the same is not run again. Which files to look at `sources`
+alone knows: that another lies under the same name is seen when it runs, so after `dvc repro --force sources`.
 """
 
 import ast
@@ -77,12 +77,13 @@ PLOTS = """plots:
 
 
 def write_sources(out: Path, params: Params) -> dict[str, Any]:
-    """Write STEP.json for every step: the sha256 of each source file that its result depends on, and of its weights.
+    """Write STEP.json for every step: the sha256 of each source file that its result depends on, and of what it reads
+    beside its folders.
 
     Returns:
         How many files, by step.
     """
-    sources = {step.name: sources_of(step, params) | weights_of(step, params) for step in STEPS}
+    sources = {step.name: sources_of(step, params) | files_of(step, params) for step in STEPS}
     with whole_folder(out) as folder:
         for name, files in sources.items():
             write_json(folder / f"{name}.json", files)
@@ -108,8 +109,8 @@ def sources_of(step: Step, params: Params) -> dict[str, str]:
     return {path: file_digest(ROOT / path) for path in sorted(found)}
 
 
-def weights_of(step: Step, params: Params) -> dict[str, str]:
-    """The sha256 by path of the files and folders here whose networks a step imports or starts from.
+def files_of(step: Step, params: Params) -> dict[str, str]:
+    """The sha256 by path of the files and folders here that a step reads because a parameter names them.
 
     What is not there is left to the step, which says so; what is published under a name does not change under it.
     """
@@ -169,7 +170,7 @@ def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = Mapping
     ]
     lines += ["# A changed source reruns what it could change: `sources` writes down which step uses which.", "stages:"]
     if checkout:
-        read = ["distill", "student", "teacher"]  # they name methods and weights
+        read = ["distill", "gate", "student", "teacher"]  # they name methods and files
         stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": list(PACKAGES), "params": read, "outs": [SOURCES]}
         lines += _block(SOURCES, stage)
     for step in STEPS:

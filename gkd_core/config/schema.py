@@ -721,10 +721,17 @@ class GateConfig(Section):
     """Largest ONNX file in megabytes (10⁶ bytes); null does not limit."""
     max_latency_ms: Positive | None = None
     """Largest median latency of one image in milliseconds; null does not limit."""
+    deploy_bench: str | None = None
+    """File of `gkd bench deploy`, measured where the model will run: `max_latency_ms` limits its first case with one
+    image. Null takes what `gkd evaluate` measured on its own machine."""
     new_data: Literal["refuse", "promote"] = "refuse"
     """What to do when the champion was measured on other data, so that no comparison is possible."""
     on_refusal: Literal["report", "fail"] = "report"
     """A refusal is a result (`report`, exit 0) or an error (`fail`, exit 1)."""
+
+    def unread(self) -> Iterator[str]:
+        if self.deploy_bench is not None and self.max_latency_ms is None:
+            yield "deploy_bench is given but max_latency_ms is null: set a limit, or leave deploy_bench out"
 
 
 class TrackingConfig(Section):

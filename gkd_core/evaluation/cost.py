@@ -1,21 +1,30 @@
-"""What a network costs: parameters, and latency on this machine; multiply-accumulates are `gkd_core.models.macs`."""
+"""What a network costs: parameters, and latency on this machine; multiply-accumulates are `gkd_core.models.macs`.
+
+Imports no torch: what is served is timed where there is none (`deploy_bench.py`).
+"""
 
 import platform
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from torch import nn
 
 from gkd_core.cores import usable_cores
 from gkd_core.export.session import as_input, session
 
+if TYPE_CHECKING:
+    from torch import nn
+
+Key = TypeVar("Key")
 BLOCK = 5  # timed runs in a row, after one that warms the caches for this model
 
 
-def parameter_count(network: nn.Module) -> int:
+def parameter_count(network: "nn.Module") -> int:
     """Trained numbers in the network; running statistics are none."""
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -23,10 +32,7 @@ def parameter_count(network: nn.Module) -> int:
 def measure_latency(
     models: dict[str, Path], image: NDArray[np.uint8], *, runs: int, threads: int
 ) -> dict[str, dict[str, float]]:
-    """Median and 95th percentile in milliseconds for one image, by model.
-
-    The models take turns in short blocks, in rotating order, so that another program on the machine slows all of them;
-    the first run of a block is not counted, nor is the first block of each.
+    """Median and 95th percentile in milliseconds for one image, by model; timed in turns.
 
     Args:
         models: ONNX files by name.
@@ -38,25 +44,50 @@ def measure_latency(
     """
     sessions = {name: session(path, threads) for name, path in models.items()}
     feeds = {name: {"image": as_input(model, image)} for name, model in sessions.items()}
-    names = list(sessions)
-    times: dict[str, list[int]] = {name: [] for name in names}
-    blocks = -(-runs // BLOCK)
-    for block in range(blocks + 1):
-        turn = block % len(names)
-        for name in names[turn:] + names[:turn]:
-            model, feed = sessions[name], feeds[name]
-            model.run(None, feed)
-            for _ in range(BLOCK):
-                start = time.perf_counter_ns()
-                model.run(None, feed)
-                elapsed = time.perf_counter_ns() - start
-                if block > 0:
-                    times[name].append(elapsed)
-    percentiles = {name: np.percentile(np.array(taken[:runs]) / 1e6, (50, 95)) for name, taken in times.items()}
-    return {
-        name: {"latency_ms_p50": round(float(p50), 4), "latency_ms_p95": round(float(p95), 4)}
-        for name, (p50, p95) in percentiles.items()
-    }
+    calls = {name: partial(model.run, None, feeds[name]) for name, model in sessions.items()}
+    times = time_in_turns(calls, runs=runs)
+    return {name: percentiles(taken, (50, 95)) for name, taken in times.items()}
+
+
+def time_in_turns(
+    calls: Mapping[Key, Callable[[], object]],
+    *,
+    runs: int,
+    warmup: int = BLOCK,
+    advance: Callable[[int], None] = lambda timed: None,
+) -> dict[Key, NDArray[np.float64]]:
+    """Milliseconds of each run of each call, [runs].
+
+    They take turns in short blocks, in rotating order, so that another program on the machine slows all of them; a
+    block begins with a run that is not counted.
+
+    Args:
+        runs: timed runs a call.
+        warmup: runs of each call before any is timed.
+        advance: told after each block how many runs were timed.
+    """
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    keys = list(calls)
+    times: dict[Key, list[int]] = {key: [] for key in keys}
+    for start in range(0, runs, BLOCK):
+        turn = start // BLOCK % len(keys)
+        timed = min(BLOCK, runs - start)
+        for key in keys[turn:] + keys[:turn]:
+            calls[key]()
+            for _ in range(timed):
+                begin = time.perf_counter_ns()
+                calls[key]()
+                times[key].append(time.perf_counter_ns() - begin)
+            advance(timed)
+    return {key: np.array(taken) / 1e6 for key, taken in times.items()}
+
+
+def percentiles(milliseconds: NDArray[np.float64], which: tuple[int, ...]) -> dict[str, float]:
+    """{"latency_ms_p50": …}, interpolated between the two runs nearest to each."""
+    values = np.percentile(milliseconds, which)
+    return {f"latency_ms_p{percent}": round(float(value), 4) for percent, value in zip(which, values, strict=True)}
 
 
 def hardware() -> dict[str, str | int]:

@@ -9,25 +9,30 @@ from numpy.typing import NDArray
 from gkd_core.cores import thread_limit
 from gkd_core.errors import GkdError
 
+CPU = "CPUExecutionProvider"
 
-def session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU.
+
+def session(path: Path, threads: int | None = None, provider: str = CPU) -> onnxruntime.InferenceSession:
+    """An onnxruntime session, on the CPU unless told otherwise.
 
     Args:
         threads: threads within an operator; None takes what this process may (`thread_limit`).
+        provider: onnxruntime's name of what runs it; operators that it has not run on the CPU.
     Raises:
-        GkdError: the file is missing or is no ONNX model.
+        GkdError: the file is missing or is no ONNX model, or the provider does not start.
     """
     if not path.is_file():
         raise GkdError(f"{path} does not exist: run `gkd export`, or name the ONNX file")
-    return open_session(path.read_bytes(), path, threads)
+    return open_session(path.read_bytes(), path, threads, provider)
 
 
-def open_session(content: bytes, path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    content: bytes, path: Path, threads: int | None = None, provider: str = CPU
+) -> onnxruntime.InferenceSession:
     """The same from the file's bytes; its path is for errors.
 
     Raises:
-        GkdError: they are no ONNX model.
+        GkdError: they are no ONNX model, or the provider does not start.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -37,10 +42,13 @@ def open_session(content: bytes, path: Path, threads: int | None = None) -> onnx
     options.add_session_config_entry("session.load_model_format", "ONNX")  # and not its own, which nobody looked into
     options.intra_op_num_threads = thread_limit() if threads is None else threads
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        opened = onnxruntime.InferenceSession(content, options, providers=[provider])
     except Exception as error:  # onnxruntime's errors have no common base
         reason = first_line(error)
         raise GkdError(f"{path} is not an ONNX model that onnxruntime can open ({reason}): export it again") from None
+    if opened.get_providers()[0] != provider:  # onnxruntime goes on with the CPU
+        raise GkdError(f"{provider} does not start on this machine: install its libraries and driver, or leave it out")
+    return opened
 
 
 def first_line(error: Exception) -> str:

@@ -13,8 +13,10 @@ from pipelines.commands.options import (
     Out,
     Teacher,
     Work,
+    comma_separated,
     finish,
     grouped,
+    whole_numbers,
 )
 
 app = typer.Typer()
@@ -55,7 +57,7 @@ def compare(
         raise GkdError(unknown("--reference", reference, METHODS))
     named = _listed(contenders)
     settings = configuration.read()
-    numbers = _numbers(seeds)
+    numbers = whole_numbers(seeds, "--seeds", "0,1,2")
     from components import compare as comparison
     from pipelines.summary import show_comparison
 
@@ -101,7 +103,7 @@ def frontier(
     """Train students, measure what they cost on this machine, and say which one for a limit of time and size."""
     named = _listed(contenders)
     settings = configuration.read()
-    numbers = _numbers(seeds)
+    numbers = whole_numbers(seeds, "--seeds", "0,1,2")
     from components import frontier as step
     from pipelines.summary import show_table
 
@@ -111,7 +113,7 @@ def frontier(
         out=out,
         work=work,
         params=settings,
-        students=[name.strip() for name in students.split(",") if name.strip()],
+        students=comma_separated(students),
         contenders=named,
         seeds=numbers,
         max_latency_ms=max_latency_ms,
@@ -120,13 +122,6 @@ def frontier(
     show_table("Students, the fastest first", found.table())
     print(found.sentence(), file=sys.stderr)
     finish({"path": str(out / "frontier.md"), **found.as_dict()})
-
-
-def _numbers(seeds: str) -> list[int]:
-    try:
-        return [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise GkdError(f"--seeds is {seeds!r}: give whole numbers separated by commas, such as 0,1,2") from None
 
 
 def _listed(contenders: Path | None) -> list[Any] | None:

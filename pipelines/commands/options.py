@@ -147,6 +147,26 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return expanded
 
 
+def comma_separated(text: str) -> list[str]:
+    """The names in an option's value, each once, those that are empty left out."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def whole_numbers(text: str, option: str, example: str) -> list[int]:
+    """The numbers in an option's value.
+
+    Args:
+        option: its name, for the error.
+        example: of a value that is right.
+    Raises:
+        GkdError: something between its commas is no whole number.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise GkdError(f"{option} is {text!r}: give whole numbers separated by commas, such as {example}") from None
+
+
 def finish(summary: Any) -> None:
     """The last line on stdout: what was done, as JSON."""
     print(json.dumps(summary, default=str))

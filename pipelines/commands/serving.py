@@ -39,7 +39,8 @@ def _time(least: float, help: str, most: float = DAY) -> Any:
     return typer.Option(min=least, max=most, callback=_number, help=help)
 
 
-def _refuse_unread_address(model: str, tracking_uri: str | None) -> None:
+def refuse_unread_address(model: str, tracking_uri: str | None) -> None:
+    """Raises: GkdError: the address of a registry is given, and the model is not from one."""
     if tracking_uri is not None and not model.startswith("models:/"):
         raise GkdError(f"--tracking-uri is where models:/… are looked up, and {model} is none: leave it out")
 
@@ -97,7 +98,7 @@ def serve(
 
     if max_delay_ms and not batching:
         raise GkdError(f"--max-delay-ms {max_delay_ms:g} is how long a batch waits, and --no-batching makes none")
-    _refuse_unread_address(model, tracking_uri)
+    refuse_unread_address(model, tracking_uri)
     if queue < max_batch:
         raise GkdError(f"--queue {queue} is smaller than --max-batch {max_batch}: a full request would never fit")
     token = read_token(token_file)
@@ -145,7 +146,7 @@ def predict(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Classify pictures: class names and probabilities."""
-    _refuse_unread_address(model, tracking_uri)
+    refuse_unread_address(model, tracking_uri)
     from components.model_source import load_model
     from gkd_core.serving.classify import classify_files
 

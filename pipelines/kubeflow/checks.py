@@ -217,7 +217,7 @@ def refuse_other_devices(params: Params, accelerators: int) -> None:
 
 
 def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> None:
-    """See that data, its repository, teacher, weights and tracking store are no places on this machine.
+    """See that data, its repository, teacher, weights, measurements and tracking store are no places on this machine.
 
     Args:
         mounts: where the profile's volumes are.
@@ -233,6 +233,7 @@ def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> 
         ),
         "data.unlabelled": (params.data.unlabelled, "set it to null"),
         "teacher.source": (params.teacher.source, "set it to null and register it, then give models:/NAME@ALIAS"),
+        "gate.deploy_bench": (params.gate.deploy_bench, "set it to null"),
         "dvc_repo": (dvc_repo.removeprefix("file://"), "give an address that git clones"),
     }
     networks = {"teacher": params.teacher, "student": params.student}

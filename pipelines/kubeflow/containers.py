@@ -117,6 +117,12 @@ class Containers:
                 raise GkdError(f"data.unlabelled {params.data.unlabelled} does not exist: correct it")
             self.overrides.append(override("data.unlabelled", unlabelled))
             self._mounts[unlabelled] = False
+        bench = params.gate.deploy_bench
+        if bench is not None:
+            if not Path(bench).is_file():
+                raise GkdError(f"gate.deploy_bench {bench} does not exist: correct it")
+            self.overrides.append(override("gate.deploy_bench", Path(bench).resolve()))
+            self._mounts[Path(bench).resolve()] = False
         source = params.teacher.source
         if source is not None and not re.match(r"[a-z0-9]+:", source):
             if not Path(source).exists():

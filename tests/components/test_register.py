@@ -16,6 +16,7 @@ from components import register, registry
 from components.mlflow_store import Store
 from gkd_core.config import Params, parse_params
 from gkd_core.errors import GkdError
+from gkd_core.evaluation.deploy_bench import Case, DeployBench
 from gkd_core.files import file_digest, folder_digest
 from gkd_core.gate import GateRefused
 
@@ -395,6 +396,43 @@ def test_a_dvc_experiment_in_a_temporary_clone_registers_in_the_checkout_s_store
     assert {"network", "deploy", "report", "gate"} == {item.path for item in artifacts}, "it outlives the clone"
     aliases = client.get_registered_model("gkd-student").aliases
     assert {alias: int(number) for alias, number in aliases.items()} == {"champion": 1, "challenger": 2}
+
+
+def benched(file: Path, sha256: str, milliseconds: float = 0.7, batch: int = 1) -> Path:
+    """What `gkd bench deploy` would have written on a slower machine."""
+    where = {"processor": "ARM", "cores": 4, "system": "Linux", "onnxruntime": "1.31.1"}
+    cases = [Case("CPUExecutionProvider", 4, size, size * milliseconds, 9.0, 9.0, 99.0) for size in (8, batch)]
+    model = {"file": "model.onnx", "sha256": sha256, "precision": "fp32"}
+    file.write_text(json.dumps(DeployBench(model, where, 200, 10, cases).as_dict()))
+    return file
+
+
+def test_latency_counts_where_the_model_will_run(tmp_path, finish, store_uri):
+    folders = finish(tmp_path / "run", latency=0.5)
+    sha256 = file_digest(folders.deploy / "model.onnx")
+
+    def gate(**settings) -> dict:
+        params = with_store(store_uri, **settings)
+        return register.run(**folders._asdict(), out=tmp_path / "out", params=params)["gate"]
+
+    assert gate(max_latency_ms=0.6)["passed"], "half a millisecond on the machine that evaluated"
+    file = benched(tmp_path / "b.json", sha256)
+    refused = gate(max_latency_ms=0.6, deploy_bench=str(file))
+    assert not refused["passed"]
+    assert "on the target (ARM, fp32, CPU, 4 threads) one image takes a median of 0.700 ms" in refused["sentence"]
+    assert gate(max_latency_ms=0.8, deploy_bench=str(file))["passed"]
+    benched(file, sha256, milliseconds=0.9)
+    assert not gate(max_latency_ms=0.8, deploy_bench=str(file))["passed"], "another file decides anew"
+
+    for broken, words in (
+        (benched(tmp_path / "other.json", "a" * 64), r"measured another model \(aaaaaaaaaaaa\) than those in"),
+        (benched(tmp_path / "large.json", sha256, batch=2), "no case with one image"),
+        (tmp_path / "none.json", "does not exist: run `gkd bench deploy` on the target"),
+    ):
+        with pytest.raises(GkdError, match=words):
+            gate(max_latency_ms=0.8, deploy_bench=str(broken))
+    with pytest.raises(GkdError, match="deploy_bench is given but max_latency_ms is null"):
+        gate(deploy_bench=str(file))
 
 
 def test_predictions_that_are_not_the_report_s(tmp_path, finish, store_uri):

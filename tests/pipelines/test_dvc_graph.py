@@ -122,6 +122,10 @@ def test_weights_that_a_parameter_names_are_among_what_a_step_depends_on(tmp_pat
     Path("before/resnet8/model.safetensors").write_bytes(b"two")
     third = noted()
     assert [name for name in STEP if second[name] != third[name]] == ["baseline", "kd", "distill"]
+    Path("pi.json").write_text("{}")
+    content["gate"] = {"max_latency_ms": 1, "deploy_bench": "pi.json"}
+    fourth = noted()
+    assert [name for name in STEP if third[name] != fourth[name]] == ["register"]
     content["teacher"] = {"source": "own.safetensors", "classes": ["a", "b"]}
     del content["distill"]
     assert "own.safetensors" in noted()["teacher"]

@@ -58,6 +58,9 @@ def loaded_by(code: str) -> set[str]:
 HEAVY = {"torch", "torchvision", "mlflow", "dvc", "kfp", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime"}
 
 
+TRAINS = HEAVY - {"onnx", "onnxruntime"} | {"sqlalchemy", "safetensors", "jinja2", "pandas"}
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys; sys.argv = ['gkd', '--help']\nfrom pipelines.cli import app\napp(standalone_mode=False)"
     assert not loaded_by(code) & (HEAVY | {"numpy", "pydantic", "yaml", "PIL"})
@@ -71,8 +74,11 @@ def test_what_serves_needs_nothing_of_what_trains():
     code = (
         "import components.model_source, gkd_core.serving.server, gkd_core.serving.classify, pipelines.commands.serving"
     )
-    trains = HEAVY - {"onnx", "onnxruntime"} | {"sqlalchemy", "safetensors", "jinja2", "pandas"}
-    assert not loaded_by(code) & trains
+    assert not loaded_by(code) & TRAINS
+
+
+def test_what_measures_on_the_target_needs_no_more_than_what_serves():
+    assert not loaded_by("import components.bench, pipelines.commands.bench, pipelines.summary") & TRAINS
 
 
 def test_no_module_imports_itself_round_a_circle():

@@ -7,7 +7,7 @@ import pytest
 
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.statistics import paired_difference
-from gkd_core.gate import Champion, Check, decide
+from gkd_core.gate import Champion, Check, TargetLatency, decide
 
 Z = 1.6448536269514722  # one-sided 95 %
 DATA, OTHER = "d" * 64, "e" * 64
@@ -250,6 +250,14 @@ def test_size_in_millions_of_bytes():
 def test_latency():
     assert check(judged(), "latency").limit is None
     assert judged(latency=0.5, max_latency_ms=0.5).passed
+    elsewhere = TargetLatency(0.7, "ARM, fp32, CPU, 4 threads")
+    slower = judged(latency=0.5, max_latency_ms=0.6, target=elsewhere)
+    assert check(slower, "latency").value == 0.7
+    assert slower.sentence == (
+        "version 7 was refused: on the target (ARM, fp32, CPU, 4 threads) one image takes a median of 0.700 ms, "
+        "0.600 ms is allowed"
+    )
+    assert judged(latency=0.9, max_latency_ms=0.8, target=elsewhere).passed, "where it will not run is of no matter"
     refused = judged(latency=0.6, max_latency_ms=0.5)
     assert refused.sentence == "version 7 was refused: one image takes a median of 0.600 ms, 0.500 ms is allowed"
 

@@ -1,0 +1,38 @@
+"""An exported model measured on the machine that will serve it, into a file that the gate reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from components.model_source import open_source
+from gkd_core.evaluation.deploy_bench import DeployBench, bench_deploy
+from gkd_core.files import write_json
+
+
+def run(
+    *,
+    model: str,
+    out: Path,
+    providers: Sequence[str] = ("cpu",),
+    threads: Sequence[int] = (1,),
+    batches: Sequence[int] = (1, 8, 32),
+    runs: int = 200,
+    warmup: int = 10,
+    precision: str = "fp32",
+    tracking_uri: str | None = None,
+) -> DeployBench:
+    """Measure and write `out`.
+
+    Args:
+        model, precision, tracking_uri: as `open_source` takes them.
+        out: a JSON file.
+        providers, threads, batches, runs, warmup: see `bench_deploy`.
+    Raises:
+        GkdError: see `open_source` and `bench_deploy`.
+    """
+    source = open_source(model, precision=precision, tracking_uri=tracking_uri)
+    source.poll()
+    found = bench_deploy(
+        source.fetch(), providers=providers, threads=threads, batches=batches, runs=runs, warmup=warmup
+    )
+    write_json(out, found.as_dict())
+    return found
