@@ -36,7 +36,7 @@ def run(
         data: folder of the prepare step.
         teacher: folder of the teacher step; None is allowed where nobody teaches, and for generations that begin alone.
         out: appears whole or not at all.
-        work: checkpoints live here; started again after an interruption, the training goes on from the last epoch.
+        work: checkpoints live here; started again after an interruption, the training goes on from the last checkpoint.
         params: reads `student`, `train`, and `distill`; for a reference `references` instead of `distill`.
         reference: "baseline" trains the student alone, "kd" by plain soft labels, without assistants in between; a
             reference that params switch off leaves a folder that says so.

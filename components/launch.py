@@ -1,11 +1,11 @@
 """A step in several processes of this machine, one a device: it starts itself again in each, and waits.
 
 Each process runs the whole step with its part of every batch (`gkd_core/training/distributed.py`); the first one
-writes. What goes wrong in one of them stops all, and is raised here as if it had happened here. Where torchrun has
+writes. What goes wrong in one of them stops all, and is raised here as if it had happened here. A signal to this
+process is theirs: they end at the same step, their checkpoint written, and it ends after them. Where torchrun has
 started the processes already (a training job on a cluster), nothing is launched: the step joins the others.
 """
 
-import contextlib
 import importlib
 import json
 import os
@@ -16,9 +16,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from gkd_core.config import Params, TrainingConfig, params_of_sections
@@ -27,10 +25,10 @@ from gkd_core.errors import GkdError
 from gkd_core.files import write_json
 from gkd_core.training.device import choose_device
 from gkd_core.training.distributed import refuse_too_many, started_by_torchrun
+from gkd_core.training.interruption import deferred, leave
 
-STOPS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 0.1
-STOP_SECONDS = 30  # for a process to leave in good order; then it is killed
+STOP_SECONDS = 30  # for the others to leave in good order when one has failed; then they are killed
 
 
 def must_launch(training: TrainingConfig) -> bool:
@@ -85,6 +83,8 @@ def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: 
 def _run_processes(folder: Path, count: int) -> dict[int, int]:
     """Start them, wait until all have ended or one has failed, and leave none behind.
 
+    Who asks this process to end has the patience that a checkpoint takes, or kills it, and the others with it.
+
     Returns:
         Exit code by rank, of the processes that failed by themselves.
     """
@@ -104,52 +104,47 @@ def _run_processes(folder: Path, count: int) -> dict[int, int]:
     }
     lifeline, held = os.pipe()  # its reading end sees the end of this process, however it comes
     processes: list[subprocess.Popen[bytes]] = []
+    seconds: float | None = STOP_SECONDS
     try:
-        with _stops_deferred():
-            for rank in map(str, range(count)):
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, "-m", __name__, str(folder)],
-                        env=environment | {"RANK": rank, "LOCAL_RANK": rank},
-                        stdin=lifeline,
-                        start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
+        with deferred() as stop:  # between start and entry in the list, too
+            try:
+                for rank in map(str, range(count)):
+                    processes.append(
+                        subprocess.Popen(
+                            [sys.executable, "-m", __name__, str(folder)],
+                            env=environment | {"RANK": rank, "LOCAL_RANK": rank},
+                            stdin=lifeline,
+                            start_new_session=True,  # Ctrl-C reaches this process alone, which tells the others
+                        )
                     )
-                )
-        while None in (codes := [process.poll() for process in processes]) and not any(codes):
-            time.sleep(POLL_SECONDS)
-        codes = [process.poll() for process in processes]  # whoever failed before the one just seen has ended by now
-        return {rank: code for rank, code in enumerate(codes) if code}
+                while None in (codes := [process.poll() for process in processes]) and not any(codes):
+                    if stop.number:
+                        seconds = None
+                        break
+                    time.sleep(POLL_SECONDS)
+                codes = [
+                    process.poll() for process in processes
+                ]  # who failed before the one just seen has ended by now
+                return {rank: code for rank, code in enumerate(codes) if code}
+            finally:
+                _stop(processes, seconds)
     finally:
-        _stop(processes)
         os.close(lifeline)
         os.close(held)
 
 
-@contextlib.contextmanager
-def _stops_deferred() -> Iterator[None]:
-    """A stop that arrives within the block is acted on at its end: between start and entry in a list, none is lost."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    arrived: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in STOPS}
+def _stop(processes: list[subprocess.Popen[bytes]], seconds: float | None) -> None:
+    """Ask them to end, and kill those that have not after so many seconds (None: never), or when asked once more."""
+    end = None if seconds is None else time.monotonic() + seconds
     try:
-        yield
+        for process in processes:
+            process.terminate()  # does nothing to one that has ended
+        for process in processes:
+            process.wait(None if end is None else max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if arrived:
-            signal.raise_signal(arrived[0])
-
-
-def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()  # does nothing to one that has ended
-    end = time.monotonic() + STOP_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        for process in processes:
             process.kill()
             process.wait()
 
@@ -170,12 +165,12 @@ def _cause(folder: Path, exits: dict[int, int]) -> Exception:
         if report["kind"] == "OSError":
             return OSError(*report["arguments"])
     for rank, code in sorted(exits.items(), key=lambda item: item[1] != -signal.SIGKILL):
-        number = -code if code < 0 else code - 128  # `_leave` ends with 128 + number
+        number = -code if code < 0 else code - 128  # `leave` ends with 128 + number
         if number in set(signal.Signals):
             memory = ", perhaps for want of memory" if number == signal.SIGKILL else ""
             return GkdError(
                 f"process {rank} of the training was stopped by {signal.Signals(number).name}{memory}, and the "
-                "others with it: run the same command again to go on after the last whole epoch"
+                "others with it: run the same command again to go on from the last checkpoint"
             )
     if reports:
         return RuntimeError(f"in a process of the training\n{reports[0]['text']}")
@@ -184,7 +179,7 @@ def _cause(folder: Path, exits: dict[int, int]) -> Exception:
 
 def main(folder: Path) -> None:
     """One of the processes: leaves result.json or error-RANK.json in `folder`, and nothing on stderr but progress."""
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=_never_outlive_launcher, daemon=True).start()
     call = json.loads((folder / "call.json").read_text())
     try:
@@ -205,11 +200,6 @@ def main(folder: Path) -> None:
         os._exit(1)  # what communicates in the background may wait for the others, and they for this one
     if os.environ["RANK"] == "0":
         (folder / "result.json").write_text(json.dumps(facts, default=str))
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)
 
 
 def _never_outlive_launcher() -> None:

@@ -1,5 +1,6 @@
 """Batches on the device: the whole split resident there when it fits, streamed from the memory map when not."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -231,8 +232,12 @@ class Loader:
             draws = self._draw(count, (pixels.shape[1], pixels.shape[2]), torch.Generator(self.device), numbers)
         return self._augment(pixels.to(self.device).permute(0, 3, 1, 2), draws)
 
-    def epoch(self, n: int) -> Iterator[Batch]:
-        """The batches of epoch n, counted from 0."""
+    def epoch(self, n: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch n, counted from 0, from batch `start` on.
+
+        Of those before it no pixel is read; what is random about them is drawn and thrown away, so that the others are
+        what they always are.
+        """
         host = np.random.default_rng([self.seed, n])
         rows = self._order(host)
         if self._interleaved is not None:
@@ -245,20 +250,23 @@ class Loader:
         alpha = self.augmentation.mixup
         shares = host.beta(alpha, alpha, self.steps_per_epoch) if alpha else np.ones(self.steps_per_epoch)
         indices = _to_device(order, self.device)
-        batches = zip(self._bounds, self._shards, shares, self._pixels(order, indices, n), strict=True)
-        for (start, stop), shards, share, pixels in batches:
-            known = None if self._has_label is None else self._has_label[start:stop]
-            size = (pixels.shape[1], pixels.shape[2])
-            numbers: Numbers = self._of_view(rows[start:stop], n) if self._stored else later
-            draws = self._draw(stop - start, size, generator, numbers, known)
-            chosen = indices[start:stop]
+        skipped: list[Tensor | None] = [None] * start
+        all_pixels = itertools.chain(skipped, self._pixels(order, indices, n, start))
+        size: tuple[int, int] = self._source.shape[1:3]
+        for (begin, end), shards, share, pixels in zip(self._bounds, self._shards, shares, all_pixels, strict=True):
+            known = None if self._has_label is None else self._has_label[begin:end]
+            numbers: Numbers = self._of_view(rows[begin:end], n) if self._stored else later
+            draws = self._draw(end - begin, size, generator, numbers, known)
+            cut = None if draws.partners is None else self._draw_cut(size, later)
+            if pixels is None:
+                continue
+            chosen = indices[begin:end]
             targets = None
             if draws.partners is None:
                 images = self._augment(pixels.permute(0, 3, 1, 2), draws.of(shards.mine))
             else:
                 whole = self._augment(pixels.permute(0, 3, 1, 2), draws)
                 pairs = (whole, self._labels[chosen], draws.partners)
-                cut = self._draw_cut(size, later)
                 if cut is None:
                     whole, mixed = mix(*pairs, float(share), self.num_classes)
                 else:
@@ -304,14 +312,16 @@ class Loader:
         assert self._stored is not None
         return RowNumbers(self.seed, images, epoch % self._stored, purpose)
 
-    def _pixels(self, order: Tensor, indices: Tensor, n: int) -> Iterator[Tensor]:
-        """uint8 [rows, H, W, C] of epoch n on the device, batch by batch."""
+    def _pixels(self, order: Tensor, indices: Tensor, n: int, first: int) -> Iterator[Tensor]:
+        """uint8 [rows, H, W, C] of epoch n on the device, batch by batch from batch `first` on."""
+        if first == self.steps_per_epoch:
+            return
         if self._cutter is not None:
-            for squares in self._cutter.batches(self._windows(order.numpy(), n)):
+            for squares in self._cutter.batches(itertools.islice(self._windows(order.numpy(), n), first, None)):
                 yield squares.to(self.device, non_blocking=True).permute(0, 2, 3, 1)
             return
         if self._images is not None:
-            for rows in self._rows():
+            for rows in self._rows()[first:]:
                 yield self._images[indices[rows]]
             return
 
@@ -321,8 +331,8 @@ class Loader:
 
         # One batch is read ahead while the device works on the last.
         with ThreadPoolExecutor(1) as reader:
-            first, *others = self._rows()
-            ahead = reader.submit(read, first)
+            next_rows, *others = self._rows()[first:]
+            ahead = reader.submit(read, next_rows)
             for following in [*others, None]:
                 pixels = ahead.result()
                 if following is not None:

@@ -166,7 +166,7 @@ def compare(
             too. None is kd, or the first of the contenders.
         metric: what they are compared by: top1, or, where classes are of different size, balanced_accuracy or macro_f1.
         options: hyperparameters by method.
-        work: folder for checkpoints: the same call again goes on from the last epoch.
+        work: folder for checkpoints: the same call again goes on from the last checkpoint.
         settings: fields of `train` in params.yaml, the same for all.
     Raises:
         GkdError: an unknown method or metric, doubled seeds, a wrong setting.

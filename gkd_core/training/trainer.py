@@ -3,8 +3,9 @@
     L = CE + β(t) · Σ other terms
 
 Read it top to bottom. Order and augmentation of images are a pure function of (seed, epoch), learning rate and β of
-time; so what a checkpoint holds at the end of an epoch is all there is, and a run that was killed and started again
-ends with the same bits as one that was not (CPU).
+time; so what a checkpoint holds at the end of a step is all there is, and a run that was killed and started again
+ends with the same bits as one that was not (CPU). One is written after every epoch; within an epoch every five
+minutes, and when SIGTERM or Ctrl-C asks the training to end (`interruption.py`).
 
 Several processes (`distributed.py`) go through it side by side, each with its rows of every batch. What they decide on
 is reduced over all of them first, so they take every turn together.
@@ -12,8 +13,10 @@ is reduced over all of them first, so they take every turn together.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -53,7 +56,7 @@ from gkd_core.models.topological import images_only
 from gkd_core.models.wrap import WrappedClassifier
 from gkd_core.schedules import Observer, create_schedule
 from gkd_core.schemes import DistillationSpec
-from gkd_core.training import distributed
+from gkd_core.training import distributed, interruption
 from gkd_core.training.cached_teacher import CachedTeacher, with_cache
 from gkd_core.training.checkpoint import load_checkpoint, save_checkpoint
 from gkd_core.training.device import use_bf16
@@ -70,6 +73,9 @@ from gkd_core.training.workspace import TEACHER_CACHE, step_folder, workspace
 STEPS_BETWEEN_READS = {"cpu": 1}
 STEPS_BETWEEN_READS_ELSEWHERE = 50
 CHECKPOINT = "checkpoint.pt"
+# Within an epoch, which may take an hour: not everything that ends a training sends a signal first.
+SECONDS_BETWEEN_CHECKPOINTS = 300.0
+KEEP = 1  # among the numbers of signals: write a checkpoint and go on; that of no signal that is waited for
 
 
 def train(
@@ -86,7 +92,7 @@ def train(
     Args:
         network: from `create_model`, `wrap` or `load_model`; its classes are the data's.
         data: from `load_data`.
-        work: folder for checkpoints; the same call again goes on from the last epoch and ends with the same weights.
+        work: folder for checkpoints; the same call again goes on from there and ends with the same weights.
         out: folder to write the finished network to; it appears whole or not at all. None writes nothing.
         seed: of the order of images and of augmentation.
         settings: fields of `train` in params.yaml: epochs, batch_size, learning_rate, optimizer, device, …
@@ -336,6 +342,8 @@ class _State:
     steps: list[tuple[float, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_weights: dict[str, Tensor] | None = None
+    meter: dict[str, Any] | None = None
+    """Of an epoch that is not over: what its steps came to so far, and so how many there were."""
 
 
 class Trainer:
@@ -343,7 +351,7 @@ class Trainer:
 
     Args:
         training: what, on what, how.
-        work: the checkpoint lives there, written at the end of every epoch and read by the first process alone.
+        work: the checkpoint lives there, written and read by the first process alone.
     """
 
     def __init__(self, training: Training, work: Path | None = None) -> None:
@@ -429,6 +437,8 @@ class Trainer:
         self.state = _State()
         self.cached: CachedTeacher | None = None
         self.data, self._cache = data, training.cache
+        self._vote = distributed.Vote()
+        self._kept = 0.0
 
     def _threads(self, training: Training, work: Path | None) -> dict[str, int]:
         """Choose the number of threads; {"threads"} where it changes results, which a GPU's do not."""
@@ -484,11 +494,13 @@ class Trainer:
             loss.log_priors = torch.from_numpy(log_priors(counts)).float().to(self.device)
 
     def run(self) -> Result:
-        """Train to the end, from the checkpoint's epoch on where there is one."""
-        with computing_with(self.threads):
-            return self._run()
+        """Train to the end, from the checkpoint's step on where there is one."""
+        # Without a checkpoint there is nothing to do first: whatever asks it to end, ends it.
+        at_once = contextlib.nullcontext(interruption.Interruption())
+        with computing_with(self.threads), interruption.deferred() if self.checkpoint else at_once as stop:
+            return self._run(stop)
 
-    def _run(self) -> Result:
+    def _run(self, stop: interruption.Interruption) -> Result:
         config, state, epochs = self.config, self.state, self.config.epochs
         if self.checkpoint is not None:
             path = self.checkpoint
@@ -500,7 +512,7 @@ class Trainer:
         groups = self._clip_groups()
         schedule: object = self.weight
 
-        start = time.monotonic()
+        start = self._kept = time.monotonic()
         steps = epochs * self.loader.steps_per_epoch
         shown = distributed.rank() == 0
         with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=shown) as progress, self._thawed():
@@ -517,7 +529,11 @@ class Trainer:
                 learner.train()
                 self._keep_statistics(frozen)
                 meter = _Meter(self.name, epoch, self.loader.steps_per_epoch, self.device)
-                for i, batch in enumerate(self.loader.epoch(epoch)):
+                if state.meter is not None:
+                    meter.load_state_dict(state.meter)
+                    progress.epoch(f"goes on in epoch {epoch + 1} after step {meter.steps}")
+                heed = functools.partial(self._heed, stop, meter, progress)
+                for i, batch in enumerate(self.loader.epoch(epoch, meter.steps), start=meter.steps):
                     t = epoch + i / self.loader.steps_per_epoch
                     beta = float(self.weight(t))
                     for group, base in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
@@ -540,14 +556,38 @@ class Trainer:
                     hits = (logits.argmax(1) == batch.labels).sum()
                     meter.add(batch.shards, {"loss": total, **terms, "gradient_norm": norm}, hits)
                     progress.advance(batch.shards.total, state=meter.state(beta))
+                    heed()
                 meter.check()
                 distributed.share_buffers(self.learner, self.average)
-                row = self._end_of_epoch(epoch, meter.means())
+                row = self._end_of_epoch(epoch, meter.means(), heed)
                 progress.epoch(_epoch_line(row, epochs))
             if self.cached is not None:
                 progress.epoch(self.cached.summary)
             throughput = progress.images_per_second
+            if (number := self._vote.settle()) > KEEP:  # after the last step, and the checkpoint of the last epoch
+                stop.deliver(number)
         return self._result(time.monotonic() - start, throughput)
+
+    def _heed(self, stop: interruption.Interruption, meter: "_Meter", progress: TrainingProgress) -> None:
+        """After a step: write a checkpoint where one is due or a signal came, and act on the signal.
+
+        Several processes decide together, so that all of them stand at the same step.
+        """
+        if self.checkpoint is None:
+            return
+        due = time.monotonic() - self._kept >= SECONDS_BETWEEN_CHECKPOINTS and distributed.rank() == 0
+        if due:
+            self._kept = time.monotonic()  # the answer comes a step later, and one question is enough
+        if not (asked := self._vote(stop.number or (KEEP if due else 0))):
+            return
+        meter.check()  # what has come to NaN is not gone on from
+        self.state.meter = meter.state_dict()
+        self._save(self.checkpoint)
+        distributed.wait_for_all()  # whoever ends now would take the one that writes along
+        if asked > KEEP:
+            what = f"{signal.Signals(asked).name}: ends after step {meter.steps} of epoch {self.state.epoch + 1}"
+            progress.epoch(f"{what}, which is in the checkpoint")
+            stop.deliver(asked)
 
     def open_cache(self, teacher: Teacher) -> str:
         """Have the teacher's answers kept where that can be; one sentence about it. As many threads as in the training
@@ -599,7 +639,7 @@ class Trainer:
                     if self.config.freeze_batch_norm or not in_head:
                         module.eval()
 
-    def _end_of_epoch(self, epoch: int, means: dict[str, float]) -> dict[str, float]:
+    def _end_of_epoch(self, epoch: int, means: dict[str, float], heed: Callable[[], None]) -> dict[str, float]:
         """Validate, take note, write the checkpoint; the history's new row."""
         state = self.state
         evaluated = self.network if self.average is None else cast("Network", self.average.module)
@@ -610,7 +650,7 @@ class Trainer:
             **means,
         }
         for name, network in (self.learner.networks() | {"": evaluated}).items():
-            top1, nll = validate(network, self.validation, autocast=self.autocast)
+            top1, nll = validate(network, self.validation, autocast=self.autocast, between=heed)
             if not math.isfinite(nll):
                 raise GkdError(
                     f"{self.name}: after epoch {epoch + 1} the validation loss is NaN or infinite: lower "
@@ -624,11 +664,16 @@ class Trainer:
             state.best_epoch = epoch + 1
             if self.config.select == "best":
                 state.best_weights = {k: v.detach().cpu().clone() for k, v in evaluated.state_dict().items()}
+        state.meter = None
         if self.checkpoint is not None:
-            content = self._content()
-            if distributed.rank() == 0:
-                save_checkpoint(self.checkpoint, content)
+            self._save(self.checkpoint)
         return row
+
+    def _save(self, checkpoint: Path) -> None:
+        content = self._content()
+        if distributed.rank() == 0:
+            save_checkpoint(checkpoint, content)
+        self._kept = time.monotonic()
 
     def _result(self, seconds: float, images_per_second: float) -> Result:
         """The kept weights into the network, and the record."""
@@ -682,7 +727,7 @@ class Trainer:
         }
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        for name in vars(self.state):
+        for name in vars(self.state).keys() & saved.keys():  # what an earlier gkd wrote has no meter
             setattr(self.state, name, saved[name])
         self.state.steps = [(lr, beta) for lr, beta in saved["steps"].tolist()]
         self.learner.load_state_dict(saved["learner"])
@@ -735,14 +780,22 @@ def loaders(data: PreparedData, config: ResolvedTraining, device: torch.device) 
 
 
 @torch.no_grad()
-def validate(network: Network, loader: Loader, *, autocast: bool = False) -> tuple[float, float]:
-    """Top-1 accuracy in [0, 1] and mean negative log-likelihood in nats; the network is left in eval mode."""
+def validate(
+    network: Network, loader: Loader, *, autocast: bool = False, between: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Top-1 accuracy in [0, 1] and mean negative log-likelihood in nats; the network is left in eval mode.
+
+    Args:
+        between: called between batches, as often in every process.
+    """
     network.eval()
     device = loader.device
     hits = torch.zeros((), dtype=torch.int64, device=device)
     nll = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     count = torch.zeros((), dtype=torch.int64)
-    for batch in loader.epoch(0):
+    for number, batch in enumerate(loader.epoch(0)):
+        if number < loader.steps_per_epoch - 1:  # of the last batch a process may have nothing
+            between()
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             logits = network(batch.images, batch.topology).logits
         hits += (logits.argmax(1) == batch.labels).sum()
@@ -777,6 +830,11 @@ class _Meter:
         self._labelled = 0
         self._hits = torch.zeros((), dtype=torch.int64, device=device)
 
+    @property
+    def steps(self) -> int:
+        """How many were counted."""
+        return len(self._sizes)
+
     def add(self, shards: Shards, values: dict[str, Tensor], hits: Tensor) -> None:
         if not self._names:
             self._names = list(values)
@@ -809,6 +867,23 @@ class _Meter:
             f"{', '.join(blamed)} {'is' if len(blamed) == 1 else 'are'} NaN or infinite: lower train.learning_rate or "
             f"set train.clip_norm; {last}"
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; `load_state_dict` makes another meter go on from it."""
+        return {
+            "names": self._names,
+            "values": self._values[: self.steps].cpu(),
+            "sizes": self._sizes,
+            "labelled": self._labelled,
+            "hits": int(distributed.total(self._hits)),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Before the first `add`."""
+        self._names, self._sizes, self._labelled = list(saved["names"]), list(saved["sizes"]), saved["labelled"]
+        self._values = torch.zeros(self._capacity, len(self._names), device=self._device)
+        self._values[: self.steps] = saved["values"].to(self._device)
+        self._hits += saved["hits"] if distributed.rank() == 0 else 0  # they are summed over processes
 
     def means(self) -> dict[str, float]:
         """Means over the epoch's images, each batch counted by its size; top-1 over those with a label."""

@@ -15,6 +15,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ FOLDERS = {
     "sweep": {"prepare": "data", "compare": "comparison"},
 }
 LOG = "pipeline.log"
+POLL_SECONDS = 0.1
+STOP_SECONDS = 60  # for tasks to write their checkpoints and end; those that have not go on without this process
 
 
 class StepFailed(GkdError):
@@ -247,13 +250,15 @@ def _quoted_python() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """On a signal stop the tasks first: kfp waits for them, hours if need be."""
+    """On a signal stop the tasks first: kfp waits for them, hours if need be. Another one does not wait for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, frame: Any) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
         stop()
         handler = before[signal.Signals(number)]
         if callable(handler):
@@ -270,13 +275,26 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _stopper(tasks: Path) -> Callable[[], None]:
-    """A function that ends the processes of the tasks that are running."""
+    """A function that ends the processes of the tasks that are running; a training writes its checkpoint first."""
+
+    def running() -> list[int]:
+        states = [json.loads(file.read_text(encoding="utf-8")) for file in tasks.glob("*.json")]
+        return [state["pid"] for state in states if state["state"] == "running"]
 
     def stop() -> None:
-        for file in tasks.glob("*.json"):
-            state = json.loads(file.read_text(encoding="utf-8"))
-            if state["state"] == "running":
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(state["pid"], signal.SIGTERM)
+        for pid in running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        end = time.monotonic() + STOP_SECONDS
+        while any(map(_alive, running())) and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
 
     return stop
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

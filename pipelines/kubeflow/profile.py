@@ -323,6 +323,9 @@ class Nodes(_Part):
     """Nodes; each gives `training.accelerator`."""
     runtime: Name = "torch-distributed"
     """ClusterTrainingRuntime. The job itself is in the pipeline's own namespace, where the claims are."""
+    grace_seconds: Annotated[int, Field(ge=30, le=3600)] = 120
+    """Between SIGTERM and the end of a pod that must go: for the step at work and its checkpoint. Nodes that vanish
+    sooner (a spot instance's warning) give less."""
 
 
 class Profile(_Part):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 import uuid
@@ -16,11 +17,17 @@ from components.graph import STEP
 from gkd_core.config import Params, params_of_sections
 from gkd_core.errors import GkdError
 from gkd_core.files import write_bytes
+from gkd_core.training.interruption import ending_in_good_order
 from pipelines.kubeflow.checks import refuse_source
 
 BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
 TRIAL = "run-trial"  # a sweep's training of one student
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod
+TERMINATED = 128 + signal.SIGTERM
+STOPPED = (
+    "stopped by SIGTERM: its pod was deleted, drained or preempted, or its time was over; a training that is tried "
+    "again goes on from its checkpoint"
+)
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,10 @@ def running(step: str, settings: str = "{}", *, label: str = "") -> Iterator[Tas
     """Surround a step.
 
     A failure the user can fix ends the process with one sentence and the exit code the command line would give; what
-    nobody expected keeps its traceback. Where GKD_TASKS names a folder, the state is kept there as JSON, for whoever
-    started the pipeline here: Kubeflow's local runner knows no more than that a task failed.
+    nobody expected keeps its traceback. SIGTERM ends it with code 143, which is a failed container's, so never done;
+    nothing half-written is left, and a training first writes the checkpoint of its step. Where GKD_TASKS names a
+    folder, the state is kept there as JSON, for whoever started the pipeline here: Kubeflow's local runner knows no
+    more than that a task failed.
 
     Args:
         step: its name in the pipeline.
@@ -98,7 +107,7 @@ def running(step: str, settings: str = "{}", *, label: str = "") -> Iterator[Tas
     record(state="running", pid=os.getpid())
     print(f"{BEGIN} {step}{': ' * bool(label)}{label}", file=sys.stderr, flush=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="gkd-") as name:
+        with ending_in_good_order(), tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
             volume, params = os.environ.get("GKD_WORK"), params_of_sections(json.loads(settings))
             if not volume:
@@ -110,6 +119,8 @@ def running(step: str, settings: str = "{}", *, label: str = "") -> Iterator[Tas
         where = f"{error.filename}: " if error.filename else ""
         _fail(step, f"{where}{error.strerror or error}: {_way_out(error)} and run the pipeline again", 2, record)
     except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == TERMINATED:
+            _fail(step, STOPPED, TERMINATED, record)
         record(state="failed", sentence=f"{type(error).__name__}: {error}".splitlines()[0], exit_code=2, expected=False)
         raise
     else:

@@ -40,6 +40,7 @@ LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py
 POLL_SECONDS = 5
 REMOVAL_SECONDS = 300  # for an earlier job to go away, whose pods may hang on a node that is lost
 PATIENCE = 10  # questions in a row to the cluster that may go unanswered
+AFTER_WORKERS_SECONDS = 10  # of the grace, for torchrun itself to end when its processes have, or were killed
 TIMES = {"_request_timeout": (10, 60)}  # seconds to connect, and to answer
 
 
@@ -84,7 +85,9 @@ def manifest(
     if pod.accelerator:
         for amounts in (requests, limits):
             amounts[pod.accelerator.type] = str(pod.accelerator.count)
-    plain = {"GKD_WORK": profile.work.mount} | profile.threads(pod, profile.devices) | profile.env
+    patience = str(profile.nodes.grace_seconds - AFTER_WORKERS_SECONDS)  # torchrun's own is 30 seconds
+    plain = {"GKD_WORK": profile.work.mount, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": patience}
+    plain |= profile.threads(pod, profile.devices) | profile.env
     variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in sorted(plain.items())]
     for secret in profile.secrets_of(job.step):
         for key, name in secret.env.items():
@@ -113,6 +116,7 @@ def manifest(
     pod_patch: dict[str, Any] = {
         "volumes": volumes,
         "nodeSelector": dict(pod.node_selector),
+        "terminationGracePeriodSeconds": profile.nodes.grace_seconds,
         "tolerations": [toleration.model_dump(exclude_none=True) for toleration in pod.tolerations],
         "affinity": _affinity(pod),
         "imagePullSecrets": [{"name": name} for name in profile.image_pull_secrets],

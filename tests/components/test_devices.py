@@ -139,16 +139,41 @@ def test_a_signal_while_the_processes_start_stops_all_with_one_sentence(count, t
     assert not (tmp_path / "student").exists()
 
 
-def test_a_signal_between_start_and_entry_in_the_list_is_acted_on_afterwards():
-    reached = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: reached.append("the handler"))
-    try:
-        with launch._stops_deferred():
-            signal.raise_signal(signal.SIGTERM)
-            reached.append("the end of the block")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert reached == ["the end of the block", "the handler"]
+def test_a_signal_between_start_and_entry_in_the_list_leaves_no_process_behind(monkeypatch, tmp_path):
+    started, popen = [], subprocess.Popen
+
+    def start_then_signal(command, **how):
+        started.append(popen([sys.executable, "-c", "import sys; sys.stdin.read()"], **how))
+        signal.raise_signal(signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start_then_signal)
+    with pytest.raises(SystemExit) as ended:
+        launch._run_processes(tmp_path, 2)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
+
+
+def test_ctrl_c_once_more_does_not_wait_for_the_checkpoint(monkeypatch, tmp_path):
+    ignores = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
+    started, popen = [], subprocess.Popen
+
+    class Impatient(popen):
+        def terminate(self):
+            super().terminate()
+            signal.raise_signal(signal.SIGINT)
+
+    def start_then_signal(command, **how):
+        started.append(Impatient([sys.executable, "-c", ignores], stdout=subprocess.PIPE, **how))
+        started[-1].stdout.readline()
+        if len(started) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start_then_signal)
+    with pytest.raises(KeyboardInterrupt):
+        launch._run_processes(tmp_path, 2)
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 
 
 def test_a_pod_of_several_that_torchrun_did_not_start_is_refused(monkeypatch):

@@ -1,6 +1,8 @@
 """Real processes, really killed: a training started again ends with the same bits as one that was never killed."""
 
 import functools
+import itertools
+import math
 import os
 import random
 import shutil
@@ -8,21 +10,40 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gkd_core.data.loader import Batch
+from gkd_core.data.prepared import PreparedData
 from gkd_core.files import folder_digest
 from tests import forked
 
 EPOCHS = 10
+BATCH = 64
 PARAMS = {
     "student": {"name": "resnet8"},
     "distill": {"method": "gompertz"},
-    "train": {"epochs": EPOCHS, "device": "cpu", "ema_decay": 0.9},
+    "train": {"epochs": EPOCHS, "batch_size": BATCH, "device": "cpu", "ema_decay": 0.9},
 }
+
+
+def terminated(nth: str, *arguments: str) -> None:
+    """`gkd`, which gets a SIGTERM in its n-th step."""
+    from gkd_core.data.loader import Loader
+
+    epoch, steps = Loader.epoch, itertools.count(1)
+
+    def epoch_with_signal(self: Loader, n: int, start: int = 0) -> Iterator[Batch]:
+        for batch in epoch(self, n, start):
+            if self.shuffle and next(steps) == int(nth):  # training, not validation
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    Loader.epoch = epoch_with_signal
+    forked.command(*arguments)
 
 
 def kills_itself(moment: str, nth: str, *arguments: str) -> None:
@@ -111,6 +132,24 @@ def test_killed_at_random_moments(method, tmp_path, digits, teacher, params_file
     assert f"epoch 1/{EPOCHS}" not in errors, "it began anew instead of going on"
     assert folder_digest(tmp_path / "student") == uninterrupted(method)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student", "work"], "a kill left something beside"
+
+
+@pytest.mark.parametrize("method", ["gompertz", pytest.param("crd", marks=pytest.mark.slow)])
+def test_terminated_within_epochs(method, tmp_path, digits, teacher, params_file, uninterrupted):
+    """It ends after the very step, twice, and then goes on to the end."""
+    arguments = command(digits, teacher, params_file, tmp_path, method)
+    steps = math.ceil(len(PreparedData.open(digits).train) / BATCH)
+    for nth, epoch, step in ((steps + 3, 2, 3), (steps, 3, 3)):
+        done = forked.run(terminated, str(nth), *arguments, cwd=tmp_path)
+        assert done.returncode == 128 + signal.SIGTERM
+        said = done.stderr.splitlines()
+        assert f"SIGTERM: ends after step {step} of epoch {epoch}, which is in the checkpoint" in said[-2]
+        assert said[-1] == "gkd: interrupted; run the same command again to go on"
+        assert [path.name for path in tmp_path.iterdir()] == ["work"], "half a folder stays behind"
+    errors = finished(arguments, tmp_path)
+    assert "goes on in epoch 3 after step 3" in errors
+    assert f"epoch 2/{EPOCHS}" not in errors
+    assert folder_digest(tmp_path / "student") == uninterrupted(method)
 
 
 @pytest.mark.slow

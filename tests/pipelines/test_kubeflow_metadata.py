@@ -1,6 +1,7 @@
 """What the components write into their artifacts' metadata: all that Kubeflow takes, and the revision of the data."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from kfp import dsl
 
 from gkd_core.errors import GkdError
-from gkd_core.files import write_json
+from gkd_core.files import whole_folder, write_json
 from pipelines.kubeflow import components as steps
 from pipelines.kubeflow import metadata, task
 from tests.conftest import small
@@ -144,6 +145,25 @@ def test_a_failed_task_leaves_its_sentence_where_kubernetes_shows_it(tmp_path, m
     assert (tmp_path / "termination-log").exists() is in_a_pod
     if in_a_pod:
         assert (tmp_path / "termination-log").read_text() == said.replace("gkd: ", "distill: ")
+
+
+def test_a_task_that_is_terminated_fails_with_a_sentence_and_its_code(tmp_path, monkeypatch, capsys):
+    """Whatever it does: only a training looks at the signal first."""
+    monkeypatch.setattr(task, "TERMINATION_LOG", tmp_path / "termination-log")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("GKD_TASKS", str(tmp_path))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit) as stopped, task.running("evaluate"), whole_folder(tmp_path / "report"):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped.value.code == 143
+    assert f"gkd: {task.STOPPED}" in capsys.readouterr().err
+    assert (tmp_path / "termination-log").read_text() == f"evaluate: {task.STOPPED}"
+    (record,) = tmp_path.glob("evaluate-*.json")
+    assert json.loads(record.read_text())["state"] == "failed"
+    assert {path.name for path in tmp_path.iterdir()} == {record.name, "termination-log"}, "half a report stays behind"
 
 
 @pytest.mark.parametrize("place", ["/gkd/work/teacher", "/elsewhere"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kubernetes.config import kube_config
+from torch.distributed.launcher.api import LaunchConfig
 
 from gkd_core.errors import GkdError
 from gkd_core.files import folder_digest, read_json, whole_folder
@@ -118,7 +119,16 @@ class TestManifest:
 
     def test_a_step_sees_its_own_secrets_only(self):
         made = manifest(job_of(load_profile("multi-node"), "kd"))
-        assert [variable["name"] for variable in made["spec"]["trainer"]["env"]] == ["GKD_WORK", "OMP_NUM_THREADS"]
+        names = [variable["name"] for variable in made["spec"]["trainer"]["env"]]
+        assert names == ["GKD_WORK", "OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+
+    def test_torchrun_waits_for_a_checkpoint_as_long_as_the_pod_may(self):
+        made = manifest(job_of(Profile.model_validate(NODES | {"nodes": {"count": 2, "grace_seconds": 300}})))
+        assert refusal_of(made) is None
+        variables = {variable["name"]: variable.get("value") for variable in made["spec"]["trainer"]["env"]}
+        assert pod_of(made)["terminationGracePeriodSeconds"] == 300
+        assert variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "290"
+        assert LaunchConfig(1, 1, 1, shutdown_timeout=None).shutdown_timeout == 30, "what it is without the variable"
 
     @pytest.mark.parametrize(
         ("training", "env", "expected"),

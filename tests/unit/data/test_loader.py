@@ -1,6 +1,7 @@
 """Batches: complete, in a seeded order, the same resident or streamed, augmented as the statistics demand."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,29 @@ def test_an_epoch_is_a_function_of_seed_and_number_alone(augmentation: Augmentat
     for other in (loader(data, seed=5, augmentation=augmentation).epoch(2), fresh.epoch(3)):
         assert not any(same(a, b) for a, b in zip(fresh.epoch(2), other, strict=True))
     assert torch.equal(torch.get_rng_state(), state)  # dropout goes on where it was
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"augmentation": EVERYTHING, "resident": True},
+        {"augmentation": PHOTOS, "resident": False},
+        {"augmentation": replace(PHOTOS, mixup=0.0, cutmix=0.0), "views": 3},
+        {"augmentation": EVERYTHING, "processes": 2, "rank": 1},
+        {
+            "augmentation": EVERYTHING,
+            "unlabelled": replace(split(30), labels=np.full(30, -1)),
+            "unlabelled_fraction": 0.5,
+        },
+        {"balanced": True},
+    ],
+)
+def test_an_epoch_gone_on_with_is_the_rest_of_it(how: dict[str, Any], start: int) -> None:
+    used = loader(split(21), seed=4, **how)
+    whole = list(used.epoch(2))
+    assert len(whole) == 3
+    assert all(same(a, b) for a, b in zip(used.epoch(2, start), whole[start:], strict=True))
 
 
 def test_what_was_drawn_before_there_were_photos_is_drawn_as_it_was() -> None:

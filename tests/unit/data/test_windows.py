@@ -144,6 +144,8 @@ def test_an_epoch_of_windows_is_a_function_of_seed_and_number_alone(
     torch.manual_seed(99)
     fresh = loader(data.train, seed=4, augmentation=augmentation, resident=True)
     assert all(same(a, b) for a, b in zip(used.epoch(2), fresh.epoch(2), strict=True))
+    assert all(same(a, b) for a, b in zip(used.epoch(2, 2), list(fresh.epoch(2))[2:], strict=True))
+    assert not list(used.epoch(2, used.steps_per_epoch))
     for other in (loader(data.train, seed=5, augmentation=augmentation).epoch(2), fresh.epoch(3)):
         assert not any(same(a, b) for a, b in zip(fresh.epoch(2), other, strict=True))
 

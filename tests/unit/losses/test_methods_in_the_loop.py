@@ -1,10 +1,11 @@
-"""Every method of the registry in the real trainer: two epochs, interrupted and resumed to the bit.
+"""Every method of the registry in the real trainer: two epochs, interrupted twice and resumed to the bit.
 
 A new method joins by being in METHODS; nothing is to be added here. The schemes that change what the loss is given or
 have a loss of their own are here too.
 """
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def over(variants):
     return pytest.mark.parametrize(("name", "options", "where"), variants, ids=_ids(variants))
 
 
-every_method = over(VARIANTS)
+every_method = over([*VARIANTS, ("kd", {}, "mutual"), ("kd", {}, "amalgamation")])
 
 
 class Run:
@@ -143,8 +144,15 @@ def test_two_epochs_interrupted_and_resumed_end_with_the_same_bits(name, options
     with pytest.raises(Interrupted):
         cut.go()
     monkeypatch.undo()
+    # Then once more, within the second epoch: what a loss remembers is in that checkpoint too.
+    again = Run(tmp_path / "cut", name, options, where)
+    torch.manual_seed(98)  # whatever the new process starts with
+    again.trainer.weight = lambda t: (t >= 1.3 and signal.raise_signal(signal.SIGTERM), 0.7)[1]
+    with pytest.raises(SystemExit):
+        again.go()
+    assert len(again.trainer.state.steps) == 5
     resumed = Run(tmp_path / "cut", name, options, where)
-    torch.manual_seed(99)  # whatever the new process starts with
+    torch.manual_seed(99)
     got = resumed.go()
     assert got.history.rows == expected.history.rows
     state = resumed.state()

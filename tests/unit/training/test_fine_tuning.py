@@ -1,6 +1,8 @@
 """Fine-tuning: what is frozen stays to the bit, what is not has its own rate, and all of it resumes to the bit."""
 
 import copy
+import itertools
+import signal
 
 import pytest
 import torch
@@ -175,6 +177,25 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, i
     assert got.history.rows == expected.history.rows
     assert torch.equal(got.steps, expected.steps)
     assert got.facts == expected.facts
+
+
+@pytest.mark.parametrize(
+    "step", [2, 7, 8]
+)  # while it is frozen, in the first epoch after the thaw, of three steps each
+def test_terminated_within_an_epoch_and_resumed_is_the_same_to_the_bit(tmp_path, step):
+    settings = {"epochs": 3, "freeze_epochs": 2, "warmup_epochs": 1.0, **EXTRAS[1]}
+    expected = run_of(tmp_path / "whole", DistillationSpec("kd"), **settings).run()
+    cut = run_of(tmp_path / "cut", DistillationSpec("kd"), **settings)
+    beta, weight = itertools.count(1), cut.weight
+    cut.weight = lambda t: (next(beta) == step and signal.raise_signal(signal.SIGTERM), weight(t))[1]
+    with pytest.raises(SystemExit):
+        cut.run()
+    assert all(parameter.requires_grad for parameter in cut.network.parameters())
+    torch.manual_seed(99)
+    got = run_of(tmp_path / "cut", DistillationSpec("kd"), **settings).run()
+    assert not changed(state_of(got.network), state_of(expected.network))
+    assert got.history.rows == expected.history.rows
+    assert torch.equal(got.steps, expected.steps)
 
 
 SCHEMES = [("kd", "mutual"), ("ce", "mutual"), ("kd", "ensemble"), ("kd", "amalgamation")]

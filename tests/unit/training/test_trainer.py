@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import itertools
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -212,6 +214,151 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, i
     assert got.facts == expected.facts
 
 
+class Cut(Exception):
+    """The power went."""
+
+
+def at_call(number: int, act):
+    """A β(t) that does something at its n-th call, counted from 1: in the n-th step of the whole training."""
+    calls = itertools.count(1)
+
+    def weight(t: float) -> float:
+        if next(calls) == number:
+            act()
+        return 0.2 + 0.3 * t
+
+    return weight
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def end_by_power_cut() -> None:
+    raise Cut
+
+
+def goes_on_as_if_nothing_had_been(folder, expected, **settings) -> None:
+    """Started again, all is as in `expected`."""
+    torch.manual_seed(99)  # whatever the new process starts with
+    got = run_of(folder, weight=lambda t: 0.2 + 0.3 * t, **settings).run()
+    assert same(weights(got.network), weights(expected.network))
+    assert got.history.rows == expected.history.rows
+    assert torch.equal(got.steps, expected.steps)
+    assert got.facts == expected.facts
+
+
+LARGE = {"teacher": network("resnet8", 7), "ema_decay": 0.9, "clip_norm": 1.0, "select": "best"}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory) -> Result:
+    return run_of(tmp_path_factory.mktemp("whole"), weight=lambda t: 0.2 + 0.3 * t, **LARGE).run()
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 12])  # of three epochs of four
+def test_sigterm_in_any_step_keeps_that_step_and_resumes_to_the_bit(step, tmp_path, capsys, never_stopped):
+    """Its own epoch's metrics too: they are sums over all of its steps."""
+    before = signal.getsignal(signal.SIGTERM)
+    cut = run_of(tmp_path, weight=at_call(step, terminate), **LARGE)
+    with pytest.raises(SystemExit) as ended:
+        cut.run()
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert len(cut.state.steps) == step
+    epoch, within = divmod(step - 1, 4)
+    assert f"SIGTERM: ends after step {within + 1} of epoch {epoch + 1}, which is in the checkpoint" in (
+        capsys.readouterr().err
+    )
+    goes_on_as_if_nothing_had_been(tmp_path, never_stopped, **LARGE)
+
+
+@pytest.mark.parametrize("extras", [{"mixup": 0.4}, {"augment": PHOTOS}])
+def test_what_is_drawn_at_random_goes_on_within_the_epoch(extras, tmp_path):
+    settings = {"teacher": network("resnet8", 7), **extras}
+    expected = run_of(tmp_path / "whole", weight=lambda t: 0.2 + 0.3 * t, **settings).run()
+    with pytest.raises(SystemExit):
+        run_of(tmp_path / "cut", weight=at_call(6, terminate), **settings).run()
+    goes_on_as_if_nothing_had_been(tmp_path / "cut", expected, **settings)
+
+
+def test_ctrl_c_while_the_epoch_is_validated_keeps_all_of_its_steps(tmp_path, monkeypatch):
+    def in_small_batches(folder) -> Trainer:
+        run = run_of(folder, **LARGE)
+        run.validation = Loader(stripes(30, 2), batch_size=8, device=CPU, shuffle=False, num_classes=4)
+        return run
+
+    def interrupted(*given, **named):
+        if len(cut.state.steps) == 8:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*given, **named)
+
+    expected, cut, evaluate = in_small_batches(tmp_path / "whole").run(), in_small_batches(tmp_path), trainer.validate
+    monkeypatch.setattr(trainer, "validate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cut.run()
+    assert (cut.state.epoch, len(cut.state.meter["sizes"]), len(cut.state.history)) == (1, 4, 1)
+    monkeypatch.undo()
+    got = in_small_batches(tmp_path).run()
+    assert same(weights(got.network), weights(expected.network))
+    assert got.history.rows == expected.history.rows
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_power_cut_within_a_long_epoch_costs_no_more_than_the_time_between_two_checkpoints(
+    step, tmp_path, monkeypatch, never_stopped
+):
+    monkeypatch.setattr(trainer, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)  # all of them have passed at every step
+    with pytest.raises(Cut):
+        run_of(tmp_path, weight=at_call(step, end_by_power_cut), **LARGE).run()
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert len(saved["steps"]) == step - 1
+    goes_on_as_if_nothing_had_been(tmp_path, never_stopped, **LARGE)
+
+
+def test_between_two_checkpoints_nothing_is_written_within_an_epoch(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda path, content: saved.append(content))
+    run_of(tmp_path).run()
+    assert [content["epoch"] for content in saved] == [1, 2, 3]
+    assert all(content["meter"] is None for content in saved)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
+    """Nor is the training: started again there is nothing to do."""
+    run, keep = run_of(tmp_path), trainer.save_checkpoint
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda p, c: (keep(p, c), c["epoch"] == 3 and terminate()))
+    with pytest.raises(SystemExit):
+        run.run()
+    monkeypatch.undo()
+    again = run_of(tmp_path, weight=at_call(1, end_by_power_cut)).run()
+    assert same(weights(again.network), weights(run.network))
+
+
+def test_without_a_checkpoint_a_signal_ends_it_in_the_middle_of_the_step():
+    run = run_of(None, weight=at_call(2, lambda: signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert len(run.state.steps) == 1
+
+
+def test_a_step_that_came_to_nan_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setitem(trainer.STEPS_BETWEEN_READS, "cpu", 50)
+    with pytest.raises(GkdError, match="at epoch 2, step 2 of 4"):
+        run_of(tmp_path, _Poisoned(None, None), weight=at_call(6, terminate)).run()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["meter"] is None
+
+
+def test_a_checkpoint_of_before_they_were_written_within_an_epoch_is_read(tmp_path, never_stopped):
+    run = run_of(tmp_path, weight=at_call(5, end_by_power_cut), **LARGE)
+    with pytest.raises(Cut):
+        run.run()
+    content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del content["meter"]
+    torch.save(content, tmp_path / "checkpoint.pt")
+    goes_on_as_if_nothing_had_been(tmp_path, never_stopped, **LARGE)
+
+
 def test_a_finished_training_read_from_its_checkpoint_is_the_same(tmp_path):
     first, again = (run_of(tmp_path, select="best").run() for _ in range(2))
     assert same(weights(first.network), weights(again.network))
@@ -278,8 +425,8 @@ class Watched:
     def __getattr__(self, name: str):
         return getattr(self._loader, name)
 
-    def epoch(self, n: int):
-        for batch in self._loader.epoch(n):
+    def epoch(self, n: int, start: int = 0):
+        for batch in self._loader.epoch(n, start):
             self.batches += 1
             self._watch.watching = True
             yield batch
