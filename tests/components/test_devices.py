@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,6 +92,14 @@ def told(errors: str) -> list[str]:
     return [line for line in errors.splitlines() if "img/s" not in line and " recipe " not in line]
 
 
+@pytest.fixture(scope="module")
+def uncut(few_digits, tmp_path_factory) -> str:
+    """Digest of the student that nobody stopped."""
+    folder = tmp_path_factory.mktemp("uncut")
+    run(few_digits, folder)
+    return folder_digest(folder / "student")
+
+
 @pytest.mark.slow
 def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_path, few_digits, capfd, monkeypatch):
     monkeypatch.setattr(launch, "usable_cores", lambda: 1)
@@ -121,6 +130,31 @@ def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_
     assert "epoch 1/" not in errors, "it began anew instead of going on"
     assert json.loads(out)["validation_top1"] == facts["validation_top1"]
     assert folder_digest(folder / "student") == folder_digest(whole / "student")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["launcher", "process 1"])
+def test_terminated_they_end_at_the_same_step_and_go_on_from_it_to_the_same_bits(who, tmp_path, few_digits, uncut):
+    started = Started(few_digits, tmp_path)
+    started.wait_for("epoch 1/")
+    launched = started.workers()
+    os.kill(started.process.pid if who == "launcher" else launched[1], signal.SIGTERM)
+    code, out, errors = started.end()
+    ended = re.search(r"SIGTERM: ends after step (\d) of epoch (\d), which is in the checkpoint", errors)
+    assert ended, errors
+    last = errors.splitlines()[-1]
+    if who == "launcher":
+        assert (code, last) == (128 + signal.SIGTERM, "gkd: interrupted; run the same command again to go on")
+    else:
+        assert code == 2
+        assert re.match(r"gkd: process \d of the training was stopped by SIGTERM", last)
+    assert all(map(gone, launched))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["params.yaml", "work"], "half a folder stays behind"
+
+    code, out, errors = Started(few_digits, tmp_path).end()
+    assert code == 0, errors
+    assert f"goes on in epoch {ended[2]} after step {ended[1]}" in errors
+    assert folder_digest(tmp_path / "student") == uncut
 
 
 @pytest.mark.slow
