@@ -113,8 +113,9 @@ def conditions() -> str:
 
 
 def commit() -> str:
-    """Of this checkout, and whether its files are another's."""
-    asked = [["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+    """Of this checkout, and whether its files, but for the documents, are another's."""
+    changes = ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"]
+    asked = [["git", "rev-parse", "--short", "HEAD"], changes]
     try:
         revision, changed = (
             subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
