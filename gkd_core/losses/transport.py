@@ -85,7 +85,7 @@ def one_dimensional_distance(first: Tensor, second: Tensor) -> Tensor:
         [...]; 0 with zero gradient where the values agree.
     """
     n, m = first.shape[-1], second.shape[-1]
-    first, second = first.sort(-1).values, second.sort(-1).values
+    first, second = _sorted(first), _sorted(second)
     if n == m:
         return (first - second).abs().mean(-1)
     # A blocking copy to the device would wait for all work queued on it.
@@ -93,6 +93,13 @@ def one_dimensional_distance(first: Tensor, second: Tensor) -> Tensor:
     at_first, at_second, lengths = merged
     difference = first.index_select(-1, at_first) - second.index_select(-1, at_second)
     return (difference.abs() * lengths.to(difference.dtype)).sum(-1)
+
+
+def _sorted(values: Tensor) -> Tensor:
+    """Along the last dimension. No gradient needs the order of the teacher's, so numpy may do it, ten times as fast."""
+    if values.requires_grad or values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        return values.sort(-1).values
+    return torch.from_numpy(np.sort(np.from_dlpack(values)))  # which takes memory of the host alone, without a copy
 
 
 def quantile_distance(student_features: Tensor, teacher_features: Tensor) -> Tensor:

@@ -124,6 +124,17 @@ def test_one_dimension_against_scipy(n, m):
     assert one_dimensional_distance(x, y).tolist() == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_with_or_without_a_gradient_one_dimension_gives_the_same_bits(dtype):
+    """Sorted by torch or by numpy; many values are equal, and rows are not laid out one after the other."""
+    x, y = (normal(3, 70, 4, seed=seed, dtype=dtype).relu().transpose(1, 2) for seed in (0, 1))
+    expected = one_dimensional_distance(x.clone().requires_grad_(), y.clone().requires_grad_())
+    assert torch.equal(one_dimensional_distance(x, y), expected)
+    assert torch.equal(
+        one_dimensional_distance(x[..., ::2], y), one_dimensional_distance(x[..., ::2], y.requires_grad_())
+    )
+
+
 @pytest.mark.parametrize(("student_grid", "teacher_grid"), [((4, 4), (4, 4)), ((2, 3), (5, 5))])
 def test_quantile_is_scipys_distance_per_channel(student_grid, teacher_grid):
     student, teacher = normal(2, 3, *student_grid), normal(2, 3, *teacher_grid, seed=1)
