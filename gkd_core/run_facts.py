@@ -26,8 +26,10 @@ def run_facts(*, seconds: float | None = None, device: torch.device | None = Non
         seconds: how long the work took.
         device: where it ran.
     """
-    checkout = _checkout()
-    revision, status = (None, None) if checkout is None else (_git(checkout, *each) for each in (REVISION, STATUS))
+    revision: str | None = None
+    status: str | None = None
+    if (checkout := _checkout()) is not None:
+        revision, status = _git(checkout, *REVISION), _git(checkout, *STATUS)
     facts: dict[str, Any] = {
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git_revision": revision,
