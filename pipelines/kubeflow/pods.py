@@ -37,7 +37,8 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
         kubernetes.add_node_affinity(task, match_expressions=required)
     for weight, expression in preferred:
         kubernetes.add_node_affinity(task, match_expressions=[expression], weight=weight)
-    for label, value in (profile.labels | pod.queue_labels).items():
+    queued = pod.queue_labels if step != "ended" else {}  # what frees quota must not wait for some
+    for label, value in (profile.labels | queued).items():
         kubernetes.add_pod_label(task, label, value)
     for name, value in profile.annotations.items():
         kubernetes.add_pod_annotation(task, name, value)
@@ -49,7 +50,7 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
     patient = profile.training if step in TRAINING else pod
     elsewhere = profile.nodes is not None and step in TRAINING
     deadline = patient.timeout_seconds + (patient.quota_timeout_seconds + MARGIN_SECONDS if elsewhere else 0)
-    waiting = WAITING_SECONDS + (pod.quota_timeout_seconds if pod.queue else 0)
+    waiting = WAITING_SECONDS + (pod.quota_timeout_seconds if queued else 0)
     kubernetes.set_timeout(task, deadline)
     if patient.retries.count:
         task.set_retry(

@@ -151,6 +151,7 @@ def test_what_a_shared_cluster_asks_for_is_in_the_pods(tmp_path, parts_of):
     ]
     training = {"queue": "gpus", "priority_class": "low", "affinity": rules, "quota_timeout_seconds": 7}
     content = {
+        "light": {"queue": "small"},
         "training": training | {"timeout_seconds": 100, "retries": {"count": 1, "backoff_seconds": 5}},
         "labels": {"team": "vision"},
         "annotations": {"example.org/cost": "17 & 4"},
@@ -160,12 +161,14 @@ def test_what_a_shared_cluster_asks_for_is_in_the_pods(tmp_path, parts_of):
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
     compile_pipeline(tmp_path / "p.yaml", params=PARAMS, profile=str(tmp_path / "own.yaml"))
     spec, pods = parts_of(tmp_path / "p.yaml")
-    queue = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low"}
+    gpus = {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low"}
     for name in TASKS:
         pod, trains = pods[f"exec-{name}"], name in ("teacher", "baseline", "kd", "distill")
+        queue = gpus if trains else {"kueue.x-k8s.io/queue-name": "small"}
         assert pod["podMetadata"] == {
-            "labels": {"team": "vision"} | (queue if trains else {}), "annotations": {"example.org/cost": "17 & 4"},
-        }  # fmt: skip
+            "labels": {"team": "vision"} | (queue if name != "ended" else {}),
+            "annotations": {"example.org/cost": "17 & 4"},
+        }
         folders = {claim["mountPath"]: (claim["constant"], claim["subPath"]) for claim in pod["pvcMount"]}
         assert folders["/photos"] == ("shared", "photos")
         assert folders.get("/w") == (("shared", "team/gkd") if trains or name == "prepare" else None)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.kubeflow.compile import compile_pipeline
-from pipelines.kubeflow.profile import TASKS, Pod, Profile, load_profile, names
+from pipelines.kubeflow.profile import Pod, Profile, load_profile, names
 from pipelines.kubeflow.train_job import TrainJob, manifest
 from tests.kubernetes_objects import refusal
 from tests.pipelines.kubernetes_server import refusal_of
@@ -158,10 +158,10 @@ def test_the_profile_with_every_key_has_every_key():
         assert same == []
 
 
-@pytest.mark.parametrize("name", [*names(), "every key", "every key, one node"])
+@pytest.mark.parametrize("name", [*names(), "every key", "every key, one node", "a sweep"])
 def test_the_pods_of_a_profiles_tasks(compiled, parts_of, own, tmp_path, name):
-    if name in names():
-        file = compiled(name)
+    if name in names() or name == "a sweep":
+        file = compiled("gpu", "sweep") if name == "a sweep" else compiled(name)
     else:
         file, profile = tmp_path / "pipeline.yaml", own
         if name.endswith("one node"):
@@ -169,9 +169,10 @@ def test_the_pods_of_a_profiles_tasks(compiled, parts_of, own, tmp_path, name):
             profile.write_text(json.dumps(EVERY_KEY | {"nodes": None}))
         compile_pipeline(file, params=ROOT / "params.yaml", profile=str(profile))
     spec, pods = parts_of(file)
-    for task in TASKS:
-        container = spec["deploymentSpec"]["executors"][f"exec-{task}"]["container"]
-        pod = kubeflows_pod(container, pods[f"exec-{task}"])
+    executors = spec["deploymentSpec"]["executors"]
+    assert set(executors) == set(pods)
+    for task, executor in executors.items():
+        pod = kubeflows_pod(executor["container"], pods[task])
         assert refusal(pod) is None, f"{task}: {refusal(pod)}"
 
 
