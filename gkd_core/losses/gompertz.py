@@ -151,12 +151,11 @@ class Gompertz(Loss):
     @classmethod
     def contradictions(cls, given: Mapping[str, Any]) -> Iterator[str]:
         """An option that the chosen value of another one leaves unread."""
-        preset = PRESETS[given.get("preset", "tuned")]
-        chosen = preset | {name: value for name, value in given.items() if value is not None}
+        chosen = _chosen(given)
         for option, (by, values) in READ_BY.items():
             value = given.get(option)
-            # A 0 that the preset has too says nothing.
-            if value is not None and (value or preset[option]) and chosen[by] not in values:
+            # A 0 that the presets have too says nothing.
+            if value is not None and (value or PRESETS["paper"][option]) and chosen[by] not in values:
                 yield (
                     f"{option} is {value:g} but {by} {chosen[by]} does not read it: take {by} "
                     f"{' or '.join(values)}, or leave {option} out"
@@ -165,7 +164,7 @@ class Gompertz(Loss):
     @classmethod
     def traits(cls, given: Mapping[str, Any]) -> Traits:
         """Decoupled soft labels need the class of every image; dist compares the samples of a batch."""
-        match given.get("soft_labels"):
+        match _chosen(given)["soft_labels"]:
             case "decoupled":
                 return Traits(True, False, cls.weighs_samples, "soft_labels decoupled")
             case "dist":
@@ -215,10 +214,10 @@ class Gompertz(Loss):
             "weight_gradient": weight_gradient,
             "weight_kd": weight_kd,
         }
-        given = {name: value for name, value in options.items() if value is not None}
-        for sentence in self.contradictions({"preset": preset, **given}):
+        given = {"preset": preset, **options}
+        for sentence in self.contradictions(given):
             raise GkdError(f"gompertz.{sentence}")
-        chosen: dict[str, Any] = PRESETS[preset] | given
+        chosen = _chosen(given)
         self.stages: Stages = chosen["stages"]
         self.solver: Solver = chosen["solver"]
         self.epsilon: float = chosen["epsilon"]
@@ -332,6 +331,11 @@ class Gompertz(Loss):
         )
 
 
+def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every option: what is given, else the preset's."""
+    return PRESETS[given.get("preset", "tuned")] | {name: value for name, value in given.items() if value is not None}
+
+
 def _compared_shapes(network: StagedNetwork, role: str) -> list[tuple[int, ...]]:
     """(C, H, W) of the stages from shallow to deep, the last one as the head sees it: (C, N) of tokens."""
     return [*network.stage_shapes()[:-1], last_stage_of(network, role, "gompertz")]
@@ -349,10 +353,8 @@ def _places(stages: Stages, student_count: int, teacher_count: int) -> list[int]
         GkdError: a stage is not there, or has no partner.
     """
     pairs = min(student_count, teacher_count)
-    if stages == "last":
-        return [-1]
-    if stages == "all":
-        return list(range(-pairs, 0))
+    if isinstance(stages, str):
+        return [-1] if stages == "last" else list(range(-pairs, 0))
     for number in stages:
         if number > student_count:
             raise GkdError(

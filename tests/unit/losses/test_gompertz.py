@@ -391,12 +391,15 @@ class TestSoftLabels:
         value = Gompertz(network, network, soft_labels="decoupled", weight_gradient=0.0)(ours, theirs, LABELS)["kd"]
         torch.testing.assert_close(value, dkd_loss(ours.logits, theirs.logits, LABELS))
 
-    def test_mixed_labels_are_refused_by_decoupled_as_by_dkd(self):
+    def test_mixed_labels_are_refused_by_decoupled_as_by_dkd(self, monkeypatch):
         network = Bare(*SHAPES)
         loss = Gompertz(network, network, soft_labels="decoupled", weight_gradient=0.0)
         with pytest.raises(ValueError, match=r"integer labels \[B\]"):
             loss(network.output(), network.output(seed=1), functional.one_hot(LABELS, 4).double())
         assert (loss.hard_labels, loss.unlabelled, loss.weighs_samples) == (True, False, True)
+        monkeypatch.setitem(PRESETS, "tuned", PRESETS["tuned"] | {"soft_labels": "decoupled"})
+        assert Gompertz.traits({}).option == "soft_labels decoupled"
+        assert Gompertz.traits({"preset": "paper"}) == Gompertz.traits({"soft_labels": "kl"})
         other = Gompertz(network, network, soft_labels="dist", weight_gradient=0.0)
         assert (other.hard_labels, other.unlabelled, other.weighs_samples) == (False, True, False)
 
