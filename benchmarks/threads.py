@@ -15,7 +15,7 @@ from gkd_core.config.recipes import SIZES_KNOWN, planned
 from gkd_core.config.schema import Params
 from gkd_core.training.threads import computing_with, threads_for, torch_limit
 
-ROUNDS = 15
+ROUNDS = 25
 FEWEST = 3
 WORK_OF_A_CANDIDATE = 20_000_000_000
 """Multiply-accumulates of forward passes after which a number of threads has had turns enough: large steps take seconds
