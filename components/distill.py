@@ -1,5 +1,6 @@
 """The distill step: trains the student, or one of the references it is compared with."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from gkd_core.models.network import Network, load_network
 from gkd_core.records import read_teacher, read_teacher_of
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training.distributed import joined
-from gkd_core.training.trainer import Training, start_of
+from gkd_core.training.trainer import EpochHook, Training, removed_when_stopped, start_of
 from gkd_core.training.workspace import TEACHER_CACHE, remove_workspace, step_folder, workspace
 
 Reference = Literal["baseline", "kd"]
@@ -29,6 +30,7 @@ def run(
     work: Path,
     params: Params,
     reference: Reference | None = None,
+    on_epoch: EpochHook | None = None,
 ) -> dict[str, Any]:
     """Train a student on `data` and write its folder to `out`.
 
@@ -40,6 +42,8 @@ def run(
         params: reads `student`, `train`, and `distill`; for a reference `references` instead of `distill`.
         reference: "baseline" trains the student alone, "kd" by plain soft labels, without assistants in between; a
             reference that params switch off leaves a folder that says so.
+        on_epoch: called after every epoch, see `gkd_core.training.trainer.EpochHook`; with `train.devices` above 1 the
+            step trains in other processes, which cannot call it.
     Returns:
         Facts of the training.
     Raises:
@@ -51,7 +55,7 @@ def run(
         return launch(__name__, params=params, training=params.train, reference=reference, **where)
     with joined(params.train.device):
         if not off:
-            return _train(params=params, reference=reference, **where)
+            return _train(params=params, reference=reference, on_epoch=on_epoch, **where)
         facts = {"trained": False, "role": reference, "reason": f"references.{reference} is false"}
         with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
             write_json(folder / "training.json", facts)
@@ -59,7 +63,14 @@ def run(
 
 
 def _train(
-    *, data: Path, teacher: Path | None, out: Path, work: Path, params: Params, reference: Reference | None
+    *,
+    data: Path,
+    teacher: Path | None,
+    out: Path,
+    work: Path,
+    params: Params,
+    reference: Reference | None,
+    on_epoch: EpochHook | None,
 ) -> dict[str, Any]:
     """`run`, in one process or in each of several."""
     prepared = PreparedData.open(data)
@@ -92,7 +103,8 @@ def _train(
     role, space = facts["role"], workspace(work / facts["role"], facts)
     cache, networks = work / TEACHER_CACHE, tuple(teachers)
     training = Training(student, prepared, params.train, spec, networks, facts, title=role, space=space, cache=cache)
-    with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
+    training = replace(training, on_epoch=on_epoch)
+    with step_folder(out, [data, teacher], work, kind=reference or "student") as folder, removed_when_stopped(space):
         result = training.in_scheme(create_student, space)
         result.save(folder)
     remove_workspace(space)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gkd_core.models.create import list_models as list_models
     from gkd_core.models.create import wrap as wrap
     from gkd_core.models.weights import load_model as load_model
+    from gkd_core.searching.search import search as search
     from gkd_core.training.trainer import distill as distill
     from gkd_core.training.trainer import train as train
 
@@ -51,6 +52,7 @@ _HOME = {
     "distill": "gkd_core.training.trainer",
     "evaluate": "gkd_core.evaluation.evaluate",
     "compare": "gkd_core.evaluation.comparison",
+    "search": "gkd_core.searching.search",
     "export_onnx": "gkd_core.export.deploy",
     "list_models": "gkd_core.models.create",
     "list_methods": "gkd_core.methods",

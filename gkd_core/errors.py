@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exception a user is meant to read, and its one special case."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -19,6 +19,10 @@ class GkdError(Exception):
     """
 
     exit_code = 2
+
+
+class DivergedError(GkdError):
+    """A training came to NaN or infinity: of settings that are only tried, a result like any other."""
 
 
 def unknown(

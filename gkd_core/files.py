@@ -136,6 +136,7 @@ _RECORDS = {
     "version.json": ("registration", ("manifest", "run_id")),
     "comparison.json": ("comparison", ("reference", "pairs")),
     "frontier.json": ("frontier", ("candidates", "pareto")),
+    "search.json": ("search", ("studies", "best")),
     "health.json": ("health", ("findings", "images")),  # after dataset.json, beside which it lies too
 }
 # By kind: what it holds, and what writes it.
@@ -152,6 +153,7 @@ _KINDS = {
     "registration": ("a registration", "gkd register"),
     "comparison": ("a comparison of methods", "gkd compare"),
     "frontier": ("a frontier of students", "gkd frontier"),
+    "search": ("what a search found", "gkd search"),
     "health": ("what `gkd check` found", "gkd check"),
 }
 

@@ -15,7 +15,20 @@ import typer
 from gkd_core import __version__
 from gkd_core.errors import GkdError
 from gkd_core.redact import redact
-from pipelines.commands import bench, bundle, check, compare, lists, pipeline, project, registry, serving, steps, verify
+from pipelines.commands import (
+    bench,
+    bundle,
+    check,
+    compare,
+    lists,
+    pipeline,
+    project,
+    registry,
+    search,
+    serving,
+    steps,
+    verify,
+)
 
 app = typer.Typer(
     name="gkd",
@@ -30,6 +43,7 @@ app.add_typer(steps.app)
 app.add_typer(bundle.app)
 app.add_typer(bench.app, name="bench")
 app.add_typer(compare.app)
+app.add_typer(search.app)
 app.add_typer(lists.app)
 app.add_typer(registry.app, name="registry")
 app.add_typer(serving.app)

@@ -23,7 +23,7 @@ from gkd_core.methods import METHODS
 SECTIONS = ("distill", "train", "student")
 REFERENCE = "kd"  # of methods; of a file of contenders the first
 # What is written beside the name instead of in its section.
-_MISPLACED = {
+MISPLACED = {
     name: f"{section}.{name}"
     for section, model in (("train", TrainingConfig), ("distill", DistillConfig))
     for name in model.model_fields
@@ -133,7 +133,7 @@ def _entry(given: Any, place: int) -> _Entry:
     if not isinstance(name, str) or not name.strip() or not name.isprintable() or len(name) > 100:
         return _Entry("", {}, [f"entry {place}: name is {name!r}: give it one, of a line of text"], word=False)
     keys = given.keys() - {"name", *SECTIONS}
-    wrong = [unknown("key", str(key), ["name", *SECTIONS], renamed=_MISPLACED) for key in sorted(keys, key=str)]
+    wrong = [unknown("key", str(key), ["name", *SECTIONS], renamed=MISPLACED) for key in sorted(keys, key=str)]
     sections = {section: given[section] for section in SECTIONS if given.get(section) is not None}
     for section, content in sections.items():
         if not isinstance(content, dict):

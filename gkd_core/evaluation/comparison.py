@@ -19,6 +19,8 @@ from gkd_core.tables import markdown_table, rounded, write_table
 if TYPE_CHECKING:
     from gkd_core.data.prepared import PreparedData
     from gkd_core.models.network import Network
+    from gkd_core.training.result import Result
+    from gkd_core.training.trainer import EpochHook
 
 METRICS = get_args(Metric)
 WHERE = ("seconds", "commit", "hardware", "torch")
@@ -183,17 +185,12 @@ def compare(
         ['kd', 'kd, larger steps']
     """
     from gkd_core.evaluation.evaluate import evaluate
-    from gkd_core.models.create import create_model
-    from gkd_core.models.network import Network, expect_network
+    from gkd_core.models.network import expect_network
     from gkd_core.run_facts import where_it_ran
-    from gkd_core.training.trainer import distill, refuse_options
+    from gkd_core.training.trainer import refuse_options
 
     expect_network(teacher, "teacher")
-    if isinstance(student, Network) or not (isinstance(student, str) or callable(student)):
-        raise GkdError(
-            f"student is a {type(student).__name__}: give a name from list_models, or a function seed → network, for "
-            "every training begins with a new one"
-        )
+    expect_student(student)
     lists: dict[str, object] = {"methods": methods, "seeds": seeds}
     for name, given in lists.items():
         if isinstance(given, str) or not isinstance(given, Iterable):
@@ -205,28 +202,11 @@ def compare(
     for method in (name for name in methods if name in METHODS):
         refuse_options(settings, method)
     entries = None if contenders is None else _listed(contenders, named=isinstance(student, str))
-    lined = line_up(_common(student, data, options, settings), methods, entries, reference)
+    lined = line_up(common_params(student, data, options, settings), methods, entries, reference)
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
         for contender in lined:
-            own, how = contender.params.student, contender.params.distill
-            if isinstance(student, str) or "student" in contender.params.model_fields_set:
-                network = create_model(data=data, seed=seed, **own.model_dump(exclude_unset=True))
-            else:
-                network = student(seed)
-            result = distill(
-                network,
-                teacher,
-                data,
-                method=how.method,
-                options=how.hyperparameters(),
-                schedule=how.schedule,
-                curve=how.curve.model_dump(exclude_unset=True),
-                scheme=how.scheme,
-                scheme_options=how.scheme_options.get(how.scheme),
-                work=work,
-                **contender.seeded(seed).train.model_dump(exclude_unset=True),
-            )
+            network, result = train_by(contender.seeded(seed), student, teacher, data, work=work)
             measured = evaluate(network, data.test)
             rows.append(
                 {
@@ -234,7 +214,7 @@ def compare(
                     "student": network.name,
                     "name": contender.name,
                     "settings": contender.settings,
-                    "method": how.method,
+                    "method": contender.params.distill.method,
                     "seed": seed,
                     **{name: rounded(getattr(measured, name)) for name in METRICS},
                     "validation_top1": rounded(result.facts["validation_top1"]),
@@ -246,7 +226,60 @@ def compare(
     return Comparison(rows, lined[0].name, metric)
 
 
-def _common(
+def train_by(
+    params: Params,
+    student: "str | Callable[[int], Network]",
+    teacher: "Network",
+    data: "PreparedData",
+    *,
+    work: Path | str | None,
+    on_epoch: "EpochHook | None" = None,
+) -> "tuple[Network, Result]":
+    """A student trained by one configuration, and the record.
+
+    Args:
+        params: `student`, `train` and `distill`.
+        student: a name, or a function from a seed, for what `params` does not name.
+        teacher, data, work: as in `compare`.
+        on_epoch: as in `distill`.
+    """
+    from gkd_core.models.create import create_model
+    from gkd_core.training.trainer import distill
+
+    own, how, seed = params.student, params.distill, params.train.seed
+    if isinstance(student, str) or "student" in params.model_fields_set:
+        network = create_model(data=data, seed=seed, **own.model_dump(exclude_unset=True))
+    else:
+        network = student(seed)
+    result = distill(
+        network,
+        teacher,
+        data,
+        method=how.method,
+        options=how.hyperparameters(),
+        schedule=how.schedule,
+        curve=how.curve.model_dump(exclude_unset=True),
+        scheme=how.scheme,
+        scheme_options=how.scheme_options.get(how.scheme),
+        work=work,
+        on_epoch=on_epoch,
+        **params.train.model_dump(exclude_unset=True),
+    )
+    return network, result
+
+
+def expect_student(student: object) -> None:
+    """Raises: GkdError: it is neither a name nor a function that makes one."""
+    from gkd_core.models.network import Network
+
+    if isinstance(student, Network) or not (isinstance(student, str) or callable(student)):
+        raise GkdError(
+            f"student is a {type(student).__name__}: give a name from list_models, or a function seed → network, for "
+            "every training begins with a new one"
+        )
+
+
+def common_params(
     student: object, data: "PreparedData", options: Mapping[str, Any] | None, settings: dict[str, Any]
 ) -> Params:
     """What the arguments of `compare` and its data come to, as sections of params.yaml.

@@ -53,6 +53,7 @@ class BornAgain(Scheme):
                 config=training.config.model_copy(update={"seed": seed + generation}),
                 spec=DistillationSpec() if parent is None else training.spec,
                 teachers=() if parent is None else (parent,),
+                on_epoch=training.on_epoch if generation == last else None,
                 title=f"{training.title}, generation {generation} of {last},",
                 facts=training.facts
                 | {"generation": generation, "generation_0": origin, "generations_validation_top1": list(accuracies)},

@@ -45,7 +45,7 @@ from gkd_core.data.balance import class_counts, class_weights, log_priors
 from gkd_core.data.loader import Batch, Loader
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.shards import Shards
-from gkd_core.errors import GkdError
+from gkd_core.errors import DivergedError, GkdError
 from gkd_core.files import json_digest, refuse_to_replace
 from gkd_core.losses.base import at_least_float32
 from gkd_core.methods import METHODS, RENAMED, hyperparameters
@@ -67,7 +67,7 @@ from gkd_core.training.progress import TrainingProgress
 from gkd_core.training.result import History, Result
 from gkd_core.training.teacher import Teacher
 from gkd_core.training.threads import computing_with, cores_of, threads_for, torch_limit
-from gkd_core.training.workspace import TEACHER_CACHE, step_folder, workspace
+from gkd_core.training.workspace import TEACHER_CACHE, remove_workspace, step_folder, workspace
 
 # Reading a number from an accelerator makes it wait; on the CPU it costs nothing.
 STEPS_BETWEEN_READS = {"cpu": 1}
@@ -77,6 +77,14 @@ CHECKPOINT = "checkpoint.pt"
 SECONDS_BETWEEN_CHECKPOINTS = 300.0
 KEEP = 1  # among the numbers of signals: write a checkpoint and go on; that of no signal that is waited for
 
+EpochHook = Callable[[dict[str, float], int], None]
+"""Is told the history's new row after every epoch, and how many epochs there will be; may raise `StopTraining`. A
+training that goes on tells the rows of its checkpoint first. Each of several processes calls its own."""
+
+
+class StopTraining(Exception):
+    """Raised by an `EpochHook`: the training ends, for good, and its checkpoint goes."""
+
 
 def train(
     network: Network,
@@ -85,6 +93,7 @@ def train(
     work: Path | str | None = None,
     out: Path | str | None = None,
     seed: int = 0,
+    on_epoch: EpochHook | None = None,
     **settings: Any,
 ) -> Result:
     """Train a network on labels alone, in place.
@@ -95,6 +104,7 @@ def train(
         work: folder for checkpoints; the same call again goes on from there and ends with the same weights.
         out: folder to write the finished network to; it appears whole or not at all. None writes nothing.
         seed: of the order of images and of augmentation.
+        on_epoch: called after every epoch with the history's new row and the number of epochs; see `EpochHook`.
         settings: fields of `train` in params.yaml: epochs, batch_size, learning_rate, optimizer, device, …
     Raises:
         GkdError: an argument or a setting is unknown or wrong, or the training came to NaN or infinity.
@@ -110,7 +120,12 @@ def train(
     expect_network(network, "network")
     _expect_data(data)
     training = Training(
-        network, data, _config(network, data, seed, settings), facts={"role": "teacher"}, title="network"
+        network,
+        data,
+        _config(network, data, seed, settings),
+        facts={"role": "teacher"},
+        title="network",
+        on_epoch=on_epoch,
     )
     return _run_alone(training, work, out)
 
@@ -129,6 +144,7 @@ def distill(
     work: Path | str | None = None,
     out: Path | str | None = None,
     seed: int = 0,
+    on_epoch: EpochHook | None = None,
     **settings: Any,
 ) -> Result:
     """Train a student that learns from a teacher, in place.
@@ -140,7 +156,7 @@ def distill(
         options: hyperparameters of the method.
         schedule, curve: β(t) by name and shape, see `gkd_core.schedules.create_schedule`; None is the method's own.
         scheme, scheme_options: who teaches whom.
-        work, out, seed, settings: as in `train`.
+        work, out, seed, on_epoch, settings: as in `train`.
     Raises:
         GkdError: method, scheme, networks and settings do not go together, or the training came to NaN or infinity.
 
@@ -166,7 +182,7 @@ def distill(
     schemes.get(scheme).check_teachers(spec, teachers, student, "the argument teacher")
     refuse_options(settings, method, scheme)
     config = _config(student, data, seed, settings, method)
-    training = Training(student, data, config, spec, tuple(teachers), {"role": "student"}, "student")
+    training = Training(student, data, config, spec, tuple(teachers), {"role": "student"}, "student", on_epoch=on_epoch)
     return _run_alone(training, work, out)
 
 
@@ -235,7 +251,8 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
     )
     space = None if work is None else workspace(Path(work), training.facts)
     training = replace(training, space=space)
-    result = training.in_scheme(network.sibling, space)
+    with removed_when_stopped(space):
+        result = training.in_scheme(network.sibling, space)
     if result.network is not network:
         network.load_state_dict(result.network.state_dict())
         result = replace(result, network=network.eval())
@@ -243,6 +260,17 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
         with step_folder(Path(out), kind=kind, option="out") as folder:
             result.save(folder)
     return result
+
+
+@contextlib.contextmanager
+def removed_when_stopped(space: Path | None) -> Iterator[None]:
+    """A training that `StopTraining` ends leaves no checkpoint in its workspace."""
+    try:
+        yield
+    except StopTraining:
+        if space is not None:
+            remove_workspace(space)
+        raise
 
 
 def start_of(network: Network, data: PreparedData) -> Start:
@@ -298,6 +326,7 @@ class Training:
         section: where the user wrote `config`, for errors.
         space: workspace of the step that this training is one of; None: the training's own.
         cache: folder for what the teacher answers, where `config` asks for that; other trainings may have it too.
+        on_epoch: called after every epoch; of a scheme with several trainings, of the last.
     """
 
     network: Network
@@ -310,6 +339,7 @@ class Training:
     section: str = "train"
     space: Path | None = None
     cache: Path | None = None
+    on_epoch: EpochHook | None = None
 
     def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
         """Train as the scheme wants it: once, or in generations.
@@ -436,7 +466,7 @@ class Trainer:
         self.fingerprint = json_digest(training.facts | how | {"training": self.facts["training"]})
         self.state = _State()
         self.cached: CachedTeacher | None = None
-        self.data, self._cache = data, training.cache
+        self.data, self._cache, self._on_epoch = data, training.cache, training.on_epoch
         self._vote = distributed.Vote()
         self._kept = 0.0
 
@@ -517,6 +547,8 @@ class Trainer:
         shown = distributed.rank() == 0
         with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=shown) as progress, self._thawed():
             progress.epoch(self.recipe)
+            for row in state.history:
+                self._tell(row)
             if config.teacher_cache and self.teacher is not None and state.epoch < epochs:
                 progress.epoch(self.open_cache(self.teacher))
             for epoch in range(state.epoch, epochs):
@@ -561,12 +593,17 @@ class Trainer:
                 distributed.share_buffers(self.learner, self.average)
                 row = self._end_of_epoch(epoch, meter.means(), heed)
                 progress.epoch(_epoch_line(row, epochs))
+                self._tell(row)
             if self.cached is not None:
                 progress.epoch(self.cached.summary)
             throughput = progress.images_per_second
             if (number := self._vote.settle()) > KEEP:  # after the last step, and the checkpoint of the last epoch
                 stop.deliver(number)
         return self._result(time.monotonic() - start, throughput)
+
+    def _tell(self, row: dict[str, float]) -> None:
+        if self._on_epoch is not None:
+            self._on_epoch(dict(row), self.config.epochs)
 
     def _heed(self, stop: interruption.Interruption, meter: "_Meter", progress: TrainingProgress) -> None:
         """After a step: write a checkpoint where one is due or a signal came, and act on the signal.
@@ -652,7 +689,7 @@ class Trainer:
         for name, network in (self.learner.networks() | {"": evaluated}).items():
             top1, nll = validate(network, self.validation, autocast=self.autocast, between=heed)
             if not math.isfinite(nll):
-                raise GkdError(
+                raise DivergedError(
                     f"{self.name}: after epoch {epoch + 1} the validation loss is NaN or infinite: lower "
                     f"train.learning_rate or set train.clip_norm; {self._last_checkpoint(epoch)}"
                 )
@@ -862,7 +899,7 @@ class _Meter:
         terms = [n for n, wrong in zip(self._names, bad[step].tolist(), strict=True) if wrong]
         blamed = [n for n in terms if n != "loss"] or terms
         last = f"the checkpoint of epoch {self._epoch} is kept" if self._epoch else "no epoch was finished before"
-        raise GkdError(
+        raise DivergedError(
             f"{self._name}: at epoch {self._epoch + 1}, step {step + 1} of {self._capacity}, "
             f"{', '.join(blamed)} {'is' if len(blamed) == 1 else 'are'} NaN or infinite: lower train.learning_rate or "
             f"set train.clip_norm; {last}"

@@ -25,7 +25,7 @@ from gkd_core.training import trainer
 from gkd_core.training.learner import Learner
 from gkd_core.training.optimizer import create_optimizer
 from gkd_core.training.result import Result
-from gkd_core.training.trainer import Trainer, Training
+from gkd_core.training.trainer import StopTraining, Trainer, Training
 from tests.unit.stripes import network, stripes, stripes_data
 
 CPU = torch.device("cpu")
@@ -551,3 +551,41 @@ def test_a_result_shows_its_history_and_fills_a_folder(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {
         "model.safetensors", "model.json", "history.csv", "steps.csv", "training.json", "run.json"
     }  # fmt: skip
+
+
+class TestWhoIsToldOfEveryEpoch:
+    """`on_epoch`, by which a search stops what is not worth its time."""
+
+    def training(self, on_epoch):
+        data = stripes_data(50, validation=30)
+        config = TrainingConfig.model_validate({"epochs": 3, "batch_size": 16, "device": "cpu"})
+        return Training(network("resnet8", 0), data, config, on_epoch=on_epoch)
+
+    def test_hears_the_rows_of_the_history_and_how_many_there_will_be(self):
+        told = []
+        result = self.training(lambda row, epochs: told.append((row, epochs))).run()
+        assert told == [(row, 3) for row in result.history]
+
+    def test_hears_the_same_of_a_training_that_goes_on(self, tmp_path):
+        def twice(row, epochs):
+            if row["epoch"] == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.training(twice).run(tmp_path)
+        told = []
+        result = self.training(lambda row, epochs: told.append(row)).run(tmp_path)
+        assert told == list(result.history)
+        assert told == list(self.training(None).run().history)
+
+    def test_ends_it_for_good(self, tmp_path):
+        told = []
+
+        def enough(row, epochs):
+            told.append(row["epoch"])
+            raise StopTraining
+
+        with pytest.raises(StopTraining), trainer.removed_when_stopped(tmp_path):
+            self.training(enough).run(tmp_path)
+        assert told == [1]
+        assert not tmp_path.exists()

@@ -1,0 +1,1 @@
+"""Searching settings on validation: a study is drawn, trained, stopped early, and goes on where it was."""
