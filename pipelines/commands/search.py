@@ -35,7 +35,7 @@ def search(
     storage: Annotated[
         str | None,
         typer.Option(
-            envvar="GKD_STORAGE",
+            envvar="OPTUNA_STORAGE",
             help="Database of the trials, such as postgresql://HOST/NAME; a SQLite file in --work unless given.",
             show_default=False,
         ),
