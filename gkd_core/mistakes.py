@@ -46,8 +46,9 @@ def mistakes(
         what: what its keys are called.
     """
     for found in error.errors():
-        # Pydantic also names the validators and types it went through.
-        inside = [p for p in found["loc"] if not (isinstance(p, str) and p.startswith(("function-", "literal")))]
+        # Pydantic also names the validators and types it went through, and says that it is a mapping's key.
+        passed = ("function-", "literal", "[key]")
+        inside = [p for p in found["loc"] if not (isinstance(p, str) and p.startswith(passed))]
         place = (*at, *map(str, inside))
         name = ".".join(place)
         match found["type"]:

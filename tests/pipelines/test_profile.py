@@ -79,7 +79,7 @@ def test_a_training_that_runs_elsewhere_leaves_its_task_a_light_pod():
             {"volumes": [{"claim": "w", "mount": "/w", "sub_path": "."}]},
             ["volumes.0.sub_path", "no folder in a volume"],
         ),
-        ({"labels": {"a team": "x"}}, ["labels", "'a team' is no label: write [DOMAIN/]NAME"]),
+        ({"labels": {"a team": "x"}}, ["labels.a team: 'a team' is no label: write [DOMAIN/]NAME"]),
         ({"labels": {"team": "a b"}}, ["labels.team", "no label's value"]),
         (
             {"labels": {"pipeline/runid": "x"}},
