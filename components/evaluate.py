@@ -18,9 +18,11 @@ from gkd_core.config import EvaluateConfig, Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
+from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.evaluation.evaluate import BATCH_SIZE, predict
+from gkd_core.evaluation.frontier import Frontier
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference, wilson_interval
 from gkd_core.export.manifest import kept_precisions, read_manifest, refuse_other_model
@@ -83,6 +85,7 @@ def run(
     for role in REFERENCES:
         if role in facts:
             refuse_other_budget(folders[role], role, facts[role], facts["student"])
+    frontier = None if settings.frontier is None else _frontier(Path(settings.frontier), info.sha256, teacher)
     manifest = read_manifest(deploy)
     refuse_other_model(manifest, deploy, student=student, data=data, data_sha256=info.sha256, classes=info.classes)
     histories = _histories(teacher, folders, facts)
@@ -180,6 +183,7 @@ def run(
         training=facts["student"],
         manifest=manifest,
         configuration=_configuration(params, teacher, facts["student"]),
+        frontier=frontier,
     )
     with whole_folder(out, inputs, kind="report") as folder:
         write_json(folder / "metrics.json", metrics)
@@ -197,6 +201,21 @@ def run(
         "differences": metrics["differences"],
         "report": {"path": str(out / "report.html")},
     }
+
+
+def _frontier(folder: Path, data_sha256: str, teacher: Path) -> Frontier:
+    """The students of a frontier.
+
+    Raises:
+        GkdError: there is none, or they learned from another teacher or other data.
+    """
+    found = Frontier.read(folder)
+    if (found.data_sha256, found.teacher_digest) != (data_sha256, folder_digest(teacher)):
+        raise GkdError(
+            f"evaluate.frontier {folder} was made with other data or another teacher than this report: run `gkd "
+            "frontier` again, or leave it out"
+        )
+    return found
 
 
 def _quality(logits: NDArray[np.float32], labels: NDArray[np.int64], confidence: float) -> dict[str, float]:
@@ -320,6 +339,7 @@ def _configuration(params: Params, teacher: Path, student: dict[str, Any]) -> di
     content["teacher"]["train"] |= trained.get("training", {})
     content["train"] |= student.get("training", {})
     content["data"].pop("root")
+    content["evaluate"].pop("frontier")
     return {section: content[section] for section in SHOWN}
 
 

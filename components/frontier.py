@@ -20,7 +20,7 @@ from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.evaluation.standings import standings
 from gkd_core.export.onnx import write_onnx
-from gkd_core.files import refuse_to_replace, whole_folder
+from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
 from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import Network, load_network
 from gkd_core.models.registry import refuse_unknown_name
@@ -78,7 +78,8 @@ def run(
     accuracies = {name: {row["seed"]: row["top1"] for row in each} for name, each in rows.items()}
     candidates = [Candidate.of(rows[row.name], row, costs[row.name]) for row in standings(accuracies, lined[0].name)]
     timed = hardware() | {"threads": params.evaluate.latency_threads, "runs": params.evaluate.latency_runs}
-    frontier = Frontier(candidates, max_latency_ms, max_mb, timed)
+    made_of = {"data_sha256": prepared.info.sha256, "teacher_digest": folder_digest(teacher)}
+    frontier = Frontier(candidates, max_latency_ms, max_mb, timed, **made_of)
     with whole_folder(out, [data, teacher], kind="frontier") as folder:
         frontier.save(folder)
         write_runs(folder / "runs.csv", [row for each in rows.values() for row in each])

@@ -225,6 +225,7 @@ def addresses(params: "Params", step: Step) -> list[str]:
     by_section = {
         "teacher": [teacher.source, teacher.weights, *(member.weights for member in teacher.members)],
         "student": [student.weights],
+        "evaluate": [params.evaluate.frontier],
         "gate": [params.gate.deploy_bench],
     }
     given = [address for section in step.sections for address in by_section.get(section, ())]

@@ -652,6 +652,9 @@ class EvaluateConfig(Section):
     """Where the networks are evaluated: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; the ONNX file always on the CPU."""
     latency_threads: Annotated[int, Field(ge=1)] = 1
     """onnxruntime threads while timing."""
+    frontier: str | None = None
+    """Folder of `gkd frontier`, made with this data and teacher, that the report shows: students by accuracy and cost,
+    and which is recommended. Null shows none."""
 
 
 class Int8Config(Section):

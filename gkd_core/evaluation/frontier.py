@@ -1,14 +1,14 @@
 """Which student for a limit: accuracy against cost, who is beaten in everything, and one recommendation."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
 from gkd_core.evaluation.standings import Standing
-from gkd_core.files import write_bytes, write_json
+from gkd_core.files import Shape, expect_kind, read_json, write_bytes, write_json
 from gkd_core.tables import markdown_table, rounded
 
 NOTE = (
@@ -18,6 +18,22 @@ NOTE = (
     "multiply-accumulates for one image. A student is on the frontier unless another is at least as good in validation "
     "top-1, latency and size, and better in one of them."
 )
+FILE = "frontier.json"
+SHAPE: Shape = {
+    "max_latency_ms": float | None,
+    "max_mb": float | None,
+    "hardware": {str: str | int},
+    "data_sha256": str,
+    "teacher_digest": str,
+    "candidates": [
+        {
+            **dict.fromkeys(("name", "student"), str),
+            **dict.fromkeys(("validation_top1", "top1", "latency_ms_p50", "latency_ms_p95", "size_mb"), float),
+            **dict.fromkeys(("low", "high"), float | None),
+            **dict.fromkeys(("seeds", "macs", "parameters"), int),
+        }
+    ],
+}
 HEADINGS = ("contender", "student", "validation top-1", "top-1", "95 % interval", "latency p50", "p95", "ONNX", "MACs",
             "parameters", "")  # fmt: skip
 
@@ -79,12 +95,28 @@ class Frontier:
         max_latency_ms: what one image may take; None does not limit.
         max_mb: what the file may weigh; None does not limit.
         hardware: what latency was measured on.
+        data_sha256, teacher_digest: what the students learned from.
     """
 
     candidates: Sequence[Candidate]
     max_latency_ms: float | None
     max_mb: float | None
     hardware: dict[str, str | int]
+    data_sha256: str
+    teacher_digest: str
+
+    @classmethod
+    def read(cls, folder: Path) -> "Frontier":
+        """What `save` wrote.
+
+        Raises:
+            GkdError: the folder is another, or damaged.
+        """
+        expect_kind(folder, "frontier")
+        content = read_json(folder / FILE, "the frontier folder", shape=SHAPE)
+        names = [field.name for field in fields(Candidate)]
+        candidates = [Candidate(**{name: one[name] for name in names}) for one in content["candidates"]]
+        return cls(candidates, **{field.name: content[field.name] for field in fields(cls)[1:]})
 
     @property
     def pareto(self) -> list[Candidate]:
@@ -148,10 +180,13 @@ class Frontier:
 
     def markdown(self) -> str:
         """The recommendation, the table, and what it means."""
+        note, measured = self.notes()
+        return "\n".join([self.sentence(), "", *markdown_table(self.table()), "", note, "", measured, ""])
+
+    def notes(self) -> tuple[str, str]:
+        """What the table means, and what it was measured on."""
         where = ", ".join(f"{name} {value}" for name, value in self.hardware.items())
-        return "\n".join(
-            [self.sentence(), "", *markdown_table(self.table()), "", NOTE, "", f"Measured on: {where}.", ""]
-        )
+        return NOTE, f"Measured on: {where}."
 
     def plot(self) -> str:
         """Accuracy against latency, size and MACs, as SVG."""
@@ -173,6 +208,8 @@ class Frontier:
             "pareto": [one.name for one in self.pareto],
             "candidates": [rounded(asdict(one)) for one in self.candidates],
             "hardware": self.hardware,
+            "data_sha256": self.data_sha256,
+            "teacher_digest": self.teacher_digest,
         }
 
     def save(self, folder: Path) -> None:
@@ -183,7 +220,7 @@ class Frontier:
         page = render_tables(
             self.sentence(), {"Students": self.table()}, plot, about="Students by accuracy and cost", caption=NOTE
         )
-        write_json(folder / "frontier.json", self.as_dict())
+        write_json(folder / FILE, self.as_dict())
         write_bytes(folder / "frontier.html", page.encode())
         write_bytes(folder / "frontier.md", f"{self.markdown()}\n![The same as a plot](frontier.svg)\n".encode())
         write_bytes(folder / "frontier.svg", plot.encode())

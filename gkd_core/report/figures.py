@@ -4,7 +4,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -261,13 +261,24 @@ def _drawing(
 def _svg(figure: Figure, description: str) -> Markup:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    return in_page(buffer.getvalue(), description, VARIABLES)
+
+
+def in_page(plot: str, description: str, colors: Mapping[str, str]) -> Markup:
+    """matplotlib's SVG as part of a page whose theme it follows.
+
+    Args:
+        description: for who does not see it.
+        colors: by the page's variables, which take their places.
+    """
+    text = plot[plot.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(
-        r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>", rf'<svg role="img" aria-label="{description}" viewBox="\1">', text
+        r"<svg [^>]*?viewBox=\"([^\"]*)\"[^>]*>",
+        lambda tag: f'<svg role="img" aria-label="{escape(description)}" viewBox="{tag[1]}">',
+        text,
     )
     text = re.sub(r"font: ((?:\w+ )?[\d.]+px) [^;\"]*", r"font: \1 var(--font)", text)
-    for variable, color in VARIABLES.items():
+    for variable, color in colors.items():
         text = text.replace(color, f"var(--{variable})")
     return Markup(text)  # matplotlib escapes what it writes

@@ -1,12 +1,15 @@
 """What a report is made from."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.evaluation.calibration import Reliability
+
+if TYPE_CHECKING:
+    from gkd_core.evaluation.frontier import Frontier
 
 # Roles in the order in which they are always shown, with the words for them.
 ROLES = {"teacher": "teacher", "baseline": "student alone", "kd": "student, plain KD", "student": "student"}
@@ -32,6 +35,7 @@ class Findings:
         training: the student's training.json.
         manifest: the deploy folder's manifest.json.
         configuration: the sections of params.yaml that the results depend on.
+        frontier: students by accuracy and cost, where somebody trained several.
     """
 
     metrics: dict[str, Any]
@@ -46,6 +50,7 @@ class Findings:
     training: dict[str, Any]
     manifest: dict[str, Any]
     configuration: dict[str, Any] = field(default_factory=dict)
+    frontier: "Frontier | None" = None
 
     @property
     def roles(self) -> dict[str, str]:

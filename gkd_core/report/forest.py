@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from gkd_core.evaluation.standings import Standing
 
 INK, MUTED, ACCENT = "#333333", "#888888", "#0b6fa4"
+# Of these plots, by the page's variables that take their places (`figures.in_page`).
+COLORS = {"ink": INK, "muted": MUTED, "student": ACCENT, "surface": "#ffffff"}
 
 
 def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str, measure: str = "top-1") -> str:

@@ -1,6 +1,6 @@
 """From findings to the page: the sentences, the tables, the template."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,6 +9,10 @@ from gkd_core import __version__
 from gkd_core.gate import WORDS
 from gkd_core.report import figures
 from gkd_core.report.findings import Findings, percent_level, signed, verdicts
+from gkd_core.report.forest import COLORS
+
+if TYPE_CHECKING:
+    from gkd_core.evaluation.frontier import Frontier
 
 
 def page_environment() -> Environment:
@@ -47,8 +51,18 @@ def render_report(findings: Findings) -> str:
             "calibration": figures.calibration(findings),
         },
         worst_first=sorted(findings.per_class, key=lambda row: (row["recall"] is None, row["recall"], row["name"])),
+        frontier=None if findings.frontier is None else _frontier(findings.frontier),
         configuration=yaml.safe_dump(findings.configuration, sort_keys=False, allow_unicode=True),
     )
+
+
+def _frontier(frontier: "Frontier") -> dict[str, Any]:
+    return {
+        "sentence": frontier.sentence(),
+        "notes": frontier.notes(),
+        "table": frontier.table(),
+        "plot": figures.in_page(frontier.plot(), "Accuracy of the students against what they cost", COLORS),
+    }
 
 
 def _tiles(findings: Findings) -> list[tuple[str, str, str]]:

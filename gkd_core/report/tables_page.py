@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
-
 from gkd_core import __version__
-from gkd_core.report.forest import ACCENT, INK, MUTED
+from gkd_core.report.figures import in_page
+from gkd_core.report.forest import COLORS
 from gkd_core.report.page import page_environment
 
 
@@ -20,14 +19,15 @@ def render_tables(
         about: stands above the title.
         caption: stands above the plot.
     """
-    environment = page_environment()
-    for color, variable in ((INK, "ink"), (MUTED, "muted"), (ACCENT, "student"), ("#ffffff", "surface")):
-        plot = plot.replace(color, f"var(--{variable})")
-    return environment.get_template("tables.html.j2").render(
-        title=title,
-        about=about,
-        tables=tables,
-        plot=Markup(plot[plot.index("<svg") :]),  # matplotlib escapes what it writes
-        caption=caption,
-        version=__version__,
+    return (
+        page_environment()
+        .get_template("tables.html.j2")
+        .render(
+            title=title,
+            about=about,
+            tables=tables,
+            plot=in_page(plot, about, COLORS),
+            caption=caption,
+            version=__version__,
+        )
     )

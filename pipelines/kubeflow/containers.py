@@ -117,18 +117,16 @@ class Containers:
                 raise GkdError(f"data.unlabelled {params.data.unlabelled} does not exist: correct it")
             self.overrides.append(override("data.unlabelled", unlabelled))
             self._mounts[unlabelled] = False
-        bench = params.gate.deploy_bench
-        if bench is not None:
-            if not Path(bench).is_file():
-                raise GkdError(f"gate.deploy_bench {bench} does not exist: correct it")
-            self.overrides.append(override("gate.deploy_bench", Path(bench).resolve()))
-            self._mounts[Path(bench).resolve()] = False
-        source = params.teacher.source
-        if source is not None and not re.match(r"[a-z0-9]+:", source):
-            if not Path(source).exists():
-                raise GkdError(f"teacher.source {source} does not exist: correct it")
-            self.overrides.append(override("teacher.source", Path(source).resolve()))
-            self._mounts[Path(source).resolve()] = False
+        read = {"evaluate.frontier": params.evaluate.frontier, "gate.deploy_bench": params.gate.deploy_bench}
+        if not re.match(r"[a-z0-9]+:", params.teacher.source or ""):
+            read["teacher.source"] = params.teacher.source
+        for name, place in read.items():
+            if place is None:
+                continue
+            if not Path(place).exists():
+                raise GkdError(f"{name} {place} does not exist: correct it")
+            self.overrides.append(override(name, Path(place).resolve()))
+            self._mounts[Path(place).resolve()] = False
 
     def _see_tracking(self, params: Params) -> None:
         """The tracking store: a database file is mounted with its folder; a server of this machine is reached."""

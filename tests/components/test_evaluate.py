@@ -22,8 +22,9 @@ from sklearn.metrics import (
 from components import evaluate
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
+from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.export.session import run_session, session
-from gkd_core.files import folder_digest
+from gkd_core.files import folder_digest, whole_folder
 from gkd_core.models.network import load_network
 
 
@@ -160,6 +161,36 @@ def test_plots_hold_what_dvc_draws(project: Any, evaluated: Any) -> None:
 def test_twice_the_same_bytes_where_nothing_is_timed(project: Any, evaluated: Any, tmp_path: Path) -> None:
     evaluate.run(**project.inputs(), out=tmp_path / "report", params=project.params)
     assert folder_digest(tmp_path / "report") == folder_digest(evaluated[0])
+
+
+def a_frontier(folder: Path, data_sha256: str, teacher_digest: str) -> str:
+    cost = {"latency_ms_p50": 1.0, "latency_ms_p95": 2.0, "size_mb": 0.5, "macs": 10**6, "parameters": 10}
+    one = Candidate("the small one", "resnet8", 1, 0.8, 0.7, None, None, **cost)
+    with whole_folder(folder, kind="frontier") as inside:
+        Frontier([one], None, None, {"processor": "A"}, data_sha256, teacher_digest).save(inside)
+    return str(folder)
+
+
+def test_a_frontier_of_this_data_and_teacher_is_in_the_report(project: Any, evaluated: Any, tmp_path: Path) -> None:
+    def measured(frontier: str) -> Path:
+        params = project.params.model_copy(
+            update={"evaluate": project.params.evaluate.model_copy(update={"frontier": frontier})}
+        )
+        evaluate.run(**project.inputs(), out=tmp_path / "report", params=params)
+        return tmp_path / "report"
+
+    data, teacher = PreparedData.open(project.data).info.sha256, folder_digest(project.teacher)
+    for place, (of, by) in {"data": ("0" * 64, teacher), "teacher": (data, "0" * 64)}.items():
+        with pytest.raises(GkdError, match=f"evaluate.frontier .*{place} was made with other data or another teacher"):
+            measured(a_frontier(tmp_path / place, of, by))
+    with pytest.raises(GkdError, match=r"the frontier folder .*nowhere has no frontier\.json"):
+        measured(str(tmp_path / "nowhere"))
+    assert not (tmp_path / "report").exists()
+    report = measured(a_frontier(tmp_path / "frontier", data, teacher))
+    page = (report / "report.html").read_text()
+    assert "the small one (resnet8): the most accurate on validation of all 1; 70.00 % on test" in page
+    assert str(tmp_path) not in page
+    assert (report / "metrics.json").read_bytes() == (evaluated[0] / "metrics.json").read_bytes()
 
 
 def test_the_report_tells_no_secrets(evaluated: Any) -> None:

@@ -126,6 +126,11 @@ def test_weights_that_a_parameter_names_are_among_what_a_step_depends_on(tmp_pat
     content["gate"] = {"max_latency_ms": 1, "deploy_bench": "pi.json"}
     fourth = noted()
     assert [name for name in STEP if third[name] != fourth[name]] == ["register"]
+    Path("before/frontier.json").write_text("{}")
+    content["evaluate"] = {"frontier": "before"}
+    fifth = noted()
+    assert "before" in fifth["evaluate"]
+    assert fifth["export"] == fourth["export"]
     content["teacher"] = {"source": "own.safetensors", "classes": ["a", "b"]}
     del content["distill"]
     assert "own.safetensors" in noted()["teacher"]

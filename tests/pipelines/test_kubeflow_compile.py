@@ -355,6 +355,10 @@ def test_on_several_nodes_a_training_task_only_waits(compiled, parts_of, tmp_pat
             "gate: {max_latency_ms: 1, deploy_bench: pi.json}",
             ["gate.deploy_bench is pi.json, a place on this machine", "set it to null", "a volume"],
         ),
+        (
+            "evaluate: {frontier: frontier}",
+            ["evaluate.frontier is frontier, a place on this machine", "set it to null"],
+        ),
         ("student: {weights: /home/me/student}", ["student.weights is /home/me/student", "models:/NAME@ALIAS"]),
         ("data: {source: cifar11}", ["data.source 'cifar11' is unknown", "did you mean 'cifar10'?"]),
         ("teacher: {name: resnett20}", ["teacher.name 'resnett20' is unknown", "'resnet20'"]),

@@ -241,6 +241,7 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
     for overrides, user, part in (
         (["data.source=folder", "data.root=nowhere"], None, "data.root nowhere does not exist"),
         (["teacher.source=nowhere"], None, "teacher.source nowhere does not exist"),
+        (["evaluate.frontier=front"], None, "evaluate.frontier front does not exist"),
         (["gate.max_latency_ms=1", "gate.deploy_bench=x.json"], None, "gate.deploy_bench x.json does not exist"),
         ([], "me", "--user 'me' is not of the form UID:GID"),
     ):

@@ -1,10 +1,12 @@
 """Which students are on the frontier, and which is recommended, worked out by hand."""
 
+import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 from scipy import stats
 
+from gkd_core.errors import GkdError
 from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.evaluation.standings import standings
 
@@ -25,7 +27,7 @@ STUDENTS = [
 
 
 def frontier(milliseconds=None, megabytes=None, candidates=STUDENTS):
-    return Frontier(candidates, milliseconds, megabytes, {"processor": "a | b"})
+    return Frontier(candidates, milliseconds, megabytes, {"processor": "a | b"}, "d" * 64, "t" * 64)
 
 
 def test_on_it_is_whom_no_other_beats():
@@ -69,6 +71,27 @@ def test_the_interval_is_students_over_the_seeds():
     assert found.validation_top1 == pytest.approx(0.5)
     once = Candidate.of(rows[:1], standings({"a": {0: 0.5}}, "a")[0], cost)
     assert (once.low, once.high, once.seeds) == (None, None, 1)
+
+
+def test_it_is_read_back(tmp_path):
+    found = frontier(1.0, None)
+    found.save(tmp_path)
+    again = Frontier.read(tmp_path)
+    assert again == found
+    assert again.plot() == found.plot()
+    content = json.loads((tmp_path / "frontier.json").read_text())
+    for broken, words in (
+        ({"candidates": [content["candidates"][0] | {"top1": "high"}]}, r"wrong 'candidates\.0\.top1'"),
+        ({"candidates": [{}]}, r"lacks 'candidates\.0\.name'"),
+        ({"max_mb": "small"}, "wrong 'max_mb'"),
+    ):
+        (tmp_path / "frontier.json").write_text(json.dumps(content | broken))
+        with pytest.raises(GkdError, match=words):
+            Frontier.read(tmp_path)
+    del content["data_sha256"]  # as it was before reports showed one
+    (tmp_path / "frontier.json").write_text(json.dumps(content))
+    with pytest.raises(GkdError, match=r"lacks 'data_sha256'.*run its step again"):
+        Frontier.read(tmp_path)
 
 
 def test_its_files_say_the_same(tmp_path):

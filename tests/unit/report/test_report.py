@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gkd_core.evaluation.calibration import reliability
+from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.report import Findings, render_report
 from gkd_core.report.figures import confusion
 from gkd_core.report.findings import verdicts
@@ -80,6 +81,27 @@ def findings(
 @pytest.fixture(scope="module")
 def page() -> str:
     return render_report(findings())
+
+
+def test_a_frontier_is_shown_where_there_is_one(page: str) -> None:
+    cost = {"latency_ms_p50": 1.0, "latency_ms_p95": 2.0, "size_mb": 0.5, "macs": 10**6, "parameters": 10}
+    one = Candidate(NASTY, "resnet8", 3, 0.8, 0.7, 0.6, 0.75, **cost)
+    shown = Frontier([one], 2.0, None, {"processor": "a <fast> one"}, "d" * 64, "t" * 64)
+    html = render_report(replace(findings(), frontier=shown))
+    section = html[html.index("Which student for which cost") :]
+    section = section[: section.index("</section>")]
+    assert "Which student for which cost" not in page
+    assert html.replace(section, "") != page
+    assert NASTY not in html
+    assert "the most accurate on validation of the 1 of 1 that keep to 2 ms; 70.00 % on test" in section
+    assert "<td>[60.00, 75.00]</td>" in section
+    assert "Measured on: processor a &lt;fast&gt; one." in section
+    assert '<svg role="img" aria-label="Accuracy of the students' in section
+    assert "var(--student)" in section
+    assert "#0b6fa4" not in section
+    ids = re.findall(r' id="([^"]+)"', html)
+    clips = [each for each in ids if re.fullmatch(r"p[0-9a-f]{10}|m[0-9a-f]{10}", each)]
+    assert len(clips) == len(set(clips)), "what one figure defines would be taken by another"
 
 
 class Elements(HTMLParser):
