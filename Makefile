@@ -74,4 +74,4 @@ bench: $(READY)  ## measure speed as ratios, side by side, and write them into d
 	@python -m benchmarks --write
 
 clean:  ## remove what a run leaves (not .venv, not the tracking store)
-	@rm -rf sources data teacher baseline kd student deploy report registration work
+	@rm -rf sources data teacher baseline kd student deploy report registration dvclive work

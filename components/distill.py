@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components.launch import launch, must_launch
+from components.live import followed, no_curves
 from components.teacher import find_start, open_teachers, specification, weights_fact
 from gkd_core import __version__, schemes
 from gkd_core.config import CHANGES_NOTHING, Params
@@ -31,6 +32,7 @@ def run(
     params: Params,
     reference: Reference | None = None,
     on_epoch: EpochHook | None = None,
+    dvclive: Path | None = None,
 ) -> dict[str, Any]:
     """Train a student on `data` and write its folder to `out`.
 
@@ -39,18 +41,20 @@ def run(
         teacher: folder of the teacher step; None is allowed where nobody teaches, and for generations that begin alone.
         out: appears whole or not at all.
         work: checkpoints live here; started again after an interruption, the training goes on from the last checkpoint.
-        params: reads `student`, `train`, and `distill`; for a reference `references` instead of `distill`.
+        params: reads `student`, `train`, and `distill`; for a reference `references` instead of `distill`; `tracking`
+            for where its epochs are logged.
         reference: "baseline" trains the student alone, "kd" by plain soft labels, without assistants in between; a
             reference that params switch off leaves a folder that says so.
         on_epoch: called after every epoch, see `gkd_core.training.trainer.EpochHook`; with `train.devices` above 1 the
             step trains in other processes, which cannot call it.
+        dvclive: folder for the curves as DVCLive writes them, epoch by epoch; None writes none.
     Returns:
         Facts of the training.
     Raises:
         GkdError: inputs are missing or do not go together.
     """
     off = reference is not None and not getattr(params.references, reference)
-    where: dict[str, Any] = {"data": data, "teacher": teacher, "out": out, "work": work}
+    where: dict[str, Any] = {"data": data, "teacher": teacher, "out": out, "work": work, "dvclive": dvclive}
     if must_launch(params.train) and not off:
         return launch(__name__, params=params, training=params.train, reference=reference, **where)
     with joined(params.train.device):
@@ -59,6 +63,7 @@ def run(
         facts = {"trained": False, "role": reference, "reason": f"references.{reference} is false"}
         with step_folder(out, [data, teacher], work, kind=reference or "student") as folder:
             write_json(folder / "training.json", facts)
+            no_curves(dvclive)
         return facts
 
 
@@ -71,6 +76,7 @@ def _train(
     params: Params,
     reference: Reference | None,
     on_epoch: EpochHook | None,
+    dvclive: Path | None,
 ) -> dict[str, Any]:
     """`run`, in one process or in each of several."""
     prepared = PreparedData.open(data)
@@ -103,10 +109,11 @@ def _train(
     role, space = facts["role"], workspace(work / facts["role"], facts)
     cache, networks = work / TEACHER_CACHE, tuple(teachers)
     training = Training(student, prepared, params.train, spec, networks, facts, title=role, space=space, cache=cache)
-    training = replace(training, on_epoch=on_epoch)
-    with step_folder(out, [data, teacher], work, kind=reference or "student") as folder, removed_when_stopped(space):
-        result = training.in_scheme(create_student, space)
+    building = step_folder(out, [data, teacher], work, kind=reference or "student")
+    with followed(params.tracking, dvclive) as live, building as folder, removed_when_stopped(space):
+        result = replace(training, on_epoch=on_epoch, watcher=live).in_scheme(create_student, space)
         result.save(folder)
+        live.saved(folder)
     remove_workspace(space)
     return result.facts
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gkd_core.config import Params
 
 
+DVCLIVE = "dvclive"  # as DVCLive calls its folder
+
+
 @dataclass(frozen=True)
 class Step:
     """One step: folders in, a folder out.
@@ -67,6 +70,11 @@ class Step:
         return self.fixed.get("reference")
 
     @property
+    def dvclive(self) -> str | None:
+        """The folder for its curves under DVC; None where nothing is trained."""
+        return f"{DVCLIVE}/{self.output}" if self.trains else None
+
+    @property
     def line(self) -> str:
         """Its command without folders.
 
@@ -75,19 +83,22 @@ class Step:
         """
         return f"gkd {self.word}" + (f" --reference {self.reference}" if self.reference else "")
 
-    def run(self, *, out: Path, work: Path, params: "Params", **folders: Path | None) -> dict[str, Any]:
+    def run(
+        self, *, out: Path, work: Path, params: "Params", dvclive: Path | None = None, **folders: Path | None
+    ) -> dict[str, Any]:
         """Run it, whoever asks: DVC, a person, a task of Kubeflow.
 
         Args:
             out: folder to write.
             work: where a training keeps its checkpoints.
             params: the sections it reads.
+            dvclive: of a training, where its curves go for DVC.
             folders: its inputs by name.
         Returns:
             What the step's `run` returns.
         """
         run: Callable[..., dict[str, Any]] = importlib.import_module(f"components.{self.word}").run
-        where = {"work": work} if self.trains else {}
+        where = {"work": work, "dvclive": dvclive} if self.trains else {}
         return run(**{**self.fixed, **folders}, out=out, params=params, **where)
 
 

@@ -2,7 +2,8 @@
 
 Runs and versions are found by digests in their tags, so that whatever is logged twice is there once. A run counts when
 it bears `gkd.complete`, the last thing written to it; an interrupted one is marked as failed and made anew, since
-MLflow's parameters cannot be overwritten. MLflow is imported where it is used: reading a registered version needs only
+MLflow's parameters cannot be overwritten. A run that grew while its training ran (`live.py`) is found by a token and
+filled up: what it has is not logged again. MLflow is imported where it is used: reading a registered version needs only
 its small distribution (mlflow-skinny), and a command that asks no registry imports none of it.
 """
 
@@ -12,13 +13,14 @@ import fcntl
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +34,7 @@ from gkd_core.redact import redact
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 # Read when MLflow is imported: no reports to its makers, no news of its own on the terminal.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -51,6 +54,9 @@ CORRECT = "correct.npy"  # whether the version was right on each test image, for
 GATE = "gate"  # the folder with CORRECT
 CORRECT_TAG = "gkd.correct"  # sha256 of CORRECT
 METRICS_TAG = "gkd.metrics"  # sha256 of the report's metrics.json
+# Variables of a task on a cluster: the pipeline's run, and a run's page in the web interface, KFP_PLACE for the run.
+KFP_RUN, KFP_PAGE, KFP_PLACE = "GKD_KFP_RUN", "GKD_KFP_PAGE", "{run}"
+LIVE_TAG = "gkd.live"  # a token: which training's run it is, from its first epoch on
 GUARDED = {
     "gkd.manifest": f"{DEPLOY}/manifest.json",
     METRICS_TAG: f"{REPORT}/metrics.json",
@@ -99,6 +105,7 @@ class RunRecord:
         history: one row an epoch; `epoch` is the step, the other columns are metrics, None where there is no value.
         metrics: final values.
         artifacts: file or folder by its place among the run's artifacts.
+        token: of the run that grew while the training ran; empty for none that is known.
     """
 
     key: str
@@ -108,6 +115,7 @@ class RunRecord:
     history: list[dict[str, float | None]]
     metrics: dict[str, float]
     artifacts: dict[str, Path]
+    token: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,18 @@ def resolve_uri(uri: str | None) -> str:
     if file is None or file.is_absolute() or checkout == Path.cwd():
         return address
     return address.replace(f":///{file}", f":///{checkout / file}", 1)
+
+
+def follows(settings: TrackingConfig) -> bool:
+    """Whether trainings are logged while they run."""
+    named = bool(settings.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    return named if settings.live is None else settings.live
+
+
+def is_there(settings: TrackingConfig) -> bool:
+    """Whether the address is no SQLite database that has yet to be made."""
+    file = database_file(resolve_uri(settings.uri))
+    return file is None or file.exists()
 
 
 def database_file(uri: str) -> Path | None:
@@ -157,7 +177,7 @@ def connect(settings: TrackingConfig, *, again: str, create: bool = False) -> It
     """The tracking store, once it has answered.
 
     Args:
-        again: the command to run again after a failure, for the error.
+        again: the command to run again after a failure, for the error; empty for a training, which goes on.
         create: make a database that is not there; whoever only reads must not. Whoever may make one is alone: others
             who ask the same of a SQLite database wait until the block ends.
     Raises:
@@ -265,58 +285,149 @@ class Store:
 
     def log_run(self, record: RunRecord) -> str:
         """The id of the complete run with this key, in whatever experiment; it is made if there is none."""
-        from mlflow.entities import ViewType
-
         experiment, parent = self._place()
-        experiments = [found.experiment_id for found in _pages(self._client.search_experiments)]
-        condition, oldest_first = _tagged("gkd.key", record.key), ["attributes.start_time ASC"]
-        for run in self._client.search_runs(experiments, condition, ViewType.ACTIVE_ONLY, order_by=oldest_first):
+        for run in self._runs("gkd.key", record.key):
             if run.data.tags.get("gkd.complete") == "true":
                 return str(run.info.run_id)
             if run.info.status == "RUNNING" and self._abandoned(run.info.start_time):
                 self._client.set_terminated(run.info.run_id, "FAILED")
 
-        tags = record.tags | {"gkd.key": record.key} | ({"mlflow.parentRunId": parent} if parent else {})
-        run_id = str(self._client.create_run(experiment, tags=tags, run_name=record.name).info.run_id)
+        tags = record.tags | {"gkd.key": record.key}
+        if (grown := self._grown(record)) is not None:
+            self._client.update_run(grown, name=record.name)
+            self._fill(grown, record, tags)
+            return grown
+        run_id = self._create_run(experiment, parent, record.name, tags)
         try:
-            self._fill(run_id, record)
+            self._fill(run_id, record, {})
         except BaseException:
             with contextlib.suppress(Exception):
                 self._client.set_terminated(run_id, "FAILED")
             raise
         return run_id
 
+    def _create_run(self, experiment: str, parent: str | None, name: str, tags: dict[str, str]) -> str:
+        """A run, under the one that the platform opened; on a cluster the pipeline's run is named in it."""
+        run, page = os.environ.get(KFP_RUN), os.environ.get(KFP_PAGE)
+        tags = tags | ({"mlflow.parentRunId": parent} if parent else {}) | ({"gkd.kfp_run": run} if run else {})
+        if run and page:
+            tags["gkd.kfp_address"] = page.replace(KFP_PLACE, run)
+        return str(self._client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+
+    def _runs(self, tag: str, value: str) -> list[Any]:
+        """The runs with this tag, oldest first, in whatever experiment."""
+        from mlflow.entities import ViewType
+
+        experiments = [found.experiment_id for found in _pages(self._client.search_experiments)]
+        oldest_first = ["attributes.start_time ASC"]
+        return list(
+            self._client.search_runs(experiments, _tagged(tag, value), ViewType.ACTIVE_ONLY, order_by=oldest_first)
+        )
+
+    def _grown(self, record: RunRecord) -> str | None:
+        """The run that grew while this training ran, by its token, which a folder may have lost, or by its digest."""
+        found = self._runs(LIVE_TAG, record.token) if record.token else []
+        if not found and (digest := record.tags.get("gkd.digest")):
+            found = [run for run in self._runs("gkd.digest", digest) if LIVE_TAG in run.data.tags]
+        unfilled = [run for run in found if run.data.tags.get("gkd.complete") != "true"]
+        return str(unfilled[-1].info.run_id) if unfilled else None
+
     def _abandoned(self, since_ms: int) -> bool:
         """Whether whoever began to write something then was killed, and is not just busy with it elsewhere."""
         return self._alone or time.time() - since_ms / 1000 > ABANDONED
 
-    def _fill(self, run_id: str, record: RunRecord) -> None:
-        from mlflow.entities import Metric, Param, RunTag
+    def _fill(self, run_id: str, record: RunRecord, tags: dict[str, str]) -> None:
+        """Log what the run does not have; `tags` are set with the last one."""
+        from mlflow.entities import RunTag
 
         texts = {key: _text(value) for key, value in record.params.items()}
         long = {key: record.params[key] for key, text in texts.items() if len(text) > LONGEST_PARAM}
         for key, value in long.items():
             digest = hashlib.sha256(texts[key].encode()).hexdigest()
             texts[key] = _text({"length": len(value), "sha256": digest, "artifact": LONG_PARAMS})
-        for some in _chunks([Param(key, text) for key, text in texts.items()], 100):
-            self._client.log_batch(run_id, params=some)
-        now = int(time.time() * 1000)
-        curves = [
-            Metric(key, value, now, int(row["epoch"] or 0))
-            for row in record.history
-            for key, value in row.items()
-            if key != "epoch" and value is not None
-        ]
-        final = [Metric(key, value, now, 0) for key, value in record.metrics.items()]
-        for some in _chunks(curves + final, 1000):
-            self._client.log_batch(run_id, metrics=some)
+        self._log_params(run_id, texts)
+        now, known = int(time.time() * 1000), self.logged(run_id)
+        rows = [(now, row) for row in record.history]
+        self.log_rows(run_id, [*rows, (now, {"epoch": 0, **record.metrics})], known)
         if long:
             self._client.log_dict(run_id, long, LONG_PARAMS)
         for place, source in record.artifacts.items():
             log = self._client.log_artifacts if source.is_dir() else self._client.log_artifact
             log(run_id, str(source), place)
-        self._client.log_batch(run_id, tags=[RunTag("gkd.complete", "true")])
+        last = [RunTag(key, value) for key, value in (tags | {"gkd.complete": "true"}).items()]
+        self._client.log_batch(run_id, tags=last)
         self._client.set_terminated(run_id)
+
+    def _log_params(self, run_id: str, texts: dict[str, str]) -> None:
+        """Those that the run does not have: MLflow takes no second value."""
+        from mlflow.entities import Param
+
+        known = self._client.get_run(run_id).data.params
+        new = [Param(key, text) for key, text in texts.items() if key not in known]
+        for some in _chunks(new, 100):
+            self._client.log_batch(run_id, params=some)
+
+    def open_run(self, token: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> str:
+        """The run of a training that begins or goes on, made if there is none with this token; it is RUNNING."""
+        if found := self._runs(LIVE_TAG, token):
+            run_id = str(found[0].info.run_id)
+            self._client.update_run(run_id, status="RUNNING")
+        else:
+            experiment, parent = self._place()
+            run_id = self._create_run(experiment, parent, name, tags | {LIVE_TAG: token})
+        texts = {key: _text(value) for key, value in params.items()}
+        self._log_params(run_id, {key: text for key, text in texts.items() if len(text) <= LONGEST_PARAM})
+        return run_id
+
+    def logged(self, run_id: str) -> set[tuple[str, int]]:
+        """The metrics that a run has, each with its step."""
+        names = [name for name in self._client.get_run(run_id).data.metrics if not name.startswith("system/")]
+        return {(name, metric.step) for name in names for metric in self._client.get_metric_history(run_id, name)}
+
+    def log_rows(
+        self, run_id: str, rows: list[tuple[int, dict[str, float | None]]], known: set[tuple[str, int]]
+    ) -> None:
+        """Log rows of a history: in each `epoch` is the step, the others are metrics, None where there is no value.
+
+        Args:
+            rows: each with its time, in milliseconds since 1970.
+            known: metrics and steps that the run has; they are left out.
+        """
+        from mlflow.entities import Metric
+
+        metrics: dict[tuple[str, int], Metric] = {}
+        for time_ms, row in rows:
+            step = int(row["epoch"] or 0)
+            for key, value in row.items():
+                if key != "epoch" and value is not None and (key, step) not in known:
+                    metrics.setdefault((key, step), Metric(key, value, time_ms, step))
+        for some in _chunks([*metrics.values()], 1000):
+            self._client.log_batch(run_id, metrics=some)
+
+    def close_run(self, run_id: str, status: str, tags: dict[str, str]) -> None:
+        """End a run that grew, as FINISHED, FAILED or KILLED."""
+        from mlflow.entities import RunTag
+
+        if tags:
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        self._client.set_terminated(run_id, status)
+
+    def address(self, run_id: str) -> str | None:
+        """Where people see a run, without credentials; None where nothing but a database is known."""
+        parts = urlsplit(self.uri)
+        if parts.scheme not in ("http", "https"):
+            return None
+        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        return f"{place}/#/experiments/{self._client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+
+    def system_metrics(self, run_id: str) -> "SystemMetricsMonitor":
+        """What logs the load of this machine into a run, by MLflow's own means; it ends when the store is away."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # one of us says that the store is away
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        return monitor
 
     def _place(self) -> tuple[str, str | None]:
         """Experiment and parent of a new run: those of MLFLOW_RUN_ID, else MLFLOW_EXPERIMENT_ID, else by name."""
@@ -478,6 +589,11 @@ class Store:
         return [_version(made) for made in _pages(self._client.search_model_versions, filter_string=query)]
 
 
+def is_alive(monitor: "SystemMetricsMonitor | None") -> bool:
+    """Whether it goes on logging."""
+    return monitor is not None and monitor._process is not None and monitor._process.is_alive()
+
+
 def _signature(manifest: dict[str, Any]) -> "ModelSignature":
     import numpy as np
     from mlflow.models import ModelSignature
@@ -497,6 +613,17 @@ def _version(made: Any) -> Version:
 
 def _tagged(key: str, value: str) -> str:
     return f"tags.`{key}` = '{value}'"
+
+
+def flat(content: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined; an empty one vanishes."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}{separator}{inner}": rest for inner, rest in flat(value, separator).items()}
+        else:
+            found[key] = value
+    return found
 
 
 def _text(value: Any) -> str:
@@ -624,7 +751,8 @@ def _errors_as_sentences(uri: str, again: str) -> Iterator[None]:
 
 
 def _sentence(error: Exception, uri: str, again: str) -> str:
-    place, later = f"the tracking store {redact(uri)}", f"nothing is lost, run `{again}` again"
+    place = f"the tracking store {redact(uri)}"
+    later = f"nothing is lost, run `{again}` again" if again else "what was missed is sent; the training goes on"
     reason, code = _cause(error), getattr(error, "error_code", None)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, ImportError):

@@ -29,6 +29,7 @@ from components.mlflow_store import (
     Store,
     Version,
     connect,
+    flat,
 )
 from components.registry import CHALLENGER, CHAMPION, PREVIOUS, make_champion
 from gkd_core import __version__
@@ -120,6 +121,7 @@ def run(
         ]
         with connect(params.tracking, again="gkd register", create=True) as store:
             runs = {role: [store.log_run(record) for record in some] for role, some in records.items()}
+            seen_at = store.address(runs["student"][0])
             version = store.find_version(manifest_digest) or store.register(
                 runs["student"][0],
                 deploy / manifest["model"]["file"],
@@ -142,6 +144,7 @@ def run(
                 "manifest": manifest_digest,
                 "run_id": version.run_id,
                 "runs": runs,
+                **({"run_address": seen_at} if seen_at else {}),
             },
         )
     if not decision["passed"] and params.gate.on_refusal == "fail":
@@ -344,8 +347,8 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         }
         for precision in SMALLER:
             if precision in metrics:
-                final |= _flat({precision: metrics[precision] | timings.get(precision, {})}, separator="_")
-        final |= _flat(metrics["differences"], separator="_")
+                final |= flat({precision: metrics[precision] | timings.get(precision, {})}, separator="_")
+        final |= flat(metrics["differences"], separator="_")
     how, history = training.get("method"), folder / "history.csv"  # an imported network has none
     return RunRecord(
         key=digest,
@@ -353,11 +356,19 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         tags={"gkd.role": role, "gkd.digest": digest, "gkd.data": training["data_sha256"]}
         | ({"gkd.weights": training["weights_digest"]} if "weights_digest" in training else {})
         | _checkout(folder / "run.json"),
-        params=_flat(facts),
+        params=flat(facts),
         history=read_table(history) if history.exists() else [],
         metrics={k: float(v) for k, v in final.items() if isinstance(v, int | float) and not isinstance(v, bool)},
         artifacts={NETWORK: folder},
+        token=token_of(folder),
     )
+
+
+def token_of(folder: Path) -> str:
+    """The token of the run that grew while the network in a folder was trained (see `live.py`); empty for none."""
+    file = folder / "run.json"
+    facts = read_json(file, "the folder") if file.exists() else {}
+    return str(facts.get("mlflow", {}).get("token", ""))
 
 
 def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, report: Path, correct: Path) -> RunRecord:
@@ -368,14 +379,3 @@ def _with_deployment(record: RunRecord, manifest_digest: str, deploy: Path, repo
         tags=record.tags | {"gkd.manifest": manifest_digest},
         artifacts=record.artifacts | {DEPLOY: deploy, REPORT: report, GATE: correct},
     )
-
-
-def _flat(content: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
-    """Nested mappings as one, their keys joined; an empty one vanishes."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}{separator}{inner}": rest for inner, rest in _flat(value, separator).items()}
-        else:
-            flat[key] = value
-    return flat

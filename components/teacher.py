@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.launch import launch, must_launch
+from components.live import Live, followed, no_curves
 from gkd_core import __version__, schemes
 from gkd_core.config import MethodConfig, NetworkConfig, Params, TeacherConfig
 from gkd_core.data.part import ClassPart
@@ -52,14 +53,15 @@ class _Network:
     assistant: bool = False
 
 
-def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
+def run(*, data: Path, out: Path, work: Path, params: Params, dvclive: Path | None = None) -> dict[str, Any]:
     """Write a teacher folder to `out`: teacher.json and one network folder for each network trained or imported.
 
     Args:
         data: folder of the prepare step.
         out: appears whole or not at all.
         work: checkpoints and, of several networks, the finished ones live here.
-        params: reads `teacher`; `tracking` for the address of `models:/…`.
+        params: reads `teacher`; `tracking` for the address of `models:/…` and for where its epochs are logged.
+        dvclive: folder for the curves as DVCLive writes them, epoch by epoch; None writes none.
     Returns:
         Facts of the training or the import, of several networks the last one's, and with `networks` every one's top-1.
     Raises:
@@ -69,12 +71,15 @@ def run(*, data: Path, out: Path, work: Path, params: Params) -> dict[str, Any]:
     training = params.teacher.train
     imported = params.teacher.source is not None
     if must_launch(training) and not imported:
-        return launch(__name__, params=params, training=training, data=data, out=out, work=work)
+        return launch(__name__, params=params, training=training, data=data, out=out, work=work, dvclive=dvclive)
     with joined(training.device):
-        return _import(prepared, out, params) if imported else _train_all(prepared, out, work, params)
+        if not imported:
+            return _train_all(prepared, out, work, params, dvclive)
+        no_curves(dvclive)
+        return _import(prepared, out, params)
 
 
-def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) -> dict[str, Any]:
+def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params, dvclive: Path | None) -> dict[str, Any]:
     """In one process, or in each of several."""
     teacher = params.teacher
     inputs = {
@@ -87,10 +92,11 @@ def _train_all(prepared: PreparedData, out: Path, work: Path, params: Params) ->
     starts = {"weights_digests": digests} if any(digests := [_digest(one) for one in plan]) else {}
     space = workspace(work / "teacher", inputs | starts)
     _refuse_uncovered(teacher, prepared.info.classes)
-    with step_folder(out, [prepared.folder], work, kind="teacher") as folder:
+    building = step_folder(out, [prepared.folder], work, kind="teacher")
+    with followed(params.tracking, dvclive, several=len(plan) > 1) as live, building as folder:
         before: Path | None = None
         for one in plan:
-            make = partial(_train, one, prepared, teacher, inputs, space, work / TEACHER_CACHE, before)
+            make = partial(_train, one, prepared, teacher, inputs, space, work / TEACHER_CACHE, live, before)
             before = run_once(space / one.folder, make)
             shutil.copytree(before, folder / one.folder)
         folders = [one.folder for one in plan]
@@ -178,6 +184,7 @@ def _train(
     inputs: dict[str, Any],
     space: Path,
     cache: Path,
+    live: Live,
     before: Path | None,
     folder: Path,
 ) -> None:
@@ -200,8 +207,10 @@ def _train(
         section="teacher.train",
         space=space,
         cache=cache,
+        watcher=live,
     )
     training.run(space / f"{one.folder}.training").save(folder)
+    live.saved(folder)
 
 
 def _start(one: _Network, teacher: TeacherConfig) -> dict[str, Any]:

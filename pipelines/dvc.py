@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from components.curves import METRICS
+from components.curves import PLOTS as CURVES
 from components.graph import MAKER, STEPS, Step, addresses
 from gkd_core.config import Params
 from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
@@ -30,6 +32,8 @@ BY_NAME = ("gkd_core/data/sources", "gkd_core/models", "gkd_core/report")
 # Sources that change no result: what a user reads, and what is in no digest.
 SILENT = frozenset(
     {
+        "components/curves.py",
+        "components/live.py",
         "components/mlflow_store.py",
         "gkd_core/data/health_page.py",
         "gkd_core/errors.py",
@@ -38,6 +42,7 @@ SILENT = frozenset(
         "gkd_core/run_facts.py",
         "gkd_core/schemes/__init__.py",
         "gkd_core/training/progress.py",
+        "gkd_core/training/watcher.py",
     }
 )
 PLOTS = """plots:
@@ -175,19 +180,24 @@ def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = Mapping
         lines += _block(SOURCES, stage)
     for step in STEPS:
         lines += _block(step.name, _stage(step, checkout, beside.get(step.name, [])))
-    return "\n".join([*lines, PLOTS])
+    folders = [step.dvclive for step in STEPS if step.dvclive]
+    metrics = ["metrics:", *(f"  - {folder}/{METRICS}" for folder in folders), ""]
+    curves = [f"  - {folder}/{CURVES}: {{x: step}}" for folder in folders]
+    return "\n".join([*lines, *metrics, PLOTS.rstrip("\n"), *curves, ""])
 
 
 def _stage(step: Step, checkout: bool, beside: list[str]) -> dict[str, Any]:
     given = [f"--{folder} {folder}" for folder in step.inputs]
     code = [f"{SOURCES}/{step.name}.json"] if checkout else []
     deps = [path for folder in step.inputs for path in _paths(MAKER[folder])]
-    stage: dict[str, Any] = {"cmd": " ".join([step.line, *given, f"--out {step.output}"])}
+    curves = [f"--dvclive {step.dvclive}"] if step.dvclive else []
+    stage: dict[str, Any] = {"cmd": " ".join([step.line, *given, f"--out {step.output}", *curves])}
     if deps := sorted([*code, *deps, *beside]):
         stage["deps"] = deps
     stage["params"] = list(step.sections)
     outs = [path for path in _paths(step) if _kind(step, path) == "out" and not step.in_git]
     for_git = [path for path in _paths(step) if _kind(step, path) == "plot" or step.in_git]
+    outs += [step.dvclive] if step.dvclive else []
     stage["outs"] = [*outs, *({path: {"cache": False}} for path in for_git)]
     if metrics := [path for path in _paths(step) if _kind(step, path) == "metric"]:
         stage["metrics"] = [{path: {"cache": False}} for path in metrics]

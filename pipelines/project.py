@@ -49,6 +49,7 @@ IGNORED = (
     "kd",
     "student",
     "deploy",
+    "dvclive",
     "health",
     "work",
     "mlflow.db*",

@@ -748,6 +748,10 @@ class TrackingConfig(Section):
     """Registered model."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
     """Tries to reach the server before giving up, with growing pauses."""
+    live: bool | None = None
+    """Log every epoch while a training runs; null does where `uri` or MLFLOW_TRACKING_URI names a place."""
+    system_metrics: bool = True
+    """With `live`: log also what the machine is busy with (CPU, memory, disk, network, GPUs), by MLflow's own means."""
 
 
 def networks(content: dict[str, Any]) -> Iterator[dict[str, Any]]:

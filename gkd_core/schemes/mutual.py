@@ -21,6 +21,8 @@ from gkd_core.training.learner import Learner
 if TYPE_CHECKING:
     from gkd_core.config import TrainingConfig
 
+CHOSEN = ("validation_top1", "validation_nll")  # of the history: those of the peer that is kept
+
 
 class MutualOptions(Options):
     """Peers that learn from each other."""
@@ -124,6 +126,10 @@ class MutualLearner(Learner):
         others = {f"peer{k}": cast(Network, peer) for k, peer in enumerate(self.others, start=2)}
         return super().networks() | others
 
+    def live_row(self, row: dict[str, float]) -> dict[str, float]:
+        """The first peer's measures under its name: which peer's are the student's is decided at the end."""
+        return {f"{name}_peer1" if name in CHOSEN else name: value for name, value in row.items()}
+
     def on_train_end(self, history: list[dict[str, float]]) -> dict[str, object]:
         """Put the best peer into the student: by top-1 on validation after the last epoch, then by likelihood.
 
@@ -133,13 +139,13 @@ class MutualLearner(Learner):
             selected_peer, counted from 1, and every peer's validation_top1.
         """
         for row in history:
-            for measure in ("validation_top1", "validation_nll"):
+            for measure in CHOSEN:
                 row[f"{measure}_peer1"] = row[measure]
         numbers = range(1, len(self.others) + 2)
         last = history[-1]
         best = max(numbers, key=lambda k: (last[f"validation_top1_peer{k}"], -last[f"validation_nll_peer{k}"]))
         for row in history:
-            for measure in ("validation_top1", "validation_nll"):
+            for measure in CHOSEN:
                 row[measure] = row[f"{measure}_peer{best}"]
         if best > 1:
             self.network.load_state_dict(self.others[best - 2].state_dict())

@@ -53,6 +53,10 @@ class Learner(nn.Module):
         """The networks trained side by side by name; the student's name is empty."""
         return {"": self.network}
 
+    def live_row(self, row: dict[str, float]) -> dict[str, float]:
+        """An epoch's row as it can be told while the training runs: what `on_train_end` decides is not in it yet."""
+        return dict(row)
+
     def on_train_end(self, history: list[dict[str, float]]) -> dict[str, object]:
         """After the last epoch: may change the student's weights and the history; facts for the record."""
         return {}

@@ -67,6 +67,7 @@ from gkd_core.training.progress import TrainingProgress
 from gkd_core.training.result import History, Result
 from gkd_core.training.teacher import Teacher
 from gkd_core.training.threads import computing_with, cores_of, threads_for, torch_limit
+from gkd_core.training.watcher import Watcher
 from gkd_core.training.workspace import TEACHER_CACHE, remove_workspace, step_folder, workspace
 
 # Reading a number from an accelerator makes it wait; on the CPU it costs nothing.
@@ -327,6 +328,7 @@ class Training:
         space: workspace of the step that this training is one of; None: the training's own.
         cache: folder for what the teacher answers, where `config` asks for that; other trainings may have it too.
         on_epoch: called after every epoch; of a scheme with several trainings, of the last.
+        watcher: is told of every epoch.
     """
 
     network: Network
@@ -340,6 +342,7 @@ class Training:
     space: Path | None = None
     cache: Path | None = None
     on_epoch: EpochHook | None = None
+    watcher: Watcher | None = None
 
     def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
         """Train as the scheme wants it: once, or in generations.
@@ -469,6 +472,7 @@ class Trainer:
         self.data, self._cache, self._on_epoch = data, training.cache, training.on_epoch
         self._vote = distributed.Vote()
         self._kept = 0.0
+        self.work, self.watcher = work, training.watcher if distributed.rank() == 0 else None
 
     def _threads(self, training: Training, work: Path | None) -> dict[str, int]:
         """Choose the number of threads; {"threads"} where it changes results, which a GPU's do not."""
@@ -547,6 +551,9 @@ class Trainer:
         shown = distributed.rank() == 0
         with TrainingProgress(self.name, steps=steps, done=len(state.steps), shown=shown) as progress, self._thawed():
             progress.epoch(self.recipe)
+            if self.watcher is not None:
+                rows = [self.learner.live_row(row) for row in state.history]
+                self.watcher.begin(self.name, self.facts, self.work, rows)
             for row in state.history:
                 self._tell(row)
             if config.teacher_cache and self.teacher is not None and state.epoch < epochs:
@@ -564,6 +571,7 @@ class Trainer:
                 if state.meter is not None:
                     meter.load_state_dict(state.meter)
                     progress.epoch(f"goes on in epoch {epoch + 1} after step {meter.steps}")
+                began, before = time.monotonic(), meter.images
                 heed = functools.partial(self._heed, stop, meter, progress)
                 for i, batch in enumerate(self.loader.epoch(epoch, meter.steps), start=meter.steps):
                     t = epoch + i / self.loader.steps_per_epoch
@@ -590,9 +598,12 @@ class Trainer:
                     progress.advance(batch.shards.total, state=meter.state(beta))
                     heed()
                 meter.check()
+                speed = (meter.images - before) / max(time.monotonic() - began, 1e-9)
                 distributed.share_buffers(self.learner, self.average)
                 row = self._end_of_epoch(epoch, meter.means(), heed)
                 progress.epoch(_epoch_line(row, epochs))
+                if self.watcher is not None:
+                    self.watcher.epoch(self.learner.live_row(row), speed)
                 self._tell(row)
             if self.cached is not None:
                 progress.epoch(self.cached.summary)
@@ -722,6 +733,8 @@ class Trainer:
         self.network.eval()
         history = copy.deepcopy(state.history)
         facts = self.facts | self.learner.on_train_end(history)
+        if self.watcher is not None:
+            self.watcher.end(copy.deepcopy(history))
         epoch = state.best_epoch if best else self.config.epochs
         selected = history[epoch - 1]
         return Result(
@@ -880,6 +893,11 @@ class _Meter:
         self._sizes.append(shards.total)
         self._labelled += shards.total if shards.labelled is None else shards.labelled
         self._hits += hits
+
+    @property
+    def images(self) -> int:
+        """Images so far, of all processes."""
+        return sum(self._sizes)
 
     def state(self, beta: float) -> str | None:
         """A short text of the latest terms every so many steps, else None; a term that is not finite raises."""

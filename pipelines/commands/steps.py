@@ -32,6 +32,8 @@ def _command(steps: list[Step]) -> Callable[..., None]:
         options["out"] = (Out, Path(main.output))
     if main.trains:
         options["work"] = (Work, Path("work"))
+        words = "Folder for the curves as DVCLive writes them, epoch by epoch; none are written unless given."
+        options["dvclive"] = (Annotated[Path | None, typer.Option(help=words)], None)
     if len(steps) > 1:
         words = "`baseline` (student alone) or `kd` (plain soft labels) instead of the method."
         options["reference"] = (Annotated[str | None, typer.Option(help=words)], None)

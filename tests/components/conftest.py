@@ -44,7 +44,7 @@ def project(made_once: MadeOnce, digits: Path, teacher: Path) -> Project:
             "references": {"kd": False},
             "export": {"fp16": True, "int8": {"min_agreement": 0.0, "max_accuracy_drop": 1.0}},
             "evaluate": {"latency_runs": 10},
-            "tracking": {"uri": "http://user:secret@tracking.example"},
+            "tracking": {"uri": "http://user:secret@tracking.example", "live": False},
         }
     )
 
