@@ -122,7 +122,8 @@ class Live:
             self._history.append(row)
             self._curves.write(self._label, self._history)
         if self._sender is not None and self._run is not None:
-            self._run.rows += _timed([row | {"images_per_second": images_per_second}])
+            speed = {"images_per_second": images_per_second} if images_per_second else {}
+            self._run.rows += _timed([row | speed])
             self._sender.wake()
 
     def end(self, history: list[dict[str, float]]) -> None:

@@ -20,7 +20,9 @@ class Watcher(Protocol):
         """
 
     def epoch(self, row: dict[str, float], images_per_second: float) -> None:
-        """An epoch is over and its checkpoint written: the history's new row, and how fast it was trained."""
+        """An epoch is over and its checkpoint written: the history's new row, and how fast this process trained it; 0
+        where nothing of it was left to train.
+        """
 
     def end(self, history: list[dict[str, float]]) -> None:
         """The training came to its end; a learner may have changed the history."""

@@ -26,7 +26,7 @@ from pipelines.commands.options import (
     finish,
     grouped,
 )
-from pipelines.kubeflow.client import Access, connect
+from pipelines.kubeflow.client import Access, Cluster, connect
 
 if TYPE_CHECKING:
     from pipelines.kubeflow.package import Work
@@ -223,12 +223,24 @@ def submit(
         _say(f"run {facts['run_id']} is submitted: {facts['link']}")
         _say(unchecked(work))
     if wait:
-        facts = runs.wait(
-            cluster, facts["run_id"], timeout_seconds=timeout or TWO_DAYS, poll_seconds=poll or 10, progress=_say
-        )
+        facts = _wait(cluster, facts["run_id"], timeout, poll)
     finish(facts)
     if wait and (sentence := runs.failure(facts)):
         raise runs.RunFailed(sentence)
+
+
+def _wait(cluster: Cluster, run_id: str, timeout: float | None, poll: float | None) -> dict[str, Any]:
+    """Tell each change until the run has ended; whoever stops this (Ctrl-C) stops no run."""
+    from pipelines.kubeflow import runs
+
+    try:
+        return runs.wait(cluster, run_id, timeout_seconds=timeout or TWO_DAYS, poll_seconds=poll or 10, progress=_say)
+    except SystemExit:
+        _say(
+            f"run {run_id} goes on: `gkd pipeline status {run_id} --follow` waits for it again, `gkd pipeline stop "
+            f"{run_id}` ends it"
+        )
+        raise
 
 
 @app.command()
@@ -278,6 +290,15 @@ def unschedule(
 @grouped
 def status(
     run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Print each change until the run has ended; exit code 1 when it failed."),
+    ] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=1, help="With --follow: seconds at most; two days unless given.")
+    ] = None,
+    poll: Annotated[float | None, typer.Option(min=0.05, help="With --follow: seconds between polls; else 10.")] = None,
+    *,
     server: Access,
 ) -> None:
     """Show how far a run is, task by task."""
@@ -287,18 +308,27 @@ def status(
     from pipelines.kubeflow.logs import Logs
     from pipelines.summary import console
 
+    for option, value in (("--timeout", timeout), ("--poll", poll)):
+        if value is not None and not follow:
+            raise GkdError(f"{option} is for looking on until the run has ended: add --follow")
     cluster = connect(server)
     found = runs.find(cluster, run)
-    facts = runs.describe(cluster, found, Logs(cluster, found.run_id))
+    if follow:
+        facts = _wait(cluster, found.run_id, timeout, poll)
+    else:
+        facts = runs.describe(cluster, found, Logs(cluster, found.run_id))
     table = Table(title=f"{facts['name']}: {runs.in_words(facts['state'])}", title_justify="left")
     for heading in ("task", "state", "what it says"):
         table.add_column(heading)
     for task in facts["tasks"]:
         table.add_row(task["name"], runs.in_words(task["state"]), task["error"] or "")
     console().print(table, markup=False)
-    if sentence := runs.failure(facts) if facts["state"] in runs.FINISHED else None:
+    sentence = runs.failure(facts) if facts["state"] in runs.FINISHED else None
+    if sentence and not follow:
         _say(sentence)
     finish(facts)
+    if sentence and follow:
+        raise runs.RunFailed(sentence)
 
 
 @app.command()

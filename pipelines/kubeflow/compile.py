@@ -23,6 +23,7 @@ from pipelines.kubeflow.checks import (
     without_null,
 )
 from pipelines.kubeflow.profile import Profile, load_profile
+from pipelines.kubeflow.variables import tracking_variable, with_variables
 
 PIPELINES = ("distillation", "sweep")
 MADE = "made by `gkd pipeline compile`"  # stands in the first line of each
@@ -80,6 +81,7 @@ def compile_pipeline(
     _refuse_to_overwrite(file)
     # What kfp's Compiler writes, without its comments, whose order differs from one process to the next.
     documents = [MessageToDict(message) for message in (pipeline.pipeline_spec, pipeline.platform_spec)]
+    with_variables(documents, tracking_variable(resolve(content, overrides or [])))
     body = yaml.dump_all([document for document in documents if document], Dumper=yaml.CSafeDumper, sort_keys=True)
     title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; {MADE}\n"
     if warn and given and not given.sets("MLFLOW_TRACKING_URI") and not resolve(content, overrides or []).tracking.uri:

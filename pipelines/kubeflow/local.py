@@ -26,12 +26,13 @@ from google.protobuf.json_format import MessageToDict
 
 from components.graph import STEPS
 from components.image import image
+from components.mlflow_store import follows
 from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
 from pipelines.kubeflow.checks import refuse_arguments, refuse_no_image, resolve, without_null
 from pipelines.kubeflow.compile import create_pipeline
-from pipelines.kubeflow.task import BEGIN, END
+from pipelines.kubeflow.task import BEGIN, END, TRACKING
 
 RUNNERS = ("subprocess", "docker")
 FOLDERS = {
@@ -99,6 +100,10 @@ def run_pipeline(
     root, work = (out / f".kubeflow-{uuid.uuid4().hex}").resolve(), (out / "work").resolve()
     tasks = root / "tasks"
     surroundings = {"GKD_TASKS": str(tasks), "GKD_WORK": str(work)}
+    # Containers know the tracking server by another address, which is in MLFLOW_TRACKING_URI.
+    seen = found.tracking.model_copy(update={"uri": None}) if runner == "docker" else found.tracking
+    tracking = seen.model_copy(update={"live": follows(found.tracking)})
+    surroundings[TRACKING] = tracking.model_dump_json()
     more = list(overrides or [])
     if runner == "docker":
         from pipelines.kubeflow.containers import Containers

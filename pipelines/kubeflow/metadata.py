@@ -29,12 +29,14 @@ def of_data(folder: str, dvc: dict[str, Any]) -> dict[str, Any]:
 def of_teacher(folder: str) -> dict[str, Any]:
     """Digest of a teacher folder and the networks in it."""
     facts = read_json(Path(folder) / "teacher.json", "the teacher folder")
+    runs = [run for name in facts["networks"] if name and (run := _mlflow_run(Path(folder) / name))]
     found = {
         "framework": "pytorch",
         "digest": folder_digest(Path(folder)),
         "networks": facts["networks"],
         "imported": facts["imported"],
         "data_sha256": facts["data_sha256"],
+        "mlflow_runs": runs or None,
     }
     return without_null(found)
 
@@ -43,7 +45,16 @@ def of_student(folder: str) -> dict[str, Any]:
     """Digest of a student folder and what it was trained from; a reference that was not trained says so."""
     facts = read_json(Path(folder) / "training.json", "the student folder")
     known = {key: facts[key] for key in TRAINED if key in facts}
-    return without_null({"framework": "pytorch", "digest": folder_digest(Path(folder)), **known})
+    run = _mlflow_run(Path(folder))
+    return without_null({"framework": "pytorch", "digest": folder_digest(Path(folder)), **known, "mlflow_run": run})
+
+
+def _mlflow_run(folder: Path) -> str | None:
+    """Address of the run that grew in MLflow while the network in a folder was trained, else its identifier."""
+    file = folder / "run.json"
+    facts = read_json(file, "the folder").get("mlflow", {}) if file.exists() else {}
+    run: str | None = facts.get("address") or facts.get("run_id")
+    return run
 
 
 def of_deployment(folder: str) -> dict[str, Any]:
@@ -72,6 +83,7 @@ def of_registration(folder: str) -> dict[str, Any]:
     version = read_json(Path(folder) / "version.json", "the registration folder")
     gate = read_json(Path(folder) / "gate.json", "the registration folder")
     known = {key: version[key] for key in ("name", "version", "alias", "manifest", "run_id")}
+    known["mlflow_run"] = version.get("run_address")
     return without_null({**known, "passed": gate["passed"], "sentence": gate["sentence"]})
 
 

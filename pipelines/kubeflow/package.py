@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from components.mlflow_store import KFP_PAGE
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
 from pipelines.kubeflow.checks import (
@@ -28,6 +29,7 @@ from pipelines.kubeflow.checks import (
 )
 from pipelines.kubeflow.compile import LOST
 from pipelines.kubeflow.profile import QUEUE_LABEL, Profile
+from pipelines.kubeflow.variables import tracking_variable, with_variables
 
 DEFAULT_EXPERIMENT = "gkd"
 
@@ -230,19 +232,31 @@ def _images(documents: list[Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def as_sent(work: Work) -> Iterator[Work]:
-    """The work with the file that is sent; without caching that is a copy in which no task has any.
+def as_sent(work: Work, page: str = "") -> Iterator[Work]:
+    """The work with the file that is sent: a copy where that is not the one that was compiled.
 
+    Its trainings are told of these arguments' tracking server and of the run's page. Without caching no task has any;
     kfp's own option reaches the tasks on top alone, and no file that is uploaded.
+
+    Args:
+        page: address of a run in the web interface, KFP_PLACE where its identifier goes.
     """
-    if work.caching:
-        yield work
-        return
     documents = _read(work.package)
     spec = documents[0]
-    for part in [spec["root"], *spec.get("components", {}).values()]:
-        for task in part.get("dag", {}).get("tasks", {}).values():
-            task["cachingOptions"] = {}
+    known = spec["root"].get("inputDefinitions", {}).get("parameters", {})
+    given = {name: kind.get("defaultValue") for name, kind in known.items()} | work.arguments
+    variables = {KFP_PAGE: page} if page else {}
+    if isinstance(given.get("params"), dict):
+        params = resolve(given["params"], given.get("overrides") or [], mlflow=given.get("mlflow") or "")
+        variables |= tracking_variable(params)
+    changed = with_variables(documents, variables)
+    if work.caching and not changed:
+        yield work
+        return
+    if not work.caching:
+        for part in [spec["root"], *spec.get("components", {}).values()]:
+            for task in part.get("dag", {}).get("tasks", {}).values():
+                task["cachingOptions"] = {}
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
         package.write_text(yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), encoding="utf-8")

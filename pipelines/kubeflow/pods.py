@@ -4,7 +4,9 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from components.image import image
+from components.mlflow_store import KFP_RUN
 from pipelines.kubeflow.profile import TRAINING, Profile, Retries, Volume
+from pipelines.kubeflow.task import RUN_LABEL
 
 MARGIN_SECONDS = 600  # for a task that waits for a TrainJob: to copy its inputs and its result, and to tell of its end
 WAITING_SECONDS = 86400  # that a try may wait for a node and the image; it counts where tries are counted
@@ -63,6 +65,8 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
         _mount(task, profile.work)
     if profile.work and step in TRAINING:
         task.set_env_variable("GKD_WORK", profile.work.mount)
+    if step in (*TRAINING, "register"):  # what they log in MLflow says whose run it was; no part of the cache's key
+        kubernetes.use_field_path_as_env(task, KFP_RUN, f"metadata.labels['{RUN_LABEL}']")
     if profile.nodes and step in TRAINING:
         task.set_env_variable("GKD_IMAGE", image())  # the TrainJob's pods run in the image the task runs in
     for volume in profile.volumes:

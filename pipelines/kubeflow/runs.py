@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from components.mlflow_store import KFP_PLACE
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import file_digest
 from pipelines.kubeflow.client import Cluster, ClusterError
@@ -42,7 +43,7 @@ def submit(cluster: Cluster, work: Work) -> dict[str, Any]:
     Raises:
         ClusterError: the server refuses.
     """
-    with as_sent(work) as sent, cluster.asking() as client:
+    with as_sent(work, cluster.link("runs", KFP_PLACE)) as sent, cluster.asking() as client:
         run = client.run_pipeline(
             experiment_id=experiment_id(cluster, work.experiment),
             job_name=work.name,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from components.mlflow_store import KFP_PLACE
 from gkd_core.errors import GkdError, unknown
 from pipelines.kubeflow.client import Cluster
 from pipelines.kubeflow.package import Work, as_sent
@@ -100,7 +101,7 @@ def schedule(cluster: Cluster, work: Work, clock: Clock, *, replace: bool = Fals
         )
     for old in before:
         _refuse_to_kill(cluster, old)
-    with as_sent(work) as sent, cluster.asking() as client:
+    with as_sent(work, cluster.link("runs", KFP_PLACE)) as sent, cluster.asking() as client:
         made = client.create_recurring_run(
             experiment_id=experiment,
             job_name=work.name,

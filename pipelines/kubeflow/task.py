@@ -21,7 +21,10 @@ from gkd_core.training.interruption import ending_in_good_order
 from pipelines.kubeflow.checks import refuse_source
 
 BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
+RUN_LABEL = "pipeline/runid"  # which Kubeflow Pipelines puts on the pods of a run
 TRIAL = "run-trial"  # a sweep's training of one student
+# Variable with the section `tracking` as JSON, of trainings, which are logged while they run (see `variables.py`).
+TRACKING = "GKD_TRACKING"
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod
 TERMINATED = 128 + signal.SIGTERM
 STOPPED = (
@@ -109,7 +112,10 @@ def running(step: str, settings: str = "{}", *, label: str = "") -> Iterator[Tas
     try:
         with ending_in_good_order(), tempfile.TemporaryDirectory(prefix="gkd-") as name:
             scratch = Path(name)
-            volume, params = os.environ.get("GKD_WORK"), params_of_sections(json.loads(settings))
+            volume, sections = os.environ.get("GKD_WORK"), json.loads(settings)
+            if "tracking" not in sections and (tracking := os.environ.get(TRACKING)):
+                sections["tracking"] = json.loads(tracking)
+            params = params_of_sections(sections)
             if not volume:
                 params = _without_teacher_cache(params)
             yield Task(step, settings, params, Path(volume or scratch / "work"), scratch)

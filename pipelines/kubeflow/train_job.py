@@ -17,15 +17,17 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from components.mlflow_store import KFP_PAGE, KFP_RUN
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
 from pipelines.kubeflow.profile import QUEUE_LABEL, Pod, Profile
 from pipelines.kubeflow.quota import Clock, is_held, kueue_says
-from pipelines.kubeflow.task import own_sentence
+from pipelines.kubeflow.task import RUN_LABEL, TRACKING, own_sentence
 
 if TYPE_CHECKING:
     from kubeflow.trainer import TrainerClient
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 MANAGER = "gkd/pipeline"  # whose patch of the runtime it is
 SPEC_DIGEST = "gkd/spec-sha256"
-RUN_LABEL = "pipeline/runid"  # which Kubeflow Pipelines puts on the pods of a run
+# What the waiting task knows of its run, for the job's pods. A next try that knows it otherwise joins the job, too.
+HANDED_ON = (TRACKING, KFP_RUN, KFP_PAGE, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI")
 NODE = "node"  # what Trainer calls the replicated job and the container that train
 LAST_LINES = 20
 LAUNCHER_REPORT = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py:\d+\] failed \(exitcode")
@@ -68,7 +71,11 @@ class TrainJob:
 
 
 def manifest(
-    job: TrainJob, *, runtime_kind: str = "ClusterTrainingRuntime", run_id: str | None = None
+    job: TrainJob,
+    *,
+    runtime_kind: str = "ClusterTrainingRuntime",
+    run_id: str | None = None,
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The TrainJob as Kubernetes takes it.
 
@@ -76,6 +83,7 @@ def manifest(
     and who runs are a patch of the runtime (`runtimePatches`; Trainer before 2.2 called it podSpecOverrides). The label
     with the run's identifier is how the job is found when the run ends before it. Kueue's labels are the job's alone,
     since its pods get their quota together; and Kueue suspends it, not we: where there is no Kueue it starts.
+    `known` are variables that make it no other job.
     """
     profile, pod = job.profile, job.profile.training
     assert profile.nodes is not None
@@ -144,13 +152,15 @@ def manifest(
     }
     labels = {"app.kubernetes.io/managed-by": "gkd"} | profile.labels | pod.queue_labels
     asked = spec | ({"labels": pod.queue_labels} if pod.queue else {})  # a job in another queue is another job
+    digest, given = json_digest(asked), {variable["name"] for variable in variables}
+    variables += [{"name": name, "value": value} for name, value in known.items() if name not in given]
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": {
             "name": job.name,
             "labels": labels | ({RUN_LABEL: run_id} if run_id else {}),
-            "annotations": profile.annotations | {SPEC_DIGEST: json_digest(asked)},
+            "annotations": profile.annotations | {SPEC_DIGEST: digest},
         },
         "spec": spec,
     }
@@ -200,7 +210,8 @@ def launch(
     clock = Clock(timeout_seconds, pod.quota_timeout_seconds, now=time.monotonic())
     with _in_words(f"TrainJob {job.name}"):
         client = _client()
-        wanted = manifest(job, runtime_kind=_runtime_kind(client, nodes.runtime), run_id=_run_id(client))
+        known = {name: value for name in HANDED_ON if (value := os.environ.get(name))}
+        wanted = manifest(job, runtime_kind=_runtime_kind(client, nodes.runtime), run_id=_run_id(client), known=known)
         found = _get(client, job.name)
         lost = found is not None and _end(found) == "Complete" and not complete()
         if found is not None and (lost or _end(found) == "Failed" or not _same(found, wanted)):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -147,6 +148,48 @@ def test_a_failed_run_ends_in_one_and_names_the_task(tmp_path, package):
         assert shown.stdout.splitlines()[-1] == f"gkd: {words}"
         assert shown.stderr.splitlines() == ["prepare:", "teacher:", "teacher, try 2:"]
         assert not server.refused or all("not found" in s for s in server.refused)
+
+
+def test_status_follows_a_run_to_its_end(tmp_path, package, work, connect):
+    with KfpServer() as server:
+        run = runs.submit(connect(host=server.host), work)["run_id"]
+        look = ["status", run, "--host", server.host]
+        assert "add --follow" in refused(gkd(*look, "--poll", "1", cwd=tmp_path))
+        followed = gkd(*look, "--follow", "--poll", "0.05", cwd=tmp_path)
+        assert answer(followed)["state"] == "SUCCEEDED"
+        told = followed.stderr.splitlines()
+        assert told.index("teacher: running") < told.index("teacher: succeeded") < told.index("run: succeeded")
+        assert answer(gkd(*look, "-f", cwd=tmp_path))["state"] == "SUCCEEDED", "one that has ended is told at once"
+    with KfpServer(fail="teacher") as server:
+        run = runs.submit(connect(host=server.host), work)["run_id"]
+        failed = gkd("status", run, "--follow", "--poll", "0.05", "--host", server.host, cwd=tmp_path)
+        assert answer(failed, code=1)["state"] == "FAILED"
+        assert failed.stderr.splitlines()[-1].startswith(f"gkd: run {run} failed in teacher (")
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_looking_on_stops_no_run(signal_, tmp_path, package, work, connect):
+    class Endless(KfpServer):
+        def _advanced(self, run):
+            self.looks[run["run_id"]] = min(self.looks.get(run["run_id"], 0), 2)
+            return super()._advanced(run)
+
+    with Endless() as server:
+        run = runs.submit(connect(host=server.host), work)["run_id"]
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("KF_PIPELINES", "GKD_"))}
+        arguments = ["pipeline", "status", run, "--follow", "--poll", "0.05", "--host", server.host]
+        process = forked.start(
+            forked.command, *arguments, cwd=tmp_path, said=tmp_path, env=kept | {"HOME": str(tmp_path)}
+        )
+        while "prepare: running" not in (tmp_path / "stderr").read_text():
+            assert process.exitcode is None
+            process.join(0.05)
+        os.kill(process.pid, signal_)
+        process.join()
+        assert process.exitcode == 128 + signal_
+        assert f"run {run} goes on" in (tmp_path / "stderr").read_text().splitlines()[-1]
+        assert not server.terminated
+        assert server.runs[run]["state"] == "RUNNING"
 
 
 def test_a_list_shows_identifiers_that_can_be_copied_to_stop_a_run(tmp_path, package):

@@ -15,9 +15,10 @@ from kfp.kubernetes import kubernetes_executor_config_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from gkd_core.errors import GkdError
-from pipelines.kubeflow.checks import has_registry, refuse_no_image
+from pipelines.kubeflow.checks import has_registry, refuse_no_image, resolve
 from pipelines.kubeflow.compile import cluster_params, compile_pipeline, create_pipeline
 from pipelines.kubeflow.profile import TASKS, Profile, load_profile, names
+from pipelines.kubeflow.variables import tracking_variable, with_variables
 
 ROOT = Path(__file__).parents[2]
 PARAMS = ROOT / "params.yaml"
@@ -35,6 +36,7 @@ def test_it_is_what_kfps_compiler_writes_and_kfp_loads_it_again(gpu, tmp_path):
     content = cluster_params(PARAMS, ["train.epochs=3"], profile)
     Compiler().compile(create_pipeline("distillation", content, ["train.epochs=3"], profile), str(tmp_path / "p.yaml"))
     ours, kfps = (list(yaml.load_all(f.read_text(), yaml.CSafeLoader)) for f in (gpu, tmp_path / "p.yaml"))
+    with_variables(kfps, tracking_variable(resolve(content, ["train.epochs=3"])))
     assert ours == kfps
     spec, platform = ours
     loaded = load_component_from_file(str(gpu))
@@ -113,6 +115,7 @@ def test_the_profile_is_in_it(gpu, parts_of):
         "settings": {"gkd-mlflow"},  # it asks the server before anything is trained
         "prepare": {"gkd-object-storage"},
         "teacher": {"gkd-mlflow", "gkd-object-storage"},
+        **{name: {"gkd-mlflow"} for name in ("baseline", "kd", "distill")},  # their epochs are logged as they go
         "register": {"gkd-mlflow", "gkd-object-storage"},
     }
 

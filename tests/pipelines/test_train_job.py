@@ -120,7 +120,8 @@ class TestManifest:
     def test_a_step_sees_its_own_secrets_only(self):
         made = manifest(job_of(load_profile("multi-node"), "kd"))
         names = [variable["name"] for variable in made["spec"]["trainer"]["env"]]
-        assert names == ["GKD_WORK", "OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+        tracking = ["MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"]
+        assert names == ["GKD_WORK", "OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", *tracking]
 
     def test_torchrun_waits_for_a_checkpoint_as_long_as_the_pod_may(self):
         made = manifest(job_of(Profile.model_validate(NODES | {"nodes": {"count": 2, "grace_seconds": 300}})))
@@ -129,6 +130,13 @@ class TestManifest:
         assert pod_of(made)["terminationGracePeriodSeconds"] == 300
         assert variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "290"
         assert LaunchConfig(1, 1, 1, shutdown_timeout=None).shutdown_timeout == 30, "what it is without the variable"
+
+    def test_what_the_waiting_task_knows_of_its_run_is_handed_on_and_makes_no_other_job(self):
+        job = job_of(load_profile("multi-node"))
+        plain, told = manifest(job), manifest(job, known={"MLFLOW_RUN_ID": "f" * 32})
+        assert {"name": "MLFLOW_RUN_ID", "value": "f" * 32} in told["spec"]["trainer"]["env"]
+        assert told["metadata"] == plain["metadata"]
+        assert refusal_of(told) is None
 
     @pytest.mark.parametrize(
         ("training", "env", "expected"),
