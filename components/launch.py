@@ -8,6 +8,7 @@ started the processes already (a training job on a cluster), nothing is launched
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from gkd_core.training.distributed import refuse_too_many, started_by_torchrun
 from gkd_core.training.interruption import deferred, leave
 
 POLL_SECONDS = 0.1
-STOP_SECONDS = 30  # for the others to leave in good order when one has failed; then they are killed
+STOP_SECONDS = 30  # for the others to leave in good order when one has ended; then they are killed
 
 
 def must_launch(training: TrainingConfig) -> bool:
@@ -104,7 +105,6 @@ def _run_processes(folder: Path, count: int) -> dict[int, int]:
     }
     lifeline, held = os.pipe()  # its reading end sees the end of this process, however it comes
     processes: list[subprocess.Popen[bytes]] = []
-    seconds: float | None = STOP_SECONDS
     try:
         with deferred() as stop:  # between start and entry in the list, too
             try:
@@ -119,30 +119,31 @@ def _run_processes(folder: Path, count: int) -> dict[int, int]:
                     )
                 while None in (codes := [process.poll() for process in processes]) and not any(codes):
                     if stop.number:
-                        seconds = None
                         break
                     time.sleep(POLL_SECONDS)
-                codes = [
-                    process.poll() for process in processes
-                ]  # who failed before the one just seen has ended by now
+                # Who failed before the one just seen has ended by now.
+                codes = [process.poll() for process in processes]
                 return {rank: code for rank, code in enumerate(codes) if code}
             finally:
-                _stop(processes, seconds)
+                _stop(processes)
     finally:
         os.close(lifeline)
         os.close(held)
 
 
-def _stop(processes: list[subprocess.Popen[bytes]], seconds: float | None) -> None:
-    """Ask them to end, and kill those that have not after so many seconds (None: never), or when asked once more."""
-    end = None if seconds is None else time.monotonic() + seconds
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask them to end, which they do together, however long their checkpoint takes; then kill who has not.
+
+    Who is left a while after the first waits for that one, and will for long. Asked once more, this one does not wait.
+    """
+    end = math.inf
     try:
         for process in processes:
             process.terminate()  # does nothing to one that has ended
-        for process in processes:
-            process.wait(None if end is None else max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        pass
+        while None in (codes := [process.poll() for process in processes]) and time.monotonic() < end:
+            if any(code is not None for code in codes):
+                end = min(end, time.monotonic() + STOP_SECONDS)
+            time.sleep(POLL_SECONDS)
     finally:
         for process in processes:
             process.kill()

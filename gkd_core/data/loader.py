@@ -252,7 +252,7 @@ class Loader:
         indices = _to_device(order, self.device)
         skipped: list[Tensor | None] = [None] * start
         all_pixels = itertools.chain(skipped, self._pixels(order, indices, n, start))
-        size: tuple[int, int] = self._source.shape[1:3]
+        size = (self._source.shape[1], self._source.shape[2])
         for (begin, end), shards, share, pixels in zip(self._bounds, self._shards, shares, all_pixels, strict=True):
             known = None if self._has_label is None else self._has_label[begin:end]
             numbers: Numbers = self._of_view(rows[begin:end], n) if self._stored else later

@@ -530,8 +530,9 @@ class Trainer:
     def run(self) -> Result:
         """Train to the end, from the checkpoint's step on where there is one."""
         # Without a checkpoint there is nothing to do first: whatever asks it to end, ends it.
-        at_once = contextlib.nullcontext(interruption.Interruption())
-        with computing_with(self.threads), interruption.deferred() if self.checkpoint else at_once as stop:
+        signals: contextlib.AbstractContextManager[interruption.Interruption]
+        signals = interruption.deferred() if self.checkpoint else contextlib.nullcontext(interruption.Interruption())
+        with computing_with(self.threads), signals as stop:
             return self._run(stop)
 
     def _run(self, stop: interruption.Interruption) -> Result:

@@ -14,7 +14,7 @@ from typing import Any
 from gkd_core.errors import GkdError, unknown
 from pipelines.kubeflow.client import Cluster, ClusterError
 from pipelines.kubeflow.profile import TRAINING
-from pipelines.kubeflow.task import BEGIN, END, TRIAL, own_sentence
+from pipelines.kubeflow.task import BEGIN, END, STOPPED, TERMINATED, TRIAL, own_sentence
 
 EXECUTOR = "executor"
 # Argo's templates of a container, with a retry and without; they are a part of the pod's name.
@@ -80,11 +80,12 @@ def last_words(log: Log, *, limit: str = "", kind: str = "light") -> str | None:
     """
     begin = max((n for n, line in enumerate(log.lines) if line.strip() == _TRACEBACK), default=None)
     own = own_sentence(log.lines if begin is None else log.lines[:begin])
-    if begin is None and own and (log.over or log.exit_code in (1, 2)):
+    stopped = begin is None and own == STOPPED  # what is known here of the profile says more
+    if begin is None and own and not stopped and (log.over or log.exit_code in (1, 2)):
         return own.removesuffix("; its last lines:")
     if begin is not None and (log.over or log.step is None):
         return next((line.strip() for line in reversed(log.lines) if line.strip()), None)
-    match log.exit_code:
+    match TERMINATED if stopped else log.exit_code:
         case 137:
             shown = f", limit {limit}" if limit else ""
             return f"ran out of memory (exit 137{shown}): raise {kind}.memory_limit in the profile"

@@ -135,7 +135,7 @@ def test_one_killed_stops_all_and_started_again_they_end_with_the_same_bits(tmp_
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 # Read by every interpreter that starts: in the eighth step of process 1, the third of epoch 2, comes the signal.
 SIGNAL = """
-import itertools, os, signal
+import itertools, os, signal, time
 if os.environ.get("RANK") == "1":
     from gkd_core.data.loader import Loader
     epoch, steps = Loader.epoch, itertools.count(1)
@@ -143,12 +143,12 @@ if os.environ.get("RANK") == "1":
     def with_signal(self, n, start=0):
         for batch in epoch(self, n, start):
             if self.shuffle and next(steps) == 8:
-                if os.environ["WHO"] != "process 1":  # through who started it to this and the other
-                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-                    os.kill(os.getppid(), signal.SIGTERM)
-                    signal.sigwait({signal.SIGTERM})
-                    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-                os.kill(os.getpid(), signal.SIGTERM)
+                arrived, handler = [], signal.getsignal(signal.SIGTERM)
+                signal.signal(signal.SIGTERM, lambda *given: (arrived.append(given), handler(*given)))
+                # To this process, or to who started it and through that to this and the other.
+                os.kill(os.getpid() if os.environ["WHO"] == "process 1" else os.getppid(), signal.SIGTERM)
+                while not arrived:
+                    time.sleep(0.01)
             yield batch
 
     Loader.epoch = with_signal

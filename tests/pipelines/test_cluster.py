@@ -21,6 +21,7 @@ from pipelines.kubeflow.client import Access
 from pipelines.kubeflow.compile import compile_pipeline
 from pipelines.kubeflow.package import Work, check, unchecked
 from pipelines.kubeflow.schedules import Clock
+from pipelines.kubeflow.task import STOPPED
 from tests import forked
 from tests.pipelines.json_server import JsonServer
 from tests.pipelines.kfp_server import KfpServer
@@ -519,6 +520,10 @@ class TestRuns:
                 "ran out of memory (exit 137, limit 32Gi): raise training.memory_limit",
             ),
             ("gkd: begins: distill\nF1128 09:00:00.1 1 main.go:70] signal: terminated\n", "exit 143"),
+            (
+                f"gkd: begins: distill\nepoch 1\ngkd: {STOPPED}\ngkd: ends: distill\n",
+                "or it ran longer than training.timeout_seconds of the profile",
+            ),
             ("gkd: begins: distill\ngkd: a remark\nepoch 1\n", "ended without a word"),
             ("Traceback (most recent call last):\n  File x\nImportError: no torch\n\n", "(ImportError: no torch)"),
             (
