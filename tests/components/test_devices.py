@@ -212,20 +212,28 @@ def test_a_signal_between_start_and_entry_in_the_list_leaves_no_process_behind(m
     assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
 
 
-def test_ctrl_c_once_more_does_not_wait_for_the_checkpoint(monkeypatch, tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """What a terminal's Ctrl-C does; a suite that a shell started in the background would have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_once_more_does_not_wait_for_the_checkpoint(monkeypatch, tmp_path, ctrl_c):
     ignores = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); sys.stdin.read()"
     started, popen = [], subprocess.Popen
 
     class Impatient(popen):
         def terminate(self):
             super().terminate()
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
 
     def start_then_signal(command, **how):
         started.append(Impatient([sys.executable, "-c", ignores], stdout=subprocess.PIPE, **how))
         started[-1].stdout.readline()
         if len(started) == 2:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", start_then_signal)

@@ -282,7 +282,15 @@ def test_what_is_drawn_at_random_goes_on_within_the_epoch(extras, tmp_path):
     goes_on_as_if_nothing_had_been(tmp_path / "cut", expected, **settings)
 
 
-def test_ctrl_c_while_the_epoch_is_validated_keeps_all_of_its_steps(tmp_path, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """What a terminal's Ctrl-C does; a suite that a shell started in the background would have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_the_epoch_is_validated_keeps_all_of_its_steps(tmp_path, monkeypatch, ctrl_c):
     def in_small_batches(folder) -> Trainer:
         run = run_of(folder, **LARGE)
         run.validation = Loader(stripes(30, 2), batch_size=8, device=CPU, shuffle=False, num_classes=4)
@@ -290,7 +298,7 @@ def test_ctrl_c_while_the_epoch_is_validated_keeps_all_of_its_steps(tmp_path, mo
 
     def interrupted(*given, **named):
         if len(cut.state.steps) == 8:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return evaluate(*given, **named)
 
     expected, cut, evaluate = in_small_batches(tmp_path / "whole").run(), in_small_batches(tmp_path), trainer.validate
@@ -335,8 +343,8 @@ def test_a_signal_after_the_last_step_is_not_lost(tmp_path, monkeypatch):
     assert same(weights(again.network), weights(run.network))
 
 
-def test_without_a_checkpoint_a_signal_ends_it_in_the_middle_of_the_step():
-    run = run_of(None, weight=at_call(2, lambda: signal.raise_signal(signal.SIGINT)))
+def test_without_a_checkpoint_a_signal_ends_it_in_the_middle_of_the_step(ctrl_c):
+    run = run_of(None, weight=at_call(2, ctrl_c))
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert len(run.state.steps) == 1
