@@ -96,13 +96,18 @@ class Plan:
             GkdError: it cannot.
         """
         check_seeds(self.seeds, "--seeds")
-        if self.params.train.devices > 1:
-            raise GkdError(
-                f"train.devices is {self.params.train.devices}, but a trial is trained in one process: set it "
-                "to 1, and start a worker a device"
-            )
+        refuse_several_processes(self.params)
         prepared = PreparedData.open(self.data)
         read_teacher_of(self.teacher, data=self.data, data_sha256=prepared.info.sha256)
+
+
+def refuse_several_processes(params: Params) -> None:
+    """Raises: GkdError: a trial would be trained in several processes, which nobody could stop early."""
+    if params.train.devices > 1:
+        raise GkdError(
+            f"train.devices is {params.train.devices}, but a trial is trained in one process: set it to 1, and start a "
+            "worker a device"
+        )
 
 
 def run(plan: Plan, *, out: Path, budget: Budget, workers: int = 1) -> Findings:

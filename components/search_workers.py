@@ -42,8 +42,9 @@ def run_workers(work: Callable[..., None], count: int, *arguments: Any) -> None:
             says.append(receives)
         alive = {process.sentinel: (process, receives) for process, receives in zip(processes, says, strict=True)}
         while alive:
-            for sentinel in wait(list(alive)):
-                process, receives = alive.pop(sentinel)  # type: ignore[index]
+            ready = wait(list(alive))
+            for sentinel in [each for each in alive if each in ready]:
+                process, receives = alive.pop(sentinel)
                 process.join()
                 if process.exitcode and (error := _told(receives)) is not None:
                     raise error

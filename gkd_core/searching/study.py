@@ -191,7 +191,7 @@ class Search:
         for place, seed in enumerate(self.seeds):
             known = trial.user_attrs.get(of_seed(seed))
             if known is None:
-                hook = self._hook(trial) if place == 0 else lambda row, epochs: None
+                hook = self._hook(trial) if place == 0 else _unheard
                 try:
                     top1, seconds = train(_seeded(params, seed), hook)
                 except StopTraining:
@@ -330,7 +330,7 @@ def open_study(
         place = Place(folder / json_digest([storage, name])[:16])
     with _quiet(), place.alone():
         if storage is not None:
-            database = _open(storage, option)
+            database = open_database(storage, option)
         with _database():
             found = optuna.create_study(
                 study_name=name,
@@ -351,7 +351,7 @@ def open_study(
     return Search(found, space, seeds, place, prune, database)
 
 
-def _open(storage: str, option: str) -> optuna.storages.RDBStorage:
+def open_database(storage: str, option: str = "") -> optuna.storages.RDBStorage:
     """The database, its tables made where there are none.
 
     Raises:
@@ -408,6 +408,10 @@ def _quiet() -> Iterator[None]:
 def _exhausted(trials: Sequence[FrozenTrial]) -> bool:
     last = trials[-COPIES_AT_LAST:]
     return len(last) == COPIES_AT_LAST and all(COPY in trial.user_attrs for trial in last)
+
+
+def _unheard(row: dict[str, float], epochs: int) -> None:
+    """Of seeds after the first: a setting that has come so far is trained to its end."""
 
 
 def of_seed(seed: int) -> str:

@@ -73,6 +73,11 @@ Contenders = Annotated[
 ]
 
 
+SpaceFile = Annotated[
+    Path | None, typer.Option("--space", help="With --pipeline search: YAML of ranges and choices, as for gkd search.")
+]
+
+
 @dataclass
 class Arguments:
     """A pipeline's arguments besides the configuration."""
@@ -83,9 +88,14 @@ class Arguments:
     dvc_rev: Annotated[str, typer.Option(help="Tag, branch or commit of it; the newest without.")] = ""
     mlflow: Annotated[str, typer.Option(help="Address of the MLflow server; replaces tracking.uri.")] = ""
     contenders: Contenders = None
+    space: SpaceFile = None
     arguments: Annotated[
         list[str] | None,
-        typer.Option("--argument", metavar="NAME=VALUE", help="Another argument, in YAML (sweep: seeds=[0,1,2])."),
+        typer.Option(
+            "--argument",
+            metavar="NAME=VALUE",
+            help="Another argument, in YAML (sweep: seeds=[0,1,2]; search: workers=8).",
+        ),
     ] = None
 
     def given(self) -> dict[str, Any]:
@@ -95,10 +105,11 @@ class Arguments:
             GkdError: one has no value, or one that is no YAML, or there is no such file.
         """
         named = {name: value for name, value in vars(self).items() if name != "arguments" and value}
-        if self.contenders is not None:
-            from gkd_core.config.load import read_text
+        for name, file in (("contenders", self.contenders), ("space", self.space)):
+            if file is not None:
+                from gkd_core.config.load import read_text
 
-            named["contenders"] = read_text(self.contenders, "--contenders")
+                named[name] = read_text(file, f"--{name}")
         return named | dict(_argument(text) for text in self.arguments or [])
 
 

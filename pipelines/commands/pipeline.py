@@ -23,6 +23,7 @@ from pipelines.commands.options import (
     Contenders,
     Overrides,
     Parallelism,
+    SpaceFile,
     finish,
     grouped,
 )
@@ -37,7 +38,7 @@ app = typer.Typer(
 
 TWO_DAYS = 172800.0  # seconds
 
-Which = Annotated[str, typer.Option("--pipeline", help="distillation, or sweep (contenders × pairs × seeds).")]
+Which = Annotated[str, typer.Option("--pipeline", help="distillation, sweep (contenders × pairs × seeds) or search.")]
 
 
 @app.command("compile")
@@ -51,6 +52,7 @@ def compile_(
     pipeline: Which = "distillation",
     parallelism: Parallelism = None,
     contenders: Contenders = None,
+    space: SpaceFile = None,
     *,
     configuration: Configuration,
 ) -> None:
@@ -65,6 +67,7 @@ def compile_(
         which=pipeline,
         parallelism=parallelism,
         contenders=contenders,
+        space=space,
         warn=True,
     )
     warn_of_moving_image()
@@ -120,7 +123,9 @@ class Task:
     profile: Annotated[
         str | None, typer.Option(help="What the cluster gives: cpu, gpu, multi-gpu, multi-node or a file.")
     ] = None
-    which: Annotated[str | None, typer.Option("--pipeline", help="distillation (unless given) or sweep.")] = None
+    which: Annotated[str | None, typer.Option("--pipeline", help="distillation (unless given), sweep or search.")] = (
+        None
+    )
     parallelism: Parallelism = None
     package: Annotated[
         Path | None, typer.Option(help="A file of `gkd pipeline compile`; without one the pipeline is compiled now.")

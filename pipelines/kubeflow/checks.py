@@ -26,6 +26,7 @@ _IMAGE = re.compile(
 )
 
 ONLY_SWEPT = "--contenders names what a sweep trains: add --pipeline sweep"
+ONLY_SEARCHED = "--space says what a search draws from: add --pipeline search"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
@@ -114,6 +115,8 @@ def refuse_arguments(known: dict[str, Any], given: dict[str, Any]) -> None:
     for name, value in given.items():
         if name not in known and name == "contenders":
             raise GkdError(ONLY_SWEPT)
+        if name not in known and name == "space":
+            raise GkdError(ONLY_SEARCHED)
         if name not in known:
             raise GkdError(unknown("--argument", name, sorted(known) or ["none"]))
         types, words = _KINDS[known[name]["parameterType"]]

@@ -11,6 +11,7 @@ from gkd_core.config.load import read_text
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
 from pipelines.kubeflow.checks import (
+    ONLY_SEARCHED,
     ONLY_SWEPT,
     refuse_no_image,
     refuse_other_devices,
@@ -25,7 +26,7 @@ from pipelines.kubeflow.checks import (
 from pipelines.kubeflow.profile import Profile, load_profile
 from pipelines.kubeflow.variables import tracking_variable, with_variables
 
-PIPELINES = ("distillation", "sweep")
+PIPELINES = ("distillation", "sweep", "search")
 MADE = "made by `gkd pipeline compile`"  # stands in the first line of each
 LOST = (
     "no MLflow server is named, so what the run registers is lost with its pod: give mlflow, tracking.uri, or "
@@ -42,6 +43,7 @@ def compile_pipeline(
     which: str = "distillation",
     parallelism: int | None = None,
     contenders: Path | None = None,
+    space: Path | None = None,
     warn: bool = False,
 ) -> dict[str, Any]:
     """Write a pipeline as YAML that Kubeflow Pipelines takes; the same input gives the same bytes.
@@ -54,6 +56,7 @@ def compile_pipeline(
         which: one of PIPELINES.
         parallelism: trainings of a sweep at a time; None is its own number.
         contenders: file of those of a sweep, the default of its argument of that name.
+        space: file of that of a search, likewise.
         warn: say on stderr when nothing in it names an MLflow server.
     Returns:
         {"pipeline", "profile", "image", "path"}.
@@ -71,20 +74,27 @@ def compile_pipeline(
         refuse_own_store("the profile's MLFLOW_TRACKING_URI", given.env.get("MLFLOW_TRACKING_URI", ""))
     content = cluster_params(params, overrides or [], given)
     named = "" if contenders is None else read_text(contenders, "--contenders")
-    pipeline = create_pipeline(which, content, overrides or [], given, parallelism, named)
+    drawn = "" if space is None else read_text(space, "--space")
+    pipeline = create_pipeline(which, content, overrides or [], given, parallelism, named, drawn)
     if named:
         from pipelines.kubeflow.grid import refuse_sweep
 
         refuse_password(named)
         mounts, devices = _limits(given)
         refuse_sweep(resolve(content, overrides or []), mounts, devices, contenders=named)
+    if drawn:
+        from pipelines.kubeflow.study import refuse_search
+
+        refuse_password(drawn)
+        refuse_search(resolve(content, overrides or []), *_limits(given), space=drawn)
     _refuse_to_overwrite(file)
     # What kfp's Compiler writes, without its comments, whose order differs from one process to the next.
     documents = [MessageToDict(message) for message in (pipeline.pipeline_spec, pipeline.platform_spec)]
     with_variables(documents, tracking_variable(resolve(content, overrides or [])))
     body = yaml.dump_all([document for document in documents if document], Dumper=yaml.CSafeDumper, sort_keys=True)
     title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; {MADE}\n"
-    if warn and given and not given.sets("MLFLOW_TRACKING_URI") and not resolve(content, overrides or []).tracking.uri:
+    known = given is None or given.sets("MLFLOW_TRACKING_URI") or resolve(content, overrides or []).tracking.uri
+    if warn and which != "search" and not known:
         print(f"gkd: {LOST}", file=sys.stderr)
     write_bytes(file, (title + body).encode())
     return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
@@ -109,25 +119,33 @@ def create_pipeline(
     profile: Profile | None,
     parallelism: int | None = None,
     contenders: str = "",
+    space: str = "",
 ) -> Any:
     """The pipeline of a name, as a kfp component.
 
     Raises:
-        GkdError: there is none of this name, or what is given is for a sweep.
+        GkdError: there is none of this name, or what is given is for another.
     """
+    if which not in PIPELINES:
+        raise GkdError(unknown("--pipeline", which, PIPELINES))
+    if which != "sweep" and parallelism is not None:
+        instead = "write --argument workers=N" if which == "search" else "add --pipeline sweep"
+        raise GkdError(f"--parallelism is how many trainings of a sweep run at a time: {instead}")
+    if which != "sweep" and contenders:
+        raise GkdError(ONLY_SWEPT)
+    if which != "search" and space:
+        raise GkdError(ONLY_SEARCHED)
     if which == "distillation":
-        if parallelism is not None:
-            raise GkdError("--parallelism is how many trainings of a sweep run at a time: add --pipeline sweep")
-        if contenders:
-            raise GkdError(ONLY_SWEPT)
         from pipelines.kubeflow.distillation import distillation
 
         return distillation(params, overrides, profile)
-    if which == "sweep":
-        from pipelines.kubeflow.sweep import PARALLELISM, sweep
+    if which == "search":
+        from pipelines.kubeflow.search import search
 
-        return sweep(params, overrides, profile, PARALLELISM if parallelism is None else parallelism, contenders)
-    raise GkdError(unknown("--pipeline", which, PIPELINES))
+        return search(params, overrides, profile, space)
+    from pipelines.kubeflow.sweep import PARALLELISM, sweep
+
+    return sweep(params, overrides, profile, PARALLELISM if parallelism is None else parallelism, contenders)
 
 
 def cluster_params(file: Path, overrides: list[str], profile: Profile | None) -> dict[str, Any]:

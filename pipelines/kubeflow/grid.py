@@ -51,7 +51,7 @@ def lay_out(
     Raises:
         GkdError: something in it cannot be trained or compared.
     """
-    numbers = [_whole(seed) for seed in seeds]
+    numbers = [whole_number(seed) for seed in seeds]
     check_seeds(numbers)
     expect_metric(metric)
     teachers: dict[str, str] = {}
@@ -124,7 +124,8 @@ def refuse_sweep(params: Params, mounts: Sequence[str], devices: int | None, **g
             raise GkdError(f"contender {contender.name!r}: {error}") from None
 
 
-def _whole(seed: float) -> int:
+def whole_number(seed: float) -> int:
+    """Raises: GkdError: a seed is none."""
     if isinstance(seed, bool) or not isinstance(seed, int | float) or seed != int(seed):
         raise GkdError(f"seeds has {seed!r}: give whole numbers")
     return int(seed)

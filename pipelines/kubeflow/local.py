@@ -38,6 +38,7 @@ RUNNERS = ("subprocess", "docker")
 FOLDERS = {
     "distillation": {step.name: step.output for step in STEPS},
     "sweep": {"prepare": "data", "compare": "comparison"},
+    "search": {"prepare": "data", "search-report": "search"},
 }
 LOG = "pipeline.log"
 POLL_SECONDS = 0.1

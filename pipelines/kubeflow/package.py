@@ -110,7 +110,7 @@ def _devices(spec: dict[str, Any]) -> int | None:
     executors = spec.get("deploymentSpec", {}).get("executors", {})
     if (given := _profile(spec)) is not None:
         return given.all_devices
-    for name in ("exec-distill", "exec-run-trial"):
+    for name in ("exec-distill", "exec-run-trial", "exec-search-worker"):
         accelerator = executors.get(name, {}).get("container", {}).get("resources", {}).get("accelerator", {})
         if count := accelerator.get("resourceCount") or accelerator.get("count"):
             return int(count)
@@ -169,14 +169,19 @@ def _check_content(given: dict[str, Any], documents: list[Any]) -> Params | None
         # What was compiled by an earlier version knows neither another metric than top-1 nor contenders.
         names = ("methods", "pairs", "seeds", "reference", "metric", "contenders")
         refuse_sweep(params, mounts, devices, **{name: given[name] for name in names if name in given})
+    if "space" in given:
+        from pipelines.kubeflow.study import STORAGE, refuse_own_database, refuse_search
+
+        refuse_own_database(given["storage"], given=_sets(documents, STORAGE))
+        names = ("space", "trials", "minutes", "each", "seeds", "storage", "study", "sampler_seed", "prune", "workers")
+        refuse_search(params, mounts, devices, **{name: given[name] for name in names})
     return params
 
 
 def _warnings(given: dict[str, Any], params: Params | None, documents: list[Any], caching: bool) -> Iterator[str]:
     """What would be lost, what no node may find, and what the cluster's cache, going by names, would not notice."""
-    environments = [container.get("env", []) for container in _containers(documents)]
-    named = '"MLFLOW_TRACKING_URI"' in json.dumps([*environments, *documents[1:]])
-    if params and "mlflow" in given and not params.tracking.uri and not named:
+    registers = "mlflow" in given and "space" not in given
+    if params and registers and not params.tracking.uri and not _sets(documents, "MLFLOW_TRACKING_URI"):
         yield LOST
     for image in _images(documents):
         if not has_registry(image):
@@ -195,6 +200,12 @@ def _warnings(given: dict[str, Any], params: Params | None, documents: list[Any]
             f"teacher.source is {source}, and the cluster's cache takes the teacher that an earlier run found there: "
             "name a version (models:/NAME/NUMBER), or pass --no-cache"
         )
+
+
+def _sets(documents: list[Any], variable: str) -> bool:
+    """Whether tasks have an environment variable, as it is or from a secret."""
+    environments = [container.get("env", []) for container in _containers(documents)]
+    return f'"{variable}"' in json.dumps([*environments, *documents[1:]])
 
 
 def unchecked(work: Work) -> str:

@@ -286,7 +286,8 @@ SWEEPABLE = [name for name in names() if name != "multi-node"]  # which a sweep 
 
 
 @pytest.mark.parametrize(
-    ("which", "profile"), [("distillation", n) for n in names()] + [("sweep", n) for n in SWEEPABLE]
+    ("which", "profile"),
+    [("distillation", n) for n in names()] + [("sweep", n) for n in SWEEPABLE] + [("search", "gpu")],
 )
 def test_every_try_of_every_task_has_time_to_end(compiled, parts_of, profile, which):
     """Argo's maxDuration limits all tries together, from the beginning of the first."""
