@@ -491,7 +491,7 @@ def plan_search(
         prepare: The section data, as JSON.
         teacher: What the teacher step reads, as JSON.
         search: What every worker and the report are given, as JSON.
-        workers: Their numbers: a list in JSON.
+        workers: What each worker is given: a list in JSON.
     """
     import os
 
@@ -525,12 +525,11 @@ def plan_search(
 
 
 @component
-def search_worker(plan: str, number: str, data: Input[Dataset], teacher: Input[Model], result: Output[Metrics]):
+def search_worker(plan: str, data: Input[Dataset], teacher: Input[Model], result: Output[Metrics]):
     """Try settings until the study has all its trials; what other pods leave is taken over.
 
     Args:
-        plan: As JSON, what all workers are given.
-        number: Which of them this is.
+        plan: As JSON, what all workers are given, and which of them this is.
         data: The prepared images.
         teacher: Who teaches.
 
@@ -545,10 +544,10 @@ def search_worker(plan: str, number: str, data: Input[Dataset], teacher: Input[M
     from pipelines.kubeflow.study import read_plan
     from pipelines.kubeflow.task import running
 
-    settings = json.dumps(json.loads(plan)["params"])
-    with running("search-worker", settings, label=f"worker {number}") as task:
+    it = json.loads(plan)
+    with running("search-worker", json.dumps(it["params"]), label=f"worker {it['worker']}") as task:
         search.work(*read_plan(plan, task.params, data.path, teacher.path, task.work))
-        write_json(Path(result.path), {"worker": int(number)})
+        write_json(Path(result.path), {"worker": it["worker"]})
 
 
 @component

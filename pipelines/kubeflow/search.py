@@ -96,11 +96,10 @@ def search(
             )
             data = prepare.outputs["data"]
             teacher = components.teacher(settings=plan.outputs["teacher"], data=data)
-            numbers = components.trainings(listed=plan.outputs["workers"])
-            with dsl.ParallelFor(numbers.output) as number:
-                worker = components.search_worker(
-                    plan=plan.outputs["search"], number=number, data=data, teacher=teacher.outputs["teacher"]
-                )
+            plans = components.trainings(listed=plan.outputs["workers"])
+            # kfp's local runner gives a loop's task no other parameter than the loop's own.
+            with dsl.ParallelFor(plans.output) as own:
+                worker = components.search_worker(plan=own, data=data, teacher=teacher.outputs["teacher"])
                 worker.set_caching_options(False)  # the database knows what is done
             report = components.search_report(
                 plan=plan.outputs["search"],
@@ -109,7 +108,7 @@ def search(
                 teacher=teacher.outputs["teacher"],
             )
             report.set_caching_options(False)
-            for task in (plan, numbers):
+            for task in (plan, plans):
                 configure(task, "settings", profile)
             configure(prepare, "prepare", profile)
             configure(teacher, "teacher", profile)

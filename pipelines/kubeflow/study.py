@@ -25,8 +25,8 @@ class SearchLayout(NamedTuple):
 
     Attributes:
         prepare, teacher: sections of these steps.
-        search: the plan of every worker and of the report.
-        workers: their numbers.
+        search: the plan of the report.
+        workers: the same with its number for every worker.
     """
 
     prepare: str
@@ -81,7 +81,7 @@ def lay_out_search(
         "minutes": minutes or None,
     }
     sections = divide(params)
-    listed = json.dumps([str(number) for number in range(1, int(workers) + 1)])
+    listed = json.dumps([json.dumps(given | {"worker": number}) for number in range(1, int(workers) + 1)])
     return SearchLayout(json.dumps(sections["prepare"]), json.dumps(sections["teacher"]), json.dumps(given), listed)
 
 
@@ -89,7 +89,7 @@ def read_plan(text: str, params: Params, data: str, teacher: str, work: Path) ->
     """What a worker and the report do.
 
     Args:
-        text: of `SearchLayout.search`.
+        text: of `SearchLayout.search`, or one of its workers'.
         params: those in it, as the task has them.
         data, teacher: folders.
         work: for checkpoints.
@@ -97,7 +97,7 @@ def read_plan(text: str, params: Params, data: str, teacher: str, work: Path) ->
         GkdError: the pods have no database in common.
     """
     given: dict[str, Any] = json.loads(text)
-    del given["params"]
+    given = {name: value for name, value in given.items() if name not in ("params", "worker")}
     trials, minutes = given.pop("trials"), given.pop("minutes")
     given["storage"] = given["storage"] or os.environ.get(STORAGE)
     if "KUBERNETES_SERVICE_HOST" in os.environ:

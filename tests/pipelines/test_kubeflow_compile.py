@@ -305,7 +305,8 @@ def test_every_try_of_every_task_has_time_to_end(compiled, parts_of, profile, wh
             assert window >= tries * int(pod["activeDeadlineSeconds"]) + pauses, name
             assert factor == int(factor), "Argo reads whole numbers"
             seen.add(name)
-    assert seen >= ({"teacher", "distill", "prepare"} if which == "distillation" else {"teacher", "run-trial"})
+    trains = {"distillation": "distill", "sweep": "run-trial", "search": "search-worker"}[which]
+    assert seen >= {"prepare", "teacher", trains}
 
 
 def test_several_accelerators_are_asked_for_and_used(tmp_path):

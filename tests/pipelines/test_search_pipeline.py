@@ -38,9 +38,11 @@ def test_workers_are_trainings_side_by_side_and_the_report_comes_after_them(comp
 def test_every_worker_has_the_same_plan(monkeypatch, tmp_path):
     params = parse_params({"distill": {"method": "kd"}, "train": {"epochs": 3}})
     layout = lay_out_search(params, space=SPACE, trials=5.0, seeds=[0.0, 1.0], each="distill.method", workers=3.0)
-    assert json.loads(layout.workers) == ["1", "2", "3"]
+    given = [json.loads(text) for text in json.loads(layout.workers)]
+    assert [each.pop("worker") for each in given] == [1, 2, 3]
+    assert given == [json.loads(layout.search)] * 3
     monkeypatch.setenv("OPTUNA_STORAGE", DATABASE)
-    plan, budget = read_plan(layout.search, params, "data", "teacher", tmp_path)
+    plan, budget = read_plan(json.loads(layout.workers)[1], params, "data", "teacher", tmp_path)
     assert (budget.trials, budget.minutes, plan.seeds, plan.storage) == (5, None, [0, 1], DATABASE)
     assert [*plan.studies()] == ["kd, searched", "dkd, searched"]
 
