@@ -72,6 +72,7 @@ def test_dvc_shows_them_and_tracks_them_with_the_stage(tmp_path, few_digits):
     home = {"HOME": str(tmp_path / "home"), "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     checkout = tmp_path / "checkout"
     checkout.mkdir()
+    (tmp_path / "home").mkdir()
 
     def call(*command: str) -> str:
         result = subprocess.run(
