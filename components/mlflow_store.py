@@ -34,7 +34,6 @@ from gkd_core.redact import redact
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 # Read when MLflow is imported: no reports to its makers, no news of its own on the terminal.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -420,12 +419,13 @@ class Store:
         place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         return f"{place}/#/experiments/{self._client.get_run(run_id).info.experiment_id}/runs/{run_id}"
 
-    def system_metrics(self, run_id: str) -> "SystemMetricsMonitor":
+    def system_metrics(self, run_id: str) -> Any:
         """What logs the load of this machine into a run, by MLflow's own means; it ends when the store is away."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from mlflow.system_metrics import system_metrics_monitor
 
+        monitor_type: Any = system_metrics_monitor.SystemMetricsMonitor  # it has no types
         logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)  # one of us says that the store is away
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor = monitor_type(run_id, resume_logging=True, tracking_uri=self.uri)
         monitor.start()
         return monitor
 
@@ -589,9 +589,9 @@ class Store:
         return [_version(made) for made in _pages(self._client.search_model_versions, filter_string=query)]
 
 
-def is_alive(monitor: "SystemMetricsMonitor | None") -> bool:
-    """Whether it goes on logging."""
-    return monitor is not None and monitor._process is not None and monitor._process.is_alive()
+def is_alive(monitor: Any) -> bool:
+    """Whether what `Store.system_metrics` started goes on logging; None is nothing."""
+    return monitor is not None and monitor._process is not None and bool(monitor._process.is_alive())
 
 
 def _signature(manifest: dict[str, Any]) -> "ModelSignature":
