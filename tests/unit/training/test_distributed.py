@@ -80,6 +80,8 @@ def test_alone_nothing_is_asked_of_anybody():
     assert distributed.total(numbers) is numbers
     assert distributed.of_first(lambda: "made") == "made"
     assert distributed.of_each("mine") == ["mine"]
+    vote = distributed.Vote()
+    assert (vote(15), vote.settle(), vote(0)) == (15, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["resnet8x4", "vgg8", "MobileNetV2", "ShuffleNetV2"])
