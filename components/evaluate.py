@@ -26,7 +26,7 @@ from gkd_core.evaluation.frontier import Frontier
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference, wilson_interval
 from gkd_core.export.manifest import kept_precisions, read_manifest, refuse_other_model
-from gkd_core.export.onnx import write_onnx
+from gkd_core.export.onnx import write_all
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, folder_digest, refuse_to_replace, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
@@ -281,18 +281,8 @@ def _cost_as_onnx(
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Content of timings.json, and the size in bytes of every network exported the way the student was."""
     with tempfile.TemporaryDirectory(prefix="gkd-") as name:
-        models = {role: Path(name) / f"{role}.onnx" for role in networks}
-        for role, network in networks.items():
-            write_onnx(
-                network,
-                models[role],
-                classes=info.classes,
-                channels=info.channels,
-                image_size=info.image_size,
-                input=manifest["model"]["input"],
-                opset=manifest["model"]["opset"],
-                name=f"the {role}",
-            )
+        form, opset = manifest["model"]["input"], manifest["model"]["opset"]
+        models = write_all(networks, Path(name), info, input=form, opset=opset)
         sizes = {role: path.stat().st_size for role, path in models.items()}
         runs, threads = params.evaluate.latency_runs, params.evaluate.latency_threads
         models["onnx"] = deploy / manifest["model"]["file"]

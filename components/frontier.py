@@ -19,7 +19,7 @@ from gkd_core.evaluation.comparison import check_seeds, write_runs
 from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.evaluation.standings import standings
-from gkd_core.export.onnx import write_onnx
+from gkd_core.export.onnx import write_all
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
 from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import Network, load_network
@@ -90,24 +90,16 @@ def _costs(networks: Mapping[str, Network], prepared: PreparedData, params: Para
     """The last five attributes of `Candidate`, by contender."""
     info, settings = prepared.info, params.evaluate
     with tempfile.TemporaryDirectory(prefix="gkd-") as scratch:
-        models = {name: Path(scratch) / f"{place}.onnx" for place, name in enumerate(networks)}
-        found: dict[str, dict[str, Any]] = {}
-        for name, network in networks.items():
-            write_onnx(
-                network,
-                models[name],
-                classes=info.classes,
-                channels=info.channels,
-                image_size=info.image_size,
-                input=params.export.input,
-                opset=params.export.opset,
-                name=f"contender {name}",
-            )
-            found[name] = {
+        form, opset = params.export.input, params.export.opset
+        models = write_all(networks, Path(scratch), info, input=form, opset=opset, called="contender {}")
+        found: dict[str, dict[str, Any]] = {
+            name: {
                 "size_mb": models[name].stat().st_size / 1e6,
                 "macs": multiply_accumulates(network, info.channels, info.image_size),
                 "parameters": parameter_count(network),
             }
+            for name, network in networks.items()
+        }
         # Contenders with one network take the same time, whatever the clock says: it is measured once.
         first: dict[tuple[str, int], str] = {}
         alike = {name: first.setdefault((networks[name].name, cost["macs"]), name) for name, cost in found.items()}

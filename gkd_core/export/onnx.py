@@ -2,8 +2,9 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from gkd_core.export.quiet import quiet
 from gkd_core.export.session import first_line, run_session, session
 from gkd_core.export.strip import strip, write_model
 from gkd_core.models.network import Network
+
+if TYPE_CHECKING:
+    from gkd_core.data.prepared import DatasetInfo
 
 InputForm = Literal["uint8_nhwc", "float_nchw"]
 
@@ -38,6 +42,35 @@ def input_shape(input_form: InputForm, channels: int, image_size: int) -> tuple[
     """Shape of one image in an input form, without the batch axis."""
     side = image_size
     return (side, side, channels) if input_form == "uint8_nhwc" else (channels, side, side)
+
+
+def write_all(
+    networks: Mapping[str, nn.Module],
+    folder: Path,
+    info: "DatasetInfo",
+    *,
+    input: InputForm,
+    opset: int,
+    called: str = "the {}",
+) -> dict[str, Path]:
+    """The files of several networks for images of one data set, in an existing folder; see `write_onnx`.
+
+    Args:
+        called: what each is called in errors, with {} for its name.
+    """
+    files = {name: folder / f"{place}.onnx" for place, name in enumerate(networks)}
+    for name, network in networks.items():
+        write_onnx(
+            network,
+            files[name],
+            classes=info.classes,
+            channels=info.channels,
+            image_size=info.image_size,
+            input=input,
+            opset=opset,
+            name=called.format(name),
+        )
+    return files
 
 
 def preprocessing(network: Network) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`gkd compare`, `gkd frontier`: settings, methods and students against each other, seed by seed."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,22 +22,48 @@ from pipelines.commands.options import (
 
 app = typer.Typer()
 
-Seeds = Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")]
+
+@dataclass
+class Trials:
+    """Which trainings: of whom, with which seeds, on what."""
+
+    data: Data = Path("data")
+    teacher: Teacher = Path("teacher")
+    work: Work = Path("work")
+    contenders: Annotated[
+        Path | None,
+        typer.Option(help="YAML list, name and parts of distill, train, student each, instead of names."),
+    ] = None
+    seeds: Annotated[str, typer.Option(help="Separated by commas; three or more give an interval.")] = "0,1,2"
+
+    def read(self, configuration: Configuration) -> dict[str, Any]:
+        """Arguments of `run` in the components of both commands.
+
+        Raises:
+            GkdError: the file of contenders is no list, a parameter is wrong, or a seed no number.
+        """
+        from gkd_core.config.contenders import parse_contenders
+        from gkd_core.config.load import read_text
+
+        listed = None
+        if self.contenders is not None:
+            listed = parse_contenders(read_text(self.contenders, "--contenders"), str(self.contenders))
+        return {
+            "data": self.data,
+            "teacher": self.teacher,
+            "work": self.work,
+            "params": configuration.read(),
+            "contenders": listed,
+            "seeds": whole_numbers(self.seeds, "--seeds", "0,1,2"),
+        }
 
 
 @app.command()
 @grouped
 def compare(
-    data: Data = Path("data"),
-    teacher: Teacher = Path("teacher"),
+    trials: Trials,
     out: Out = Path("comparison"),
-    work: Work = Path("work"),
     methods: Annotated[str, typer.Option(help="Names separated by commas, or all.")] = "all",
-    contenders: Annotated[
-        Path | None,
-        typer.Option(help="YAML list, name and parts of distill, train, student each; instead of methods."),
-    ] = None,
-    seeds: Seeds = "0,1,2",
     reference: Annotated[
         str | None,
         typer.Option(
@@ -53,23 +80,16 @@ def compare(
     from gkd_core.files import read_json
     from gkd_core.methods import METHODS
 
-    if contenders is None and reference is not None and reference not in METHODS:
+    if trials.contenders is None and reference is not None and reference not in METHODS:
         raise GkdError(unknown("--reference", reference, METHODS))
-    named = _listed(contenders)
-    settings = configuration.read()
-    numbers = whole_numbers(seeds, "--seeds", "0,1,2")
+    given = trials.read(configuration)
     from components import compare as comparison
     from pipelines.summary import show_comparison
 
     comparison.run(
-        data=data,
-        teacher=teacher,
+        **given,
         out=out,
-        work=work,
-        params=settings,
         methods=() if methods == "all" else [name.strip() for name in methods.split(",")],
-        contenders=named,
-        seeds=numbers,
         reference=reference,
         metric=metric,
     )
@@ -81,16 +101,9 @@ def compare(
 @app.command()
 @grouped
 def frontier(
-    data: Data = Path("data"),
-    teacher: Teacher = Path("teacher"),
+    trials: Trials,
     out: Out = Path("frontier"),
-    work: Work = Path("work"),
     students: Annotated[str, typer.Option(help="Names of networks separated by commas.")] = "",
-    contenders: Annotated[
-        Path | None,
-        typer.Option(help="YAML list, name and parts of distill, train, student each; instead of students."),
-    ] = None,
-    seeds: Seeds = "0,1,2",
     max_latency_ms: Annotated[
         float | None, typer.Option(help="Recommend one whose median latency for one image is at most this.")
     ] = None,
@@ -101,31 +114,17 @@ def frontier(
     configuration: Configuration,
 ) -> None:
     """Train students, measure what they cost on this machine, and say which one for a limit of time and size."""
-    named = _listed(contenders)
-    settings = configuration.read()
-    numbers = whole_numbers(seeds, "--seeds", "0,1,2")
+    given = trials.read(configuration)
     from components import frontier as step
     from pipelines.summary import show_table
 
     found = step.run(
-        data=data,
-        teacher=teacher,
+        **given,
         out=out,
-        work=work,
-        params=settings,
         students=comma_separated(students),
-        contenders=named,
-        seeds=numbers,
         max_latency_ms=max_latency_ms,
         max_mb=max_mb,
     )
     show_table("Students, the fastest first", found.table())
     print(found.sentence(), file=sys.stderr)
     finish({"path": str(out / "frontier.md"), **found.as_dict()})
-
-
-def _listed(contenders: Path | None) -> list[Any] | None:
-    from gkd_core.config.contenders import parse_contenders
-    from gkd_core.config.load import read_text
-
-    return None if contenders is None else parse_contenders(read_text(contenders, "--contenders"), str(contenders))

@@ -9,6 +9,7 @@ import pytest
 from gkd_core.errors import GkdError
 from gkd_core.evaluation import cost, deploy_bench
 from gkd_core.evaluation.deploy_bench import Case, DeployBench, bench_deploy, provider_names, read_bench
+from gkd_core.files import file_digest
 from gkd_core.serving.model import ModelFile
 
 ASKED = {"providers": ["cpu"], "threads": [1], "batches": [1, 2], "runs": 10, "warmup": 0}
@@ -76,18 +77,12 @@ def test_a_model_is_measured_and_the_file_read_back(model, tmp_path):
     found = bench_deploy(model, **ASKED)
     (tmp_path / "b.json").write_text(json.dumps(found.as_dict()))
     assert read_bench(tmp_path / "b.json") == found
-    assert found.model["sha256"] == cost_digest(model)
+    assert found.model["sha256"] == file_digest(model.file)
     assert found.model["precision"] == "fp32"
     for case in found.cases:
         assert 0 < case.latency_ms_p50 <= case.latency_ms_p95 <= case.latency_ms_p99
         assert case.images_per_second > 0
     assert found.hardware["cores"] >= 1
-
-
-def cost_digest(model: ModelFile) -> str:
-    import hashlib
-
-    return hashlib.sha256(model.file.read_bytes()).hexdigest()
 
 
 def test_providers_have_short_names_and_none_that_runs_nothing():
