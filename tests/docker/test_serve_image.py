@@ -12,6 +12,7 @@ import pytest
 from tritonclient import http
 
 from gkd_core.data.prepared import PreparedData
+from gkd_core.files import file_digest
 from tests import forked
 from tests.docker.containers import EPOCHS, SHORT, USER, docker, image_facts
 from tests.mlflow_server import MlflowServer
@@ -28,6 +29,15 @@ def test_small_and_without_what_trains(serve_image):
     probe = "import mlflow.version as v; print(v.IS_MLFLOW_SKINNY)"
     found = docker("run", "--rm", "--user", USER, "--entrypoint", "python3", serve_image, "-c", probe).stdout
     assert found.strip() == "True"
+
+
+def test_it_measures_a_model_where_it_will_run(serve_image, pipeline_run):
+    folder = ("--volume", f"{pipeline_run / 'deploy'}:/work/deploy:ro")
+    options = ("--rm", "--read-only", "--tmpfs", "/tmp", "--user", USER, *folder, "--entrypoint", "gkd")
+    told = docker("run", *options, serve_image, "bench", "deploy", "--runs", "10", "--out", "/tmp/bench.json").stdout
+    content = json.loads(told.splitlines()[-1])
+    assert content["model"]["sha256"] == file_digest(pipeline_run / "deploy" / "model.onnx")
+    assert [case["batch"] for case in content["cases"]] == [1, 8, 32]
 
 
 INPUTS = ("teacher", "baseline", "kd", "student", "deploy", "report")

@@ -74,6 +74,9 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["compare", "--methods", "kd,gomperz"], ["--methods: method 'gomperz'", "did you mean 'gompertz'?"]),
         (["compare", "--seeds", "0,a"], ["--seeds", "0,a"]),
         (["compare", "--contenders", "nowhere.yaml"], ["nowhere.yaml does not exist", "--contenders FILE"]),
+        (["bench", "deploy", "--model", "nowhere"], ["nowhere is neither an ONNX file nor a folder"]),
+        (["bench", "deploy", "--batches", "1,x"], ["--batches is '1,x'", "such as 1,8,32"]),
+        (["bench", "deploy", "--tracking-uri", "sqlite:///x.db"], ["--tracking-uri", "deploy"]),
         (["pipeline", "run", "--user", "1:1"], ["--user", "--runner subprocess"]),
         (["pipeline", "run", "--parallelism", "2"], ["--parallelism", "--pipeline sweep"]),
         (["pipeline", "submit", "--timeout", "5"], ["--timeout", "--wait"]),
@@ -87,6 +90,22 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(folder, arguments, parts)
     for part in parts:
         assert part in message
     assert sorted(p.name for p in folder.iterdir()) == before, "something half-written was left"
+
+
+def test_a_model_is_measured_into_a_file_for_the_gate(tmp_path, make_deploy):
+    make_deploy(tmp_path / "deploy")
+    numbers = ("--runs", "10", "--warmup", "0", "--batches", "1,4", "--threads", "1,2")
+    result = gkd("bench", "deploy", *numbers, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "deploy-bench.json").read_text())
+    assert json.loads(result.stdout.splitlines()[-1]) == {"path": "deploy-bench.json", **content}
+    cases = [(case["threads"], case["batch"]) for case in content["cases"]]
+    assert cases == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    manifest = json.loads((tmp_path / "deploy" / "manifest.json").read_text())
+    assert content["model"]["sha256"] == manifest["model"]["sha256"]
+    refusal = refused(gkd("bench", "deploy", "--providers", "cuda", "--out", "again.json", cwd=tmp_path))
+    assert "'cuda' is not in this onnxruntime" in refusal
+    assert not (tmp_path / "again.json").exists()
 
 
 def test_what_the_machine_or_the_call_lacks_is_named(folder, digits, teacher):
