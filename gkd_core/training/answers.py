@@ -7,7 +7,8 @@ A row counts if its checksum is right. One that nobody wrote is zeros, with a wr
 a part is there, for its writer was killed or is still at work. That makes locks and order of writing unnecessary: two
 processes that write the same row write the same bytes, and a row is whole or it is none.
 
-Rows are written by `pwrite`, not through the memory map, where a full disk would be a signal that ends the process.
+Rows are read by `pread` and written by `pwrite`. Through a memory map a full disk would be a signal that ends the
+process: for who writes, and in a tmpfs (a volume in memory, /dev/shm) for who reads a row that nobody wrote, too.
 """
 
 import contextlib
@@ -37,21 +38,27 @@ class Answers:
 
     Args:
         path: of a file that `open_answers` made.
-        rows: how many there are room for.
         width: numbers a row.
     """
 
-    def __init__(self, path: Path, rows: int, width: int) -> None:
+    def __init__(self, path: Path, width: int) -> None:
         self._stream = path.open("r+b", buffering=0)
         fcntl.flock(self._stream, fcntl.LOCK_SH)
         self._record = np.dtype([("answer", np.float32, (width,)), ("checksum", np.uint64)])
-        self._map = np.memmap(self._stream, self._record, "r", offset=HEADER_BYTES, shape=(rows,))
 
     def read(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Which of the rows are there, [B], and their answers, [B, width]; of those that are not, anything."""
-        records = self._map[rows]
-        answers = np.ascontiguousarray(records["answer"])
+        records = np.frombuffer(b"".join(map(self._bytes_of, rows.tolist())), self._record)
+        answers = records["answer"].copy()
         return _checksums(answers) == records["checksum"], answers
+
+    def _bytes_of(self, row: int) -> bytes:
+        """Zeros where the disk does not give them, or somebody cut the file."""
+        size = self._record.itemsize
+        try:
+            return os.pread(self._stream.fileno(), size, HEADER_BYTES + row * size).ljust(size, b"\0")
+        except OSError:
+            return bytes(size)
 
     def write(self, rows: NDArray[np.int64], answers: NDArray[np.float32]) -> None:
         """Keep answers [B, width] of these rows.
@@ -87,7 +94,8 @@ def open_answers(folder: Path, facts: dict[str, Any], *, rows: int, width: int, 
         OSError: the folder cannot be written.
     """
     size = size_bytes(rows, width)
-    header = json.dumps(facts | {"rows": rows, "width": width}, sort_keys=True).encode().ljust(HEADER_BYTES)
+    facts = facts | {"rows": rows, "width": width}  # images without a label, say, are more rows beside the same data
+    header = json.dumps(facts, sort_keys=True).encode().ljust(HEADER_BYTES)
     path = folder / f"{json_digest(facts)[:16]}{SUFFIX}"
     if width > WIDEST or len(header) > HEADER_BYTES:
         raise GkdError(f"answers of {width:,} numbers each are too long")
@@ -101,7 +109,7 @@ def open_answers(folder: Path, facts: dict[str, Any], *, rows: int, width: int, 
             write_bytes(path, header)
             os.truncate(path, size)
         os.utime(path)
-        return Answers(path, rows, width)
+        return Answers(path, width)
 
 
 @contextlib.contextmanager

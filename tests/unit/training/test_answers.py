@@ -1,5 +1,6 @@
 """Rows are whole or not there, whoever writes and is killed; files are of one teacher and keep to the room said."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -63,12 +64,31 @@ def test_a_row_of_which_a_part_is_written_is_not_there(tmp_path, written):
     assert found.all() == (part == whole)  # what is missing may be zeros
 
 
+def test_what_the_disk_does_not_give_is_not_there(tmp_path, monkeypatch):
+    rows = np.arange(1, 9)
+    file = opened(tmp_path)
+    file.write(rows, answers_of(rows))
+    (path,) = tmp_path.glob("*.answers")
+    os.truncate(path, HEADER_BYTES + 5 * RECORD + 2)  # a memory map would end this process here
+    assert file.read(rows)[0].tolist() == [True] * 4 + [False] * 4
+    file.write(rows, answers_of(rows))
+    assert file.read(rows)[0].all()
+
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", broken)
+    assert not file.read(rows)[0].any()
+
+
 def test_files_of_another_teacher_or_other_data_are_not_read(tmp_path):
     rows = np.arange(1, 9)
     opened(tmp_path).write(rows, answers_of(rows))
     for name in FACTS:
         assert not opened(tmp_path, FACTS | {name: "another"}).read(rows)[0].any()
     assert len(files(tmp_path)) == 3
+    assert not opened(tmp_path, rows=ROWS + 1).read(rows)[0].any()
+    assert opened(tmp_path).read(rows)[0].all(), "a file of more rows takes no other's place"
 
 
 @pytest.mark.parametrize("damage", ["short", "foreign"])
