@@ -11,6 +11,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from gkd_core.cores import usable_cores
+
 ROOT = Path(__file__).parents[1]
 BEGIN = "<!-- bench {name}: written by `make bench`, not by hand -->"
 END = "<!-- bench {name}: end -->"
@@ -105,9 +107,8 @@ def conditions() -> str:
     """On what this is measured: processor, cores, torch, day, commit, and how busy the machine is."""
     names = re.findall(r"^model name\s*: (.*)$", _text(Path("/proc/cpuinfo")), re.MULTILINE)
     name = names[0] if names else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return (
-        f"{name}, {cores} cores, load {os.getloadavg()[0]:.1f} before it began; torch {version('torch')}; "
+        f"{name}, {usable_cores()} cores, load {os.getloadavg()[0]:.1f} before it began; torch {version('torch')}; "
         f"{date.today().isoformat()}, commit {commit()}"
     )
 

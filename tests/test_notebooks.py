@@ -31,6 +31,13 @@ def test_a_notebook_is_kept_without_output(path: Path) -> None:
     assert not any(cell.outputs or cell.execution_count for cell in cells)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_imports_us_before_torch_which_is_told_but_once_how_its_threads_wait(path: Path) -> None:
+    code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    imported = re.findall(r"^(?:import|from) (gkd_core|torch)", code, flags=re.MULTILINE)
+    assert imported[0] == "gkd_core"
+
+
 @pytest.mark.slow
 def test_the_quickstart_distils_and_exports_and_writes_nothing(tmp_path: Path) -> None:
     *_, plotted, measured, exported = run(ROOT / "notebooks" / "quickstart.ipynb", tmp_path)

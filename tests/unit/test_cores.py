@@ -148,6 +148,7 @@ def test_threads_wait_without_spinning_unless_the_user_says_so():
     assert python(f"import gkd_core; {POLICY}") == "passive"
     assert python(f"import gkd_core; {POLICY}", OMP_WAIT_POLICY="active") == "active"
     assert python(f"import pipelines.cli; {POLICY}") == "passive"
+    assert python(f"import components; {POLICY}") == "passive", "a step may import torch first"
 
 
 def test_an_environment_that_is_read_no_more_is_left_alone():
