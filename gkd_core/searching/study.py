@@ -15,6 +15,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,27 @@ class Search:
     def others(self) -> int:
         """Trials that are at work elsewhere; one whose worker fell silent is none of them any more."""
         with _quiet(), _database():
-            optuna.storages.fail_stale_trials(self.study)
+            self._give_up_silent()
             return sum(trial.state == TrialState.RUNNING for trial in self.trials())
 
     def trials(self) -> list[FrozenTrial]:
         """All but those that were begun anew under another number."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.FAIL]
+
+    def _give_up_silent(self) -> None:
+        """Trials whose worker has not been heard of for a while are over; their settings wait to be tried again."""
+        optuna.storages.fail_stale_trials(self.study)
+        for trial in self.trials():
+            # Killed before its first heartbeat it has no settings yet, and Optuna would wait for it for ever.
+            started = trial.datetime_start
+            if trial.state != TrialState.RUNNING or VALUES in trial.user_attrs or started is None:
+                continue
+            if self.storage is not None and (datetime.now() - started).total_seconds() > SILENT_SECONDS:
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _beat(self, trial: int) -> None:
+        if self.storage is not None:
+            self.storage.record_heartbeat(trial)
 
     def _left(self, trial: FrozenTrial) -> bool:
         return (
@@ -154,17 +170,20 @@ class Search:
 
     def _next(self, budget: Budget) -> optuna.Trial | None:
         """A trial to work at: one that was left, or a new one; None where the budget is spent."""
-        optuna.storages.fail_stale_trials(self.study)
-        trials = self.trials()
-        for trial in trials:
+        for trial in self.trials():
+            # However long ago it was left: nobody here may take it for a silent one's.
             if trial.state == TrialState.RUNNING and self._left(trial):
+                self._beat(trial._trial_id)
                 return optuna.Trial(self.study, trial._trial_id)
+        self._give_up_silent()
+        trials = self.trials()
         if not any(trial.state == TrialState.WAITING for trial in trials):
             if (budget.trials is not None and len(trials) >= budget.trials) or _exhausted(trials):
                 return None
             # Whoever is killed before the trial has its lock leaves one of this place: there is no moment between.
             self.study.enqueue_trial({}, user_attrs={PLACE: self.place.name})
         own = self.study.ask()
+        self._beat(own._trial_id)
         own.set_user_attr(PLACE, self.place.name)
         before = sum(trial.number < own.number for trial in self.trials())
         if budget.trials is not None and before >= budget.trials:  # workers elsewhere asked at the same moment
@@ -264,17 +283,12 @@ class Search:
     @contextlib.contextmanager
     def _beating(self, trial: optuna.Trial) -> Iterator[None]:
         """Say to workers elsewhere, now and then, that this trial is at work."""
-        if self.storage is None:
-            yield
-            return
-        storage, ended = self.storage, threading.Event()
+        ended = threading.Event()
 
         def beat() -> None:
-            while True:
+            while not ended.wait(BEAT_SECONDS):
                 with contextlib.suppress(SQLAlchemyError, optuna.exceptions.StorageInternalError):
-                    storage.record_heartbeat(trial._trial_id)
-                if ended.wait(BEAT_SECONDS):
-                    return
+                    self._beat(trial._trial_id)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()

@@ -13,6 +13,7 @@ import pytest
 from gkd_core.config import parse_params
 from gkd_core.config.space import read_space
 from gkd_core.errors import DivergedError, GkdError
+from gkd_core.searching import study
 from gkd_core.searching.findings import Findings, Found
 from gkd_core.searching.place import Place
 from gkd_core.searching.study import Budget, open_study
@@ -60,18 +61,18 @@ def whole():
 
 
 def test_it_finds_what_is_good_and_stops_what_is_not(whole):
-    (study,) = whole["studies"]
-    states = [trial["state"] for trial in study["trials"]]
+    (found,) = whole["studies"]
+    states = [trial["state"] for trial in found["trials"]]
     assert states.count("complete") + states.count("stopped") == 16
     assert states.count("stopped") >= 3
     assert states[:5] == ["complete"] * 5, "nobody is stopped before there is a median"
-    assert all(2 <= trial["epochs"] < EPOCHS for trial in study["trials"] if trial["state"] == "stopped")
-    best = study["best"]
-    assert best["validation_top1"] == max(t["validation_top1"] for t in study["trials"] if t["state"] == "complete")
+    assert all(2 <= trial["epochs"] < EPOCHS for trial in found["trials"] if trial["state"] == "stopped")
+    best = found["best"]
+    assert best["validation_top1"] == max(t["validation_top1"] for t in found["trials"] if t["state"] == "complete")
     assert 0.03 < best["values"]["train.learning_rate"] < 0.3
-    assert next(iter(study["importance"])) == "train.learning_rate"
+    assert next(iter(found["importance"])) == "train.learning_rate"
     assert all(("distill.options.kd.weight" in t["values"]) == (t["values"]["distill.method"] == "kd")
-               for t in study["trials"])  # fmt: skip
+               for t in found["trials"])  # fmt: skip
 
 
 def test_other_draws_with_another_seed(whole):
@@ -147,6 +148,25 @@ def works(folder):
     opened(Path(folder)).run(train, Budget(20))
 
 
+def test_what_was_left_here_long_ago_is_gone_on_with_all_the_same(whole, tmp_path, monkeypatch):
+    def gone(params, hook):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path).run(gone, Budget(16))
+    # An hour later: what nobody has taken over counts as silent.
+    search, real = opened(tmp_path), optuna.storages.RDBStorage.record_heartbeat
+    beaten = []
+    monkeypatch.setattr(
+        optuna.storages.RDBStorage, "record_heartbeat", lambda self, trial: beaten.append(trial) or real(self, trial)
+    )
+    monkeypatch.setattr(
+        optuna.storages.RDBStorage, "_get_stale_trial_ids", lambda self, study: [1] if 1 not in beaten else []
+    )
+    search.run(train, Budget(3))
+    assert told(search)["studies"][0]["trials"] == whole["studies"][0]["trials"][:3]
+
+
 def test_two_workers_at_once_share_the_trials(tmp_path):
     opened(tmp_path)
     context = multiprocessing.get_context("fork")
@@ -181,6 +201,19 @@ def test_what_a_worker_elsewhere_left_is_tried_again_when_it_fell_silent(tmp_pat
     assert (first.state.name, again.state.name) == ("FAIL", "COMPLETE")
     assert first.params == again.params
     assert len(told(search)["studies"][0]["trials"]) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
+def test_nobody_waits_for_a_worker_elsewhere_that_was_killed_before_its_first_heartbeat(tmp_path, monkeypatch):
+    address = f"sqlite:///{tmp_path}/search.db"
+    opened(tmp_path / "another", storage=address).study.ask()
+    search = opened(tmp_path / "here", storage=address)
+    assert search.others() == 1
+    monkeypatch.setattr(study, "SILENT_SECONDS", -1)
+    assert search.others() == 0
+    monkeypatch.undo()
+    search.run(train, Budget(2))
+    assert [trial.state.name for trial in search.study.get_trials()] == ["FAIL", "COMPLETE", "COMPLETE"]
 
 
 def test_several_seeds_make_a_mean_and_a_finished_one_is_not_trained_again():
