@@ -121,8 +121,8 @@ def run(plan: Plan, *, out: Path, budget: Budget, workers: int = 1) -> Findings:
     Raises:
         GkdError: the space is wrong, the inputs are missing or do not go together, or no trial was trained to its end.
     """
-    plan.check()
     studies = plan.studies()
+    plan.check()
     refuse_to_replace(out, [plan.data, plan.teacher], plan.work, kind="search")  # before hours of training
     for name, space in studies.items():
         plan.open(name, space)  # its tables, before several want to make them

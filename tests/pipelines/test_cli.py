@@ -78,7 +78,6 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["bench", "deploy", "--batches", "1,x"], ["--batches is '1,x'", "such as 1,8,32"]),
         (["bench", "deploy", "--tracking-uri", "sqlite:///x.db"], ["--tracking-uri", "deploy"]),
         (["search", "nowhere.yaml"], ["nowhere.yaml does not exist"]),
-        (["search", "params.yaml"], ["cannot be searched: a search moves only what is in distill, train, student"]),
         (["pipeline", "run", "--user", "1:1"], ["--user", "--runner subprocess"]),
         (["pipeline", "run", "--parallelism", "2"], ["--parallelism", "--pipeline sweep"]),
         (["pipeline", "submit", "--timeout", "5"], ["--timeout", "--wait"]),
