@@ -87,6 +87,7 @@ def write_bundle(
     registry_uri: str | None = None,
     service_account: str | None = None,
     precision: str = "fp32",
+    canary: int | None = None,
     image: str,
 ) -> dict[str, Any]:
     """Write the bundle; `out` appears whole or not at all.
@@ -100,12 +101,14 @@ def write_bundle(
             neither and no registration there is no KServe file, and without the registry no `kubernetes/` either.
         service_account: the Kubernetes service account that KServe's pods run as, whose secrets open the storage.
         precision: of the file that the servers take.
+        canary: percent of the requests, 1 to 99, that KServe sends to this model beside the one it serves already; None
+            is all of them. Nothing is written for a cluster without KServe then, which would not share them.
         image: container image of gkd's server.
     Returns:
         Content of bundle.json with `path`.
     Raises:
         GkdError: the folders do not belong together or are not as their steps left them, the precision is not there,
-            a name or URI is not valid.
+            a name or URI is not valid, a canary that would not be one.
     """
     inputs = [data, student, deploy, report, registration]
     refuse_to_replace(out, inputs, kind="bundle")
@@ -129,6 +132,8 @@ def write_bundle(
         )
     if service_account is not None and not re.fullmatch(NAME, service_account):
         raise GkdError(f"--service-account {service_account!r} is no name of a Kubernetes service account")
+    if canary is not None:
+        _check_canary(canary, storage_uri, registry_uri)
     lineage = _lineage(manifest, chosen, precision)
     confidence = metrics["data"]["confidence"]
     facts = {
@@ -161,6 +166,7 @@ def write_bundle(
         "storage_uri": storage_uri,
         "registry_uri": registry_uri,
         "service_account": service_account,
+        "canary": canary,
         "secrets": SECRETS,
         "max_batch_size": MAX_BATCH_SIZE,
         "queue_delay_us": QUEUE_DELAY_US,
@@ -183,7 +189,7 @@ def write_bundle(
         if storage_uri or registry_uri:
             (folder / "kserve").mkdir()
             _render("inference-service.yaml.j2", folder / "kserve" / "inference-service.yaml", facts)
-        if registry_uri:
+        if registry_uri and canary is None:
             (folder / "kubernetes").mkdir()
             for file in KUBERNETES:
                 _render(f"{file}.yaml.j2", folder / "kubernetes" / f"{file}.yaml", facts)
@@ -246,6 +252,23 @@ def _check_uris(storage_uri: str | None, registry_uri: str | None) -> None:
             )
         if not re.fullmatch(pattern, uri):
             raise GkdError(f"{option} {redact(uri)!r} is not of the form {form}")
+
+
+def _check_canary(percent: int, storage_uri: str | None, registry_uri: str | None) -> None:
+    if not 1 <= percent <= 99:
+        raise GkdError(
+            f"--canary {percent} is no part of the requests: give 1 to 99 percent, or leave it out for all of them"
+        )
+    if storage_uri is None and registry_uri is None:
+        raise GkdError(
+            "--canary is for KServe, whose manifest is made for a registered version, --storage-uri or --registry-uri: "
+            "give one of them"
+        )
+    if registry_uri is not None and "@" in registry_uri:
+        raise GkdError(
+            f"--canary {percent} is one version beside another, and {registry_uri!r} is whichever version the alias "
+            "names, in old pods too: give --registry-uri models:/NAME/VERSION"
+        )
 
 
 def _name(name: str | None, version: dict[str, Any] | None, *, for_kserve: bool) -> str:

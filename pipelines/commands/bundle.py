@@ -37,6 +37,13 @@ def bundle(
         str | None, typer.Option(help="For KServe: the service account whose secrets open a private storage.")
     ] = None,
     precision: Annotated[str, typer.Option(help="Which file the servers take: fp32, int8 or fp16.")] = "fp32",
+    canary: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="For KServe: 1 to 99 percent of the requests go to this model, the rest to the one it serves already.",
+        ),
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Container image of the server; else GKD_SERVE_IMAGE.")] = None,
 ) -> None:
     """Put together what Triton, KServe or `gkd serve` need, with README and model card."""
@@ -61,6 +68,7 @@ def bundle(
             registry_uri=registry_uri,
             service_account=service_account,
             precision=precision,
+            canary=canary,
             image=image or serve_image(),
         )
     )

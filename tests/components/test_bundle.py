@@ -229,6 +229,31 @@ def test_a_cluster_without_kserve_has_manifests_of_its_own(folders: dict[str, Pa
     assert "kubectl apply -k kubernetes" in (tmp_path / "out/README.md").read_text()
 
 
+@pytest.mark.parametrize("place", [{"storage_uri": "s3://b/p/2"}, {"registry_uri": "models:/digits/2"}])
+def test_a_canary_has_its_part_and_the_readme_says_how_to_go_on(
+    folders: dict[str, Path], tmp_path: Path, place: dict[str, str]
+) -> None:
+    make(folders, tmp_path / "all", name="digits", **place)
+    make(folders, tmp_path / "part", name="digits", canary=10, **place)
+    whole, part = kserve(tmp_path / "all"), kserve(tmp_path / "part")
+    assert part["spec"]["predictor"].pop("canaryTrafficPercent") == 10
+    assert part == whole, "once it is promoted it is what it would have been"
+    assert not (tmp_path / "part/kubernetes").exists(), "nothing there would share the requests"
+    readme = (tmp_path / "part/README.md").read_text()
+    assert "kubernetes/" not in readme
+    assert "canary" not in (tmp_path / "all/README.md").read_text()
+    assert "This sends 10 % of the requests" in readme
+    patches = re.findall(r"kubectl patch inferenceservice digits --type (\w+) --patch '(.*)'\n", readme)
+    more, promote, back = [(kind, json.loads(text)) for kind, text in patches]
+    field = part["spec"]["predictor"]
+    for kind, patch, percent in ((*more, 50), (*back, 0)):
+        assert kind == "merge"
+        merged = {**part, "spec": {"predictor": field | patch["spec"]["predictor"]}}
+        jsonschema.validate(merged, SCHEMA)
+        assert merged["spec"]["predictor"]["canaryTrafficPercent"] == percent
+    assert promote == ("json", [{"op": "remove", "path": "/spec/predictor/canaryTrafficPercent"}])
+
+
 def test_the_readmes_program_runs_and_names_a_class(made: Path, folders: dict[str, Path], tmp_path: Path) -> None:
     program, _ = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.DOTALL)
     images = PreparedData.open(folders["data"]).validation.images[:1]
@@ -310,6 +335,10 @@ def edit(file: Path, **values: Any) -> None:
         ({"name": "a" * 64}, "up to 63 small letters"),
         ({"name": "a" * 54, "storage_uri": "s3://b/p"}, "up to 53 small letters.*KServe appends -predictor"),
         ({"service_account": "No", "storage_uri": "s3://b/p"}, "--service-account 'No' is no name"),
+        ({"canary": 0, "storage_uri": "s3://b/p"}, "--canary 0 is no part of the requests: give 1 to 99 percent"),
+        ({"canary": 100, "storage_uri": "s3://b/p"}, "--canary 100 is no part of the requests"),
+        ({"canary": 10}, "--canary is for KServe.*give one of them"),
+        ({"canary": 10, "registry_uri": "models:/d@champion"}, "--canary 10 is one version.*models:/NAME/VERSION"),
         ({"registration": Path("nowhere")}, "the registration folder nowhere has no version.json"),
     ],
 )
