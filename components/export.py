@@ -25,6 +25,7 @@ from gkd_core.export.manifest import (
 )
 from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
 from gkd_core.export.quantise import Quantiser, stratified_pick
+from gkd_core.export.reference import reference
 from gkd_core.export.session import run_session, session
 from gkd_core.files import folder_digest, whole_folder, write_json
 from gkd_core.models.network import load_network
@@ -95,7 +96,8 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             name=f"the student {network.spec.name}",
         )
         agreement = parity(network, model, prepared.validation.images, tolerance=settings.parity_tolerance)
-        smaller = _smaller(model, prepared, settings)
+        logits = run_session(session(model), prepared.validation.images)
+        smaller = _smaller(model, prepared, logits, settings)
         manifest = build_manifest(
             model,
             input=settings.input,
@@ -108,6 +110,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             preprocessing=preprocessing(network),
             parity=agreement,
             smaller=smaller,
+            reference=reference(logits),
         )
         write_manifest(folder, manifest)
         write_json(folder / "run.json", run_facts(seconds=time.monotonic() - start))
@@ -125,9 +128,14 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     }
 
 
-def _smaller(model: Path, prepared: PreparedData, settings: ExportConfig) -> dict[str, dict[str, Any]]:
-    """Make the smaller files beside `model`, keep those that are near enough to it; the manifest's entries."""
-    validation, reference = prepared.validation, None
+def _smaller(
+    model: Path, prepared: PreparedData, logits: NDArray[np.float32], settings: ExportConfig
+) -> dict[str, dict[str, Any]]:
+    """Make the smaller files beside `model`, keep those that are near enough to it; the manifest's entries.
+
+    `logits` [N, C] are the model's on the validation images.
+    """
+    validation = prepared.validation
     entries: dict[str, dict[str, Any]] = {
         "int8": dropped_file("export.int8.enabled is false"),
         "fp16": dropped_file("export.fp16 is false"),
@@ -135,14 +143,12 @@ def _smaller(model: Path, prepared: PreparedData, settings: ExportConfig) -> dic
     for precision, wanted in (("int8", settings.int8.enabled), ("fp16", settings.fp16)):
         if not wanted:
             continue
-        if reference is None:
-            reference = run_session(session(model), validation.images)
         file = model.with_name(FILES[precision])
         try:
             if precision == "int8":
-                entries[precision] = _int8(model, file, prepared, reference, settings.int8)
+                entries[precision] = _int8(model, file, prepared, logits, settings.int8)
             else:
-                entries[precision] = _fp16(model, file, validation, reference, settings.fp16_tolerance)
+                entries[precision] = _fp16(model, file, validation, logits, settings.fp16_tolerance)
         except GkdError as error:  # there is still the model itself
             file.unlink(missing_ok=True)
             entries[precision] = dropped_file(str(error))
@@ -150,7 +156,7 @@ def _smaller(model: Path, prepared: PreparedData, settings: ExportConfig) -> dic
 
 
 def _int8(
-    model: Path, file: Path, prepared: PreparedData, reference: NDArray[np.float32], settings: Int8Config
+    model: Path, file: Path, prepared: PreparedData, expected: NDArray[np.float32], settings: Int8Config
 ) -> dict[str, Any]:
     """As configured; where that is not near enough, by `ATTEMPTS` in order. The first that passes is kept."""
     train, validation = prepared.train, prepared.validation
@@ -175,7 +181,7 @@ def _int8(
             noisiest = quantiser.noisiest()
         spared = noisiest[: math.ceil(attempt.in_float * len(noisiest))]
         quantiser.write(file, symmetric=attempt.symmetric, in_float=spared)
-        found = fidelity(run_session(session(file), validation.images), reference, validation.labels)
+        found = fidelity(run_session(session(file), validation.images), expected, validation.labels)
         reason = int8_shortfall(
             found, min_agreement=settings.min_agreement, max_accuracy_drop=settings.max_accuracy_drop
         )
@@ -195,10 +201,10 @@ def _int8(
 
 
 def _fp16(
-    model: Path, file: Path, validation: Split, reference: NDArray[np.float32], tolerance: float
+    model: Path, file: Path, validation: Split, expected: NDArray[np.float32], tolerance: float
 ) -> dict[str, Any]:
     to_half(model, file)
-    found = fidelity(run_session(session(file), validation.images), reference, validation.labels)
+    found = fidelity(run_session(session(file), validation.images), expected, validation.labels)
     reason = fp16_shortfall(found, tolerance=tolerance)
     if reason is None:
         return kept_file(file, {"validation": found})

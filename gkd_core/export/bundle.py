@@ -45,6 +45,7 @@ MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
 QUEUE_DELAY_US = 1000  # and waits this long for them
 DRAIN_SECONDS = 5  # a pod that is told to stop is sent requests for so long, until every proxy of the cluster knows
 KUBERNETES = ("kustomization", "deployment", "service", "autoscaler", "disruption-budget", "service-monitor")
+DRIFT = "prometheus-rule"  # beside those, where the manifest says what drift is measured against
 WORST = 3
 LONGEST_NAME = 63  # a DNS label
 LONGEST_SERVICE = LONGEST_NAME - len("-predictor")  # which KServe appends, and makes a host name of
@@ -168,6 +169,7 @@ def write_bundle(
         "service_account": service_account,
         "canary": canary,
         "secrets": SECRETS,
+        "has_reference": "reference" in manifest,
         "max_batch_size": MAX_BATCH_SIZE,
         "queue_delay_us": QUEUE_DELAY_US,
         "drain_seconds": DRAIN_SECONDS,
@@ -191,7 +193,7 @@ def write_bundle(
             _render("inference-service.yaml.j2", folder / "kserve" / "inference-service.yaml", facts)
         if registry_uri and canary is None:
             (folder / "kubernetes").mkdir()
-            for file in KUBERNETES:
+            for file in (*KUBERNETES, *([DRIFT] if "reference" in manifest else [])):
                 _render(f"{file}.yaml.j2", folder / "kubernetes" / f"{file}.yaml", facts)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         bundle = {

@@ -3,7 +3,8 @@
 The lineage it holds: `data_sha256` (the prepared images) → `teacher_digest` → `student_digest` → `model.sha256`, with
 `config_digest` (how the student was trained and exported), `code_sha256` (by which sources) and, where the student
 started from learnt weights, `weights_digest` (their file). `int8` and `fp16` say
-whether there is a smaller file, its digest and what it showed, or why there is none. The same inputs give
+whether there is a smaller file, its digest and what it showed, or why there is none; `reference` says what the model
+answers on the validation images, which a server's answers are compared with. The same inputs give
 the same bytes; what varies by run is in run.json beside it.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from gkd_core import __version__
 from gkd_core.errors import GkdError, unknown
+from gkd_core.export.reference import REFERENCE
 from gkd_core.files import (
     Shape,
     expect_kind,
@@ -93,6 +95,7 @@ def build_manifest(
     preprocessing: dict[str, Any],
     parity: dict[str, Any],
     smaller: dict[str, dict[str, Any]] | None = None,
+    reference: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json for an exported file.
 
@@ -103,6 +106,7 @@ def build_manifest(
         preprocessing: what the graph does to its input, for people; clients need to do none of it.
         parity: what `gkd_core.export.onnx.parity` gave.
         smaller: by precision (int8, fp16) what `kept_file` or `dropped_file` gave.
+        reference: what `gkd_core.export.reference.reference` gave on the validation images; None where there are none.
     """
     return {
         "format": FORMAT,
@@ -125,6 +129,7 @@ def build_manifest(
         "preprocessing": preprocessing,
         "parity": parity,
         **(smaller or {}),
+        **({} if reference is None else {"reference": reference}),
     }
 
 
@@ -178,7 +183,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise GkdError(f"{path} is not a manifest of format {FORMAT}: run `gkd export` again")
     kept = kept_precisions(manifest)
-    expect_shape(path, manifest, {**SHAPE, **dict.fromkeys(kept, ENTRY)})
+    told = {"reference": REFERENCE} if "reference" in manifest else {}
+    expect_shape(path, manifest, {**SHAPE, **dict.fromkeys(kept, ENTRY), **told})
     for entry in (manifest["model"], *(manifest[name] for name in kept)):
         model = folder / entry["file"]
         if not model.is_file():

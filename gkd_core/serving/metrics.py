@@ -1,6 +1,6 @@
 """What Prometheus reads at /metrics; a registry of its own, so that several servers fit in one process."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -11,6 +11,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
 
 from gkd_core.serving.batching import BatchFacts
 from gkd_core.serving.model import Model
@@ -59,6 +61,8 @@ class Metrics:
         self._model = Gauge(
             "gkd_model_info", "1 for the model being served.", ["version", "model_sha256", "precision"], registry=own
         )
+        self._answers = _AnswersCollector()
+        own.register(self._answers)
         self._queue = Gauge("gkd_queue_images", "Images waiting for the model.", registry=own)
         self._connections = Gauge("gkd_connections", "Open connections.", registry=own)
         ProcessCollector(registry=self.registry)
@@ -71,6 +75,7 @@ class Metrics:
 
     def serving(self, model: Model) -> None:
         """Say which model is served now."""
+        self._answers.model = model
         self._model.clear()
         self._model.labels(model.version, model.sha256, model.facts["precision"]).set(1)
 
@@ -85,3 +90,38 @@ class Metrics:
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _AnswersCollector(Collector):
+    """Prometheus' lines on the answers of the model that is served now; none for a model without a reference."""
+
+    def __init__(self) -> None:
+        self.model: Model | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        """Counters and gauges by version, so that two versions side by side do not add up."""
+        model = self.model
+        if model is None or model.answers is None:
+            return
+        answers, version = model.answers, model.version
+        predicted, confidence = answers.read()
+        reference = answers.reference
+        by_class = ["version", "class"]
+        counted = CounterMetricFamily("gkd_predictions", "Images, by the class they were given.", labels=by_class)
+        share = GaugeMetricFamily(
+            "gkd_reference_share", "Part of the validation images that the model gave a class.", labels=by_class
+        )
+        total = sum(reference["predicted"])
+        for name, count, expected in zip(answers.classes, predicted, reference["predicted"], strict=True):
+            counted.add_metric([version, name], count)
+            share.add_metric([version, name], expected / total)
+        yield counted
+        yield share
+        confident = SummaryMetricFamily("gkd_confidence", "Probability of the class named.", labels=["version"])
+        confident.add_metric([version], count_value=sum(predicted), sum_value=confidence)
+        yield confident
+        mean = GaugeMetricFamily(
+            "gkd_reference_confidence", "Mean of the same on the validation images.", labels=["version"]
+        )
+        mean.add_metric([version], reference["mean_confidence"])
+        yield mean

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gkd_core.data.images import Crop
 from gkd_core.errors import GkdError
 from gkd_core.export.session import as_input, first_line, open_session
+from gkd_core.serving.answers import Answers
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
 
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
@@ -61,6 +62,7 @@ class Model:
         classes: C names.
         crop: how a picture is made a square for it.
         facts: classes, digests and precision, as the metadata reply gives them.
+        answers: counts what it answers; None where the manifest does not say what it answered on the validation images.
     """
 
     def __init__(self, found: ModelFile, *, version: str, threads: int | None = None) -> None:
@@ -100,7 +102,9 @@ class Model:
             **{name: str(value) for name in ("weights_digest",) if (value := manifest.get(name, known.get(name)))},
             "precision": str(known.get("precision", found.precision)),
         }
+        self.answers: Answers | None = None
         self._try_out(found.file)
+        self.answers = _answers(self.classes, manifest, found.file)  # from here on: nobody asked for what was tried out
 
     @property
     def picture(self) -> tuple[int, int] | None:
@@ -116,8 +120,10 @@ class Model:
         return as_input(self._session, pictures)
 
     def run(self, images: Array) -> NDArray[np.float32]:
-        """Logits [B, C] of a batch of inputs."""
+        """Logits [B, C] of a batch of inputs, counted in `answers`."""
         logits: NDArray[np.float32] = self._session.run([self.output.name], {self.input.name: images})[0]
+        if self.answers is not None:
+            self.answers.add(logits)
         return logits
 
     def _try_out(self, file: Path) -> None:
@@ -211,3 +217,15 @@ def _classes(manifest: Mapping[str, Any], known: dict[str, str], count: int, fil
             f"{file} has {count} logits, and its class names are not {count} texts: export it again"
         )
     return tuple(names)
+
+
+def _answers(classes: tuple[str, ...], manifest: Mapping[str, Any], file: Path) -> Answers | None:
+    reference = manifest.get("reference")
+    if reference is None or len(set(classes)) < len(classes):  # Prometheus tells classes apart by name
+        return None
+    predicted = reference["predicted"]
+    if len(predicted) != len(classes) or min(predicted) < 0 or sum(predicted) == 0:
+        raise InvalidModelError(
+            f"{file}: the reference in its manifest counts no images of {len(classes)} classes: export it again"
+        )
+    return Answers(classes, reference)

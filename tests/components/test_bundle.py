@@ -30,6 +30,7 @@ from gkd_core.serving.limits import Limits
 from tests.kubernetes_objects import refusal
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
+KSERVES_OWN = ("minReplicas", "canaryTrafficPercent")
 NASTY = ['"quoted"', "new\nline: # no", "猫|`<b>`", "{{ x }} %{y} \\ 'z'", "5", "6", "7", "8", "9", "null"]
 
 
@@ -133,7 +134,7 @@ def kserve(bundle: Path) -> dict[str, Any]:
     predictor = dict(content["spec"]["predictor"])
     if model := predictor.pop("model", None):
         predictor["containers"] = [{"name": "kserve-container", "resources": model["resources"]}]
-    pod = {key: value for key, value in predictor.items() if key != "minReplicas"}  # the rest is a pod's
+    pod = {key: value for key, value in predictor.items() if key not in KSERVES_OWN}  # the rest is a pod's
     metadata = {key: content["metadata"][key] for key in ("name", "annotations")}
     assert refusal({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}) is None
     return content
@@ -215,6 +216,8 @@ def test_a_cluster_without_kserve_has_manifests_of_its_own(folders: dict[str, Pa
     assert found["service"]["spec"]["selector"] == labels
     assert found["autoscaler"]["spec"]["scaleTargetRef"]["name"] == "digits"
     assert found["service-monitor"]["spec"]["endpoints"][0]["port"] == found["service"]["spec"]["ports"][0]["name"]
+    assert found["prometheus-rule"]["kind"] == "PrometheusRule"
+    assert '{job="digits"}' in (place / "prometheus-rule.yaml").read_text(), "as the monitor calls what it finds"
     # What Pod Security's `restricted` wants.
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
