@@ -542,6 +542,11 @@ class Store:
             raise GkdError(unknown(f"{self.name}: version or alias", which, known or ["none"]))
         return _version(found)
 
+    def metrics(self, version: Version) -> dict[str, float]:
+        """The last value of each metric of a version's run, by name; none where it has no run any more."""
+        run = _or_none(self._client.get_run, version.run_id) if version.run_id else None
+        return {} if run is None else dict(run.data.metrics)
+
     def aliases(self) -> dict[str, int]:
         """Version number by alias."""
         model = self._registered()
