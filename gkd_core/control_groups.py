@@ -1,5 +1,6 @@
 """The control groups of this process, by which a container or a pod has but a part of its machine."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def limiting_groups(controller: str, membership: Path = MEMBERSHIP, root: Path =
         not be there.
     """
     try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        # A group may have any bytes in its name, as a file may.
+        lines = [line.split(":", 2) for line in os.fsdecode(membership.read_bytes()).splitlines()]
     except OSError:
         return
     for _, controllers, place in (line for line in lines if len(line) == 3):
@@ -26,7 +28,8 @@ def limiting_groups(controller: str, membership: Path = MEMBERSHIP, root: Path =
             version, top = 2, root
         elif controller in controllers.split(","):
             # Controllers that share a mount (cpu,cpuacct) have a link of their own beside it, as a rule.
-            version, top = 1, root / controller if (root / controller).exists() else root / controllers
+            # Some sandboxes let nobody look, which `exists` would raise.
+            version, top = 1, root / (controller if os.access(root / controller, os.F_OK) else controllers)
         else:
             continue
         inside = Path(place.lstrip("/"))

@@ -1,6 +1,7 @@
 """How many cores there are: groups as the kernel writes them, in both versions, and a process in a real one."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -92,6 +93,21 @@ def test_controllers_may_share_a_mount_without_a_link(tmp_path, of_64):
 def test_without_groups_every_core_counts_that_the_process_is_bound_to(tmp_path, of_64, membership):
     assert usable_cores(*places(tmp_path, membership)) == 64
     assert usable_cores(tmp_path / "absent", tmp_path) == 64
+
+
+def test_a_group_may_have_any_bytes_in_its_name(tmp_path, of_64):
+    name = os.fsdecode(b"caf\xe9")
+    version_2(tmp_path, name, "200000 100000")
+    (tmp_path / "membership").write_bytes(b"0::/caf\xe9\n")
+    assert usable_cores(tmp_path / "membership", tmp_path / "cgroup") == 2
+
+
+def test_where_nobody_may_look_nothing_is_raised(tmp_path, of_64, monkeypatch):
+    def forbidden(path, **_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert usable_cores(*places(tmp_path, V1.format("/docker/abc"))) == 64
 
 
 @pytest.mark.parametrize("line", ["", "100000", "many 100000", "100000 0"])
