@@ -7,10 +7,10 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all e2e lint format lock audit image docker-test dvc docs bench clean
+.PHONY: help install demo test test-all e2e cluster-test lint format lock audit image docker-test dvc docs bench clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(READY)  ## make .venv from requirements.lock (the other targets do it by themselves)
 
@@ -36,6 +36,9 @@ test-all: $(READY)  ## the full test suite, with the slow ones
 
 e2e: $(READY)  ## check what `make demo` left
 	@pytest tests/e2e -m e2e
+
+cluster-test: $(READY)  ## check a Kubernetes cluster, named by KUBECONFIG and KF_PIPELINES_ENDPOINT (CHECKS="volume submit"; docs/kubernetes.md)
+	@python -m tests.cluster $(CHECKS)
 
 lint: $(READY)  ## ruff and mypy
 	@ruff check . && ruff format --check . && mypy

@@ -46,7 +46,7 @@ class JsonServer(ABC):
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_DELETE = _do
+            do_GET = do_POST = do_PATCH = do_DELETE = _do
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -35,6 +35,7 @@ class Refused(Exception):
 ROUTES = [
     ("healthz", "healthz"),
     ("experiments", "experiments"),
+    ("experiments/([^/:]+)", "experiment"),
     ("runs", "runs"),
     ("runs/([^/:]+)", "run"),
     ("runs/([^/]+):terminate", "end"),
