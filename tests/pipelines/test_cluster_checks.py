@@ -39,7 +39,13 @@ def here(arguments: list[str], folder: Path, environment: dict[str, str]) -> sub
         place.mkdir(parents=True, exist_ok=True)
         name, uri = (arguments[arguments.index(option) + 1] for option in ("--name", "--registry-uri"))
         facts = {"name": name, "registry_uri": uri, "image": environment["GKD_SERVE_IMAGE"], "precision": "fp32"}
-        facts |= {"secrets": bundle.SECRETS, "lineage": {}, "drain_seconds": 5, "service_account": None}
+        facts |= {
+            "secrets": bundle.SECRETS,
+            "lineage": {"precision": "fp32"},
+            "drain_seconds": 5,
+            "has_reference": False,
+            "service_account": None,
+        }
         for file in bundle.KUBERNETES:
             bundle._render(f"{file}.yaml.j2", place / f"{file}.yaml", facts)
         return subprocess.CompletedProcess(arguments, 0, "{}\n", "")
