@@ -7,6 +7,7 @@ are in a database; a search that was stopped goes on where it was, and several w
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,10 @@ def run(plan: Plan, *, out: Path, budget: Budget, workers: int = 1) -> Findings:
     return write(plan, out=out, budget=budget)
 
 
+def _say(name: str, text: str) -> None:
+    say(f"search {name}  {text}")
+
+
 def work(plan: Plan, budget: Budget) -> None:
     """Be one worker: try settings until the budget of every study is spent.
 
@@ -141,7 +146,7 @@ def work(plan: Plan, budget: Budget) -> None:
     waits = False
     while True:
         for name, search in searches.items():
-            search.run(_trainer(plan, search), budget, lambda text, name=name: say(f"search {name}  {text}"))
+            search.run(_trainer(plan, search), budget, partial(_say, name))
         if not any(search.others() and not search.late(budget) for search in searches.values()):
             return
         if not waits:

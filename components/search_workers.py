@@ -35,29 +35,29 @@ def run_workers(work: Callable[..., None], count: int, *arguments: Any) -> None:
     try:
         for _ in range(count):
             receives, sends = context.Pipe(duplex=False)
-            process = context.Process(target=_worker, args=(sends, work, arguments))
-            process.start()
+            started = context.Process(target=_worker, args=(sends, work, arguments))
+            started.start()
             sends.close()
-            processes.append(process)
+            processes.append(started)
             says.append(receives)
         alive = {process.sentinel: (process, receives) for process, receives in zip(processes, says, strict=True)}
         while alive:
             ready = wait(list(alive))
             for sentinel in [each for each in alive if each in ready]:
-                process, receives = alive.pop(sentinel)
-                process.join()
-                if process.exitcode and (error := _told(receives)) is not None:
+                ended, said = alive.pop(sentinel)
+                ended.join()
+                if ended.exitcode and (error := _told(said)) is not None:
                     raise error
     finally:
         if threads is None:
             os.environ.pop("OMP_NUM_THREADS", None)
         else:
             os.environ["OMP_NUM_THREADS"] = threads
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(STOP_SECONDS)
-            process.kill()
+        for left in processes:
+            left.terminate()
+        for left in processes:
+            left.join(STOP_SECONDS)
+            left.kill()
 
 
 def _told(receives: Connection) -> Exception | None:

@@ -168,8 +168,8 @@ def bench_deploy(
     cases = [
         Case(
             *key,
-            **percentiles(taken, PERCENTILES),
-            images_per_second=round(key[-1] * 1000 * len(taken) / float(taken.sum()), 2),
+            *percentiles(taken, PERCENTILES).values(),
+            round(key[-1] * 1000 * len(taken) / float(taken.sum()), 2),
         )
         for key, taken in times.items()
     ]

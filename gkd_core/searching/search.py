@@ -79,7 +79,8 @@ def search(
 
     expect_network(teacher, "teacher")
     expect_student(student)
-    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+    given: object = seeds
+    if isinstance(given, str) or not isinstance(given, Iterable):
         raise GkdError(f"seeds is {seeds!r}: give a list")
     if not isinstance(space, Mapping) or not space:
         raise GkdError(f"space is {space!r}: give a dict, parameter → range, choices or value")

@@ -173,8 +173,8 @@ def _check_content(given: dict[str, Any], documents: list[Any]) -> Params | None
         from pipelines.kubeflow.study import STORAGE, refuse_own_database, refuse_search
 
         refuse_own_database(given["storage"], given=_sets(documents, STORAGE))
-        names = ("space", "trials", "minutes", "each", "seeds", "storage", "study", "sampler_seed", "prune", "workers")
-        refuse_search(params, mounts, devices, **{name: given[name] for name in names})
+        searched = ("space", "trials", "minutes", "each", "seeds", "storage", "study", "sampler_seed", "prune")
+        refuse_search(params, mounts, devices, **{name: given[name] for name in (*searched, "workers")})
     return params
 
 

@@ -152,8 +152,8 @@ def manifest(
     }
     labels = {"app.kubernetes.io/managed-by": "gkd"} | profile.labels | pod.queue_labels
     asked = spec | ({"labels": pod.queue_labels} if pod.queue else {})  # a job in another queue is another job
-    digest, given = json_digest(asked), {variable["name"] for variable in variables}
-    variables += [{"name": name, "value": value} for name, value in known.items() if name not in given]
+    digest, named = json_digest(asked), {variable["name"] for variable in variables}
+    variables += [{"name": name, "value": value} for name, value in known.items() if name not in named]
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
