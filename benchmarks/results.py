@@ -121,7 +121,8 @@ def _section(folder: Path, figures: dict[str, str]) -> Iterator[str]:
     if (folder / "frontier.json").exists():
         content = json.loads((folder / "frontier.json").read_text(encoding="utf-8"))
         candidates = [Candidate(**each) for each in content["candidates"]]
-        frontier = Frontier(candidates, content["max_latency_ms"], content["max_mb"], content["hardware"])
+        made_of = (content.get(name, "") for name in ("data_sha256", "teacher_digest"))  # the earliest have none
+        frontier = Frontier(candidates, content["max_latency_ms"], content["max_mb"], content["hardware"], *made_of)
         yield from (frontier.sentence(), "", *markdown_table(frontier.table()), "")
     for place, shown in enumerate(about.tables, start=1):
         name = folder.name if len(about.tables) == 1 else f"{folder.name}-{place}"

@@ -29,7 +29,9 @@ def test_links_in_the_documents_lead_somewhere():
 def test_the_files_that_the_page_of_the_house_names_are_there():
     text = (ROOT / "docs" / "architecture.md").read_text().replace("components/NAME.py", "")
     for name in set(re.findall(r"[\w/]+\.py\b", text)):
-        found = [file for floor in ("gkd_core", "components", "pipelines") for file in (ROOT / floor).rglob("*.py")]
+        found = [
+            file for floor in ("gkd_core", "components", "pipelines", "tests") for file in (ROOT / floor).rglob("*.py")
+        ]
         assert any(f"/{file.relative_to(ROOT)}".endswith(f"/{name}") for file in found), name
 
 

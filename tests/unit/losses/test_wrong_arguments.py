@@ -52,7 +52,7 @@ def test_a_loss_of_one_s_own_may_leave_types_out(pair):
 
 
 def test_a_bare_module_and_bare_tensors_are_sent_to_wrap(pair):
-    with pytest.raises(GkdError, match=r"last_stage_shape.*ResNet.*gkd\.wrap"):
+    with pytest.raises(GkdError, match=r"stage_shapes.*ResNet.*gkd\.wrap"):
         losses.Gompertz(resnet18(), pair[1])
     logits = torch.zeros(2, 4)
     with pytest.raises(GkdError, match=r"logits.*Tensor.*gkd\.wrap"):
