@@ -163,7 +163,9 @@ def test_terminated_they_end_at_the_same_step_and_go_on_from_it_to_the_same_bits
     at_start = tmp_path_factory.mktemp("at start")
     (at_start / "sitecustomize.py").write_text(SIGNAL)
     launcher = TORCHRUN if who == "torchrun" else ()
-    code, _, errors = Started(few_digits, tmp_path, *launcher, PYTHONPATH=str(at_start), WHO=who).end()
+    # torchrun kills what has not ended after 30 seconds, which are few on a busy machine.
+    patient = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
+    code, _, errors = Started(few_digits, tmp_path, *launcher, PYTHONPATH=str(at_start), WHO=who, **patient).end()
     last = errors.splitlines()[-1]
     assert "SIGTERM: ends after step 4 of epoch 2, which is in the checkpoint" in errors
     if who == "launcher":

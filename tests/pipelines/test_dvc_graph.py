@@ -185,7 +185,9 @@ def test_dvc_reruns_what_uses_a_changed_loss_and_nothing_else(tmp_path, monkeypa
     for name in ("params.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, tmp_path / name)
     stages = {name: STAGES[name] for name in ("sources", "prepare", "teacher", "baseline", "kd", "distill")}
-    commands = {name: f"mkdir {STEP[name].output} && echo {name} >> ran" for name in stages if name in STEP}
+    commands = {
+        name: f"mkdir -p {' '.join(stages[name]['outs'])} && echo {name} >> ran" for name in stages if name in STEP
+    }
     commands["sources"] = f"{shlex.quote(sys.executable)} -m pipelines.cli sources --out sources"
     stages = {name: stage | {"cmd": commands[name]} for name, stage in stages.items()}
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
