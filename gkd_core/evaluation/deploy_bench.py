@@ -165,14 +165,11 @@ def bench_deploy(
     }
     with progress("bench deploy", runs * len(calls), unit="runs") as advance:
         times = time_in_turns(calls, runs=runs, warmup=warmup, advance=advance)
-    cases = [
-        Case(
-            *key,
-            *percentiles(taken, PERCENTILES).values(),
-            round(key[-1] * 1000 * len(taken) / float(taken.sum()), 2),
-        )
-        for key, taken in times.items()
-    ]
+    cases = []
+    for key, taken in times.items():
+        median, high, highest = percentiles(taken, PERCENTILES).values()
+        images_per_second = round(key[-1] * 1000 * len(taken) / float(taken.sum()), 2)
+        cases.append(Case(*key, median, high, highest, images_per_second))
     about = {name: model.facts[name] for name in ("network", "student_digest")}
     described = {
         "file": found.file.name,
