@@ -48,7 +48,7 @@ format: $(READY)  ## let ruff fix what it can
 
 lock: $(READY)  ## make the requirements*.lock files anew from pyproject.toml
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--extra all --extra dev --extra bench pyproject.toml --output-file requirements.lock $(LOCK)
+		--extra all --extra dev --extra bench --extra docs pyproject.toml --output-file requirements.lock $(LOCK)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--extra serve pyproject.toml --output-file requirements-serve.lock $(LOCK)
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
