@@ -35,8 +35,15 @@ def thread_limit() -> int:
 
     Of several processes that torchrun started on this machine each has its part of the cores.
     """
-    share = max(1, usable_cores() // max(1, _number("LOCAL_WORLD_SIZE") or 1))
-    return min(share, _number("OMP_NUM_THREADS") or share)
+    return min(_share(), _number("OMP_NUM_THREADS") or _share())
+
+
+def pool_size() -> int:
+    """Threads of a pool that reads, decodes or resizes pictures: this process's part of the cores, 16 at most.
+
+    OMP_NUM_THREADS, which torchrun sets to 1 to keep processes out of each other's way, is not meant for these.
+    """
+    return min(16, _share())
 
 
 def set_thread_defaults() -> None:
@@ -48,6 +55,10 @@ def set_thread_defaults() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if (quota := quota_cores()) is not None and quota < _bound():
         os.environ.setdefault("OMP_NUM_THREADS", str(quota))
+
+
+def _share() -> int:
+    return max(1, usable_cores() // max(1, _number("LOCAL_WORLD_SIZE") or 1))
 
 
 def _bound() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gkd_core.cores import usable_cores
+from gkd_core.cores import pool_size
 from gkd_core.data.duplicates import BITS, SIDE, alike, groups_of, near_pairs, perceptual_hash, small_grey
 from gkd_core.data.images import Unreadable, decoded, in_mode, opened
 from gkd_core.data.progress import progress
@@ -130,7 +130,7 @@ def look_at(source: Source) -> tuple[Look, ...]:
     parallel = all(examples.parallel for examples in source.splits.values())
     with (
         progress(f"check {source.name}", len(places), unit="images") as advance,
-        ThreadPoolExecutor(min(16, usable_cores()) if parallel else 1) as pool,
+        ThreadPoolExecutor(pool_size() if parallel else 1) as pool,
     ):
         for look in pool.map(lambda place: _look(source, *place), places):
             looks.append(look)

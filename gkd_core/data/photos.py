@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from gkd_core.cores import usable_cores
+from gkd_core.cores import pool_size
 from gkd_core.data.arrays import open_array
 from gkd_core.data.images import Crop, fit
 from gkd_core.errors import GkdError
@@ -32,7 +32,7 @@ JPEG: dict[str, Any] = {
     "quality": 95,
     "subsampling": 0,
 }  # colour at full resolution: pictures are small already
-WORKERS = min(16, usable_cores())  # resizing and decoding let go of the interpreter
+WORKERS = pool_size()  # resizing and decoding let go of the interpreter
 
 
 class Pictures(Protocol):

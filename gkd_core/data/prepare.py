@@ -14,7 +14,7 @@ from typing import IO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gkd_core.cores import usable_cores
+from gkd_core.cores import pool_size
 from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
 from gkd_core.data.health_page import write_health
 from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, read_image, read_whole
@@ -241,5 +241,5 @@ def _read(
 def _map(function: Callable[[int], Result], positions: list[int], parallel: bool) -> list[Result]:
     if not parallel:
         return [function(position) for position in positions]
-    with ThreadPoolExecutor(min(16, usable_cores())) as pool:
+    with ThreadPoolExecutor(pool_size()) as pool:
         return list(pool.map(function, positions))

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gkd_core.cores import usable_cores
+from gkd_core.cores import pool_size
 from gkd_core.data.images import Unreadable, read_image, read_whole
 from gkd_core.data.left_out import count_left_out, refusal, unread, warnings_of, write_left_out
 from gkd_core.data.photos import PhotoRecords
@@ -132,7 +132,7 @@ def _read(
             return error
 
     # Pillow decodes outside the interpreter lock. Some at a time, or all would be in memory at once.
-    with ThreadPoolExecutor(min(16, usable_cores())) as pool:
+    with ThreadPoolExecutor(pool_size()) as pool:
         for start in range(0, len(examples.labels), ROWS):
             names = examples.names[start : start + ROWS]
             yield from zip(names, pool.map(attempt, range(start, start + len(names))), strict=True)

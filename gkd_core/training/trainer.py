@@ -40,6 +40,7 @@ from gkd_core.config import (
     unweighable,
 )
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
+from gkd_core.cores import usable_cores
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.balance import class_counts, class_weights, log_priors
 from gkd_core.data.loader import Batch, Loader
@@ -486,6 +487,8 @@ class Trainer:
         self.recipe += f", {self.threads} thread{'s' * (self.threads > 1)}"
         if self.threads != now:
             self.recipe += f" as where it began (a training that began here would take {now})"
+        elif self.threads > usable_cores():
+            self.recipe += f" (more than the {usable_cores()} cores that this process may use: they wait for each other)"
         return {"threads": self.threads}
 
     def _work(self, data: PreparedData) -> int:

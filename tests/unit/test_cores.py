@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gkd_core import cores
-from gkd_core.cores import quota_cores, thread_limit, usable_cores
+from gkd_core.cores import pool_size, quota_cores, thread_limit, usable_cores
 
 ROOT = Path(__file__).parents[2]
 V1 = "3:cpuset:/\n2:cpu,cpuacct:{}\n1:memory:/elsewhere\n"
@@ -147,6 +147,14 @@ def test_threads_are_at_most_what_the_user_says_and_the_cores_allow(of_64, monke
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert thread_limit() == expected
+
+
+def test_processes_of_a_machine_share_the_cores_for_pictures_and_openmp_s_variable_is_not_meant(of_64, monkeypatch):
+    monkeypatch.setattr(cores, "quota_cores", lambda *places: None)
+    assert pool_size() == 16
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's own choice
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert pool_size() == 8
 
 
 def python(program: str, **environment: str) -> str:

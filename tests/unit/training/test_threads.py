@@ -128,11 +128,14 @@ def test_a_damaged_record_of_the_cores_is_named(tmp_path):
         cores_of(tmp_path)
 
 
-def test_the_user_says_how_many(cores, tmp_path):
+def test_the_user_says_how_many_and_reads_when_they_are_too_many(cores, tmp_path, monkeypatch):
     cores(1)
     one, two = (Trainer(training(threads=number), tmp_path) for number in (None, 2))
     assert (one.threads, two.threads) == (1, 2)
     assert one.fingerprint != two.fingerprint
+    monkeypatch.setattr(trainer, "usable_cores", lambda: 2)
+    assert "more than the 2 cores" in Trainer(training(threads=64)).recipe
+    assert "cores" not in Trainer(training(threads=2)).recipe
     data = gkd.load_data("digits", train_images=40)
     result = gkd.train(gkd.create_model("resnet8", data=data), data, epochs=1, device="cpu", threads=2)
     assert result.facts["threads"] == result.facts["training"]["threads"] == 2
