@@ -488,7 +488,7 @@ class Trainer:
         if self.threads != now:
             self.recipe += f" as where it began (a training that began here would take {now})"
         elif self.threads > usable_cores():
-            self.recipe += f" (more than the {usable_cores()} cores that this process may use: they wait for each other)"
+            self.recipe += f" (more than the {usable_cores()} cores there are: they wait for each other)"
         return {"threads": self.threads}
 
     def _work(self, data: PreparedData) -> int:
