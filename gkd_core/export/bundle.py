@@ -44,6 +44,9 @@ FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
 QUEUE_DELAY_US = 1000  # and waits this long for them
 DRAIN_SECONDS = 5  # a pod that is told to stop is sent requests for so long, until every proxy of the cluster knows
+KSERVE_TIMEOUT_SECONDS = (
+    20  # and then answers: 5 + 20 + 1 fit into a pod's 30 seconds, which Knative lets nobody change
+)
 KUBERNETES = ("kustomization", "deployment", "service", "autoscaler", "disruption-budget", "service-monitor")
 DRIFT = "prometheus-rule"  # beside those, where the manifest says what drift is measured against
 WORST = 3
@@ -173,6 +176,7 @@ def write_bundle(
         "max_batch_size": MAX_BATCH_SIZE,
         "queue_delay_us": QUEUE_DELAY_US,
         "drain_seconds": DRAIN_SECONDS,
+        "kserve_timeout_seconds": KSERVE_TIMEOUT_SECONDS,
         "header": _header(name, training, metrics, precision),
     }
     with whole_folder(out, inputs, kind="bundle") as folder:

@@ -31,6 +31,19 @@ from tests.kubernetes_objects import refusal
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
 KSERVES_OWN = ("minReplicas", "canaryTrafficPercent")
+# What Knative takes, of all that Kubernetes does, without features that its administrator switches on (Knative Serving,
+# pkg/apis/serving/fieldmask.go). KServe makes a Knative service of the predictor where it shares requests out.
+KNATIVES_POD = {"serviceAccountName", "containers", "volumes", "imagePullSecrets", "enableServiceLinks"}
+KNATIVES_CONTAINER = {
+    "name", "args", "command", "env", "workingDir", "envFrom", "image", "imagePullPolicy", "livenessProbe", "ports",
+    "readinessProbe", "resources", "securityContext", "startupProbe", "terminationMessagePath",
+    "terminationMessagePolicy", "volumeMounts",
+}  # fmt: skip
+KNATIVES_SECURITY = {
+    "capabilities", "readOnlyRootFilesystem", "runAsUser", "runAsGroup", "runAsNonRoot", "allowPrivilegeEscalation",
+    "seccompProfile",
+}  # fmt: skip
+GRACE_SECONDS = 30  # Kubernetes', where a pod does not say
 NASTY = ['"quoted"', "new\nline: # no", "猫|`<b>`", "{{ x }} %{y} \\ 'z'", "5", "6", "7", "8", "9", "null"]
 
 
@@ -137,6 +150,11 @@ def kserve(bundle: Path) -> dict[str, Any]:
     pod = {key: value for key, value in predictor.items() if key not in KSERVES_OWN}  # the rest is a pod's
     metadata = {key: content["metadata"][key] for key in ("name", "annotations")}
     assert refusal({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}) is None
+    assert set(pod) <= KNATIVES_POD
+    for container in pod["containers"]:
+        assert set(container) <= KNATIVES_CONTAINER
+        assert set(container.get("securityContext", {})) <= KNATIVES_SECURITY
+        assert len(container.get("ports", [])) <= 1
     return content
 
 
@@ -167,7 +185,7 @@ def test_kserve_takes_a_registered_version_by_our_server(folders: dict[str, Path
     (container,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
     assert (container["name"], container["image"]) == ("kserve-container", "gkd:0.1.0")
     # It answers under the bundle's name, not under the registered one.
-    assert container["args"] == ["models:/My Model_1/7", "--name", "my-model-1", "--drain-seconds", "5"]
+    assert container["args"][:3] == ["models:/My Model_1/7", "--name", "my-model-1"]
     # Addresses and passwords come from the cluster's secrets.
     assert all(set(variable) == {"name", "valueFrom"} for variable in container["env"])
     secrets = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
@@ -186,11 +204,13 @@ def test_kubernetes_waits_as_long_as_the_server_drains(folders: dict[str, Path],
     make(folders, tmp_path / "out", registry_uri="models:/digits@champion")
     predictor = kserve(tmp_path / "out")["spec"]["predictor"]
     deployment = yaml.safe_load((tmp_path / "out/kubernetes/deployment.yaml").read_text())["spec"]["template"]["spec"]
-    answers = Limits().timeout + 1  # as gkd_core/serving/server.py has it
     for pod in (predictor, deployment):
         (container,) = pod["containers"]
-        assert container["args"][-2:] == ["--drain-seconds", "5"], "until no proxy sends requests there"
-        assert pod["terminationGracePeriodSeconds"] > 5 + answers
+        words = container["args"][1:]
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        assert given["--drain-seconds"] == "5", "until no proxy sends requests there"
+        answers = float(given.get("--timeout", Limits().timeout)) + 1  # as gkd_core/serving/server.py has it
+        assert pod.get("terminationGracePeriodSeconds", GRACE_SECONDS) > 5 + answers
         assert container["livenessProbe"]["timeoutSeconds"] == 5
 
 
@@ -226,8 +246,9 @@ def test_a_cluster_without_kserve_has_manifests_of_its_own(folders: dict[str, Pa
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     # The same server as KServe's.
     (other,) = kserve(tmp_path / "out")["spec"]["predictor"]["containers"]
-    for key in ("image", "args", "env", "ports", "readinessProbe", "livenessProbe", "resources"):
+    for key in ("image", "env", "ports", "readinessProbe", "livenessProbe", "resources"):
         assert container[key] == other[key]
+    assert other["args"] == [*container["args"], "--timeout", "20"]
     assert pod["serviceAccountName"] == "reader"
     assert "kubectl apply -k kubernetes" in (tmp_path / "out/README.md").read_text()
 
