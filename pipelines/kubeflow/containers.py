@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ HANDED_ON = re.compile(
     r"(MLFLOW|AWS|FSSPEC)_.*|OMP_(NUM_THREADS|WAIT_POLICY)|(HTTPS?|NO)_PROXY|(https?|no)_proxy|SSL_CERT_FILE|GKD_IMAGE"
 )
 LABEL = "gkd.run"
+POLL_SECONDS = 0.1
+# Their first process is a shell, which hands no signal on: so to all processes, as Argo does it in a cluster.
+TERMINATE = ("sh", "-c", "kill -TERM -1")
 _HERE = re.compile(r"://([^/@]*@)?(localhost|127\.0\.0\.1|\[::1\])([:/]|$)")
 
 
@@ -89,14 +93,30 @@ class Containers:
             options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
         return DockerRunner(**options)
 
-    def stop(self) -> None:
-        """End the containers of this run."""
+    def stop(self, patience_seconds: float) -> None:
+        """End the containers of this run: a training writes its checkpoint first; what is left then is killed.
+
+        Args:
+            patience_seconds: how long they may take.
+        """
         import docker
 
         with contextlib.closing(docker.from_env()) as client:
-            for container in client.containers.list(filters={"label": f"{LABEL}={self._name}"}):
-                with contextlib.suppress(docker.errors.APIError):
-                    container.kill()
+
+            def running() -> list[Any]:
+                return list(client.containers.list(filters={"label": f"{LABEL}={self._name}"}, ignore_removed=True))
+
+            try:
+                for container in running():
+                    with contextlib.suppress(docker.errors.APIError):  # it has ended meanwhile
+                        container.exec_run(list(TERMINATE))
+                end = time.monotonic() + patience_seconds
+                while running() and time.monotonic() < end:
+                    time.sleep(POLL_SECONDS)
+            finally:  # whoever interrupts once more does not wait
+                for container in running():
+                    with contextlib.suppress(docker.errors.APIError):
+                        container.kill()
 
     def _see_data(self, params: Params) -> None:
         if is_address(params.data.root):

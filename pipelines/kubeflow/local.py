@@ -19,6 +19,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,7 @@ FOLDERS = {
 }
 LOG = "pipeline.log"
 POLL_SECONDS = 0.1
-STOP_SECONDS = 60  # for tasks to write their checkpoints and end; those that have not go on without this process
+STOP_SECONDS = 60  # for tasks to write their checkpoints and end; processes that have not go on, containers are killed
 
 
 class StepFailed(GkdError):
@@ -110,7 +111,8 @@ def run_pipeline(
         from pipelines.kubeflow.containers import Containers
 
         containers = Containers(found, given, root, work, surroundings, user)
-        chosen, stop, more = containers.runner(), containers.stop, [*more, *containers.overrides]
+        chosen, more = containers.runner(), [*more, *containers.overrides]
+        stop = partial(containers.stop, STOP_SECONDS)
         given |= containers.arguments
     else:
         from kfp.local import SubprocessRunner

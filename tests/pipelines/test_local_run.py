@@ -271,6 +271,59 @@ def test_containers_see_the_files_of_every_source(folder, monkeypatch):
     assert made("folder", "http://localhost:8000/photos.zip")._network == "host"
 
 
+class Engine:
+    """A container engine with two tasks at work, one of which does not heed SIGTERM."""
+
+    def __init__(self) -> None:
+        self.at_work, self.told, self.label = ["polite", "stubborn"], [], ""
+        self.containers = self
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+    def list(self, *, filters: dict[str, str], ignore_removed: bool) -> list[SimpleNamespace]:
+        self.label = filters["label"]
+        return [self._container(name) for name in self.at_work]
+
+    def _container(self, name: str) -> SimpleNamespace:
+        def kill() -> None:
+            self.told.append(f"kill {name}")
+            self.at_work.remove(name)
+
+        def exec_run(command: list[str]) -> None:
+            self.told.append(f"{name}: {' '.join(command)}")
+            if name == "polite":
+                self.at_work.remove(name)
+
+        return SimpleNamespace(kill=kill, exec_run=exec_run)
+
+
+def test_containers_are_asked_to_end_and_killed_only_when_they_do_not(folder, monkeypatch):
+    monkeypatch.setattr(containers, "refuse_no_engine", list)
+    monkeypatch.setattr("docker.from_env", lambda: engine)
+    run = containers.Containers(parse_params({}), {}, folder / "root", folder / "work", {}, None)
+
+    engine = Engine()
+    engine.at_work = ["polite"]
+    run.stop(3600)
+    asked = "sh -c kill -TERM -1"  # to all processes: the first is a shell that hands nothing on
+    assert engine.told == [f"polite: {asked}", "closed"]
+    assert engine.label == f"gkd.run={run.runner().container_run_args['labels']['gkd.run']}", "of this run alone"
+
+    engine = Engine()
+    run.stop(0)
+    assert engine.told == [f"polite: {asked}", f"stubborn: {asked}", "kill stubborn", "closed"]
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    engine = Engine()
+    monkeypatch.setattr(containers.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):  # once more: nobody waits
+        run.stop(3600)
+    assert engine.told[-2:] == ["kill stubborn", "closed"]
+
+
 def test_a_folder_that_no_step_wrote_is_not_replaced(folder):
     (folder / "made" / "teacher").mkdir(parents=True)
     (folder / "made" / "teacher" / "thesis.txt").write_text("mine")
