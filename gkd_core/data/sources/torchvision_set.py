@@ -34,6 +34,7 @@ NOT_ONE_CLASS = {
 NOT_MIRRORED = {
     *("MNIST", "EMNIST", "KMNIST", "QMNIST", "USPS", "SEMEION", "Omniglot", "SVHN", "GTSRB", "RenderedSST2"),
 }
+SAFE_TAR = hasattr(tarfile, "data_filter")
 # What the sets call their splits, the most usual first.
 SPLIT_WORDS: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "trainval", "train-standard"),
@@ -158,14 +159,21 @@ def _open(source: str, kind: type, root: Path, arguments: dict[str, Any], word: 
 def _careful_extraction() -> Iterator[None]:
     """torchvision unpacks tar archives without a filter: paths and links that lead outside, and devices, are refused.
 
-    (Its zip archives are unpacked by zipfile, which drops `..` and leading slashes by itself.)
+    (Its zip archives are unpacked by zipfile, which drops `..` and leading slashes by itself.) Python before 3.11.4
+    has no filter, so there nothing is unpacked; a set that lies there unpacked is read.
     """
-    before = vars(tarfile.TarFile)["extraction_filter"]
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    name, checked = ("extraction_filter", staticmethod(tarfile.data_filter)) if SAFE_TAR else ("extractall", _refuse)
+    before = vars(tarfile.TarFile)[name]
+    setattr(tarfile.TarFile, name, checked)
     try:
         yield
     finally:
-        tarfile.TarFile.extraction_filter = before
+        setattr(tarfile.TarFile, name, before)
+
+
+def _refuse(archive: tarfile.TarFile, *_: Any, **__: Any) -> None:
+    version = ".".join(map(str, sys.version_info[:3]))
+    raise GkdError(f"Python {version} cannot unpack {archive.name} safely: unpack it yourself, or use Python 3.11.4")
 
 
 def _labels(source: str, dataset: Any) -> NDArray[np.int64] | None:
