@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic_core import from_json
@@ -26,10 +26,21 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: it fails; the file it names is `path`.
     """
+    with whole_file(path) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A stream to write to, which becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises:
+        OSError: as of `write_bytes`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

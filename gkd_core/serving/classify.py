@@ -10,6 +10,8 @@ from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import GkdError
 from gkd_core.serving.model import Model
 
+NO_PICTURES = "this model does not take square grey or colour pictures: serve it and send it tensors"
+
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities [B, C] of logits [B, C]."""
@@ -40,7 +42,7 @@ def classify_files(model: Model, files: list[Path], top: int) -> list[list[dict[
         GkdError: a file is not there or no picture, or the model does not take pictures.
     """
     if model.picture is None:
-        raise GkdError("this model does not take square grey or colour pictures: serve it and send it tensors")
+        raise GkdError(NO_PICTURES)
     side, channels = model.picture
     rows = []
     for file in files:  # one by one: each is decoded, answered and forgotten

@@ -53,9 +53,14 @@ class Workers:
 
 
 def _prepare() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes at once: they end with the server
-        signal.signal(number, signal.SIG_IGN)
+    live_as_long_as_parent()
     gc.disable()  # JSON has no cycles, and looking for some is most of the work on a nested tensor
+
+
+def live_as_long_as_parent() -> None:
+    """Of a process of a pool: a stop that is sent to all processes at once does not end it, its parent's end does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -138,25 +138,74 @@ def serve(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Pictures.", metavar="IMAGE…")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Pictures; with -o also folders, lists (.csv, .parquet) and addresses.", metavar="IMAGES…"),
+    ],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "deploy",
     top: Annotated[int, typer.Option(min=1, help="Classes to show of each.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A table instead: .csv, .parquet or .jsonl, a row a picture.")
+    ] = None,
+    sort_into: Annotated[
+        Path | None, typer.Option(help="With -o: a new folder, to put the pictures into by class.")
+    ] = None,
+    copy: Annotated[
+        bool | None, typer.Option("--copy/--link", help="What is put there; links unless copies are asked for.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="With -o: processes that decode; else one a core.")
+    ] = None,
     precision: Precision = "fp32",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Classify pictures: class names and probabilities."""
+    """Classify pictures: class names and probabilities, on the screen or as a table.
+
+    A table is written whole; stopped before that, the same command goes on where it was (docs/predicting.md).
+    """
     refuse_unread_address(model, tracking_uri)
+    _refuse_unread_options(images, out, sort_into, copy, workers, as_json)
     from components.model_source import load_model
+
+    if out is not None:
+        from gkd_core.prediction.predict import predict_to_table
+
+        loaded = load_model(model, precision=precision, tracking_uri=tracking_uri)
+        finish(predict_to_table(loaded, images, out, top=top, processes=workers, sort_into=sort_into, copy=bool(copy)))
+        return
     from gkd_core.serving.classify import classify_files
 
     loaded = load_model(model, precision=precision, tracking_uri=tracking_uri)
-    found = classify_files(loaded, images, top)
+    files = [Path(image) for image in images]
+    found = classify_files(loaded, files, top)
     if as_json:
-        finish([{"image": str(image), "predictions": rows} for image, rows in zip(images, found, strict=True)])
+        finish([{"image": str(image), "predictions": rows} for image, rows in zip(files, found, strict=True)])
         return
     width = max(len(row["class"]) for rows in found for row in rows)
-    for image, rows in zip(images, found, strict=True):
+    for image, rows in zip(files, found, strict=True):
         print(image)
         for row in rows:
             print(f"  {row['class']:<{width}}  {100 * row['probability']:6.2f} %")
+
+
+def _refuse_unread_options(
+    images: list[str], out: Path | None, sort_into: Path | None, copy: bool | None, workers: int | None, as_json: bool
+) -> None:
+    """Raises: GkdError: options that nothing reads, or places that are answered with a table alone."""
+    if out is not None and as_json:
+        raise GkdError("--json is for the screen, and -o writes a table: leave one out, or name a .jsonl")
+    if copy is not None and sort_into is None:
+        raise GkdError(f"--{'copy' if copy else 'link'} is how pictures are put into a folder: give --sort-into")
+    if out is not None:
+        return
+    for name, given in (("--sort-into", sort_into), ("--workers", workers)):
+        if given is not None:
+            raise GkdError(f"{name} is for a table, which -o names: give -o out.csv")
+    from gkd_core.data.sources.address import is_address
+    from gkd_core.data.sources.listing import ENDINGS
+
+    for image in images:
+        what = "an address" if is_address(image) else "a folder" if Path(image).is_dir() else "a list"
+        if what != "a list" or image.lower().endswith(ENDINGS):
+            raise GkdError(f"{image} is {what}: say where the table of its pictures goes, -o out.csv")

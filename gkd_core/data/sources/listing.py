@@ -137,9 +137,22 @@ def _only_list(place: Path, option: str) -> Path:
     return lists[0]
 
 
-def _rows(file: Path, columns: dict[str, str], where: str) -> Iterator[Row]:
-    header, rows = _parquet(file, columns, where) if file.suffix.lower() == ".parquet" else _csv(file, columns, where)
-    at = _columns(header, columns, where)
+def listed_pictures(file: Path, option: str) -> Iterator[Row]:
+    """The rows of a list of which the image alone is wanted, in order; whether it is there nobody has looked.
+
+    Args:
+        file: the list.
+        option: what named the list, for the errors.
+    Raises:
+        GkdError: no such list, no such column, or a file that cannot be read.
+    """
+    yield from _rows(_only_list(file, option), {}, f"{option} {file}", needed=("image",))
+
+
+def _rows(file: Path, columns: dict[str, str], where: str, needed: Sequence[str] = ("image", "label")) -> Iterator[Row]:
+    parquet = file.suffix.lower() == ".parquet"
+    header, rows = _parquet(file, columns, where, needed) if parquet else _csv(file, columns, where)
+    at = _columns(header, columns, where, needed)
     for line, values in rows:
         if len(values) != len(header):
             raise GkdError(
@@ -147,9 +160,8 @@ def _rows(file: Path, columns: dict[str, str], where: str) -> Iterator[Row]:
                 "around what holds the separator"
             )
         row = {name: values[position].strip() for name, position in at.items()}
-        yield Row(
-            line, row["image"], unicodedata.normalize("NFC", row["label"]), row.get("split", ""), row.get("group", "")
-        )
+        label = unicodedata.normalize("NFC", row.get("label", ""))
+        yield Row(line, row["image"], label, row.get("split", ""), row.get("group", ""))
 
 
 def _csv(file: Path, columns: Mapping[str, str], where: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -176,7 +188,9 @@ def _csv(file: Path, columns: Mapping[str, str], where: str) -> tuple[list[str],
     return parted[mark], rows()
 
 
-def _parquet(file: Path, columns: Mapping[str, str], where: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+def _parquet(
+    file: Path, columns: Mapping[str, str], where: str, needed: Sequence[str]
+) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """Header, and rows counted from 1."""
     try:
         from pyarrow import ArrowException
@@ -186,7 +200,7 @@ def _parquet(file: Path, columns: Mapping[str, str], where: str) -> tuple[list[s
     try:
         table = ParquetFile(file)
         names = table.schema_arrow.names
-        header = [names[position] for position in _columns(names, columns, where).values()]
+        header = [names[position] for position in _columns(names, columns, where, needed).values()]
         values = [[_as_text(value, where) for value in column.to_pylist()] for column in table.read(header).columns]
     except (ArrowException, OSError, ValueError, OverflowError) as error:
         # ValueError: of text that is no UTF-8; OverflowError: of dates that Python has not.
@@ -203,8 +217,8 @@ def _as_text(value: Any, where: str) -> str:
     return "" if value is None else str(value)
 
 
-def _columns(header: Sequence[str], columns: Mapping[str, str], where: str) -> dict[str, int]:
-    """The position of each column that is there."""
+def _columns(header: Sequence[str], columns: Mapping[str, str], where: str, needed: Sequence[str]) -> dict[str, int]:
+    """The position of each column that is there; where only some are needed, no parameters name them."""
     found = {}
     for what, usual in USUAL.items():
         names = [name.strip().casefold() if what in columns else _usual(name) for name in header]
@@ -217,10 +231,11 @@ def _columns(header: Sequence[str], columns: Mapping[str, str], where: str) -> d
             raise GkdError(
                 f"{key} is {columns[what]}, but {where} has the columns {', '.join(header)}: name one of them"
             )
-        elif what in ("image", "label"):
+        elif what in needed:
+            way = f"say which one by data.columns.{what}" if "label" in needed else f"call one {usual[0]}"
             raise GkdError(
                 f"{where} has the columns {', '.join(header) or '(none)'}, and none of {', '.join(usual)}: give its "
-                f"first line names, or say which one by data.columns.{what}"
+                f"first line names, or {way}"
             )
     return found
 
@@ -249,24 +264,17 @@ def _places(
     remote: dict[str, Row] = {}
     home = file.parent.resolve()
     for row in rows:
-        if "\0" in row.image:
-            wrong[row.line] = f"names {row.brief}, which is no path"
+        try:
+            place = place_of(row, home, base, foreign)
+        except NoPlace as reason:
+            wrong[row.line] = str(reason)
             continue
-        place = home / row.image
-        if is_address(row.image):
-            if row.image.lower().startswith(("file:", "local:")) or "::" in row.image:
-                wrong[row.line] = f"names {row.brief}: write a path, or the address of one file"
-            else:
-                remote[row.image] = row
-        elif (base or foreign) and not place.resolve().is_relative_to(home):
-            wrong[row.line] = f"names {row.brief}, which leads outside the folder of the list"
-        elif base:
-            remote[below(base, row.image)] = row
-        else:
-            # Lists that were made under Windows.
-            places[row.image] = place if _is_file(place) else home / row.image.replace("\\", "/")
-            if not _is_file(places[row.image]):
-                wrong[row.line] = f"names {row.brief}, which is not there"
+        if isinstance(place, str):
+            remote[place] = row
+            continue
+        places[row.image] = place
+        if not _is_file(place):
+            wrong[row.line] = f"names {row.brief}, which is not there"
     if wrong or not remote:
         return places
     from gkd_core.data.sources.remote import fetch_files
@@ -276,6 +284,35 @@ def _places(
     for address in fetch_files(fetched, option):
         wrong[remote[address].line] = f"names {remote[address].brief}, which is not there"
     return places | {row.image: fetched[address] for address, row in remote.items()}
+
+
+class NoPlace(Exception):
+    """A row names no file; the message goes on after the row's line."""
+
+
+def place_of(row: Row, home: Path, base: str | None = None, foreign: bool = False) -> Path | str:
+    """Where a row's image lies: a path here, or an address. It need not be there.
+
+    Args:
+        home: the list's folder, without links in its path.
+        base: where the list came from, if that is an address.
+        foreign: the list came from elsewhere, and may not name files of this machine outside its folder.
+    Raises:
+        NoPlace: what it names can be neither.
+    """
+    if "\0" in row.image:
+        raise NoPlace(f"names {row.brief}, which is no path")
+    if is_address(row.image):
+        if row.image.lower().startswith(("file:", "local:")) or "::" in row.image:
+            raise NoPlace(f"names {row.brief}: write a path, or the address of one file")
+        return row.image
+    place = home / row.image
+    if (base or foreign) and not place.resolve().is_relative_to(home):
+        raise NoPlace(f"names {row.brief}, which leads outside the folder of the list")
+    if base:
+        return below(base, row.image)
+    # Lists that were made under Windows.
+    return place if _is_file(place) else home / row.image.replace("\\", "/")
 
 
 def _is_file(place: Path) -> bool:

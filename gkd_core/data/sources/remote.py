@@ -5,7 +5,7 @@ one. Retries are fsspec's. Nothing is fetched twice, and what is fetched lies in
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,37 @@ def fetch(address: str, folder: Path, option: str) -> Path:
             system.get_file(path, str(folder / name))
             return folder / name
         prefix, out = f"{path.rstrip('/')}/", folder / name
-        found = {key.removeprefix(prefix): entry["size"] or 0 for key, entry in system.find(path, detail=True).items()}
-        files = {file: size for file, size in found.items() if not file.endswith("/")}  # not what stands for a folder
-        if not files:
-            raise FileNotFoundError
-        refuse_no_room(sum(files.values()), folder, where)
+        files = _below(system, path)
+        refuse_no_room(sum(entry["size"] or 0 for entry in files.values()), folder, where)
         for file in files:
             if not (out / file).resolve().is_relative_to(out.resolve()):
                 raise GkdError(f"{where} holds {file!r}, which would land outside its folder: rename it")
             (out / file).parent.mkdir(parents=True, exist_ok=True)
-    if missing := _get({f"{address}/{file}": (system, prefix + file, out / file) for file in files}, option):
+    jobs = {f"{address}/{file}": (system, prefix + file, out / file) for file in files}
+    with progress("fetch", len(jobs), unit="files") as advance:
+        missing = _get(jobs, option, advance)
+    if missing:
         raise GkdError(f"{option} {without_secrets(missing[0])} went away while it was read: run the same again")
     return out
+
+
+def files_below(address: str, option: str) -> dict[str, str] | None:
+    """What lies below a prefix: path from there → what changes when the file does, as far as its server tells.
+
+    None where the address is one file, or a web server's, which lists no folders.
+
+    Raises:
+        GkdError: as `fetch`.
+    """
+    if scheme(address) in WEB:
+        return None
+    with _in_one_sentence(address, option):
+        system, path = _open(address)
+        if system.info(path)["type"] == "file":
+            return None
+        tells = ("size", "ETag", "etag", "mtime", "LastModified", "updated")
+        found = _below(system, path).items()
+        return {file: " ".join(str(entry[key]) for key in tells if key in entry) for file, entry in found}
 
 
 def fetch_files(wanted: Mapping[str, Path], option: str) -> list[str]:
@@ -70,19 +89,54 @@ def fetch_files(wanted: Mapping[str, Path], option: str) -> list[str]:
     Raises:
         GkdError: as `fetch`.
     """
-    systems: dict[str, Any] = {}
-    for address in wanted:
-        if _origin(address) not in systems:
-            with _in_one_sentence(address, option):
-                systems[_origin(address)] = _open(address)[0]
-    jobs = {}
-    for address, place in wanted.items():
-        system = systems[_origin(address)]
-        jobs[address] = system, system._strip_protocol(address), place
-    return _get(jobs, option)
+    with progress("fetch", len(wanted), unit="files") as advance:
+        return Fetcher(option).fetch(wanted, advance)
 
 
-def _get(jobs: Mapping[str, tuple[Any, str, Path]], option: str) -> list[str]:
+class Fetcher:
+    """Fetches single files, by connections that it keeps.
+
+    Args:
+        option: what named the addresses, for the errors.
+    """
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+        self._systems: dict[str, Any] = {}
+
+    def fetch(self, wanted: Mapping[str, Path], advance: Callable[[int], None] = lambda amount: None) -> list[str]:
+        """Put each address at its place, several at a time; those that are not there.
+
+        Args:
+            advance: told of each file.
+        Raises:
+            GkdError: as `fetch`.
+        """
+        jobs = {}
+        for address, place in wanted.items():
+            if _origin(address) not in self._systems:
+                with _in_one_sentence(address, self._option):
+                    self._systems[_origin(address)] = _open(address)[0]
+            system = self._systems[_origin(address)]
+            jobs[address] = system, system._strip_protocol(address), place
+        return _get(jobs, self._option, advance)
+
+
+def _below(system: Any, path: str) -> dict[str, dict[str, Any]]:
+    """What fsspec knows of each file below a prefix, by its path from there.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    prefix = f"{path.rstrip('/')}/"
+    found = {key.removeprefix(prefix): entry for key, entry in system.find(path, detail=True).items()}
+    files = {file: entry for file, entry in found.items() if not file.endswith("/")}  # not what stands for a folder
+    if not files:
+        raise FileNotFoundError
+    return files
+
+
+def _get(jobs: Mapping[str, tuple[Any, str, Path]], option: str, advance: Callable[[int], None]) -> list[str]:
     """Fetch each address, by its system and path in it, to its place; those that are not there."""
 
     def there(address: str) -> bool:
@@ -95,7 +149,7 @@ def _get(jobs: Mapping[str, tuple[Any, str, Path]], option: str) -> list[str]:
         return True
 
     # Left by an exception, `map` calls off what has not begun.
-    with ThreadPoolExecutor(AT_ONCE) as pool, progress("fetch", len(jobs), unit="files") as advance:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         missing = []
         for address, came in zip(jobs, pool.map(there, jobs), strict=True):
             missing += [] if came else [address]

@@ -4,8 +4,10 @@ A link to a folder is followed where it leads out of the data's root, and each f
 makes a picture count twice or the walk go round in a circle. Of a file with another ending the content decides.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from fnmatch import translate
 from pathlib import Path
 
@@ -86,30 +88,75 @@ class Walk:
             found += [file for file in files if self._is_taken(file)]
         return sorted(found, key=str)
 
+    def each_picture(self, place: Path) -> Iterator[Path]:
+        """The same pictures in the same order, one by one: of a million files only the names of one folder are held.
+
+        Where two links lead to one folder, it is entered by the first of them.
+
+        Raises:
+            GkdError: a folder cannot be listed.
+        """
+        waiting = [(place, iter(self._names(place)))]
+        while waiting:
+            folder, names = waiting[-1]
+            name = next(names, None)
+            if name is None:
+                waiting.pop()
+                continue
+            path = folder / name
+            if self._is_passed_over(path, in_class=True):
+                continue
+            if not name.endswith("/"):
+                if self._is_taken(path):
+                    yield path
+            elif reason := self._why_not(path):
+                self._leave(path, reason, folder=True)
+            else:
+                waiting.append((path, iter(self._names(path))))
+
+    def _names(self, place: Path) -> list[str]:
+        """What a folder holds, a folder's name with "/": so sorted, the paths below are in order as text."""
+        with self._listing(place) as listing:
+            return sorted(entry.name + "/" * entry.is_dir() for entry in listing)
+
     def _entries(self, place: Path, *, in_class: bool = False) -> tuple[list[Path], list[Path]]:
         """Folders to enter, and files, without what a system put there."""
         folders: list[Path] = []
         files: list[Path] = []
-        try:
-            with os.scandir(place) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            raise GkdError(
-                f"{self._option}: {shown(place)} cannot be listed ({error.strerror}): make it readable, or move it away"
-            ) from None
+        with self._listing(place) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
         for entry in entries:
-            path, name = place / entry.name, entry.name.lower()
-            if IS_SYSTEM(name):
-                self._leave_all(path, SYSTEM)
-            elif IS_THUMBNAIL(name) and (in_class or name not in MAY_BE_CLASSES):
-                self._leave_all(path, THUMBNAIL)
-            elif not entry.is_dir():
+            path = place / entry.name
+            if self._is_passed_over(path, in_class=in_class):
+                continue
+            if not entry.is_dir():
                 files.append(path)
             elif reason := self._why_not(path):
                 self._leave(path, reason, folder=True)
             else:
                 folders.append(path)
         return folders, files
+
+    @contextlib.contextmanager
+    def _listing(self, place: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+        try:
+            with os.scandir(place) as listing:
+                yield listing
+        except OSError as error:
+            raise GkdError(
+                f"{self._option}: {shown(place)} cannot be listed ({error.strerror}): make it readable, or move it away"
+            ) from None
+
+    def _is_passed_over(self, path: Path, *, in_class: bool) -> bool:
+        """Whether it is a system's or a thumbnail, which is noted then."""
+        name = path.name.lower()
+        if IS_SYSTEM(name):
+            self._leave_all(path, SYSTEM)
+        elif IS_THUMBNAIL(name) and (in_class or name not in MAY_BE_CLASSES):
+            self._leave_all(path, THUMBNAIL)
+        else:
+            return False
+        return True
 
     def _why_not(self, folder: Path) -> str | None:
         """Why a folder is not entered."""

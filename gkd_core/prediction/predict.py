@@ -1,0 +1,127 @@
+"""Pictures from anywhere → a table with a row for each, in order, whatever stops it in between.
+
+Processes decode, one onnxruntime session answers in batches, and what is answered is kept beside the output
+(`journal.py`) until all of it is there. Only some pictures are in memory at a time, however many there are.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gkd_core import __version__
+from gkd_core.cores import thread_limit
+from gkd_core.data.progress import progress
+from gkd_core.data.sources.address import local_path
+from gkd_core.errors import GkdError
+from gkd_core.files import json_digest
+from gkd_core.prediction.entries import Entries, Entry
+from gkd_core.prediction.journal import Journal, Row
+from gkd_core.prediction.reading import Form, Read, Readers
+from gkd_core.prediction.sorting import OPTION, Sorted, refuse_sorting
+from gkd_core.prediction.table import check_output, columns, flat, write_rows
+from gkd_core.serving.classify import NO_PICTURES, ranked
+from gkd_core.serving.model import Model
+
+BATCH = 32  # pictures that go through the model together, if they are small
+BATCH_BYTES = 1 << 23  # of their pixels: activations take some hundred times as much
+
+
+def predict_to_table(
+    model: Model,
+    places: Sequence[str],
+    out: Path,
+    *,
+    top: int = 3,
+    processes: int | None = None,
+    sort_into: Path | None = None,
+    copy: bool = False,
+) -> dict[str, Any]:
+    """Classify pictures and write what comes out; `out` appears whole, and a run that was stopped is gone on with.
+
+    Args:
+        model: it answers as for `gkd predict` of one picture.
+        places: pictures, folders (all pictures at any depth), lists (a row each) and addresses, in any number.
+        out: .csv, .parquet or .jsonl.
+        top: classes for each picture.
+        processes: that decode; None is as many as there are cores for this one.
+        sort_into: a new folder to link the pictures into, by class.
+        copy: copies instead of links.
+    Returns:
+        `out`, `pictures`, `unreadable` (each has its reason in the column `error`), `left_out` (files that are no
+        pictures), `gone_on_from` (rows that were there of an earlier run), `sorted_into`.
+    Raises:
+        GkdError: the model takes no pictures, a place cannot be read or has no pictures, the output cannot be written,
+            or pictures from addresses are to be sorted.
+    """
+    if model.picture is None:
+        raise GkdError(NO_PICTURES)
+    check_output(out, places)
+    folders = [path for place in places if (path := local_path(place)) is not None and path.is_dir()]
+    if sort_into is not None:
+        refuse_sorting(sort_into, folders)
+    form = Form(*model.picture, model.crop)
+    batch = max(1, min(BATCH, BATCH_BYTES // (form.side**2 * form.channels)))
+    top = min(top, len(model.classes))
+    entries = Entries(places)
+    if sort_into is not None and entries.addresses:
+        raise GkdError(f"{OPTION} links and copies files of this machine, and not from addresses: fetch them first")
+    work = {"gkd": __version__, "model": model.sha256, "classes": list(model.classes), "top": top, "batch": batch}
+    key = json_digest(work | {"entries": entries.digest})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with Journal(out, key, total=entries.count, batch=batch) as journal:
+        if journal.began_anew:
+            print(f"gkd: what was begun of {out} was of other pictures, options or model: anew", file=sys.stderr)
+        started = journal.done
+        into = None
+        if sort_into is not None:
+            into = Sorted(sort_into, model.classes, key=key, sources=folders, copy=copy)
+        with (
+            Readers(form, processes or thread_limit()) as readers,
+            progress("predict", entries.count, unit="pictures") as advance,
+        ):
+            advance(journal.done)
+            found = readers.read(entries.since(journal.done))
+            while group := list(islice(found, batch)):
+                journal.add(_answered(model, group, top))
+                advance(len(group))
+        unreadable = sum("error" in row for row in journal.rows())
+        if into is not None:
+            _sort(into, journal.rows(), entries.since(0))
+        write_rows(out, journal.rows(), columns(top))
+        if into is not None:
+            into.finish()
+        journal.remove()
+        if into is not None:
+            into.forget_work()
+    entries.close()
+    return {
+        "out": str(out),
+        "pictures": entries.count,
+        "unreadable": unreadable,
+        "left_out": entries.left_out,
+        "gone_on_from": started,
+        "sorted_into": None if sort_into is None else str(sort_into),
+    }
+
+
+def _answered(model: Model, group: list[tuple[Entry, Read]], top: int) -> list[Row]:
+    """The rows of some pictures, which go through the model together."""
+    pictures = [picture for _, picture in group if not isinstance(picture, str)]
+    answers: Iterator[list[dict[str, Any]]] = iter(())
+    if pictures:
+        answers = iter(ranked(model.run(model.from_pictures(np.stack(pictures))), model.classes, top))
+    return [
+        {"path": entry.name, "error": picture} if isinstance(picture, str) else flat(entry.name, next(answers))
+        for entry, picture in group
+    ]
+
+
+def _sort(into: Sorted, rows: Iterator[Row], entries: Iterator[Entry]) -> None:
+    into.begin()
+    for row, entry in zip(rows, entries, strict=True):
+        if "error" not in row:
+            into.add(Path(entry.place), row["class"])

@@ -1,0 +1,170 @@
+"""A table says of each picture what is said of it alone, whatever stops the run or a process in between."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.model_source import load_model
+from gkd_core.errors import GkdError
+from gkd_core.prediction import reading
+from gkd_core.prediction.entries import Entries
+from gkd_core.prediction.predict import predict_to_table
+from gkd_core.prediction.reading import KILLED, Form, Readers
+from gkd_core.serving.classify import classify_files
+from tests.conftest import GKD
+from tests.unit.prediction import deadly
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def deploy(tmp_path_factory, make_deploy) -> Path:
+    return make_deploy(tmp_path_factory.mktemp("model") / "deploy", seed=4, side=SIDE, channels=3, count=4)
+
+
+def quarters(file: Path, seed: int, shape: tuple[int, ...] = (24, 40, 3), **options: object) -> Path:
+    """Four colours by chance: the classes differ from picture to picture."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    few = np.random.default_rng(seed).integers(0, 256, (2, 2, *shape[2:]), dtype=np.uint8)
+    Image.fromarray(few).resize(shape[1::-1], Image.Resampling.NEAREST).save(file, **options)
+    return file
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """More than two batches of all kinds, and some that cannot be read."""
+    root = tmp_path_factory.mktemp("pictures") / "photos"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for n in range(60):
+        quarters(root / f"{n % 7}" / f"{n:02d}.png", n)
+    quarters(root / "turned.jpg", 100, exif=turned)
+    quarters(root / "large.jpg", 101, (900, 700, 3))
+    quarters(root / "grey.png", 102, (30, 20))
+    quarters(root / "clear.png", 103, (30, 20, 4))
+    (root / "2" / "broken.jpg").write_bytes((root / "large.jpg").read_bytes()[:500])
+    (root / "empty.png").touch()
+    (root / "gone.png").symlink_to("nowhere")
+    return root
+
+
+def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, tmp_path):
+    model = load_model(str(deploy))
+    said = predict_to_table(model, [str(photos)], tmp_path / "out.jsonl", top=2, processes=2)
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert said == {
+        "out": str(tmp_path / "out.jsonl"),
+        "pictures": 67,
+        "unreadable": 3,
+        "left_out": 0,
+        "gone_on_from": 0,
+        "sorted_into": None,
+    }
+    assert [row["path"] for row in rows] == sorted(str(p) for p in photos.rglob("*.*"))
+    errors = {Path(row["path"]).name: row["error"] for row in rows if row["error"] is not None}
+    assert sorted(errors) == ["broken.jpg", "empty.png", "gone.png"]
+    assert errors["gone.png"] == "it does not exist"
+    for row in rows:
+        if row["error"] is None:
+            first, second = classify_files(model, [Path(row["path"])], 2)[0]
+            assert (row["class"], row["class_2"]) == (first["class"], second["class"])
+            assert row["probability"] == pytest.approx(first["probability"], abs=2e-6)
+            assert row["probability_2"] == pytest.approx(second["probability"], abs=2e-6)
+        else:
+            assert row["class"] is None
+            assert row["probability_2"] is None
+    assert len({row["class"] for row in rows}) > 2
+    assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_process_that_a_picture_ends_costs_that_picture_alone(tmp_path, monkeypatch):
+    names = [f"{n:02d}.png" for n in range(40)]
+    names[11] = "11 deadly.png"
+    for seed, name in enumerate(names):
+        quarters(tmp_path / name, seed)
+    monkeypatch.setattr(reading, "read_task", deadly.read_task)
+    entries = Entries([str(tmp_path)])
+    with Readers(Form(SIDE, 3, "center"), 2) as readers:
+        found = list(readers.read(entries.since(0)))
+    assert [Path(entry.name).name for entry, _ in found] == names
+    assert [position for position, (_, picture) in enumerate(found) if isinstance(picture, str)] == [11]
+    assert found[11][1] == KILLED
+    assert multiprocessing.active_children() == []
+
+
+def test_a_second_run_goes_on_and_sorts_what_the_first_did_not(deploy, photos, tmp_path, monkeypatch):
+    model = load_model(str(deploy))
+    out, ran = tmp_path / "out.csv", []
+    answer = type(model).run
+
+    def run(self, images):
+        ran.append(len(images))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return answer(self, images)
+
+    monkeypatch.setattr(type(model), "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        predict_to_table(model, [str(photos)], out, processes=1)
+    assert not out.exists()
+    said = predict_to_table(model, [str(photos)], out, processes=1, sort_into=tmp_path / "sorted")
+    assert said["gone_on_from"] == 64
+    assert sum(ran[3:]) == 3  # what was not answered before, alone
+    linked = [path for path in (tmp_path / "sorted").rglob("*") if path.is_symlink()]
+    rows = out.read_text().splitlines()[1:]
+    assert len(linked) == 64
+    for path in linked:
+        assert any(row.startswith(f"{path.readlink()},{path.parent.name},") for row in rows)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "sorted"]
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(deploy, photos, tmp_path, make_deploy):
+    model = load_model(str(deploy))
+    (tmp_path / "list.csv").write_text("path\ns3://bucket/x.jpg\n")
+    with pytest.raises(GkdError, match="not from addresses"):
+        predict_to_table(model, [str(tmp_path / "list.csv")], tmp_path / "out.csv", sort_into=tmp_path / "sorted")
+    with pytest.raises(GkdError, match="lies inside"):
+        predict_to_table(model, [str(photos)], tmp_path / "out.csv", sort_into=photos / "sorted")
+    other = make_deploy(tmp_path / "deploy", side=8, channels=2)
+    with pytest.raises(GkdError, match="does not take square grey or colour pictures"):
+        predict_to_table(load_model(str(other)), [str(photos)], tmp_path / "out.csv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deploy", "list.csv"]
+
+
+@pytest.mark.slow
+def test_twenty_thousand_pictures_killed_three_times_are_one_row_each_in_order(deploy, tmp_path):
+    """Killed without a warning each time a quarter more is done; the table is that of a run that nothing stopped."""
+    seeds = [quarters(tmp_path / "seeds" / f"{n}.png", n, (SIDE, SIDE, 3)) for n in range(50)]
+    for n in range(20_000):
+        place = tmp_path / "photos" / f"{n // 500:02d}" / f"{n:05d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(seeds[n * 7 % 50], place)
+
+    def command(out: str) -> list[str]:
+        return [*GKD, "predict", "photos", "-o", out, "--model", str(deploy)]
+
+    whole = subprocess.run(command("whole.csv"), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(whole.stdout.splitlines()[-1])["pictures"] == 20_000
+    progress = tmp_path / ".out.csv.progress"
+    for quarter in (1, 2, 3):
+        with subprocess.Popen(command("out.csv"), cwd=tmp_path, stdout=subprocess.DEVNULL) as running:
+            while not progress.exists() or progress.read_bytes().count(b"\n") < 5_000 * quarter:
+                assert running.poll() is None
+                time.sleep(0.05)
+            running.send_signal(signal.SIGKILL)
+        assert not (tmp_path / "out.csv").exists()
+    last = subprocess.run(command("out.csv"), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert json.loads(last.stdout.splitlines()[-1])["gone_on_from"] >= 15_000 - 32
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    wanted = [f"photos/{n // 500:02d}/{n:05d}.png" for n in range(20_000)]
+    assert [line.partition(",")[0] for line in lines[1:]] == wanted
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not progress.exists()
