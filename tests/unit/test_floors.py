@@ -72,7 +72,8 @@ def test_reading_the_shipped_params_yaml_imports_nothing_heavy():
 
 def test_what_serves_needs_nothing_of_what_trains():
     code = (
-        "import components.model_source, gkd_core.serving.server, gkd_core.serving.classify, pipelines.commands.serving"
+        "import components.model_source, gkd_core.serving.server, gkd_core.serving.classify, "
+        "gkd_core.prediction.predict, pipelines.commands.serving"
     )
     assert not loaded_by(code) & TRAINS
 

@@ -130,7 +130,7 @@ def _below(system: Any, path: str) -> dict[str, dict[str, Any]]:
     """
     prefix = f"{path.rstrip('/')}/"
     found = {key.removeprefix(prefix): entry for key, entry in system.find(path, detail=True).items()}
-    files = {file: entry for file, entry in found.items() if not file.endswith("/")}  # not what stands for a folder
+    files = {file: entry for file, entry in found.items() if file and file[-1] != "/"}  # not what stands for a folder
     if not files:
         raise FileNotFoundError
     return files

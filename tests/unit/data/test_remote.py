@@ -21,6 +21,8 @@ from gkd_core.data.load import load_data
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import open_source
 from gkd_core.errors import GkdError
+from gkd_core.prediction.entries import Entries, Entry
+from gkd_core.prediction.reading import Form, read_task
 
 SECRET = "s3cr3tk3y"
 
@@ -234,3 +236,27 @@ def test_a_key_that_leads_outside_is_refused(s3: str, temporary: Path) -> None:
     client.put_object(Bucket="bad", Key="set/../../../out.png", Body=stream.getvalue())
     with pytest.raises(GkdError, match=r"s3://bad/set holds '\.\./\.\./\.\./out\.png', which would land outside"):
         open_source("folder", "s3://bad/set")
+
+
+def test_what_is_predicted_of_may_lie_behind_addresses(photos: Path, s3: str, web: str, temporary: Path) -> None:
+    """Each picture is fetched when it is read; one that is not there costs its row, a server that is away the run."""
+    names = [file.relative_to(photos).as_posix() for file in sorted(photos.rglob("*.png"))]
+    quoted = names[0].replace(" ", "%20").replace("#", "%23")
+    signed = f"{web}/private/photos/{quoted}?X-Amz-Signature={SECRET}"
+    entries = Entries(["s3://pictures/photos/", signed, f"{web}/photos/gone.csv"])
+    found = list(entries.since(0))
+    assert (entries.count, entries.addresses, entries.left_out) == (42, 42, 3)  # the lists below the prefix
+    assert [entry.name for entry in found[:20]] == [f"s3://pictures/photos/{name}" for name in names]
+    assert found[20].name == signed.partition("?")[0]
+    listed = [f"{('cat', 'dog')[n % 2]}/no. {n:02d} #1.png" for n in range(20)]
+    assert [entry.name for entry in found[21:]] == [*listed, "cat/none.png"]
+    read = read_task(found, Form(8, 1, "center"))
+    assert read[-1] == "it does not exist"
+    greys = [int(picture[0, 0, 0]) for picture in read[:-1] if not isinstance(picture, str)]
+    local = [int(Image.open(photos / name).getpixel((0, 0))) for name in [*names, names[0], *listed]]  # type: ignore[arg-type]
+    assert greys == local
+    assert list(temporary.iterdir()) == []
+    with pytest.raises(GkdError, match=r"IMAGES http://127\.0\.0\.1:9/x\.png is not reachable"):
+        read_task([Entry("x", "address", "http://127.0.0.1:9/x.png")], Form(8, 1, "center"))
+    with pytest.raises(GkdError, match=r"IMAGES s3://pictures/none/ is not there"):
+        Entries(["s3://pictures/none/"])
