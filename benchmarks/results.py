@@ -67,8 +67,8 @@ class Table(Strict):
     """Show the first metric of every seed."""
     choose_by: str | None = None
     """Column whose values (`method`, say) are what is compared: of the contenders with one value, that with the highest
-    mean of `validation_top1`, over the seeds that all contenders have, stands for it, with the seeds that all chosen
-    ones have. A first table shows all tries."""
+    mean of `validation_top1`, over the seeds that all contenders have, stands for it. A first table shows all tries, a
+    second the chosen ones, with the seeds that all of them have; where there are others, without those that chose."""
     figure: bool = False
     """Draw it too, to docs/figures/."""
 
@@ -263,8 +263,10 @@ def chosen(rows: Sequence[Row], shown: Table) -> tuple[list[Standing], dict[str,
     Raises:
         GkdError: as `compared`; or the contenders have no seed in common.
     """
-    best = {group: next(iter(each.values())) for group, each in _tries(rows, shown)[1].items()}
-    seeds = set.intersection(*(set(each) for each in best.values()))
+    common, groups = _tries(rows, shown)
+    best = {group: next(iter(each.values())) for group, each in groups.items()}
+    shared = set.intersection(*(set(each) for each in best.values()))
+    seeds = shared - set(common) or shared
     return _standing({group: {seed: each[seed] for seed in sorted(seeds)} for group, each in best.items()}, shown)
 
 
