@@ -330,7 +330,7 @@ def _configuration(params: Params, teacher: Path, student: dict[str, Any]) -> di
     content["train"] |= student.get("training", {})
     content["data"].pop("root")
     content["evaluate"].pop("frontier")
-    return {section: content[section] for section in SHOWN}
+    return {section: content[section] for section in SHOWN if content[section] is not None}
 
 
 def _histories(teacher: Path, folders: dict[str, Path], facts: dict[str, Any]) -> dict[str, list[Row]]:

@@ -9,28 +9,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gkd_core.config import ExportConfig, Int8Config, Params
+from gkd_core.config import DecideConfig, ExportConfig, Int8Config, Params
 from gkd_core.data.prepared import PreparedData, Split
+from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
+from gkd_core.export.class_distance import ClassDistance
+from gkd_core.export.decide import choose_decision
+from gkd_core.export.decision_graph import EMBEDDING, append_decision
 from gkd_core.export.fidelity import fidelity, fp16_shortfall, int8_shortfall
 from gkd_core.export.half import to_half
 from gkd_core.export.manifest import (
     FILES,
     MODEL_FILE,
     build_manifest,
+    decision_entry,
     dropped_file,
     kept_file,
+    kept_precisions,
     lineage,
     write_manifest,
 )
 from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
 from gkd_core.export.quantise import Quantiser, stratified_pick
 from gkd_core.export.reference import reference
-from gkd_core.export.session import run_session, session
-from gkd_core.files import folder_digest, whole_folder, write_json
+from gkd_core.export.session import run_outputs, run_session, session
+from gkd_core.files import file_digest, folder_digest, whole_folder, write_json
 from gkd_core.models.network import load_network
 from gkd_core.records import read_teacher_of, read_trained
 from gkd_core.run_facts import run_facts
+
+FEATURE_IMAGES = 5000  # of training, on which the classes' features are measured
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
         teacher: folder of the teacher step; only its digest is read, for the lineage.
         student: folder of the distill step.
         out: appears whole or not at all.
-        params: reads `export`.
+        params: reads `export` and `decide`.
     Returns:
         The model's path, size, digest and parity; by smaller precision {"kept", and "reason" or "bytes"}.
     Raises:
@@ -78,7 +86,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
     read_teacher_of(teacher, data=data, data_sha256=info.sha256)
     training = read_trained(student, "student", data=data, data_sha256=info.sha256, teacher=teacher)
     network = load_network(student, info.classes)
-    digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export"))
+    digests = lineage(training, student_digest=folder_digest(student), export_digest=params.digest("export", "decide"))
     described = {**digests, "method": training["method"], "network": network.spec.name, "precision": "fp32"}
     if info.crop is not None:  # whoever makes a square of a picture for it must know
         described["crop"] = info.crop
@@ -94,10 +102,12 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             opset=settings.opset,
             metadata=described,
             name=f"the student {network.spec.name}",
+            embedding=params.decide is not None and params.decide.score == "feature_distance",
         )
         agreement = parity(network, model, prepared.validation.images, tolerance=settings.parity_tolerance)
         logits = run_session(session(model), prepared.validation.images)
         smaller = _smaller(model, prepared, logits, settings)
+        decision = None if params.decide is None else _decide(folder, prepared, smaller, params.decide)
         manifest = build_manifest(
             model,
             input=settings.input,
@@ -111,6 +121,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             parity=agreement,
             smaller=smaller,
             reference=reference(logits),
+            decision=decision,
         )
         write_manifest(folder, manifest)
         write_json(folder / "run.json", run_facts(seconds=time.monotonic() - start))
@@ -126,6 +137,46 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             for precision, entry in smaller.items()
         },
     }
+
+
+def _decide(
+    folder: Path, prepared: PreparedData, smaller: dict[str, dict[str, Any]], settings: DecideConfig
+) -> Decision:
+    """Put a decision into every file, chosen by its own answers on the validation images; that of the float32 file.
+
+    The entries of `smaller` become those of the files as they are then.
+    """
+    train, validation = prepared.train, prepared.validation
+    distance, names = None, ["logits"]
+    if settings.score == "feature_distance":
+        names.append(EMBEDDING)
+        chosen = stratified_pick(train.labels, FEATURE_IMAGES, 0)
+        features = run_outputs(session(folder / MODEL_FILE), train.images[chosen], [EMBEDDING])[EMBEDDING]
+        distance = ClassDistance.fit(features, train.labels[chosen])
+    asked, target = settings.wish
+    decisions: dict[str, Decision] = {}
+    source: dict[str, str] = {}
+    for precision in ("fp32", *kept_precisions(smaller)):
+        file = folder / FILES[precision]
+        answers = run_outputs(session(file), validation.images, names)
+        decision = choose_decision(
+            answers["logits"],
+            validation.labels,
+            score=settings.score,
+            asked=asked,
+            target=target,
+            by_class=settings.by_class,
+            calibrate=settings.calibrate,
+            scores=None if distance is None else distance.scores(answers[EMBEDDING]),
+            model=precision,
+        )
+        append_decision(file, decision, distance, source)
+        if precision == "fp32":
+            source["fp32_sha256"] = file_digest(file)  # which is another now
+        else:
+            smaller[precision] = kept_file(file, smaller[precision] | {"decision": decision_entry(decision)})
+        decisions[precision] = decision
+    return decisions["fp32"]
 
 
 def _smaller(

@@ -176,7 +176,7 @@ STEPS = (
         help="Package the student as ONNX, check it against torch, and write its manifest.",
         inputs=("data", "teacher", "student"),
         output="deploy",
-        sections=("export",),
+        sections=("export", "decide"),
         sources=("gkd_core", "components", "pipelines"),  # the manifest names the digest of all of them
     ),
     Step(
@@ -184,7 +184,7 @@ STEPS = (
         help="Measure all networks and the final ONNX on the test split, and write the report.",
         inputs=("data", "teacher", "baseline", "kd", "student", "deploy"),
         output="report",
-        sections=("evaluate",),
+        sections=("evaluate", "decide"),
         shows=True,
         parts={
             "predictions.npy": "out",
@@ -208,7 +208,7 @@ STEPS = (
 STEP = {step.name: step for step in STEPS}
 MAKER = {step.output: step for step in STEPS}
 REFERENCES = tuple(step.reference for step in STEPS if step.reference is not None)
-SHOWN = ("data", "teacher", "student", "distill", "train", "references", "export", "evaluate")
+SHOWN = ("data", "teacher", "student", "distill", "train", "references", "export", "decide", "evaluate")
 
 
 def divide(params: "Params") -> dict[str, dict[str, Any]]:
@@ -239,5 +239,7 @@ def addresses(params: "Params", step: Step) -> list[str]:
         "evaluate": [params.evaluate.frontier],
         "gate": [params.gate.deploy_bench],
     }
+    if params.decide is not None and step.name == "evaluate":  # export chooses nothing by it
+        by_section["decide"] = [params.decide.unknown]
     given = [address for section in step.sections for address in by_section.get(section, ())]
     return [address for address in given if address is not None]

@@ -47,7 +47,7 @@ from gkd_core.files import (
     whole_folder,
     write_json,
 )
-from gkd_core.gate import Champion, Decision, GateRefused, TargetLatency, decide
+from gkd_core.gate import Champion, GateDecision, GateRefused, TargetLatency, decide
 from gkd_core.records import read_metrics, read_teacher, read_training
 from gkd_core.tables import read_table
 
@@ -91,6 +91,8 @@ def run(
     predicted, labels = _answers(report, manifest, metrics)
     correct = predicted == labels
     gate = params.gate.model_dump(exclude={"on_refusal", "deploy_bench"})
+    if gate["min_coverage"] is None:  # what was decided before there was this rule stays decided
+        del gate["min_coverage"]
     bench = params.gate.deploy_bench
     target = None if bench is None else _on_target(Path(bench), manifest, deploy)
     latency = timings["onnx"]["latency_ms_p50"] if params.gate.max_latency_ms is not None else None
@@ -98,7 +100,7 @@ def run(
         latency = asdict(target)
     decided_by = json_digest({"gate": gate, "metrics": metrics, "latency": latency})
 
-    def judge(version: Version, champion: Champion | None) -> Decision:
+    def judge(version: Version, champion: Champion | None) -> GateDecision:
         return decide(
             metrics,
             timings,
@@ -180,7 +182,7 @@ def _settle(
     store: Store,
     version: Version,
     inputs: str,
-    judge: Callable[[Version, Champion | None], Decision],
+    judge: Callable[[Version, Champion | None], GateDecision],
     labels: NDArray[np.int64],
 ) -> dict[str, Any]:
     """The decision on a version, carried out: content of gate.json.

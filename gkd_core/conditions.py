@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gkd_core.errors import GkdError, unknown
 from gkd_core.export.reference import total_variation
-from gkd_core.gate import TOLERANCE, Check, Decision
+from gkd_core.gate import TOLERANCE, Check, GateDecision
 
 LIVE = "live."
 LIVE_METRICS = (
@@ -84,7 +84,7 @@ def judge(
     *,
     version: int,
     promotion_blocked: str | None = None,
-) -> Decision:
+) -> GateDecision:
     """Whether all conditions hold.
 
     Args:
@@ -116,8 +116,8 @@ def judge(
         checks.append(Check("promotion_blocked", False, None, None, sentence))
     failed = [check.sentence for check in checks if not check.passed]
     if failed:
-        return Decision(False, tuple(checks), f"version {version} was not promoted: {'; '.join(failed)}")
-    return Decision(True, tuple(checks), f"version {version} meets {', '.join(map(str, conditions))}")
+        return GateDecision(False, tuple(checks), f"version {version} was not promoted: {'; '.join(failed)}")
+    return GateDecision(True, tuple(checks), f"version {version} meets {', '.join(map(str, conditions))}")
 
 
 def live_values(servers: Mapping[str, Samples], *, version: int, digests: frozenset[str]) -> dict[str, float | str]:

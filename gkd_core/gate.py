@@ -13,7 +13,7 @@ such as 0.97 − 0.95 are not exact.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -40,7 +40,8 @@ class Check:
     """One rule's outcome.
 
     Attributes:
-        check: the rule's name: baseline, champion, parity, size, latency, and promotion_blocked where it applies.
+        check: the rule's name: baseline, champion, parity, size, latency, and coverage and promotion_blocked where
+            they apply.
         passed: also true for a rule that had nothing to compare or no limit, as `sentence` then says.
         value: what was measured; None when nothing was.
         limit: what `value` had to reach or stay within, slack included; None when there is no limit.
@@ -55,7 +56,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """All checks, whether all passed, and the whole in one sentence."""
 
     passed: bool
@@ -123,7 +124,8 @@ def decide(
     max_size_mb: float | None,
     max_latency_ms: float | None,
     new_data: Literal["refuse", "promote"],
-) -> Decision:
+    min_coverage: float | None = None,
+) -> GateDecision:
     """Apply every rule to a challenger.
 
     Args:
@@ -144,8 +146,9 @@ def decide(
         max_size_mb: largest ONNX file in 10⁶ bytes; None does not limit.
         max_latency_ms: largest median latency of one image; None does not limit.
         new_data: what a champion measured on other data means.
+        min_coverage: part of the test images that its decision must give a class, in [0, 1]; None does not ask.
     Raises:
-        GkdError: the report says nothing of `metric`.
+        GkdError: the report says nothing of `metric`, or of the decision that `min_coverage` asks for.
     """
     z = NormalDist().inv_cdf(confidence)
     latency = timings["onnx"]["latency_ms_p50"] if target is None else target.milliseconds
@@ -157,6 +160,8 @@ def decide(
         _at_most("size", metrics["onnx"]["onnx_bytes"] / 1e6, max_size_mb, "the ONNX file has", "{:.2f} MB".format),
         _at_most("latency", latency, max_latency_ms, f"{on_target}one image takes a median of", "{:.3f} ms".format),
     )
+    if min_coverage is not None:
+        checks += (_covers(metrics, z, min_coverage),)
     if promotion_blocked is not None:
         sentence = (
             f"it was taken back by hand ({promotion_blocked}), and only `gkd registry promote {version}` brings it back"
@@ -164,8 +169,8 @@ def decide(
         checks += (Check("promotion_blocked", False, None, None, sentence),)
     failed = [check.sentence for check in checks if not check.passed]
     if failed:
-        return Decision(False, checks, f"version {version} was refused: {'; '.join(failed)}")
-    return Decision(True, checks, f"version {version} passed all {len(checks)} checks")
+        return GateDecision(False, checks, f"version {version} was refused: {'; '.join(failed)}")
+    return GateDecision(True, checks, f"version {version} passed all {len(checks)} checks")
 
 
 def _against_baseline(metrics: Mapping[str, Any], metric: Metric, z: float, min_gain: float) -> Check:
@@ -235,6 +240,39 @@ def _against_champion(
         f"{100 * max_drop:.2f} is allowed, and {correct.size} test images leave {100 * slack:.2f} to chance"
     )
     return _at_least("champion", difference, -max_drop - slack, sentence)
+
+
+def _covers(metrics: Mapping[str, Any], z: float, min_coverage: float) -> Check:
+    """Enough images are given a class; and where a precision was asked for, enough of these the right one."""
+    found = metrics.get("decision")
+    if found is None:
+        raise GkdError(
+            "gate.min_coverage asks for a decision, and the report has none: give decide, such as {precision: 0.95}, "
+            "and run `gkd export` and `gkd evaluate` again"
+        )
+    images, coverage = int(metrics["data"]["test_images"]), float(found["coverage"])
+    slack = z * _error(coverage, images)
+    sentence = (
+        f"{100 * coverage:.2f} % of the test images are given a class, {100 * min_coverage:.2f} is asked, and {images} "
+        f"images leave {100 * slack:.2f} to chance"
+    )
+    enough = _at_least("coverage", coverage, min_coverage - slack, sentence)
+    precision, target = found["precision"], float(found["target"])
+    if found["asked"] != "precision" or precision is None:
+        return enough
+    slack = z * _error(precision, round(coverage * images))
+    sentence += (
+        f"; {100 * precision:.2f} % of these have the right one, {100 * target:.2f} is asked (decide.precision), with "
+        f"{100 * slack:.2f} left to chance"
+    )
+    precise = _at_least("coverage", precision, target - slack, sentence)
+    return replace(enough, sentence=sentence) if precise.passed else precise
+
+
+def _error(part: float, count: int) -> float:
+    """Standard error of a part of so many images, one more of each kind added, so that it is not 0 at 0 and 1."""
+    adjusted = (part * count + 1) / (count + 2)
+    return math.sqrt(adjusted * (1 - adjusted) / (count + 2))
 
 
 def _unpaired_error(first: float, second: float, count: int) -> float:

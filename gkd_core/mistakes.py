@@ -95,12 +95,12 @@ def _fields(model: Any, place: list[Any]) -> list[str]:
     """The keys of the section at a place in a model."""
     for part in place:
         if part in model.model_fields:  # else a place in a list, or a key of a dict
-            model = _section(model.model_fields[part].annotation)
+            model = section_of(model.model_fields[part].annotation)
     return list(model.model_fields)
 
 
-def _section(annotation: Any) -> Any:
+def section_of(annotation: Any) -> Any:
     """The model in `Model`, `list[Model]`, `dict[str, Model]`, `Model | None` or an annotated one of these."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for found in map(_section, get_args(annotation)) if found is not None), None)
+    return next((found for found in map(section_of, get_args(annotation)) if found is not None), None)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gkd_core.data.prepared import PreparedData
+from gkd_core.decision import METADATA
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import FILES, OPTIONAL, kept_precisions, read_manifest
+from gkd_core.export.manifest import FILES, OPTIONAL, decision_of, kept_precisions, read_manifest
 from gkd_core.export.session import session
 from gkd_core.files import expect_kind, file_digest, folder_digest, record_of
 from gkd_core.records import ROLES, read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version
@@ -113,7 +114,11 @@ def _models(folder: Path) -> Iterator[Link]:
     wanted = {key: manifest[key] for key in (*LINEAGE, *OPTIONAL, "method", "network") if key in manifest}
     wanted |= {"input": manifest["model"]["input"], "classes": json.dumps(manifest["classes"], ensure_ascii=False)}
     for precision in ("fp32", *kept_precisions(manifest)):
-        smaller = {} if precision == "fp32" else {"precision": precision, "fp32_sha256": manifest["model"]["sha256"]}
+        smaller: dict[str, str] = {}
+        if precision != "fp32":
+            smaller = {"precision": precision, "fp32_sha256": manifest["model"]["sha256"]}
+        if decision := decision_of(manifest, precision):
+            smaller[METADATA] = decision.as_json()
         inside = session(folder / FILES[precision]).get_modelmeta().custom_metadata_map
         if wrong := next((key for key, value in (wanted | smaller).items() if inside.get(key) != value), None):
             raise Broken(f"{folder / FILES[precision]}: the {wrong} inside it is not the one in manifest.json")

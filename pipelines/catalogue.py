@@ -14,6 +14,7 @@ from gkd_core import schemes
 from gkd_core.config import Params
 from gkd_core.config.recipes import RECIPES, Start
 from gkd_core.methods import METHODS, hyperparameters
+from gkd_core.mistakes import section_of
 from pipelines.summary import console
 
 METHODS_HEAD = ("method", "what it does", "source", "weight over time", "hyperparameters")
@@ -160,7 +161,7 @@ def parameters_markdown() -> str:
     parts = ["# Parameters", "Every field of `params.yaml`; made by `make docs` from `gkd_core/config/schema.py`."]
     for name, field in Params.model_fields.items():
         own = [row for row in rows if row[0].startswith(f"`{name}.")]
-        about = " ".join((field.annotation.__doc__ or "").split())
+        about = " ".join((section_of(field.annotation).__doc__ or "").split())
         parts += [f"## {name}", about, _markdown(PARAMETERS_HEAD, own)]
     parts += ["## Recipes", RECIPES_ABOUT, _markdown(("parameter", *(f"`{name}`" for name in RECIPES)), _recipes())]
     parts.append("\n".join(f"- `{name}`: {' '.join((rule.__doc__ or '').split())}" for name, rule in RECIPES.items()))
@@ -197,8 +198,11 @@ def parameter_rows() -> list[tuple[str, str, str, str]]:
 
 def _fields(model: dict[str, Any], models: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in model["properties"].items():
-        if "$ref" in field:
-            yield from _fields(models[_model(field)], models, f"{prefix}{name}.")
+        optional = [
+            each for each in field.get("anyOf", ()) if "$ref" in each and models[_model(each)]["type"] == "object"
+        ]
+        if "$ref" in field or optional:
+            yield from _fields(models[_model(optional[0] if optional else field)], models, f"{prefix}{name}.")
             continue
         meaning = " ".join(field.get("description", "").split())
         yield f"`{prefix}{name}`", _type(field), f"`{shown(field['default'])}`", meaning

@@ -175,7 +175,7 @@ def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = Mapping
     ]
     lines += ["# A changed source reruns what it could change: `sources` writes down which step uses which.", "stages:"]
     if checkout:
-        read = ["distill", "evaluate", "gate", "student", "teacher"]  # they name methods and files
+        read = ["decide", "distill", "evaluate", "gate", "student", "teacher"]  # they name methods and files
         stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": list(PACKAGES), "params": read, "outs": [SOURCES]}
         lines += _block(SOURCES, stage)
     for step in STEPS:

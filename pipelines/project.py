@@ -289,6 +289,7 @@ data:
 references: {{baseline: true, kd: true}}    # the student alone, and by plain soft labels
 evaluate: {{confidence: 0.95}}
 export: {{input: uint8_nhwc}}
+decide: null                              # or {{precision: 0.95}}: what the model is less sure of is "none of these"
 gate: {{min_gain_over_baseline: 0.0}}       # what a student must show to become champion
 tracking: {{uri: null, model_name: gkd-student}}    # null: MLFLOW_TRACKING_URI, else ./mlflow.db
 """

@@ -16,6 +16,7 @@ from gkd_core.config.load import read_sections as read_sections
 from gkd_core.config.schema import CHANGES_NOTHING as CHANGES_NOTHING
 from gkd_core.config.schema import AugmentConfig as AugmentConfig
 from gkd_core.config.schema import DataConfig as DataConfig
+from gkd_core.config.schema import DecideConfig as DecideConfig
 from gkd_core.config.schema import DistillConfig as DistillConfig
 from gkd_core.config.schema import EvaluateConfig as EvaluateConfig
 from gkd_core.config.schema import ExportConfig as ExportConfig

@@ -17,6 +17,11 @@ def contradictions(params: Params) -> Iterator[str]:
     """What the sections say against each other, a sentence each."""
     if params.teacher.topological and not params.data.topology:
         yield "teacher.topological is true but data.topology is false: set both"
+    if params.gate.min_coverage is not None and params.decide is None:
+        yield (
+            f"gate.min_coverage is {params.gate.min_coverage:g} but decide is null, so every image is given a class: "
+            "give decide, such as {precision: 0.95}"
+        )
     if not can_train():
         return
     distill = params.distill

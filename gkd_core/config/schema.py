@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from gkd_core import methods, schemes
+from gkd_core.decision import Score
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 from gkd_core.mistakes import ContradictionsError
@@ -705,6 +706,44 @@ class ExportConfig(Section):
     Far looser than `parity_tolerance`: a half has eleven bits, so a logit of 16 is off by 0.008 from rounding alone."""
 
 
+class DecideConfig(Section):
+    """When a picture is none of the classes: where the model's score is below a threshold that validation gives.
+
+    Null, the default, leaves the section out: every picture is given a class.
+    """
+
+    precision: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Of the pictures that are given a class, the part that shall be right; as many as possible are given one."""
+    coverage: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Or: of all pictures like those of validation, the part that shall be given a class, the surest ones."""
+    by_class: bool = False
+    """A threshold for each class, so that the wish holds of the pictures taken for each; a class that is named fewer
+    than ten times on validation has the threshold that is for all."""
+    score: Score = "max_probability"
+    """What says how sure the model is: `max_probability`, the largest probability; `energy`, the logsumexp of the
+    logits; `feature_distance`, the distance (Mahalanobis) of the features to the nearest class, which adds up to 64
+    numbers a feature to the file."""
+    calibrate: bool = True
+    """Divide the logits by a temperature that makes the probabilities those of validation; kept only where it lowers
+    NLL there, cross-fitted."""
+    unknown: str | None = None
+    """Folder of pictures, at any depth, that are none of the classes: `evaluate` measures how many are recognised as
+    such (AUROC, FPR at 95 % TPR). Nothing is chosen by them. Enters no digest: the pictures do."""
+
+    @property
+    def wish(self) -> tuple[Literal["precision", "coverage"], float]:
+        """Which of the two is asked for, and how much of it."""
+        if self.precision is not None:
+            return "precision", self.precision
+        assert self.coverage is not None
+        return "coverage", self.coverage
+
+    def contradictions(self) -> Iterator[str]:
+        if (self.precision is None) == (self.coverage is None):
+            both = "both given" if self.precision is not None else "both null"
+            yield f"precision and coverage are {both}: give one of them, such as {{precision: 0.95}}"
+
+
 class GateConfig(Section):
     """What a challenger must show before it becomes champion."""
 
@@ -724,6 +763,9 @@ class GateConfig(Section):
     """Largest ONNX file in megabytes (10⁶ bytes); null does not limit."""
     max_latency_ms: Positive | None = None
     """Largest median latency of one image in milliseconds; null does not limit."""
+    min_coverage: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """With `decide`: part of the test images that the model must give a class, in [0, 1], and where a precision was
+    asked for, with that precision, both as far as the test set can tell; null does not ask."""
     deploy_bench: str | None = None
     """File of `gkd bench deploy`, measured where the model will run: `max_latency_ms` limits its first case with one
     image. Null takes what `gkd evaluate` measured on its own machine."""
@@ -773,6 +815,7 @@ class Params(Section):
     references: ReferencesConfig = ReferencesConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+    decide: DecideConfig | None = None
     gate: GateConfig = GateConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -784,7 +827,7 @@ class Params(Section):
         chosen. `devices` stays out while it is 1;
         several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
         configuration. So is another number of `threads`; null, which leaves it to the work and the cores, stays out.
-        `teacher_cache` is a way to the same weights.
+        `teacher_cache` is a way to the same weights. `decide` stays out while it is null.
         """
         content = self.model_dump(mode="json", include=set(sections))
         for place in ("root", "unlabelled"):
@@ -800,6 +843,9 @@ class Params(Section):
                 del training["threads"]
             for name in CHANGES_NOTHING:
                 training.pop(name, None)
+        if content.get("decide", {}) is None:
+            del content["decide"]
+        content.get("decide", {}).pop("unknown", None)
         if "distill" in content:
             distill = content["distill"]
             for options, chosen in (("options", self.distill.method), ("scheme_options", self.distill.scheme)):

@@ -4,15 +4,17 @@ The lineage it holds: `data_sha256` (the prepared images) â†’ `teacher_digest` â
 `config_digest` (how the student was trained and exported), `code_sha256` (by which sources) and, where the student
 started from learnt weights, `weights_digest` (their file). `int8` and `fp16` say
 whether there is a smaller file, its digest and what it showed, or why there is none; `reference` says what the model
-answers on the validation images, which a server's answers are compared with. The same inputs give
-the same bytes; what varies by run is in run.json beside it.
+answers on the validation images, which a server's answers are compared with, and `decision`, where there is one, when
+it gives an image no class. The same inputs give the same bytes; what varies by run is in run.json beside it.
 """
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gkd_core import __version__
+from gkd_core.decision import Decision
 from gkd_core.errors import GkdError, unknown
 from gkd_core.export.reference import REFERENCE
 from gkd_core.files import (
@@ -96,6 +98,7 @@ def build_manifest(
     parity: dict[str, Any],
     smaller: dict[str, dict[str, Any]] | None = None,
     reference: dict[str, Any] | None = None,
+    decision: Decision | None = None,
 ) -> dict[str, Any]:
     """The content of manifest.json for an exported file.
 
@@ -107,6 +110,7 @@ def build_manifest(
         parity: what `gkd_core.export.onnx.parity` gave.
         smaller: by precision (int8, fp16) what `kept_file` or `dropped_file` gave.
         reference: what `gkd_core.export.reference.reference` gave on the validation images; None where there are none.
+        decision: of the float32 file; those of smaller files are in `smaller`. None where there is none.
     """
     return {
         "format": FORMAT,
@@ -130,7 +134,20 @@ def build_manifest(
         "parity": parity,
         **(smaller or {}),
         **({} if reference is None else {"reference": reference}),
+        **({} if decision is None else {"decision": decision_entry(decision)}),
     }
+
+
+def decision_entry(decision: Decision) -> dict[str, Any]:
+    """What a manifest says of a decision: what the metadata of its file says."""
+    entry: dict[str, Any] = decision.model_dump(mode="json")
+    return entry
+
+
+def decision_of(manifest: Mapping[str, Any], precision: str = "fp32") -> Decision | None:
+    """The decision of the file in one precision, which `read_manifest` has checked; None where it has none."""
+    entry = (manifest if precision == "fp32" else manifest.get(precision, {})).get("decision")
+    return None if entry is None else Decision.model_validate(entry)
 
 
 def kept_file(file: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -183,8 +200,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         raise GkdError(f"{path} is not a manifest of format {FORMAT}: run `gkd export` again")
     kept = kept_precisions(manifest)
-    told = {"reference": REFERENCE} if "reference" in manifest else {}
-    expect_shape(path, manifest, {**SHAPE, **dict.fromkeys(kept, ENTRY), **told})
+    told: dict[str, Any] = {"reference": REFERENCE} if "reference" in manifest else {}
+    told |= _decided(manifest)
+    smaller = {name: {**ENTRY, **_decided(manifest[name])} for name in kept}
+    expect_shape(path, manifest, {**SHAPE, **smaller, **told})
     for entry in (manifest["model"], *(manifest[name] for name in kept)):
         model = folder / entry["file"]
         if not model.is_file():
@@ -192,6 +211,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if file_digest(model) != entry["sha256"]:
             raise GkdError(f"{model} is not the file its manifest describes (sha256 differs): run `gkd export` again")
     return manifest
+
+
+def _decided(entry: Mapping[str, Any]) -> Shape:
+    return {"decision": Decision} if "decision" in entry else {}
 
 
 def refuse_other_model(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gkd_core.errors import GkdError
+from gkd_core.export.decision_graph import EMBEDDING
 from gkd_core.export.quiet import quiet
 from gkd_core.export.session import first_line, run_session, session
 from gkd_core.export.strip import strip, write_model
@@ -24,18 +25,20 @@ InputForm = Literal["uint8_nhwc", "float_nchw"]
 
 
 class _Deployed(nn.Module):
-    """Images as a client sends them in, logits [B, C] out."""
+    """Images as a client sends them in, logits [B, C] out, and where they are wanted the features [B, D]."""
 
-    def __init__(self, network: nn.Module, input_form: InputForm) -> None:
+    def __init__(self, network: nn.Module, input_form: InputForm, embedding: bool) -> None:
         super().__init__()
         self.network = network
         self.pixels = input_form == "uint8_nhwc"
+        self.embedding = embedding
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.pixels:
             image = image.permute(0, 3, 1, 2).to(torch.float32) / 255
-        logits: Tensor = self.network(image).logits
-        return logits
+        output = self.network(image)
+        logits: Tensor = output.logits
+        return (logits, output.embedding) if self.embedding else logits
 
 
 def input_shape(input_form: InputForm, channels: int, image_size: int) -> tuple[int, int, int]:
@@ -97,6 +100,7 @@ def write_onnx(
     opset: int = 18,
     metadata: dict[str, str] | None = None,
     name: str = "the network",
+    embedding: bool = False,
 ) -> None:
     """Write `network` to `path`: input `image`, any batch size; output `logits` float32 [B, C].
 
@@ -110,10 +114,11 @@ def write_onnx(
         opset: ONNX operator set; asserted on the finished graph.
         metadata: further entries for the file, lineage digests for one.
         name: of the network, for errors.
+        embedding: the features before the last layer are a second output `embedding` [B, D].
     Raises:
         GkdError: the network has an operation that cannot be exported in this operator set.
     """
-    deployed = _Deployed(copy.deepcopy(network).cpu(), input).eval()
+    deployed = _Deployed(copy.deepcopy(network).cpu(), input, embedding).eval()
     # Two images: torch.export takes a batch of one for a constant.
     shape = (2, *input_shape(input, channels, image_size))
     example = torch.zeros(shape, dtype=torch.uint8 if input == "uint8_nhwc" else torch.float32)
@@ -126,7 +131,7 @@ def write_onnx(
                 external_data=False,
                 opset_version=opset,
                 input_names=["image"],
-                output_names=["logits"],
+                output_names=["logits", EMBEDDING] if embedding else ["logits"],
                 dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
                 verbose=False,
             )

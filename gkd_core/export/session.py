@@ -1,6 +1,8 @@
 """Run an exported model with onnxruntime. Imports no torch: what serves must not need what trains."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -67,6 +69,14 @@ def run_session(
     model: onnxruntime.InferenceSession, images: NDArray[np.uint8], batch_size: int = 256
 ) -> NDArray[np.float32]:
     """Logits [N, C] float32 of uint8 images [N, H, W, C], whichever input form the model has."""
+    logits: NDArray[np.float32] = run_outputs(model, images, ["logits"], batch_size)["logits"]
+    return logits
+
+
+def run_outputs(
+    model: onnxruntime.InferenceSession, images: NDArray[np.uint8], names: Sequence[str], batch_size: int = 256
+) -> dict[str, NDArray[Any]]:
+    """The named outputs [N, …] of uint8 images [N, H, W, C]."""
     batches = range(0, len(images), batch_size)
-    parts = [model.run(["logits"], {"image": as_input(model, images[i : i + batch_size])})[0] for i in batches]
-    return np.concatenate(parts)
+    parts = [model.run(list(names), {"image": as_input(model, images[i : i + batch_size])}) for i in batches]
+    return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}

@@ -175,7 +175,7 @@ def export(settings: str, data: Input[Dataset], teacher: Input[Model], student: 
     """Package the student as ONNX, check it against torch, and write its manifest.
 
     Args:
-        settings: As JSON, the section export of the parameters.
+        settings: As JSON, the sections export and decide of the parameters.
         data: The prepared images; torch and onnxruntime are compared on those for validation.
         teacher: For the lineage.
         student: The network to package.

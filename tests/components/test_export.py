@@ -4,16 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from components import export
-from gkd_core.config import parse_params
+from gkd_core.config import params_of_sections, parse_params
 from gkd_core.data.prepared import PreparedData
+from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import read_manifest
-from gkd_core.export.session import run_session, session
+from gkd_core.export.manifest import FILES, decision_of, kept_precisions, read_manifest
+from gkd_core.export.session import run_outputs, run_session, session
 from gkd_core.files import folder_digest, read_json
+from gkd_core.verify import Broken, _models
 
 
 def run(project: Any, out: Path, **changes: Any) -> dict[str, Any]:
@@ -164,3 +167,50 @@ def test_a_changed_int8_file_is_noticed_and_a_precision_can_be_switched_off(proj
     manifest = read_manifest(tmp_path / "deploy")
     assert manifest["int8"] == {"kept": False, "reason": "export.int8.enabled is false"}
     assert manifest["fp16"] == {"kept": False, "reason": "export.fp16 is false"}
+
+
+def test_a_decision_is_in_every_file_and_in_the_manifest(project: Any, tmp_path: Path) -> None:
+    decide = {"coverage": 0.7, "score": "energy", "unknown": "nowhere"}
+    params = params_of_sections(project.params.model_dump(mode="json") | {"decide": decide})
+    run(project, tmp_path / "deploy", params=params)
+    manifest, plain = read_manifest(tmp_path / "deploy"), read_manifest(project.deploy)
+    validation = PreparedData.open(project.data).validation
+    assert manifest["config_digest"] != plain["config_digest"]
+    again = params_of_sections(params.model_dump(mode="json") | {"decide": decide | {"unknown": None}})
+    assert params.digest("export", "decide") == again.digest("export", "decide")
+    assert project.params.digest("export", "decide") == project.params.digest("export")
+    for precision in ("fp32", *kept_precisions(manifest)):
+        file = tmp_path / "deploy" / FILES[precision]
+        decision = decision_of(manifest, precision)
+        assert decision is not None
+        assert decision.model == precision
+        assert Decision.read(session(file).get_modelmeta().custom_metadata_map) == decision
+        found = run_outputs(session(file), validation.images, ["logits", "decision"])
+        assert np.array_equal(
+            found["logits"], run_session(session(project.deploy / FILES[precision]), validation.images)
+        )
+        given = found["decision"] >= 0
+        assert given.mean() == pytest.approx(0.7, abs=0.01)
+        assert decision.validation.coverage == pytest.approx(given.mean(), abs=1e-6)
+        right = found["decision"][given] == validation.labels[given]
+        assert decision.validation.precision == pytest.approx(right.mean(), abs=1e-6)
+    assert len(kept_precisions(manifest)) == 2
+    assert all(link.holds for link in _models(tmp_path / "deploy"))
+    change_json(tmp_path / "deploy" / "manifest.json", decision=manifest["decision"] | {"threshold": -99.0})
+    with pytest.raises(Broken, match=r"the gkd\.decision inside it is not the one in manifest\.json"):
+        list(_models(tmp_path / "deploy"))
+    change_json(tmp_path / "deploy" / "manifest.json", decision={"score": "luck"})
+    with pytest.raises(GkdError, match=r"has a wrong 'decision\.score'"):
+        read_manifest(tmp_path / "deploy")
+
+
+def test_the_distance_of_features_is_measured_on_training_images(project: Any, tmp_path: Path) -> None:
+    quiet = {"int8": {"enabled": False}}
+    params = parse_params({"decide": {"precision": 0.9, "score": "feature_distance"}, "export": quiet})
+    run(project, tmp_path / "deploy", params=params)
+    model = session(tmp_path / "deploy" / "model.onnx")
+    assert [each.name for each in model.get_outputs()] == ["logits", "probabilities", "score", "decision"]
+    prepared = PreparedData.open(project.data)
+    seen = run_outputs(model, prepared.train.images[:200], ["score"])["score"]
+    noise = np.random.default_rng(0).integers(256, size=(200, 8, 8, 1), dtype=np.uint8)
+    assert np.median(run_outputs(model, noise, ["score"])["score"]) < np.quantile(seen, 0.05)

@@ -30,6 +30,7 @@ def judged(
     version: int = 7,
     promotion_blocked: str | None = None,
     balanced: dict[str, float] | None = None,
+    decision: dict[str, object] | None = None,
     **limits,
 ):
     correct = bits(100, 90) if correct is None else correct
@@ -37,6 +38,7 @@ def judged(
         "data": {"sha256": DATA, "test_images": correct.size},
         "onnx": {"top1": float(correct.mean()), "onnx_bytes": onnx_bytes},
         "differences": {},
+        **({} if decision is None else {"decision": decision}),
     }
     if gain is not None:
         metrics["differences"]["student_minus_baseline"] = {
@@ -332,3 +334,31 @@ class TestAnotherMetric:
         assert not found.passed
         assert "without its predictions, so the two cannot be compared" in found.sentence
         assert check(self.judged(self.challenger(900, 30), **given, new_data="promote"), "champion").passed
+
+
+@pytest.mark.parametrize(
+    ("coverage", "precision", "asked", "passes"),
+    [
+        (0.95, 0.97, "precision", True),
+        (0.85, 0.97, "precision", True),  # 86/102 ± 0.0360: 0.85 + 0.0592 reaches 0.9
+        (0.83, 0.97, "precision", False),  # 84/102 ± 0.0377: 0.83 + 0.0621 does not
+        (0.95, 0.90, "precision", True),  # 86.5/97 ± 0.0316: 0.9 + 0.0520 reaches 0.95
+        (0.95, 0.85, "precision", False),  # 81.75/97 ± 0.0370: 0.85 + 0.0608 does not
+        (0.95, 0.85, "coverage", True),  # nobody asked for a precision
+        (0.0, None, "precision", False),
+    ],
+)
+def test_coverage_and_the_precision_that_was_asked_for_are_held_as_far_as_the_images_tell(
+    coverage, precision, asked, passes
+):
+    decision = {"coverage": coverage, "precision": precision, "asked": asked, "target": 0.95}
+    found = judged(decision=decision, min_coverage=0.9)
+    assert found.passed is passes
+    assert found.checks[-1].check == "coverage"
+    assert f"{100 * coverage:.2f} % of the test images are given a class, 90.00 is asked" in found.checks[-1].sentence
+
+
+def test_a_coverage_that_is_asked_for_needs_a_decision():
+    with pytest.raises(GkdError, match=r"gate\.min_coverage asks for a decision.* give decide"):
+        judged(min_coverage=0.9)
+    assert [check.check for check in judged().checks] == ["baseline", "champion", "parity", "size", "latency"]

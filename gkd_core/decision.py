@@ -1,0 +1,183 @@
+"""The decision of a deployed model: calibrated probabilities, and when an image is none of the classes.
+
+A model carries its decision in the metadata of its ONNX file (`METADATA`) and, the same, under `decision` in
+manifest.json. It is also part of the graph, whose outputs `OUTPUTS` follow from it; what stands here is the same in
+numpy, for who has logits. Imports numpy and pydantic alone: whatever serves has them.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gkd_core.errors import GkdError
+
+METADATA = "gkd.decision"
+OUTPUTS = ("probabilities", "score", "decision")
+"""float32 [B, C], float32 [B] and int64 [B]: the graph's outputs beside `logits`."""
+NONE_OF_THESE = -1
+WORDS = "none of these"
+NEVER = float(np.finfo(np.float32).max)  # the threshold of a class that is never named
+
+Score = Literal["max_probability", "energy", "feature_distance"]
+ABOUT: dict[Score, str] = {
+    "max_probability": "the largest calibrated probability",
+    "energy": "the logsumexp of the logits",
+    "feature_distance": "minus the squared Mahalanobis distance of the features to the nearest class",
+}
+Part = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Shown(_Read):
+    """What the validation images showed of a decision.
+
+    Attributes:
+        images: how many.
+        coverage: the part of them that is given a class.
+        precision: the part of these that is given the right one; None where there are none.
+        nll: mean −log p(label) at temperature 1, in nats.
+        calibrated_nll: the same at the decision's temperature.
+        note: why there is no temperature, or no threshold, in a sentence; empty where there are both.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    coverage: Part
+    precision: Part | None
+    nll: float
+    calibrated_nll: float
+    note: str = ""
+
+
+class Decision(_Read):
+    """Which class an image is given, and when none.
+
+    Attributes:
+        temperature: logits are divided by it before softmax; 1 leaves the probabilities as they are.
+        score: what says how sure the model is; larger is surer (`ABOUT`).
+        threshold: an image with a smaller score is none of the classes; None gives no image a class.
+        thresholds: [C] the same by the class that would be named, in place of `threshold`; None where one is for all.
+        asked: what the thresholds were chosen for: "precision" (of what is given a class, the part that is right) or
+            "coverage" (of all, the part that is given a class).
+        target: how much of it, in [0, 1].
+        model: whose validation outputs it was chosen on: fp32, int8 or fp16. A smaller file has its own decision.
+        validation: what these showed.
+    """
+
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    score: Score
+    threshold: float | None
+    thresholds: Annotated[tuple[float | None, ...] | None, Field(strict=False)] = None
+    asked: Literal["precision", "coverage"]
+    target: Part
+    model: str = "fp32"
+    validation: Shown
+
+    def probabilities(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """Calibrated probabilities [N, C] of logits [N, C].
+
+        >>> from gkd_core.decision import Decision, Shown
+        >>> shown = Shown(images=1, coverage=1.0, precision=1.0, nll=0.1, calibrated_nll=0.1)
+        >>> half = Decision(
+        ...     temperature=2.0, score="energy", threshold=0.0, asked="coverage", target=1.0, validation=shown
+        ... )
+        >>> half.probabilities(np.log([[9.0, 1.0]])).round(2).tolist()
+        [[0.75, 0.25]]
+        """
+        scaled = logits.astype(np.float64) / self.temperature
+        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def scores(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        """How sure the model is of each image, [N], larger is surer.
+
+        Args:
+            logits: [N, C].
+        Raises:
+            GkdError: the score is a distance of features, which logits do not tell.
+        """
+        if self.score == "feature_distance":
+            raise GkdError(
+                "this model's score is the distance of features, which logits do not tell: take its output `score`"
+            )
+        if self.score == "max_probability":
+            return self.probabilities(logits).max(axis=1)
+        values = logits.astype(np.float64)
+        largest = values.max(axis=1)
+        return (largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))).astype(np.float32)
+
+    def decide(
+        self, logits: NDArray[np.floating[Any]], score: NDArray[np.floating[Any]] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The class [N] that each image is given, −1 for none of them, and its score [N].
+
+        Args:
+            logits: [N, C]; where one is NaN the image is given no class.
+            score: [N] the graph's; None computes it from the logits.
+        Raises:
+            GkdError: see `scores`.
+        """
+        found = self.scores(logits) if score is None else np.asarray(score, np.float32)
+        named = logits.argmax(axis=1).astype(np.int64)
+        limits = self.limits(logits.shape[1])[named]
+        with np.errstate(invalid="ignore"):
+            return np.where(found >= limits, named, NONE_OF_THESE), found
+
+    def limits(self, classes: int) -> NDArray[np.float32]:
+        """The smallest score [C] with which each of so many classes is named."""
+        values = (self.threshold,) * classes if self.thresholds is None else self.thresholds
+        return np.array([NEVER if value is None else value for value in values], np.float32)
+
+    def as_json(self) -> str:
+        """What the metadata of an ONNX file holds."""
+        return self.model_dump_json()
+
+    @staticmethod
+    def read(metadata: Mapping[str, str]) -> "Decision | None":
+        """The decision among the metadata of an ONNX file; None where the model has none.
+
+        Raises:
+            GkdError: it is damaged.
+        """
+        if METADATA not in metadata:
+            return None
+        try:
+            return Decision.model_validate_json(metadata[METADATA])
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise GkdError(f"the model's {METADATA} is damaged ({where}: {first['msg']}): export it again") from None
+
+    def words(self) -> Iterator[str]:
+        """What it does, in sentences for whoever reads a report, a README or a model card."""
+        shown, several = self.validation, self.thresholds is not None
+        if self.threshold is None and not several:
+            yield f"Every image is {WORDS}: {shown.note or 'no threshold was found'}."
+        else:
+            limit = "the threshold of that class" if several else f"{self.threshold:.6g}"
+            yield (
+                f"An image is given its likeliest class where {ABOUT[self.score]} is at least {limit}, else it is "
+                f"{WORDS}."
+            )
+        goal = (
+            f"{100 * self.target:g} % of the named classes are right"
+            if self.asked == "precision"
+            else f"{100 * self.target:g} % of the images are given a class"
+        )
+        right = "" if shown.precision is None else f", {100 * shown.precision:.1f} % of these the right one"
+        yield (
+            f"{'The thresholds were' if several else 'The threshold was'} chosen on {shown.images:,} validation images "
+            f"of the {self.model} model so that {goal}; there {100 * shown.coverage:.1f} % are given a class{right}."
+        )
+        if self.temperature != 1.0:
+            yield (
+                f"Probabilities are calibrated: softmax of the logits divided by {self.temperature:.4g} (NLL on "
+                f"validation {shown.nll:.4f} before, {shown.calibrated_nll:.4f} after)."
+            )
+        elif shown.note and (self.threshold is not None or several):
+            yield f"Probabilities are not calibrated: {shown.note}."

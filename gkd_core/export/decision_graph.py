@@ -1,0 +1,119 @@
+"""A decision as part of an ONNX graph: the outputs `probabilities`, `score` and `decision` behind `logits`.
+
+So it is the same wherever the file runs, on a server that knows nothing of it too. What is added computes in float32,
+also behind a network in int8 or float16.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from gkd_core.decision import METADATA, NONE_OF_THESE, OUTPUTS, Decision
+from gkd_core.export.class_distance import ClassDistance
+from gkd_core.export.strip import write_model
+
+EMBEDDING = "embedding"
+OWN = "gkd_decision_"  # what is added is called so
+
+
+def append_decision(
+    file: Path, decision: Decision, distance: ClassDistance | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """Rewrite an ONNX file of `write_onnx` with the decision in it, in its metadata too.
+
+    Args:
+        file: with the output `logits` [B, C], and `embedding` [B, D] where the score is `feature_distance`; the latter
+            is no output any more afterwards.
+        distance: for that score.
+        metadata: entries that replace the file's.
+    """
+    model = onnx.load(file)
+    graph = model.graph
+    _free_names(graph)
+    logits = next(output for output in graph.output if output.name == "logits")
+    batch, classes = logits.type.tensor_type.shape.dim
+    added = _Nodes(graph)
+    probabilities = "logits"
+    if decision.temperature != 1.0:
+        probabilities = added.node("Div", "logits", added.constant("temperature", np.float32(decision.temperature)))
+    added.node("Softmax", probabilities, output="probabilities", axis=1)
+    if decision.score == "feature_distance":
+        assert distance is not None
+        _distance(added, distance)
+    elif decision.score == "energy":
+        added.node("ReduceLogSumExp", "logits", added.axis(), output="score", keepdims=0)
+    else:
+        added.node("ReduceMax", "probabilities", added.axis(), output="score", keepdims=0)
+    named = added.node("ArgMax", "logits", axis=1, keepdims=0)
+    limits = decision.limits(classes.dim_value)
+    if decision.thresholds is None:
+        limit = added.constant("threshold", limits[0])
+    else:
+        limit = added.node("Gather", added.constant("thresholds", limits), named)
+    sure = added.node("GreaterOrEqual", "score", limit)
+    none = added.constant("none", np.int64(NONE_OF_THESE))
+    added.node("Where", sure, named, none, output="decision")
+    kinds = {"probabilities": (TensorProto.FLOAT, [batch.dim_param, classes.dim_value])}
+    kinds |= {"score": (TensorProto.FLOAT, [batch.dim_param]), "decision": (TensorProto.INT64, [batch.dim_param])}
+    outputs = [logits, *(helper.make_tensor_value_info(name, *kinds[name]) for name in OUTPUTS)]
+    outputs = [onnx.ValueInfoProto.FromString(output.SerializeToString()) for output in outputs]
+    del graph.output[:]
+    graph.output.extend(outputs)
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    write_model(model, file, {**facts, **(metadata or {}), METADATA: decision.as_json()})
+
+
+class _Nodes:
+    """What is added to a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+
+    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: int) -> str:
+        """The name of its output."""
+        output = output or f"{OWN}{len(self.graph.node)}"
+        self.graph.node.append(helper.make_node(kind, list(inputs), [output], name=f"{OWN}{output}", **attributes))
+        return output
+
+    def constant(self, name: str, value: "NDArray[np.float32] | np.generic") -> str:
+        name = f"{OWN}{name}"
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def axis(self) -> str:
+        return self.constant("axis", np.array([1], np.int64))
+
+
+def _distance(added: _Nodes, distance: ClassDistance) -> None:
+    """`score` from `embedding`, as `ClassDistance.scores` computes it."""
+    directions = added.constant("directions", distance.directions)
+    centred = added.node("Sub", EMBEDDING, added.constant("centre", distance.centre))
+    along = added.node("MatMul", centred, directions)
+    own = added.node("Mul", along, added.constant("widths", distance.widths))
+    if distance.rest:
+        back = added.node("Gemm", along, directions, transB=1)
+        beside = added.node("Sub", centred, back)
+        beside = added.node("Mul", beside, added.constant("rest", np.float32(distance.rest)))
+        own = added.node("Concat", own, beside, axis=1)
+    axis = added.axis()
+    size = added.node("ReduceSumSquare", own, axis, keepdims=1)
+    means = added.constant("means", (-2 * distance.means.T).astype(np.float32))
+    across = added.node("MatMul", own, means)
+    squares = added.constant("squares", (distance.means**2).sum(1).astype(np.float32))
+    squared = added.node("Add", added.node("Add", size, across), squares)
+    added.node("Neg", added.node("ReduceMin", squared, axis, keepdims=0), output="score")
+
+
+def _free_names(graph: onnx.GraphProto) -> None:
+    """Rename what is called like an output that is added, inside the network."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name in OUTPUTS:
+                    names[place] = f"network_{name}"
+    for weight in graph.initializer:
+        if weight.name in OUTPUTS:
+            weight.name = f"network_{weight.name}"
