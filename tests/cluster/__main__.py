@@ -39,17 +39,14 @@ def check_all(here: Ground, wanted: Sequence[Check]) -> tuple[list[Outcome], boo
     """
     outcomes: list[Outcome] = []
     interrupted = False
-    for check in wanted:
-        if interrupted:
-            outcomes.append(Outcome(check.name, NOT_RUN, 0.0, "interrupted"))
-            continue
-        say(f"{check.name} …")
-        try:
+    try:
+        for check in wanted:
+            say(f"{check.name} …")
             outcomes.append(checks.run(check, here, outcomes))
-        except KeyboardInterrupt:
-            interrupted = True
-            outcomes.append(Outcome(check.name, NOT_RUN, 0.0, "interrupted"))
-        say(f"{check.name}: {outcomes[-1].result} ({outcomes[-1].words})")
+            say(f"{check.name}: {outcomes[-1].result} ({outcomes[-1].words})")
+    except KeyboardInterrupt:
+        interrupted = True
+        outcomes += [Outcome(check.name, NOT_RUN, 0.0, "interrupted") for check in wanted[len(outcomes) :]]
     label = "=".join(next(iter(here.label.items())))
     if here.settings.keep:
         outcomes.append(Outcome("clean up", NOT_RUN, 0.0, f"GKD_CLUSTER_KEEP: everything has the label {label}"))
@@ -102,13 +99,16 @@ def main(arguments: Sequence[str] | None = None, **how: Any) -> int:
     names_given = parser.parse_args(arguments).checks
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # what it tries again it would tell each time
     with tempfile.TemporaryDirectory(prefix="gkd-cluster-test-") as folder:
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             wanted = checks.chosen(names_given)
             here = prepared(settings.read(), Path(folder), **how)
         except (GkdError, ground.Failed) as error:
             say(f"gkd: {redact(str(error))}")
             return 2
-        signal.signal(signal.SIGTERM, _interrupt)
+        except KeyboardInterrupt:
+            say("gkd: interrupted before anything was made")
+            return 1
         say(f"namespace {here.api.namespace}, everything made has the label gkd-cluster-test={here.api.test}")
         outcomes, interrupted = check_all(here, wanted)
     print(redact(checks.table(outcomes)))

@@ -78,6 +78,8 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
     files = environment["KUBECONFIG"]  # several, perhaps, as kubectl takes them
     if not any(Path(file).is_file() for file in files.split(os.pathsep)):
         raise GkdError(f"there is no cluster to check: KUBECONFIG is {files}, which is no file")
+    if given("GKD_CLUSTER_KEEP") not in (None, "yes"):
+        raise GkdError(f"GKD_CLUSTER_KEEP is {given('GKD_CLUSTER_KEEP')!r}, but must be yes, or not set")
     return Settings(
         kubeconfig=files,
         endpoint=environment["KF_PIPELINES_ENDPOINT"],
@@ -96,7 +98,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
 
 def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name) or str(default)
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise GkdError(f"{name} is {text!r}, but must be a whole number above 0")
     return int(text)
 

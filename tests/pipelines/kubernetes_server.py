@@ -13,15 +13,13 @@ import socket
 import subprocess
 import threading
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import jsonschema
-import yaml
 from kubeflow_trainer_api import models
 
-from tests.pipelines.json_server import JsonServer
+from tests.pipelines.json_server import KubernetesApi
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
 QUANTITY = r"^[+-]?(\d+|\d+\.\d*|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?$"
@@ -83,7 +81,7 @@ def refusal_of(job: dict[str, Any]) -> str | None:
     return None
 
 
-class KubernetesServer(JsonServer):
+class KubernetesServer(KubernetesApi):
     """A cluster to use as a context manager.
 
     Attributes:
@@ -124,31 +122,18 @@ class KubernetesServer(JsonServer):
             process.wait()
         super().__exit__()
 
-    def kubeconfig(self, file: Path) -> Path:
-        """A kubeconfig that leads here, with the namespace `team`."""
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "team"}}],
-            "clusters": [{"name": "here", "cluster": {"server": self.host}}],
-            "users": [{"name": "me", "user": {"token": "kube-token"}}],
-        }
-        file.write_text(yaml.safe_dump(content))
-        return file
-
     def answer(self, verb: str, target: str, headers: Any, body: bytes) -> tuple[int, Any]:
-        status, reply = self._reply(verb, target, headers.get("Authorization"), json.loads(body) if body else None)
+        status, reply = self._reply(verb, target, headers, json.loads(body) if body else None)
         if status != 200 and isinstance(reply, str):
             reply = {"kind": "Status", "status": "Failure", "message": reply, "code": status}
         return status, reply
 
-    def _reply(self, verb: str, target: str, token: str | None, body: Any) -> tuple[int, Any]:
+    def _reply(self, verb: str, target: str, headers: Any, body: Any) -> tuple[int, Any]:
         parts = urlsplit(target)
         if self.broken:
             self.broken -= 1
             return 500, "etcd is away"
-        if token != "Bearer kube-token":
+        if not self.knows(headers):
             return 401, "Unauthorized"
         match (verb, parts.path.removeprefix(GROUP).removeprefix("/namespaces/team").split("/")[1:]):
             case "GET", ["trainingruntimes", name]:

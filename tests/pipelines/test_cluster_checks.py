@@ -8,18 +8,21 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 from gkd_core.errors import GkdError
 from gkd_core.export import bundle
 from pipelines import cli
-from tests.cluster import checks, settings
-from tests.cluster.__main__ import check_all, prepared
+from tests.cluster import access, checks, settings
+from tests.cluster.__main__ import check_all, main, prepared
+from tests.cluster.api import Api
 from tests.cluster.checks import FAILED, NOT_RUN, PASSED, Outcome
 from tests.cluster.cleaning import clean
 from tests.cluster.ground import Ground
@@ -275,12 +278,58 @@ def test_what_is_to_be_kept_is_kept(cluster, ground):
     assert len(list((cluster.folder / "volume").iterdir())) == 1
 
 
+def surroundings() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "KF_PIPELINES", "GKD_"))}
+
+
+def program(*names: str) -> list[str]:
+    return [sys.executable, "-m", "tests.cluster", *names]
+
+
 def command(*names: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("KUBE", "KF_PIPELINES", "GKD_"))}
-    program = [sys.executable, "-m", "tests.cluster", *names]
-    return subprocess.run(
-        program, cwd=ROOT, env=kept | {"HOME": str(cwd)} | environment, capture_output=True, text=True
-    )
+    settings = surroundings() | {"HOME": str(cwd)} | environment
+    return subprocess.run(program(*names), cwd=ROOT, env=settings, capture_output=True, text=True)
+
+
+def test_a_check_that_fails_ends_the_command_with_one_and_a_table(cluster, tmp_path, monkeypatch, capsys):
+    for name in [name for name in os.environ if name.startswith(("GKD_CLUSTER", "KF_PIPELINES"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig(tmp_path / "kubeconfig")))
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", cluster.kfp.host)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    given = replace(settings.read(), poll_seconds=0.05)
+    monkeypatch.setattr(settings, "read", lambda: given)
+    cluster.writable = False
+    assert main(["volume", "logs"], run_gkd=here) == 1
+    *table, last = capsys.readouterr().out.splitlines()
+    found = {row["check"]: (row["result"], row["words"]) for row in json.loads(last)}
+    assert [line.split("  ")[0] for line in table[1:]] == list(found)
+    assert (found["volume"][0], found["clean up"][0]) == (FAILED, PASSED)
+    assert found["submit"] == (NOT_RUN, "volume failed")
+    assert found["logs"] == (NOT_RUN, "submit was not run")
+    assert set(cluster.objects) == {("persistentvolumeclaims", "gkd-work")}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_command_with_one_and_leaves_nothing(cluster, tmp_path):
+    cluster.hangs = "-volume"
+    variables = {"KUBECONFIG": str(cluster.kubeconfig(tmp_path / "kubeconfig")), "HOME": str(tmp_path)}
+    variables["KF_PIPELINES_ENDPOINT"] = cluster.kfp.host
+    process = subprocess.Popen(
+        program("volume", "submit"), cwd=ROOT, env=surroundings() | variables, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not cluster.processes:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    found = {row["check"]: (row["result"], row["words"]) for row in json.loads(output.splitlines()[-1])}
+    assert found["volume"] == found["submit"] == (NOT_RUN, "interrupted")
+    assert found["clean up"][0] == PASSED
+    assert set(cluster.objects) == {("persistentvolumeclaims", "gkd-work")}
 
 
 @pytest.mark.slow
@@ -313,6 +362,7 @@ def test_the_command(cluster, tmp_path):
     [
         ({"KUBECONFIG": ""}, "set KUBECONFIG"),
         ({"KUBECONFIG": "/nowhere"}, "KUBECONFIG is /nowhere, which is no file"),
+        ({"GKD_CLUSTER_KEEP": "no"}, "GKD_CLUSTER_KEEP is 'no', but must be yes, or not set"),
         ({"GKD_CLUSTER_EPOCHS": "many"}, "GKD_CLUSTER_EPOCHS is 'many', but must be a whole number above 0"),
     ],
 )
@@ -322,6 +372,27 @@ def test_settings_that_make_no_sense(tmp_path, given, words):
     assert settings.read(right).epochs == 200
     with pytest.raises(GkdError, match=re.escape(words)):
         settings.read(right | given)
+
+
+@pytest.mark.parametrize("content", ["{", "just text", "[1, 2]", "", "kind: Config"])
+def test_a_kubeconfig_that_is_none(tmp_path, content):
+    (tmp_path / "kubeconfig").write_text(content)
+    with pytest.raises(GkdError, match=r"there is no cluster to check: KUBECONFIG \(.*kubeconfig\) cannot be read: "):
+        Api(str(tmp_path / "kubeconfig"), None, "test")
+
+
+def test_the_role_that_is_asked_for_is_the_one_that_the_page_gives():
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (role,) = [one for b in blocks for one in yaml.safe_load_all(b) if one.get("kind") == "ClusterRole"]
+    given = {
+        (verb, group, resource)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert given == {*access.THEIRS, access.OF_KUEUE}
 
 
 def test_the_page_has_every_variable_and_every_check():
