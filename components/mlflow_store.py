@@ -539,7 +539,7 @@ class Store:
         found = _or_none(get, self.name, which)
         if found is None:
             known = [*sorted(self.aliases()), *(str(version.number) for version in reversed(self.versions()))]
-            raise GkdError(unknown(f"{self.name}: version or alias", which, known or ["none"]))
+            raise GkdError(unknown(f"{self.name}: version or alias", which, known))
         return _version(found)
 
     def metrics(self, version: Version) -> dict[str, float]:

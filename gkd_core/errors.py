@@ -36,11 +36,13 @@ def unknown(
 
     >>> unknown("distill.method", "gomperz", ["ce", "kd", "gompertz"])
     "distill.method 'gomperz' is unknown; did you mean 'gompertz'? Known: ce, kd, gompertz"
+    >>> unknown("schedule", "nightly", [])
+    "schedule 'nightly' is unknown; Known: none"
     """
     names, renamed = list(known), renamed or {}
     near = difflib.get_close_matches(name, [*names, *renamed], n=1, cutoff=0.5)
     guess = f" did you mean {section + renamed.get(near[0], near[0])!r}?" if near else ""
-    return f"{what} {section + name!r} is unknown;{guess} Known: {', '.join(names) or '(it has none)'}"
+    return f"{what} {section + name!r} is unknown;{guess} Known: {', '.join(names) or 'none'}"
 
 
 def causes(error: BaseException) -> list[BaseException]:

@@ -59,7 +59,7 @@ def refuse_unknown(name: str, key: str = "network") -> None:
         known = [*(PREFIX + each for each in near), "those that gkd.list_models('timm:*') lists"]
         raise GkdError(unknown(key, name, known))
     if tag and tag not in (known := tags(plain)):
-        raise GkdError(unknown(f"{key} {PREFIX}{plain}: tag of weights", tag, known or ["none"]))
+        raise GkdError(unknown(f"{key} {PREFIX}{plain}: tag of weights", tag, known))
 
 
 def tags(plain: str) -> list[str]:

@@ -118,7 +118,7 @@ def refuse_arguments(known: dict[str, Any], given: dict[str, Any]) -> None:
         if name not in known and name == "space":
             raise GkdError(ONLY_SEARCHED)
         if name not in known:
-            raise GkdError(unknown("--argument", name, sorted(known) or ["none"]))
+            raise GkdError(unknown("--argument", name, sorted(known)))
         types, words = _KINDS[known[name]["parameterType"]]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             shown = json.dumps(value, default=str)

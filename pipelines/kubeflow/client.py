@@ -148,10 +148,13 @@ class Cluster:
 
     def _read(self, path: str, api_version: str) -> str | None:
         """What an address answers that is in an earlier version of the API alone, so that kfp's client lacks it."""
-        from urllib3 import Retry, Timeout
+        from urllib3 import Timeout
 
         with self.asking() as client:
             api = client._run_api.api_client
+            retries = api.rest_client.pool_manager.connection_pool_kw["retries"]
+            # 500 is what a log that is not there is answered with.
+            retries = retries.new(status_forcelist=set(retries.status_forcelist) - {500})
             headers = dict(api.default_headers) | ({"Cookie": api.cookie} if api.cookie else {})
             api.update_params_for_auth(headers, [], ["Bearer"])
             answer = api.rest_client.pool_manager.request(
@@ -159,7 +162,7 @@ class Cluster:
                 f"{api.configuration.host}/apis/{api_version}/{path}",
                 headers=headers,
                 timeout=Timeout(connect=CONNECT_SECONDS, read=ANSWER_SECONDS),
-                retries=Retry(total=3, connect=2, read=0),  # 500 is what a log that is not there is answered with
+                retries=retries,
             )
         if answer.status in (401, 403):
             raise ClusterError(_refusal(answer.status, "", self), answer.status)

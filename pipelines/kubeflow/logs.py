@@ -14,7 +14,7 @@ from typing import Any
 from gkd_core.errors import GkdError, unknown
 from pipelines.kubeflow.client import Cluster, ClusterError
 from pipelines.kubeflow.profile import TRAINING
-from pipelines.kubeflow.task import BEGIN, END, STOPPED, TERMINATED, TRIAL, own_sentence
+from pipelines.kubeflow.task import BEGIN, END, IN_LOOPS, STOPPED, TERMINATED, own_sentence
 
 EXECUTOR = "executor"
 # Argo's templates of a container, with a retry and without; they are a part of the pod's name.
@@ -23,6 +23,7 @@ TEMPLATES = ("retry-system-container-impl", "system-container-impl")
 _FOREIGN = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d|time=\S+ level=|\[KFP ")
 _EXIT = re.compile(r"exit (?:status|code) (\d+)|signal: (killed|terminated)")
 _SIGNALS = {"killed": 137, "terminated": 143}
+_LABEL = re.compile(r", seed \d+$|^worker \d+$")  # of a task that may not have said it yet
 _TRACEBACK = "Traceback (most recent call last):"
 
 
@@ -33,7 +34,7 @@ class Log:
     Attributes:
         lines: without Kubeflow's own.
         step: whose it is; None when it never got so far as to say it.
-        label: which of the tasks of this name, such as the training of a sweep; empty where there is one.
+        label: which of the tasks of this name, such as a sweep's training; empty where there is one.
         over: the step came to its end, with a result or an error; a container that was killed did not.
         exit_code: as the launcher tells it; None where it does not.
     """
@@ -149,7 +150,8 @@ def containers(
     for detail in found:
         if (start := began(detail)) is not None:
             pods = tuple(str(child.pod_name) for child in detail.child_tasks if child.pod_name)
-            made.append(Container(detail.state or "PENDING", start, pods, names))
+            if pods:
+                made.append(Container(detail.state or "PENDING", start, pods, names))
     return sorted(made, key=lambda container: (container.start, container.pods))
 
 
@@ -200,7 +202,7 @@ class Logs:
 
 def memory_limit(spec: dict[str, Any], step: str) -> tuple[str, str]:
     """Memory limit of a step's container in a compiled pipeline, empty for none, and the profile's section for it."""
-    name = "distill" if step == TRIAL else step
+    name = "distill" if step in IN_LOOPS else step
     executor = spec.get("deploymentSpec", {}).get("executors", {}).get(f"exec-{step}", {}).get("container", {})
     waits = any(variable.get("name") == "GKD_IMAGE" for variable in executor.get("env", []))  # for a TrainJob
     found = executor.get("resources", {}).get("resourceMemoryLimit", "")
@@ -236,7 +238,7 @@ def follow(
 
     Args:
         look: gives the containers as they are now, whether the run has ended, and the names of its tasks.
-        step: of this task alone (a sweep's trainings: all of them, or one by its own words); None is all.
+        step: of this task alone (of a loop: all of that name, or one by its own words); None is all.
         wait: until the run, or the step, has ended.
     Raises:
         GkdError: there is no such task, or no log of it.
@@ -257,10 +259,10 @@ def follow(
                 if len(log.lines) > told.get(pod, 0):
                     yield Part(log.label or name, attempt, log.lines[told.get(pod, 0) :])
                     told[pod] = len(log.lines)
-        known = step is None or bool(states) or step in names or ", seed " in step
+        known = step is None or bool(states) or step in names or _LABEL.search(step)
         if step is not None and not known and (names or over or not wait):
-            raise GkdError(unknown("step", step, names or ["none yet"]))
-        done = step not in (None, TRIAL) and bool(states) and "RUNNING" not in states
+            raise GkdError(unknown("step", step, names))
+        done = step not in (None, *IN_LOOPS) and bool(states) and "RUNNING" not in states
         if over or done or not wait:
             break
         time.sleep(poll_seconds)

@@ -14,7 +14,7 @@ from gkd_core.files import file_digest
 from pipelines.kubeflow.client import Cluster, ClusterError
 from pipelines.kubeflow.logs import Container, Log, Logs, Part, began, containers, follow, last_words, memory_limit
 from pipelines.kubeflow.package import Work, as_sent
-from pipelines.kubeflow.task import TRIAL
+from pipelines.kubeflow.task import IN_LOOPS
 
 FINISHED = frozenset({"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"})
 PAGE = 100
@@ -107,8 +107,8 @@ def wait(
         facts = describe(cluster, run, logs)
         over = facts["state"] in FINISHED
         states = {"run": facts["state"]}
-        # Until a training of a sweep has said which it is, there is nothing to tell of it.
-        states |= {t["name"]: t["state"] for t in facts["tasks"] if over or not t["name"].startswith(TRIAL)}
+        # Until a task of a loop has said which it is, there is nothing to tell of it.
+        states |= {t["name"]: t["state"] for t in facts["tasks"] if over or not t["name"].startswith(IN_LOOPS)}
         for name, state in states.items():
             if seen.get(name) != state:
                 progress(f"{name}: {in_words(state)}")
@@ -266,7 +266,7 @@ def _read_logs(run: Any, nodes: list[_Node], logs: Logs) -> None:
     A log names its task; among several of one name it is that which began at the time nearest to its container's.
     """
     several = Counter(node.name for node in nodes)
-    wanted = [node for node in nodes if node.state == "FAILED" or several[node.name] > 1 or node.name == TRIAL]
+    wanted = [node for node in nodes if node.state == "FAILED" or several[node.name] > 1 or node.name in IN_LOOPS]
     looped = any(node.state != "FAILED" for node in wanted)
     spec = _spec(run)
     for container in containers(_details(run), lambda name: _is_task(run, name), _platform(run)) if wanted else []:
@@ -353,7 +353,7 @@ def known_experiment_id(cluster: Cluster, name: str) -> str:
         if found:
             return str(found[0].experiment_id)
         others = client.list_experiments(page_size=PAGE, namespace=cluster.namespace).experiments or []
-    raise GkdError(unknown("experiment", name, [e.display_name for e in others] or ["none"]))
+    raise GkdError(unknown("experiment", name, [e.display_name for e in others]))
 
 
 def source_of(cluster: Cluster, work: Work) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def unschedule(cluster: Cluster, name: str, *, now: bool = False) -> dict[str, A
     everything = _schedules(cluster)
     found = [s for s in everything if name in (s.recurring_run_id, s.display_name)]
     if not found:
-        raise GkdError(unknown("schedule", name, sorted({s.display_name for s in everything}) or ["none"]))
+        raise GkdError(unknown("schedule", name, sorted({s.display_name for s in everything})))
     if len(found) > 1:
         which = ", ".join(s.recurring_run_id for s in found)
         raise GkdError(f"several schedules are called {name!r}: name one by its identifier ({which})")

@@ -22,7 +22,8 @@ from pipelines.kubeflow.checks import refuse_source
 
 BEGIN, END = "gkd: begins:", "gkd: ends:"  # what a step says stands between them; the rest is Kubeflow's own
 RUN_LABEL = "pipeline/runid"  # which Kubeflow Pipelines puts on the pods of a run
-TRIAL = "run-trial"  # a sweep's training of one student
+TRIAL, WORKER = "run-trial", "search-worker"  # a sweep's training of one student, one of a search's pods
+IN_LOOPS = (TRIAL, WORKER)  # several tasks of the name; each says which it is when it begins
 # Variable with the section `tracking` as JSON, of trainings, which are logged while they run (see `variables.py`).
 TRACKING = "GKD_TRACKING"
 TERMINATION_LOG = Path("/dev/termination-log")  # Kubernetes shows what stands there as the reason of a failed pod

@@ -8,9 +8,9 @@ from typing import Any
 
 from components.graph import STEPS
 from gkd_core.config import Params
-from pipelines.kubeflow.task import TRACKING, TRIAL
+from pipelines.kubeflow.task import IN_LOOPS, TRACKING
 
-TOLD = (*(step.name for step in STEPS if step.trains), TRIAL)
+TOLD = (*(step.name for step in STEPS if step.trains), *IN_LOOPS)
 
 
 def with_variables(documents: list[Any], variables: Mapping[str, str]) -> bool:

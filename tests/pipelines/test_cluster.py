@@ -562,6 +562,28 @@ class TestRuns:
             with says("step 'teech' is unknown", "'teacher'"):
                 list(runs.log_parts(found, run, step="teech", wait=False, poll_seconds=1))
 
+    def test_logs_are_followed_though_the_server_goes_away(self, connect, whole):
+        class Leaving(KfpServer):
+            away = 0
+
+            def answer(self, verb, target, headers, body):
+                if self.away and target.endswith("/log"):
+                    self.away -= 1
+                    raise ConnectionAbortedError
+                return super().answer(verb, target, headers, body)
+
+        with Leaving() as server:
+            server.http.handle_error = lambda *_: None
+            found = connect(host=server.host)
+            run = runs.submit(found, Work(whole, {}, "name"))["run_id"]
+            server.away = 3
+            parts = list(runs.log_parts(found, run, step="teacher", wait=True, poll_seconds=0.001))
+            assert parts[0].lines[-1] == "teacher works"
+            assert server.away == 0
+            server.away = 3
+            with says("cannot be reached"):  # who looks once does not wait
+                list(runs.log_parts(connect(host=server.host), run, step="teacher", wait=False, poll_seconds=1))
+
     def test_logs_of_a_task_with_labels_while_it_works(self, connect, tmp_path):
         """Its template, and so its pod, is called by their number."""
         (tmp_path / "own.yaml").write_text('{"labels": {"team": "vision"}, "training": {"queue": "gpus"}}')
@@ -584,6 +606,21 @@ class TestRuns:
         assert [task["name"] for task in facts["tasks"]] == [*names, "compare"]
         assert said.index(f"{names[0]}: running") < said.index(f"{names[0]}: succeeded")
         assert not [line for line in said if "run-trial" in line or "iteration" in line]
+
+    def test_a_searchs_workers_are_told_apart_and_one_can_be_followed(self, connect, work):
+        prints = {n: f"gkd: begins: search-worker: worker {n + 1}\ntrial {n}\n" for n in range(2)}
+        said = []
+        with KfpServer(tasks=("search-worker", "search-worker", "search-report"), prints=prints) as server:
+            found = connect(host=server.host)
+            run = runs.submit(found, work)["run_id"]
+            (part,) = runs.log_parts(found, run, step="worker 2", wait=True, poll_seconds=0.001)
+            assert (part.task, part.lines) == ("worker 2", ("trial 1",))
+            all_of_them = list(runs.log_parts(found, run, step="search-worker", wait=True, poll_seconds=0.001))
+            assert [part.task for part in all_of_them] == ["worker 1", "worker 2"]
+            run = runs.submit(found, work)["run_id"]
+            facts = runs.wait(found, run, timeout_seconds=600, poll_seconds=0.001, progress=said.append)
+        assert [task["name"] for task in facts["tasks"]] == ["worker 1", "worker 2", "search-report"]
+        assert not [line for line in said if "search-worker" in line]
 
     def test_a_loops_tasks_are_told_apart(self, waited):
         with KfpServer(tasks=("train", "train", "compare")) as server:
@@ -624,8 +661,8 @@ class TestRuns:
                 runs.find(found, "nam")
             with pytest.raises(GkdError, match="experiment 'gdk' is unknown; did you mean 'gkd'"):
                 runs.runs(found, experiment="gdk")
-            with pytest.raises(GkdError, match="schedule 'weekly' is unknown"):
-                schedules.unschedule(found, "weekly")
+            with pytest.raises(GkdError, match="schedule 'nope' is unknown; Known: none"):
+                schedules.unschedule(found, "nope")
 
     def test_somebody_elses_namespace(self, connect):
         with KfpServer(multi_user=True) as server, says("does not allow this in namespace others"):

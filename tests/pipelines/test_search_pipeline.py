@@ -13,8 +13,10 @@ import yaml
 from gkd_core.config import load_params, parse_params
 from gkd_core.errors import GkdError
 from pipelines.kubeflow.compile import compile_pipeline
+from pipelines.kubeflow.logs import memory_limit
 from pipelines.kubeflow.package import Work, check
 from pipelines.kubeflow.study import lay_out_search, read_plan
+from pipelines.kubeflow.task import TRACKING
 
 ROOT = Path(__file__).parents[2]
 SPACE = "distill.method: {choices: [kd, dkd]}\ntrain.learning_rate: {low: 0.02, high: 0.5, log: true}\n"
@@ -31,6 +33,9 @@ def test_workers_are_trainings_side_by_side_and_the_report_comes_after_them(comp
     assert {"prepare", "teacher", "trainings"} <= set(tasks[loop]["dependentTasks"])
     assert spec["deploymentSpec"]["executors"]["exec-search-worker"]["container"]["resources"]["accelerator"]
     assert pods["exec-search-worker"]["pvcMount"][0]["constant"] == "gkd-work"
+    variables = spec["deploymentSpec"]["executors"]["exec-search-worker"]["container"]["env"]
+    assert TRACKING in {one["name"] for one in variables}, "its trainings are followed as others are"
+    assert memory_limit(spec, "search-worker") == ("32Gi", "training")
     for task in (inner["search-worker"], tasks["search-report"]):  # the database knows what is done, no cache does
         assert not task["cachingOptions"].get("enableCache")
 
