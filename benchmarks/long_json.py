@@ -16,7 +16,7 @@ from gkd_core.serving.workers import Workers
 SHAPE = (16, 224, 224, 3)
 GIVEN = {
     "input": TensorSpec("image", "UINT8", (-1, *SHAPE[1:])),
-    "output": TensorSpec("logits", "FP32", (-1, 10)),
+    "outputs": (TensorSpec("logits", "FP32", (-1, 10)),),
     "max_batch": 64,
 }
 

@@ -108,12 +108,14 @@ def deploy_folder(
     count: int = 10,
     classes: tuple[str, ...] | None = None,
     lineage: dict[str, str] | None = None,
+    decision: Any = None,
     **described: Any,
 ) -> Path:
     """Pixels [B, side, side, channels] → convolution, rectifier, mean over places, linear layer → `count` logits.
 
     Args:
         classes, lineage: names, and digests; made up unless given.
+        decision: a `gkd_core.decision.Decision` for the file.
         described: what the manifest says otherwise.
     """
     import json
@@ -156,8 +158,13 @@ def deploy_folder(
     helper.set_model_props(model, {**lineage, **inside, "input": "uint8_nhwc"})
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
+    if decision is not None:
+        from gkd_core.export.decision_graph import append_decision
+
+        append_decision(folder / "model.onnx", decision)
     manifest = build_manifest(
         folder / "model.onnx",
+        decision=decision,
         input="uint8_nhwc",
         input_shape=(side, side, channels),
         opset=18,

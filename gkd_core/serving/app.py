@@ -26,7 +26,7 @@ from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import unknown
 from gkd_core.serving.batching import Batcher
 from gkd_core.serving.bodies import Bodies
-from gkd_core.serving.classify import ranked
+from gkd_core.serving.classify import answers
 from gkd_core.serving.front import error_response
 from gkd_core.serving.limits import Limits, Overloaded
 from gkd_core.serving.metrics import Metrics
@@ -105,32 +105,28 @@ class Serving:
         header_length, max_batch = request.headers.get(HEADER_LENGTH), self._limits.max_batch
         async with self._bodies.read(request, largest_body(model.input, max_batch)) as body, self._in_time():
             parse = partial(
-                parse_request, body, header_length, input=model.input, output=model.output, max_batch=max_batch
+                parse_request, body, header_length, input=model.input, outputs=model.outputs, max_batch=max_batch
             )
             long = json_length(header_length, body) > LONG_JSON
             parsed = await self._workers.run(parse) if long else parse()
-            logits = await self._batcher.submit(model, parsed.images)
+            found = await self._batcher.submit(model, parsed.images)
         reply, json_size = encode_response(
-            logits, model.output, parsed, model_name=self.name, model_version=model.version
+            found, model.outputs, parsed, model_name=self.name, model_version=model.version
         )
         if json_size is None:
             return Response(reply, media_type="application/json")
         return Response(reply, headers={HEADER_LENGTH: str(json_size)}, media_type="application/octet-stream")
 
     async def classify(self, request: Request) -> Response:
-        """POST /classify?top=N: the bytes of one picture in, class names and probabilities out."""
+        """POST /classify?top=N: the bytes of one picture in, class names, probabilities and the decision out."""
         model = self.served.model
         top = request.query_params.get("top", "5")
         if not (top.isascii() and top.isdigit() and len(top) <= 6 and int(top) > 0):
             raise ProtocolError("`top` is no number of classes")
         async with self._bodies.read(request) as body, self._in_time():
-            logits = await self._batcher.submit(model, await self._decoded(body, model))
+            found = await self._batcher.submit(model, await self._decoded(body, model))
         return JSONResponse(
-            {
-                "model_name": self.name,
-                "model_version": model.version,
-                "predictions": ranked(logits, model.classes, int(top))[0],
-            }
+            {"model_name": self.name, "model_version": model.version, **answers(model, found, int(top))[0]}
         )
 
     async def live(self, request: Request) -> Response:
@@ -158,7 +154,7 @@ class Serving:
                 "versions": [model.version],
                 "platform": "onnxruntime_onnx",
                 "inputs": [asdict(model.input)],
-                "outputs": [asdict(model.output)],
+                "outputs": [asdict(output) for output in model.outputs],
                 "parameters": model.facts,
             }
         )

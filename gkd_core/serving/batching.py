@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gkd_core.serving.limits import Overloaded
 from gkd_core.serving.tensors import Array
@@ -24,8 +23,8 @@ from gkd_core.serving.tensors import Array
 class Runnable(Protocol):
     """What a batch goes through."""
 
-    def run(self, images: Array) -> NDArray[np.float32]:
-        """Logits [B, C] of a batch of inputs [B, …]."""
+    def answer(self, images: Array) -> dict[str, Array]:
+        """Outputs [B, …] by name of a batch of inputs [B, …]."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class BatchFacts:
 class _Waiting:
     model: Runnable
     images: Array
-    future: "asyncio.Future[NDArray[np.float32]]"
+    future: "asyncio.Future[dict[str, Array]]"
     arrived: float
 
 
@@ -82,8 +81,8 @@ class Batcher:
         """Images in the queue."""
         return self._images
 
-    def submit(self, model: Runnable, images: Array) -> "asyncio.Future[NDArray[np.float32]]":
-        """A future of the logits of `images`; cancelled, it is passed over.
+    def submit(self, model: Runnable, images: Array) -> "asyncio.Future[dict[str, Array]]":
+        """A future of the outputs of `images` by name; cancelled, it is passed over.
 
         Raises:
             Overloaded: the queue is full.
@@ -91,7 +90,7 @@ class Batcher:
         if self._images + len(images) > self._queue:
             raise Overloaded("queue", f"{self._images} images are waiting already, {self._queue} may")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[NDArray[np.float32]] = loop.create_future()
+        future: asyncio.Future[dict[str, Array]] = loop.create_future()
         self._waiting.append(_Waiting(model, images, future, loop.time()))
         self._images += len(images)
         self._start()
@@ -157,18 +156,20 @@ class Batcher:
         self._start()
 
 
-_Outcome = tuple[list[NDArray[np.float32] | Exception], float]
+_Outcome = tuple[list[dict[str, Array] | Exception], float]
 
 
 def _run(batch: list[_Waiting]) -> _Outcome:
-    """In the model's thread: each request's logits, or what went wrong with it, and the seconds it took."""
+    """In the model's thread: each request's outputs, or what went wrong with it, and the seconds it took."""
     start = time.perf_counter()
+    results: list[dict[str, Array] | Exception]
     try:
-        logits = batch[0].model.run(
+        found = batch[0].model.answer(
             np.concatenate([one.images for one in batch]) if len(batch) > 1 else batch[0].images
         )
         ends = np.cumsum([len(one.images) for one in batch])[:-1]
-        results: list[NDArray[np.float32] | Exception] = list(np.split(logits, ends))
+        parts = {name: np.split(values, ends) for name, values in found.items()}
+        results = [{name: values[place] for name, values in parts.items()} for place in range(len(batch))]
     except Exception as error:
         # One request must not spoil its neighbours' answers.
         results = [error] if len(batch) == 1 else [_run([one])[0][0] for one in batch]

@@ -1,5 +1,6 @@
 """From a picture to class names and probabilities, the same for `gkd predict`, the page and /classify."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import GkdError
 from gkd_core.serving.model import Model
+from gkd_core.serving.tensors import Array
 
 NO_PICTURES = "this model does not take square grey or colour pictures: serve it and send it tensors"
 
@@ -28,15 +30,41 @@ def ranked(logits: NDArray[np.float32], classes: tuple[str, ...], top: int) -> l
         logits: [B, C].
         classes: C names.
     """
+    return _likeliest(softmax(logits), classes, top)
+
+
+def answers(model: Model, found: Mapping[str, Array], top: int) -> list[dict[str, Any]]:
+    """What a model says of each image: {"predictions": its `top` likeliest classes, as of `ranked`}.
+
+    Where the model decides, their probabilities are the calibrated ones, and beside them are "decision", the class that
+    the image is given or None for none of these, and "score", which says how sure the model is.
+
+    Args:
+        found: the model's outputs [B, …] by name (`Model.answer`).
+    """
+    if model.decision is None:
+        return [{"predictions": rows} for rows in ranked(found[model.output.name], model.classes, top)]
+    likeliest = _likeliest(found["probabilities"].astype(np.float64), model.classes, top)
+    return [
+        {
+            "predictions": rows,
+            "decision": model.classes[named] if named >= 0 else None,
+            "score": float(f"{score:.6g}"),
+        }
+        for rows, named, score in zip(likeliest, found["decision"].tolist(), found["score"].tolist(), strict=True)
+    ]
+
+
+def _likeliest(probabilities: NDArray[np.float64], classes: tuple[str, ...], top: int) -> list[list[dict[str, Any]]]:
     rows = []
-    for row in softmax(logits):
+    for row in probabilities:
         order = np.argsort(-row, kind="stable")[:top]
         rows.append([{"class": classes[i], "probability": round(float(row[i]), 6)} for i in order])
     return rows
 
 
-def classify_files(model: Model, files: list[Path], top: int) -> list[list[dict[str, Any]]]:
-    """What `ranked` says of pictures, each brought to the model's size as `gkd prepare` does it.
+def classify_files(model: Model, files: list[Path], top: int) -> list[dict[str, Any]]:
+    """What `answers` says of pictures, each brought to the model's size as `gkd prepare` does it.
 
     Raises:
         GkdError: a file is not there or no picture, or the model does not take pictures.
@@ -53,5 +81,5 @@ def classify_files(model: Model, files: list[Path], top: int) -> list[list[dict[
             picture = read_image(file, side, channels, crop=model.crop)
         except Unreadable as error:
             raise GkdError(f"{file} is no picture that can be read ({error}): name an image file") from None
-        rows += ranked(model.run(model.from_pictures(picture[None])), model.classes, top)
+        rows += answers(model, model.answer(model.from_pictures(picture[None])), top)
     return rows

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from gkd_core.data.images import Crop
+from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
 from gkd_core.export.session import as_input, first_line, open_session
 from gkd_core.serving.answers import Answers
@@ -27,6 +28,7 @@ _DATATYPES = {
     "tensor(float16)": "FP16",
     "tensor(double)": "FP64",
 }
+_OF_DECISION = {"probabilities": ("FP32", 2), "score": ("FP32", 1), "decision": ("INT64", 1)}  # datatype, axes
 
 
 class InvalidModelError(GkdError):
@@ -59,7 +61,9 @@ class Model:
         version: its name among the versions.
         sha256: of the ONNX file.
         input, output: images, and logits FP32 [batch, C].
+        outputs: `output`, and where the model decides `probabilities`, `score` and `decision`.
         classes: C names.
+        decision: when an image is none of the classes; None where the model has no word for it.
         crop: how a picture is made a square for it.
         facts: classes, digests and precision, as the metadata reply gives them.
         answers: counts what it answers; None where the manifest does not say what it answered on the validation images.
@@ -81,17 +85,21 @@ class Model:
             )
         self._session = _open(content, found.file, threads)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
+        known = self._session.get_modelmeta().custom_metadata_map
+        self.decision = _decision(known, found.file)
+        wanted = 1 if self.decision is None else 1 + len(_OF_DECISION)
+        if len(inputs) != 1 or len(outputs) != wanted:
             raise InvalidModelError(
                 f"{found.file} has {len(inputs)} inputs and {len(outputs)} outputs: an image classifier has one of each"
+                f"{'' if wanted == 1 else f', and {wanted} outputs where it decides: export it again'}"
             )
         self.input, self.output = _spec(inputs[0], found.file), _spec(outputs[0], found.file)
+        self.outputs = (self.output, *(_decided(each, self.output, found.file) for each in outputs[1:]))
         if self.output.datatype != "FP32" or len(self.output.shape) != 2:
             raise InvalidModelError(
                 f"{found.file} does not answer with FP32 logits [batch, classes]: export it with `gkd export`"
             )
 
-        known = self._session.get_modelmeta().custom_metadata_map
         self.crop = _crop(known, found.file)
         manifest = found.manifest or {}
         self.classes = _classes(manifest, known, self.output.shape[1], found.file)
@@ -101,6 +109,7 @@ class Model:
             **{name: str(manifest.get(name, known.get(name, ""))) for name in (*LINEAGE, *ABOUT)},
             **{name: str(value) for name in ("weights_digest",) if (value := manifest.get(name, known.get(name)))},
             "precision": str(known.get("precision", found.precision)),
+            **({} if self.decision is None else {"decision": self.decision.model_dump(mode="json")}),
         }
         self.answers: Answers | None = None
         self._try_out(found.file)
@@ -121,10 +130,16 @@ class Model:
 
     def run(self, images: Array) -> NDArray[np.float32]:
         """Logits [B, C] of a batch of inputs, counted in `answers`."""
-        logits: NDArray[np.float32] = self._session.run([self.output.name], {self.input.name: images})[0]
-        if self.answers is not None:
-            self.answers.add(logits)
+        logits: NDArray[np.float32] = self.answer(images)[self.output.name]
         return logits
+
+    def answer(self, images: Array) -> dict[str, Array]:
+        """All outputs [B, …] by name of a batch of inputs, counted in `answers`."""
+        names = [output.name for output in self.outputs]
+        found = dict(zip(names, self._session.run(names, {self.input.name: images}), strict=True))
+        if self.answers is not None:
+            self.answers.add(found[self.output.name])
+        return found
 
     def _try_out(self, file: Path) -> None:
         """Two images of zeros: what cannot run, or not in batches, is found before anybody asks."""
@@ -193,6 +208,29 @@ def _spec(argument: Any, file: Path) -> TensorSpec:
             f"{file} takes batches of {sides[0]} only: export it with a free batch axis, as `gkd export` does"
         )
     return TensorSpec(argument.name, _DATATYPES[argument.type], (-1, *sides[1:]))
+
+
+def _decision(known: dict[str, str], file: Path) -> Decision | None:
+    try:
+        return Decision.read(known)
+    except GkdError as error:
+        raise InvalidModelError(f"{file}: {error}") from None
+
+
+def _decided(argument: Any, logits: TensorSpec, file: Path) -> TensorSpec:
+    """An output that follows from the logits.
+
+    Raises:
+        InvalidModelError: it is none that a decision has, or of another type or shape.
+    """
+    name, axes = argument.name, list(argument.shape)
+    datatype, count = _OF_DECISION.get(name, ("", 0))
+    kind = {"FP32": "tensor(float)", "INT64": "tensor(int64)"}.get(datatype)
+    if argument.type != kind or len(axes) != count or (count == 2 and axes[1] != logits.shape[1]):
+        raise InvalidModelError(
+            f"{file} has the output {name!r} of {argument.type} {axes}, which is no part of a decision: export it again"
+        )
+    return TensorSpec(name, datatype, (-1, *axes[1:]))
 
 
 def _crop(known: dict[str, str], file: Path) -> Crop:

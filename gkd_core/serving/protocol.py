@@ -2,18 +2,19 @@
 
 Tensors travel as JSON, or raw behind the JSON (the binary tensor extension): then the header
 `Inference-Header-Content-Length` says where the JSON ends, and the input's `binary_data_size` how many bytes follow.
-Zero in the header means that the whole body is the input, raw. A model here has one input and one output.
+Zero in the header means that the whole body is the input, raw. A model here has one input, and one output or, where
+it decides, four.
 
 Source: the Open Inference Protocol's REST specification, and Triton's extension "binary tensor data".
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gkd_core.errors import unknown
@@ -30,12 +31,12 @@ class InferRequest:
     Attributes:
         id: the client's own name for the request, sent back as it is.
         images: of the input's shape and datatype.
-        raw: whether the logits are wanted as raw bytes.
+        wanted: the outputs that are wanted, by name in order, and whether as raw bytes.
     """
 
     id: str | None
     images: Array
-    raw: bool
+    wanted: dict[str, bool]
 
 
 class _Strict(BaseModel):
@@ -62,7 +63,7 @@ class _Body(_Strict):
 
     id: str | None = None
     inputs: list[_Tensor] = Field(min_length=1, max_length=1)
-    outputs: list[_Tensor] | None = Field(None, max_length=1)
+    outputs: list[_Tensor] | None = Field(None, max_length=8)
     parameters: _Parameters = _Parameters()
 
 
@@ -94,14 +95,14 @@ def json_length(header_length: str | None, body: bytes) -> int:
 
 
 def parse_request(
-    body: bytes, header_length: str | None = None, *, input: TensorSpec, output: TensorSpec, max_batch: int
+    body: bytes, header_length: str | None = None, *, input: TensorSpec, outputs: Sequence[TensorSpec], max_batch: int
 ) -> InferRequest:
     """Read the body of an infer request.
 
     Args:
         body: without compression.
         header_length: the value of `Inference-Header-Content-Length`, None when there is none.
-        input, output: of the model.
+        input, outputs: of the model.
         max_batch: images allowed in one request.
     Raises:
         ProtocolError: anything about it is not as it must be; nothing else is raised, whatever the bytes.
@@ -116,7 +117,7 @@ def parse_request(
                 "multiple of that"
             )
         shape = _checked_shape([count, *input.shape[1:]], input, max_batch)
-        return InferRequest(None, from_bytes(raw, input, shape), True)
+        return InferRequest(None, from_bytes(raw, input, shape), {output.name: True for output in outputs})
     try:
         request = _Body.model_validate_json(body[:size])
     except ValidationError as error:
@@ -126,36 +127,49 @@ def parse_request(
     return InferRequest(
         request.id,
         _images(request.inputs[0], raw, input, max_batch),
-        _wants_raw(request, output),
+        _wanted(request, outputs),
     )
 
 
 def encode_response(
-    logits: NDArray[np.float32], output: TensorSpec, request: InferRequest, *, model_name: str, model_version: str
+    found: Mapping[str, Array],
+    outputs: Sequence[TensorSpec],
+    request: InferRequest,
+    *,
+    model_name: str,
+    model_version: str,
 ) -> tuple[bytes, int | None]:
     """The body that answers `request`, and how long its JSON is where raw bytes follow it (None where none do).
 
+    Args:
+        found: outputs [B, …] by name.
+        outputs: of the model.
     Raises:
-        ProtocolError: a logit to be written as JSON is NaN or infinite.
+        ProtocolError: a value to be written as JSON is NaN or infinite.
     """
-    entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(logits.shape)}
-    tail = np.ascontiguousarray(logits, DATATYPES[output.datatype]).tobytes() if request.raw else b""
-    if request.raw:
-        entry["parameters"] = {"binary_data_size": len(tail)}
-    else:
-        entry["data"] = logits.ravel().tolist()
-    content: dict[str, Any] = {"model_name": model_name, "model_version": model_version, "outputs": [entry]}
+    datatypes = {output.name: output.datatype for output in outputs}
+    entries, tails = [], []
+    for name, raw in request.wanted.items():
+        values = found[name]
+        entry: dict[str, Any] = {"name": name, "datatype": datatypes[name], "shape": list(values.shape)}
+        if raw:
+            tails.append(np.ascontiguousarray(values, DATATYPES[datatypes[name]]).tobytes())
+            entry["parameters"] = {"binary_data_size": len(tails[-1])}
+        else:
+            entry["data"] = values.ravel().tolist()
+        entries.append(entry)
+    content: dict[str, Any] = {"model_name": model_name, "model_version": model_version, "outputs": entries}
     if request.id is not None:
         content["id"] = request.id
     try:
         head = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
     except ValueError:
         raise ProtocolError("the model answers this input with NaN or infinity, which JSON cannot hold") from None
-    return head + tail, len(head) if request.raw else None
+    return head + b"".join(tails), len(head) if tails else None
 
 
 def _images(entry: _Tensor, raw: memoryview, spec: TensorSpec, max_batch: int) -> Array:
-    _expect_name("input", entry, spec)
+    _expect_name("input", entry, [spec])
     if entry.datatype != spec.datatype:
         raise ProtocolError(f"input {spec.name!r} is of datatype {spec.datatype}, not {str(entry.datatype)[:SHOWN]!r}")
     shape = _checked_shape(entry.shape, spec, max_batch)
@@ -181,18 +195,22 @@ def _checked_shape(shape: list[int], spec: TensorSpec, max_batch: int) -> tuple[
     return tuple(shape)
 
 
-def _wants_raw(request: _Body, spec: TensorSpec) -> bool:
+def _wanted(request: _Body, outputs: Sequence[TensorSpec]) -> dict[str, bool]:
+    """Those that are asked for, else all, and whether raw."""
+    wanted: dict[str, bool] = {}
+    raw = request.parameters.binary_data_output
     for entry in request.outputs or ():
-        _expect_name("output", entry, spec)
+        _expect_name("output", entry, outputs)
         if entry.parameters.classification:
             raise ProtocolError(
                 "the classification extension is not offered here: ask for the logits, or POST an image to /classify"
             )
-        if entry.parameters.binary_data is not None:
-            return entry.parameters.binary_data
-    return request.parameters.binary_data_output
+        if entry.name in wanted:
+            raise ProtocolError(f"output {entry.name!r} is asked for twice: ask once")
+        wanted[entry.name] = raw if entry.parameters.binary_data is None else entry.parameters.binary_data
+    return wanted or {output.name: raw for output in outputs}
 
 
-def _expect_name(what: str, entry: _Tensor, spec: TensorSpec) -> None:
-    if entry.name != spec.name:
-        raise ProtocolError(unknown(what, entry.name[:SHOWN], [spec.name]))
+def _expect_name(what: str, entry: _Tensor, specs: Sequence[TensorSpec]) -> None:
+    if entry.name not in (names := [spec.name for spec in specs]):
+        raise ProtocolError(unknown(what, entry.name[:SHOWN], names))

@@ -15,6 +15,7 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype("<f2"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
+    "INT64": np.dtype("<i8"),
 }
 
 
@@ -54,7 +55,7 @@ def from_json(data: list[Any], spec: TensorSpec, shape: tuple[int, ...]) -> Arra
     flat = _flat(data, spec.name, shape)
     dtype = DATATYPES[spec.datatype]
     kinds = set(map(type, flat))
-    allowed: set[type] = {int} if dtype == np.uint8 else {int, float}
+    allowed: set[type] = {int} if dtype.kind in "ui" else {int, float}
     if not kinds <= allowed:
         wrong = sorted(kind.__name__ for kind in kinds - allowed)[0]
         raise ProtocolError(f"input {spec.name!r} holds a value of type {wrong}, which is no {spec.datatype}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gkd_core.decision import WORDS
 from gkd_core.errors import GkdError
 from pipelines.commands.options import finish
 
@@ -160,7 +161,7 @@ def predict(
     precision: Precision = "fp32",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Classify pictures: class names and probabilities, on the screen or as a table.
+    """Classify pictures: class names, probabilities and the decision, on the screen or as a table.
 
     A table is written whole; stopped before that, the same command goes on where it was (docs/predicting.md).
     """
@@ -180,12 +181,12 @@ def predict(
     files = [Path(image) for image in images]
     found = classify_files(loaded, files, top)
     if as_json:
-        finish([{"image": str(image), "predictions": rows} for image, rows in zip(files, found, strict=True)])
+        finish([{"image": str(image), **answer} for image, answer in zip(files, found, strict=True)])
         return
-    width = max(len(row["class"]) for rows in found for row in rows)
-    for image, rows in zip(files, found, strict=True):
-        print(image)
-        for row in rows:
+    width = max(len(row["class"]) for answer in found for row in answer["predictions"])
+    for image, answer in zip(files, found, strict=True):
+        print(f"{image}: {WORDS}" if answer.get("decision", "") is None else image)
+        for row in answer["predictions"]:
             print(f"  {row['class']:<{width}}  {100 * row['probability']:6.2f} %")
 
 

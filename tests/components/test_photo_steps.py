@@ -81,7 +81,7 @@ def test_a_file_is_looked_at_as_the_evaluation_looked_at_it(run: tuple[Path, Par
         model = Model(ModelFile(out / "deploy" / name), version="1")
         assert model.crop == "squash"
         expected = ranked(model.run(model.from_pictures(np.array(test.images))), model.classes, 3)
-        together = [rows for file in files for rows in classify_files(model, [file], 3)]
+        together = [each["predictions"] for file in files for each in classify_files(model, [file], 3)]
         for one, other in zip(together, expected, strict=True):
             assert [row["class"] for row in one] == [row["class"] for row in other]
             assert [row["probability"] for row in one] == pytest.approx([r["probability"] for r in other], abs=1e-3)

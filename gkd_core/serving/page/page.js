@@ -84,7 +84,11 @@ async function classify(file) {
     const answer = await ask(`classify?top=${SHOWN}`, { method: "POST", body });
     if (mine !== turn) return;
     show(answer.predictions);
-    say(`It looks like: ${answer.predictions[0].class}`);
+    const [likeliest] = answer.predictions;
+    at("result").classList.toggle("unsure", answer.decision === null);
+    say(answer.decision === null
+      ? `None of these; the likeliest would be ${likeliest.class}`
+      : `It looks like: ${likeliest.class}`);
   } catch (error) {
     if (mine === turn) say(error.message, true);
   }

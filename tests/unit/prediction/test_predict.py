@@ -74,7 +74,7 @@ def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, tmp_path)
     assert errors["gone.png"] == "it does not exist"
     for row in rows:
         if row["error"] is None:
-            first, second = classify_files(model, [Path(row["path"])], 2)[0]
+            first, second = classify_files(model, [Path(row["path"])], 2)[0]["predictions"]
             assert (row["class"], row["class_2"]) == (first["class"], second["class"])
             assert row["probability"] == pytest.approx(first["probability"], abs=2e-6)
             assert row["probability_2"] == pytest.approx(second["probability"], abs=2e-6)

@@ -19,12 +19,12 @@ class Doubling:
         if not held:
             self.go.set()
 
-    def run(self, images):
+    def answer(self, images):
         assert self.go.wait(10)
         self.runs.append(images.ravel().tolist())
         if -1 in images:
             raise ValueError("a bad one")
-        return 2 * images
+        return {"logits": 2 * images, "decision": -images.ravel()}
 
 
 def images(*values: float) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_while_one_runs_the_others_gather():
         rest = [queue.submit(model, images(*values)) for values in ((2,), (3, 4), (5, 6), (7,))]
         assert queue.waiting_images == 6
         model.go.set()
-        answers = [(await one).ravel().tolist() for one in (first, *rest)]
+        answers = [(await one)["logits"].ravel().tolist() for one in (first, *rest)]
         queue.close()
         return answers, model.runs, seen
 
@@ -93,7 +93,8 @@ def test_the_oldest_waits_no_longer_than_the_delay():
         return answer, seen
 
     answer, seen = asyncio.run(scene())
-    assert answer.tolist() == [[2]]
+    assert answer["logits"].tolist() == [[2]]
+    assert answer["decision"].tolist() == [-1]
     assert seen[0].waited >= 0.05
 
 
@@ -113,7 +114,7 @@ def test_a_full_queue_refuses_at_once_and_takes_again_later():
         queue.close()
         return answer
 
-    assert asyncio.run(scene()).ravel().tolist() == [14, 16, 18, 20]
+    assert asyncio.run(scene())["logits"].ravel().tolist() == [14, 16, 18, 20]
 
 
 def test_who_gave_up_is_passed_over():
@@ -143,7 +144,8 @@ def test_a_bad_neighbour_spoils_nothing():
         return answers
 
     first, second, bad, third = asyncio.run(scene())
-    assert [one.item() for one in (first, second, third)] == [0, 2, 6]
+    assert [one["logits"].item() for one in (first, second, third)] == [0, 2, 6]
+    assert [one["decision"].tolist() for one in (first, second, third)] == [[0], [-1], [-3]]
     assert isinstance(bad, ValueError)
 
 

@@ -20,7 +20,7 @@ HUGE = b'{"inputs":[{"name":"image","shape":[%s]}]}' % (b"9" * 5000)
 
 def parse(content, header_length=None, *, spec=PIXELS, max_batch=4) -> InferRequest:
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return parse_request(body, header_length, input=spec, output=LOGITS, max_batch=max_batch)
+    return parse_request(body, header_length, input=spec, outputs=(LOGITS,), max_batch=max_batch)
 
 
 def floats(data, shape=(1, 2)) -> dict:
@@ -28,15 +28,17 @@ def floats(data, shape=(1, 2)) -> dict:
 
 
 def answer(logits, *, raw: bool, name: str | None = None) -> tuple[bytes, int | None]:
-    request = InferRequest(name, np.zeros(0), raw)
-    return encode_response(np.array(logits, np.float32), LOGITS, request, model_name="m", model_version="3")
+    request = InferRequest(name, np.zeros(0), {"logits": raw})
+    return encode_response(
+        {"logits": np.array(logits, np.float32)}, (LOGITS,), request, model_name="m", model_version="3"
+    )
 
 
 @pytest.mark.parametrize("data", [[7, 255], [[[[7]], [[255]]]]])
 def test_json_numbers_flat_or_nested(data):
     request = parse({"id": "a", "inputs": [IMAGE | {"data": data}]})
     assert (request.images.dtype, request.images.tolist()) == (np.uint8, [[[[7]], [[255]]]])
-    assert (request.id, request.raw) == ("a", False)
+    assert (request.id, request.wanted) == ("a", {"logits": False})
 
 
 def test_how_large_a_body_can_be():
@@ -68,7 +70,7 @@ def test_raw_bytes_follow_the_json():
 
 def test_a_body_may_be_nothing_but_the_tensor():
     request = parse(bytes([1, 2, 3, 4]), "0")
-    assert (request.images.tolist(), request.raw) == ([[[[1]], [[2]]], [[[3]], [[4]]]], True)
+    assert (request.images.tolist(), request.wanted) == ([[[[1]], [[2]]], [[[3]], [[4]]]], {"logits": True})
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_the_client_says_how_it_wants_the_answer(request_parameters, output_para
     content = {"inputs": [IMAGE], "parameters": request_parameters}
     if output_parameters is not None:
         content["outputs"] = [{"name": "logits", "parameters": output_parameters}]
-    assert parse(content).raw == raw
+    assert parse(content).wanted == {"logits": raw}
 
 
 def test_an_answer_in_json():
@@ -103,6 +105,40 @@ def test_an_answer_in_raw_bytes():
     described = json.loads(body[:json_size])
     assert "id" not in described
     assert described["outputs"][0]["parameters"] == {"binary_data_size": 8}
+
+
+DECIDED = (LOGITS, TensorSpec("score", "FP32", (-1,)), TensorSpec("decision", "INT64", (-1,)))
+FOUND = {
+    "logits": np.array([[0.5, -1.0], [2.0, 1.0]], np.float32),
+    "score": np.array([0.25, 4.0], np.float32),
+    "decision": np.array([-1, 0]),
+}
+
+
+def test_of_several_outputs_all_are_answered_or_those_that_are_asked_for():
+    def told(content):
+        request = parse_request(json.dumps(content).encode(), input=PIXELS, outputs=DECIDED, max_batch=4)
+        body, size = encode_response(FOUND, DECIDED, request, model_name="m", model_version="3")
+        return json.loads(body[:size])["outputs"], body[size or len(body) :]
+
+    everything, _ = told({"inputs": [IMAGE]})
+    assert [(entry["name"], entry["datatype"], entry["shape"]) for entry in everything] == [
+        ("logits", "FP32", [2, 2]),
+        ("score", "FP32", [2]),
+        ("decision", "INT64", [2]),
+    ]
+    assert everything[2]["data"] == [-1, 0]
+    alone, _ = told({"inputs": [IMAGE], "outputs": [{"name": "logits"}]})
+    assert alone == everything[:1]
+    some = [{"name": "decision", "parameters": {"binary_data": True}}, {"name": "score"}, {"name": "logits"}]
+    some[2]["parameters"] = {"binary_data": True}
+    mixed, raw = told({"inputs": [IMAGE], "outputs": some})
+    assert [entry["name"] for entry in mixed] == ["decision", "score", "logits"]
+    assert [entry.get("parameters") for entry in mixed] == [{"binary_data_size": 16}, None, {"binary_data_size": 16}]
+    assert raw == FOUND["decision"].astype("<i8").tobytes() + FOUND["logits"].tobytes()
+    assert mixed[1]["data"] == [0.25, 4.0]
+    with pytest.raises(ProtocolError, match="output 'scores' is unknown; did you mean 'score'"):
+        told({"inputs": [IMAGE], "outputs": [{"name": "scores"}]})
 
 
 def test_every_float32_survives_the_way_through_json():
@@ -147,6 +183,7 @@ def test_every_float32_survives_the_way_through_json():
             "parameters.binary_data_output: Input",
         ),
         ({"inputs": [IMAGE], "outputs": [{"name": "logit"}]}, "output 'logit' is unknown"),
+        ({"inputs": [IMAGE], "outputs": [{"name": "logits"}] * 2}, "output 'logits' is asked for twice"),
         ({"inputs": [IMAGE], "outputs": [{"name": "logits", "parameters": {"classification": 2}}]}, "classification"),
     ],
 )
