@@ -4,7 +4,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from gkd_core.models.network import load_network
 from gkd_core.models.topological import images_only
 from gkd_core.records import read_teacher, read_teacher_of, read_trained, read_training, refuse_other_budget
 from gkd_core.report import Findings, render_report
+from gkd_core.report.heatmaps import choose_pictures
+from gkd_core.report.sheets import write_sheets
 from gkd_core.run_facts import run_facts
 from gkd_core.tables import Row, read_table, rounded, write_table
 from gkd_core.training.device import choose_device
@@ -53,7 +55,7 @@ def run(
     out: Path,
     params: Params,
 ) -> dict[str, Any]:
-    """Write metrics.json, timings.json, predictions.npy, plots/ and report.html to `out`.
+    """Write metrics.json, timings.json, predictions.npy, plots/, report.html and pictures/ to `out`.
 
     Args:
         data: folder of the prepare step.
@@ -185,12 +187,17 @@ def run(
         configuration=_configuration(params, teacher, facts["student"]),
         frontier=frontier,
     )
+    if settings.pictures:
+        findings = replace(findings, pictures=choose_pictures(networks, logits, test, info, loader.device))
     with whole_folder(out, inputs, kind="report") as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "timings.json", findings.timings)
         np.save(folder / "predictions.npy", exported.argmax(1).astype(np.int32))
         _write_plots(folder / "plots", findings, logits["student"], test.labels)
         write_bytes(folder / "report.html", render_report(findings).encode())
+        (folder / "pictures").mkdir()
+        if findings.pictures is not None:
+            write_sheets(folder / "pictures", findings.pictures)
     return {
         **{role: {"top1": metrics[role]["top1"]} for role in logits},
         "onnx": {key: metrics["onnx"][key] for key in ("top1", "parity_max_abs")},

@@ -190,6 +190,7 @@ STEPS = (
             "predictions.npy": "out",
             "report.html": "out",
             "timings.json": "out",
+            "pictures": "out",
             "plots": "plot",
             "metrics.json": "metric",
         },

@@ -656,6 +656,10 @@ class EvaluateConfig(Section):
     frontier: str | None = None
     """Folder of `gkd frontier`, made with this data and teacher, that the report shows: students by accuracy and cost,
     and which is recommended. Null shows none."""
+    pictures: bool = True
+    """Show test images: in the report, and as sheets in `report/pictures`, which MLflow gets too: the worst mistakes,
+    the most confused classes, where student and teacher disagree, the least sure, each class, with heat maps. `false`
+    for private data: then there is not one pixel in any of them."""
 
 
 class Int8Config(Section):

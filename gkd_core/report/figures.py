@@ -1,5 +1,6 @@
 """The report's figures as inline SVG whose colours are the page's CSS variables, so that they follow its theme."""
 
+import base64
 import io
 import math
 import re
@@ -14,6 +15,8 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from numpy.typing import NDArray
+from PIL import Image
 
 from gkd_core.report.findings import Findings, Row, signed
 
@@ -23,6 +26,8 @@ VARIABLES = {name: f"#0000{number:02x}" for number, name in enumerate(NAMES, sta
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")
 NOT_TERMS = {"train_loss", "train_top1", "train_gradient_norm"}
 LABELLED_CLASSES = 120
+TOLD_CELLS = 4000  # of a confusion matrix that tell their numbers; more are drawn as one picture
+RASTER = 1000  # pixels of its side at most
 COUNTED_CLASSES = 20
 
 _STYLE: Any = {
@@ -189,7 +194,11 @@ def confusion(findings: Findings) -> Markup:
         f'<rect x="{left:.1f}" y="4" width="{side:.1f}" height="{side:.1f}" class="frame"/>',
     ]
     totals = counts.sum(axis=1)
-    for actual, predicted in zip(*np.nonzero(counts), strict=True):
+    told = cells_told(findings)
+    if not told:
+        place = f'x="{left:.1f}" y="4" width="{side:.1f}" height="{side:.1f}"'
+        parts.append(f'<image {place} href="{_raster(counts)}" style="image-rendering:pixelated"/>')
+    for actual, predicted in zip(*np.nonzero(counts), strict=True) if told else ():
         count = int(counts[actual, predicted])
         share = count / totals[actual]
         right = actual == predicted
@@ -222,6 +231,31 @@ def confusion(findings: Findings) -> Markup:
         f'font-size="12">predicted</text></svg>'
     )
     return Markup("".join(parts))  # names were escaped above
+
+
+def cells_told(findings: Findings) -> bool:
+    """Whether the cells of the confusion matrix tell their numbers, or are too many for a page."""
+    return bool(np.count_nonzero(findings.confusion) <= TOLD_CELLS)
+
+
+def _raster(counts: NDArray[np.int64]) -> str:
+    """A large confusion matrix as a PNG's data address: violet on the diagonal, red beside it, on any background."""
+    size = len(counts)
+    side = min(size, RASTER)
+    actual, predicted = np.nonzero(counts)
+    share = counts[actual, predicted] / counts.sum(axis=1)[actual]
+    right = actual == predicted
+    strength = np.where(right, 0.15 + 0.85 * share, 0.2 + 0.8 * np.sqrt(share))
+    # Colour × 8 + strength: the diagonal is above all that shares its place where several cells do.
+    value = 8 * (1 + right) + (7 * strength).round().astype(np.int64)
+    cells = np.zeros((side, side), np.uint8)
+    np.maximum.at(cells, (actual * side // size, predicted * side // size), value.astype(np.uint8))
+    image = Image.fromarray(cells)
+    image.putpalette([0, 0, 0] * 8 + [217, 72, 74] * 8 + [139, 105, 240] * 8)
+    opacity = bytes([0] * 8 + [level * 255 // 7 for level in range(8)] * 2)
+    content = io.BytesIO()
+    image.save(content, "PNG", transparency=opacity)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _differences(findings: Findings) -> list[tuple[str, str, dict[str, float]]]:

@@ -10,6 +10,7 @@ from gkd_core.evaluation.calibration import Reliability
 
 if TYPE_CHECKING:
     from gkd_core.evaluation.frontier import Frontier
+    from gkd_core.report.pictures import Pictures
 
 # Roles in the order in which they are always shown, with the words for them.
 ROLES = {"teacher": "teacher", "baseline": "student alone", "kd": "student, plain KD", "student": "student"}
@@ -36,6 +37,7 @@ class Findings:
         manifest: the deploy folder's manifest.json.
         configuration: the sections of params.yaml that the results depend on.
         frontier: students by accuracy and cost, where somebody trained several.
+        pictures: of the test split, with what the networks say of them; None shows none.
     """
 
     metrics: dict[str, Any]
@@ -51,6 +53,7 @@ class Findings:
     manifest: dict[str, Any]
     configuration: dict[str, Any] = field(default_factory=dict)
     frontier: "Frontier | None" = None
+    pictures: "Pictures | None" = None
 
     @property
     def roles(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """From findings to the page: the sentences, the tables, the template."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -14,6 +15,10 @@ from gkd_core.report.forest import COLORS
 if TYPE_CHECKING:
     from gkd_core.evaluation.frontier import Frontier
 
+PAGE_BYTES = 5_000_000  # of the whole page, with its pictures
+MOST_CLASSES = 2000  # in the table of classes
+MARGIN = 10_000  # bytes, for sentences about pictures that were left out
+
 
 def page_environment() -> Environment:
     """What the templates of this folder are rendered by: all is escaped, and a name that is not given is an error."""
@@ -27,10 +32,14 @@ def page_environment() -> Environment:
 
 
 def render_report(findings: Findings) -> str:
-    """The whole report as one HTML document: no script, no address, nothing to fetch. All names are escaped."""
+    """The whole report as one HTML document: no script, no address, nothing to fetch. All names are escaped.
+
+    Its pictures are as large as `PAGE_BYTES` leave room for.
+    """
     environment = page_environment()
     environment.filters |= {"percent": _percent, "count": _count, "bytes": _bytes}
-    return environment.get_template("report.html.j2").render(
+    render = partial(
+        environment.get_template("report.html.j2").render,
         findings=findings,
         version=__version__,
         metrics=findings.metrics,
@@ -50,10 +59,19 @@ def render_report(findings: Findings) -> str:
             "confusion": figures.confusion(findings),
             "calibration": figures.calibration(findings),
         },
-        worst_first=sorted(findings.per_class, key=lambda row: (row["recall"] is None, row["recall"], row["name"])),
+        confusion_told=figures.cells_told(findings),
+        worst_first=sorted(findings.per_class, key=lambda row: (row["recall"] is None, row["recall"], row["name"]))[
+            :MOST_CLASSES
+        ],
         frontier=None if findings.frontier is None else _frontier(findings.frontier),
         configuration=yaml.safe_dump(findings.configuration, sort_keys=False, allow_unicode=True),
     )
+    if findings.pictures is None:
+        return render(sections=[], pictures={})
+    sections = findings.pictures.sections()
+    words = render(sections=sections, pictures={each: "" for section in sections for each in section.thumbnails()})
+    sections, addresses = findings.pictures.fit(PAGE_BYTES - len(words.encode()) - MARGIN)
+    return render(sections=sections, pictures=addresses)
 
 
 def _frontier(frontier: "Frontier") -> dict[str, Any]:

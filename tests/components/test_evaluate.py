@@ -174,7 +174,9 @@ def a_frontier(folder: Path, data_sha256: str, teacher_digest: str) -> str:
 def test_a_frontier_of_this_data_and_teacher_is_in_the_report(project: Any, evaluated: Any, tmp_path: Path) -> None:
     def measured(frontier: str) -> Path:
         params = project.params.model_copy(
-            update={"evaluate": project.params.evaluate.model_copy(update={"frontier": frontier})}
+            update={
+                "evaluate": project.params.evaluate.model_copy(update={"frontier": frontier, "pictures": False}),
+            }
         )
         evaluate.run(**project.inputs(), out=tmp_path / "report", params=params)
         return tmp_path / "report"
@@ -191,6 +193,25 @@ def test_a_frontier_of_this_data_and_teacher_is_in_the_report(project: Any, eval
     assert "the small one (resnet8): the most accurate on validation of all 1; 70.00 % on test" in page
     assert str(tmp_path) not in page
     assert (report / "metrics.json").read_bytes() == (evaluated[0] / "metrics.json").read_bytes()
+    assert "<img" not in page, "pictures are private here"
+    assert "data:image" not in page
+    assert list((report / "pictures").iterdir()) == []
+
+
+def test_the_report_shows_pictures_with_what_both_networks_look_at(project: Any, evaluated: Any) -> None:
+    page = (evaluated.report / "report.html").read_text()
+    labels, answers = PreparedData.open(project.data).test.labels, probabilities(project, project.student)
+    wrong = np.flatnonzero(answers.argmax(1) != labels)
+    first = wrong[np.argsort(-answers[wrong].max(1), kind="stable")][0]
+    shown = re.search(r"<figcaption><span class=\"\">#(\d+): (\d)</span>", page[page.index("Worst mistakes") :])
+    assert shown is not None
+    assert (int(shown[1]), int(shown[2])) == (first, labels[first])
+    assert f"wrong on {len(wrong)} of {len(labels)} test images" in page
+    assert re.search(r'alt="where the student sees \d"', page)
+    assert re.search(r'alt="where the teacher sees \d"', page)
+    assert len(page) < 5_000_000
+    sheets = {file.name for file in (evaluated.report / "pictures").iterdir()}
+    assert {"mistakes.jpg", "disagreements.jpg", "unsure.jpg", "classes.jpg"} <= sheets
 
 
 def test_the_report_tells_no_secrets(evaluated: Any) -> None:

@@ -73,6 +73,9 @@ def test_each_trained_network_has_its_run(registration):
     assert student.data.params["train.learning_rate"] == "0.05"
     assert student.data.params["distill.method"] == "gompertz"
     assert "teacher.train.epochs" in runs["teacher"].data.params
+    assert [item.path for item in client.list_artifacts(student.info.run_id, "report/pictures")] == [
+        "report/pictures/mistakes.jpg"
+    ]
     assert student.data.metrics["student_minus_baseline_difference"] == 0.01
     assert student.data.metrics["onnx_bytes"] == (folders.deploy / "model.onnx").stat().st_size
     assert student.data.metrics["onnx_parity_max_abs"] == 2e-6
