@@ -17,7 +17,7 @@ from gkd_core.report.choice import Answers
 from gkd_core.report.thumbnails import Thumbnail
 
 MISTAKES = 12
-DISAGREEMENTS = 12
+DISAGREEMENTS = 6  # of each kind
 LEAST_SURE = 16
 PAIRS = 6
 OF_A_PAIR = 4  # pictures, each way
@@ -73,6 +73,7 @@ class Section:
     Attributes:
         key: its name in addresses and files.
         folded: its rows are behind a click.
+        columns: how many rows stand beside each other, where there is room.
     """
 
     key: str
@@ -80,6 +81,7 @@ class Section:
     caption: str
     rows: tuple[Row, ...]
     folded: bool = False
+    columns: int = 1
 
     def thumbnails(self) -> Iterator[Thumbnail]:
         """All that it shows, in order."""
@@ -136,7 +138,7 @@ class Pictures:
         """The images beside which heat maps are shown."""
         groups = choice.disagreements(self.student, self.teacher, self.labels).values()
         wrong = choice.mistakes(self.student, self.labels)[:MISTAKES].tolist()
-        return sorted({*wrong, *(index for group in groups for index in group[: DISAGREEMENTS // 3].tolist())})
+        return sorted({*wrong, *(index for group in groups for index in group[:DISAGREEMENTS].tolist())})
 
     def sections(self) -> list[Section]:
         """All sections, in the order of the page."""
@@ -167,22 +169,20 @@ class Pictures:
     def _pairs(self) -> Section:
         rows = []
         for pair in choice.confused_pairs(self.student, self.labels, PAIRS):
-            for actual, other, images in (
-                (pair.first, pair.second, pair.first_as_second),
-                (pair.second, pair.first, pair.second_as_first),
-            ):
+            ways = [(pair.first, pair.second, pair.first_as_second), (pair.second, pair.first, pair.second_as_first)]
+            for actual, other, images in sorted(ways, key=lambda way: -len(way[2])):
                 name, total = self.classes[actual], int((self.labels == actual).sum())
-                title = f"{name} taken for {self.classes[other]}"
-                shown = images[:OF_A_PAIR]
-                note = f"{len(images)} of {total}"
-                if not len(images):
-                    right = np.flatnonzero((self.labels == actual) & (self.student.named == actual))
-                    shown = right[np.argsort(-self.student.confidence[right], kind="stable")][:OF_A_PAIR]
-                    note = f"0 of {total}; for comparison {name}, recognised"
-                rows.append(Row(title, note, tuple(self._in_short(index) for index in shown.tolist())))
+                if len(images):
+                    title, note = f"{name} taken for {self.classes[other]}", f"{len(images)} of {total}"
+                else:
+                    title, note = f"{name}, recognised", f"none of {total} was taken for {self.classes[other]}"
+                    images = np.flatnonzero((self.labels == actual) & (self.student.named == actual))
+                    images = images[np.argsort(-self.student.confidence[images], kind="stable")]
+                rows.append(Row(title, note, tuple(self._in_short(index) for index in images[:OF_A_PAIR].tolist())))
         text = "No two classes were taken for each other more than once." if not rows else ""
         caption = "Pairs of classes with the most mistakes of the student between them, the surest mistakes first."
-        return Section("confused", "Most confused classes", caption, tuple(rows) or (Row("", text, ()),))
+        shown = tuple(rows) or (Row("", text, ()),)
+        return Section("confused", "Most confused classes", caption, shown, columns=2)
 
     def _disagreements(self) -> Section:
         found = choice.disagreements(self.student, self.teacher, self.labels)
@@ -194,7 +194,7 @@ class Pictures:
         )
         titles = {"teacher": "The teacher is right", "student": "The student is right", "neither": "Neither is right"}
         rows = tuple(
-            Row(title, f"{count[who]:,}", tuple(self._in_full(i) for i in found[who][: DISAGREEMENTS // 3].tolist()))
+            Row(title, f"{count[who]:,}", tuple(self._in_full(i) for i in found[who][:DISAGREEMENTS].tolist()))
             for who, title in titles.items()
         )
         return Section("disagreements", "Where student and teacher disagree", caption, rows)
@@ -259,7 +259,7 @@ class Pictures:
         named = int(answers.named[index])
         tone = "right" if named == self.labels[index] else "wrong"
         who = f"{role}: " if role else ""
-        return Line(f"{who}{self.classes[named]} {percent(float(answers.confidence[index]))}", tone)
+        return Line(f"{who}{self.classes[named]}, {percent(float(answers.confidence[index]))}", tone)
 
 
 def percent(probability: float) -> str:

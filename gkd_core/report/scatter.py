@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from gkd_core.report.forest import ACCENT, INK, MUTED
 
@@ -15,6 +19,12 @@ AXES = {
     "size_mb": ("ONNX file, MB", 1.0),
     "macs": ("multiply-accumulates, millions", 1e-6),
 }
+
+
+LABEL = 8.5  # size of the names, in points
+FAR = 16  # points from which on a line joins a name to its marker
+# Where a name may begin (right of its marker) or end (left of it), in points from the marker's centre, nearest first.
+PLACES = [(dx, dy) for dy in (5, -13, 18, -26, 31, -39, 44, -52) for dx in (8, -8)]
 
 
 def scatter_plot(points: Sequence[Mapping[str, Any]], limits: Mapping[str, float | None]) -> str:
@@ -38,7 +48,6 @@ def scatter_plot(points: Sequence[Mapping[str, Any]], limits: Mapping[str, float
                     axis.plot(x, y, "o", color=ACCENT, markerfacecolor="none", markersize=14)
                 face = ACCENT if point["filled"] else "white"
                 axis.plot(x, y, "o", color=ACCENT, markerfacecolor=face, markersize=7)
-                axis.annotate(point["name"], (x, y), xytext=(8, 5), textcoords="offset points", color=INK, fontsize=8.5)
             if (limit := limits.get(key)) is not None:
                 axis.axvline(limit, color=MUTED, linewidth=1, linestyle="--")
             axis.set_xscale("log")
@@ -52,6 +61,47 @@ def scatter_plot(points: Sequence[Mapping[str, Any]], limits: Mapping[str, float
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
         axes[0].set_ylabel("top-1 on the test images, %", color=INK)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw_without_rendering()  # from here on a point's place on the page is known
+        for axis, (key, (_, scale)) in zip(axes, AXES.items(), strict=True):
+            _label(axis, renderer, [(point["name"], point[key] * scale, 100 * point["top1"]) for point in points])
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def _label(axis: Axes, renderer: RendererAgg, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write each name where it covers neither a marker nor another name, as near to its point as there is room.
+
+    A name that is not beside its point is joined to it by a line.
+    """
+    pixels = renderer.points_to_pixels(1.0)
+    centres = [axis.transData.transform((x, y)) for _, x, y in points]
+    reach = 5 * pixels
+    taken = [Bbox([centre - reach, centre + reach]) for centre in centres]
+    for (name, x, y), (left, bottom) in zip(points, centres, strict=True):
+        width, height, _ = renderer.get_text_width_height_descent(name, FontProperties(size=LABEL), ismath=False)
+
+        def cost(place: tuple[int, int], at: tuple[float, float, float, float] = (left, bottom, width, height)) -> Any:
+            box = _box(place, *at, pixels)
+            outside = box.x0 < axis.bbox.x0 or box.x1 > axis.bbox.x1
+            return sum(box.overlaps(other) for other in taken), outside, PLACES.index(place)
+
+        dx, dy = best = min(PLACES, key=cost)
+        taken.append(_box(best, left, bottom, width, height, pixels))
+        axis.annotate(
+            name,
+            (x, y),
+            xytext=best,
+            textcoords="offset points",
+            ha="left" if dx > 0 else "right",
+            color=INK,
+            fontsize=LABEL,
+            arrowprops=None if abs(dy) < FAR else {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 4},
+        )
+
+
+def _box(place: tuple[int, int], left: float, bottom: float, width: float, height: float, pixels: float) -> Bbox:
+    dx, dy = place
+    x = left + dx * pixels - (width if dx < 0 else 0)
+    return Bbox.from_bounds(x, bottom + dy * pixels, width, height)

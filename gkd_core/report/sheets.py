@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gkd_core.report.pictures import Pictures, Row, Section, Shot
 from gkd_core.report.thumbnails import ENLARGED
 
-SIDE = 160  # of a picture, in pixels
+SIDE = 124  # of a picture, in pixels: three with their heat maps beside each other
 GAP = 12
 WIDTH = 1200
 MOST_ROWS = 40  # a row a class would make a sheet that no viewer opens

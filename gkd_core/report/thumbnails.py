@@ -16,6 +16,7 @@ from PIL import Image
 LEVELS = ((224, 80), (176, 72), (144, 64), (112, 55), (88, 45), (64, 35))
 FEW_PIXELS = 64  # up to here a picture is kept pixel by pixel, and shown so
 ENLARGED = 128  # pixels at least, of a heat map over one of those
+DARKEST = 50  # of the grey picture, of 255: over black no colour would shine
 STRENGTH = 0.75  # of a heat map's colours over the picture at its hottest place
 COLORS = "plasma"  # matplotlib's; as bright as warm, so it reads without colours too
 
@@ -44,7 +45,7 @@ def picture(pixels: NDArray[np.uint8], heat: NDArray[np.float32] | None = None) 
     if max(image.size) <= FEW_PIXELS:
         times = -(-ENLARGED // max(image.size))
         image = image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
-    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    grey = DARKEST + (1 - DARKEST / 255) * np.asarray(image.convert("L").convert("RGB"), np.float32)
     values = np.asarray(Image.fromarray(heat).resize(image.size, Image.Resampling.BILINEAR))
     color = 255 * mpl.colormaps[COLORS](values)[..., :3]
     strength = STRENGTH * np.sqrt(values.clip(0, 1))[..., None]

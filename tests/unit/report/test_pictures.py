@@ -103,9 +103,9 @@ def test_what_is_said_below_a_picture():
     ).sections()
     first, second = mistakes.rows[0].shots
     assert [(line.words.replace("\u00a0", " "), line.tone) for line in first.lines] == [
-        ("#1: dog", ""), ("student: cat 80 %", "wrong"), ("teacher: dog 70 %", "right"),
+        ("#1: dog", ""), ("student: cat, 80 %", "wrong"), ("teacher: dog, 70 %", "right"),
     ]  # fmt: skip
-    assert first.alt.replace("\u00a0", " ") == "Test image 1, dog; student: cat 80 %; teacher: dog 70 %"
+    assert first.alt.replace("\u00a0", " ") == "Test image 1, dog; student: cat, 80 %; teacher: dog, 70 %"
     assert first.heat == {"student": "where the student sees cat"}
     assert second.heat == {"student": "where the student sees dog: nowhere"}
     assert "wrong on 2 of 4" in mistakes.caption
@@ -125,7 +125,9 @@ def test_a_pair_confused_one_way_shows_the_other_class_as_well():
     logits = np.eye(2, dtype=np.float32)[[1, 1, 0, 1, 1]] * np.array([[2], [3], [1], [1], [4]], np.float32)
     answers = Answers.of(logits, labels)
     pair = Pictures(np.zeros((5, 8, 8, 1), np.uint8), labels, ("cat", "dog"), answers, answers).sections()[1]
-    assert [row.note for row in pair.rows] == ["2 of 3", "0 of 2; for comparison dog, recognised"]
+    assert [(row.title, row.note) for row in pair.rows] == [
+        ("cat taken for dog", "2 of 3"), ("dog, recognised", "none of 2 was taken for cat"),
+    ]  # fmt: skip
     assert [shot.index for shot in pair.rows[0].shots] == [1, 0]
     assert [shot.index for shot in pair.rows[1].shots] == [4, 3]
 
@@ -212,5 +214,5 @@ def test_a_sheet_for_each_section(tmp_path):
     first = pictures.sections()[0]
     drawn = np.asarray(sheet(first, pictures))
     shot = first.rows[0].shots[0]
-    expected = np.asarray(pictures.draw(Thumbnail(shot.index)).resize((160, 160), Image.Resampling.NEAREST))
-    np.testing.assert_array_equal(drawn[58:218, 12:172], expected)
+    expected = np.asarray(pictures.draw(Thumbnail(shot.index)).resize((124, 124), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(drawn[58:182, 12:136], expected)
