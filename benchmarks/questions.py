@@ -15,6 +15,7 @@ QUESTIONS = (
     "memory_format",
     "transport",
     "onnx_student",
+    "predicting",
     "commands",
     "side_by_side",
     "threads",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gkd_core import __version__
-from gkd_core.cores import thread_limit
+from gkd_core.cores import pool_size
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.address import local_path
 from gkd_core.errors import GkdError
@@ -80,7 +80,7 @@ def predict_to_table(
         if sort_into is not None:
             into = Sorted(sort_into, model.classes, key=key, sources=folders, copy=copy)
         with (
-            Readers(form, processes or thread_limit()) as readers,
+            Readers(form, processes or pool_size()) as readers,
             progress("predict", entries.count, unit="pictures") as advance,
         ):
             advance(journal.done)
