@@ -23,9 +23,10 @@ from gkd_core.prediction.journal import Journal, Row
 from gkd_core.prediction.reading import Form, Read, Readers
 from gkd_core.prediction.sorting import OPTION, Sorted, refuse_sorting
 from gkd_core.prediction.table import check_output, columns, flat, write_rows
-from gkd_core.serving.classify import NO_PICTURES, ranked
+from gkd_core.serving.classify import NO_PICTURES, answers
 from gkd_core.serving.model import Model
 
+NOT_FINITE = "the model answers to it with NaN or infinity"
 BATCH = 32  # pictures that go through the model together, if they are small
 BATCH_BYTES = 1 << 23  # of their pixels: activations take some hundred times as much
 
@@ -51,8 +52,9 @@ def predict_to_table(
         sort_into: a new folder to link the pictures into, by class.
         copy: copies instead of links.
     Returns:
-        `out`, `pictures`, `unreadable` (each has its reason in the column `error`), `left_out` (files that are no
-        pictures), `gone_on_from` (rows that were there of an earlier run), `sorted_into`.
+        `out`, `pictures`, `unreadable` (each has its reason in the column `error`), `unsure` (none of the classes,
+        where the model decides), `left_out` (files that are no pictures), `gone_on_from` (rows that were there of an
+        earlier run), `sorted_into`.
     Raises:
         GkdError: the model takes no pictures, a place cannot be read or has no pictures, the output cannot be written,
             or pictures from addresses are to be sorted.
@@ -89,9 +91,10 @@ def predict_to_table(
                 journal.add(_answered(model, group, top))
                 advance(len(group))
         unreadable = sum("error" in row for row in journal.rows())
+        unsure = sum(row.get("unsure", False) for row in journal.rows())
         if into is not None:
             _sort(into, journal.rows(), entries.since(0))
-        write_rows(out, journal.rows(), columns(top))
+        write_rows(out, journal.rows(), columns(top, decides=model.decision is not None))
         if into is not None:
             into.finish()
         journal.remove()
@@ -102,6 +105,7 @@ def predict_to_table(
         "out": str(out),
         "pictures": entries.count,
         "unreadable": unreadable,
+        **({} if model.decision is None else {"unsure": unsure}),
         "left_out": entries.left_out,
         "gone_on_from": started,
         "sorted_into": None if sort_into is None else str(sort_into),
@@ -111,11 +115,14 @@ def predict_to_table(
 def _answered(model: Model, group: list[tuple[Entry, Read]], top: int) -> list[Row]:
     """The rows of some pictures, which go through the model together."""
     pictures = [picture for _, picture in group if not isinstance(picture, str)]
-    answers: Iterator[list[dict[str, Any]]] = iter(())
+    said: Iterator[Row] = iter(())
     if pictures:
-        answers = iter(ranked(model.run(model.from_pictures(np.stack(pictures))), model.classes, top))
+        found = model.answer(model.from_pictures(np.stack(pictures)))
+        finite = np.isfinite(found[model.output.name]).all(axis=1).tolist()
+        rows = (flat(answer) for answer in answers(model, found, top))
+        said = (row if good else {"error": NOT_FINITE} for row, good in zip(rows, finite, strict=True))
     return [
-        {"path": entry.name, "error": picture} if isinstance(picture, str) else flat(entry.name, next(answers))
+        {"path": entry.name} | ({"error": picture} if isinstance(picture, str) else next(said))
         for entry, picture in group
     ]
 
@@ -124,4 +131,4 @@ def _sort(into: Sorted, rows: Iterator[Row], entries: Iterator[Entry]) -> None:
     into.begin()
     for row, entry in zip(rows, entries, strict=True):
         if "error" not in row:
-            into.add(Path(entry.place), row["class"])
+            into.add(Path(entry.place), None if row.get("unsure") else row["class"])

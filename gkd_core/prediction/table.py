@@ -3,12 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gkd_core.data.sources.address import local_path
+from gkd_core.decision import WORDS
 from gkd_core.errors import GkdError
 from gkd_core.files import kind_of, whole_file
 from gkd_core.prediction.journal import Row
@@ -17,16 +19,19 @@ ENDINGS = (".csv", ".parquet", ".jsonl")
 GROUP = 10_000  # rows of Parquet that are held and packed together
 
 
-def columns(top: int) -> dict[str, type]:
+def columns(top: int, *, decides: bool = False) -> dict[str, type]:
     """Names and types of the columns, in order.
 
     Args:
         top: classes of each picture, the likeliest first: `class`, then `class_2`, `class_3`, …
+        decides: the model says too when a picture is none of the classes.
 
     >>> list(columns(2))
     ['path', 'class', 'probability', 'class_2', 'probability_2', 'error']
     """
     named: dict[str, type] = {"path": str}
+    if decides:
+        named |= {"decision": str, "unsure": bool, "score": float}
     for rank in range(1, top + 1):
         ending = "" if rank == 1 else f"_{rank}"
         named |= {f"class{ending}": str, f"probability{ending}": float}
@@ -76,7 +81,8 @@ def _csv(stream: BinaryIO, rows: Iterator[Row], named: dict[str, type]) -> None:
     text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
     writer = csv.DictWriter(text, list(named), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        writer.writerow({key: str(value).lower() if isinstance(value, bool) else value for key, value in row.items()})
     text.detach()
 
 
@@ -96,10 +102,14 @@ def _parquet(stream: BinaryIO, rows: Iterator[Row], named: dict[str, type]) -> N
             writer.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def flat(path: str, found: Sequence[dict[str, Any]]) -> Row:
-    """A row of what `gkd_core.serving.classify.ranked` says of one picture."""
-    row: Row = {"path": path}
-    for rank, each in enumerate(found, start=1):
+def flat(answer: Mapping[str, Any]) -> Row:
+    """The columns of what `gkd_core.serving.classify.answers` says of one picture."""
+    row: Row = {}
+    if "decision" in answer:
+        named, score = answer["decision"], answer["score"]
+        row = {"decision": WORDS if named is None else named, "unsure": named is None}
+        row["score"] = score if math.isfinite(score) else None
+    for rank, each in enumerate(answer["predictions"], start=1):
         ending = "" if rank == 1 else f"_{rank}"
         row |= {f"{name}{ending}": value for name, value in each.items()}
     return row

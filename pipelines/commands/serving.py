@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gkd_core.decision import WORDS
 from gkd_core.errors import GkdError
 from pipelines.commands.options import finish
 
@@ -183,6 +182,8 @@ def predict(
     if as_json:
         finish([{"image": str(image), **answer} for image, answer in zip(files, found, strict=True)])
         return
+    from gkd_core.decision import WORDS
+
     width = max(len(row["class"]) for answer in found for row in answer["predictions"])
     for image, answer in zip(files, found, strict=True):
         print(f"{image}: {WORDS}" if answer.get("decision", "") is None else image)

@@ -1,5 +1,6 @@
 """A table says of each picture what is said of it alone, whatever stops the run or a process in between."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -13,11 +14,13 @@ import pytest
 from PIL import Image
 
 from components.model_source import load_model
+from gkd_core.decision import WORDS, Decision, Shown
 from gkd_core.errors import GkdError
 from gkd_core.prediction import reading
 from gkd_core.prediction.entries import Entries
 from gkd_core.prediction.predict import predict_to_table
 from gkd_core.prediction.reading import KILLED, Form, Readers
+from gkd_core.prediction.sorting import UNSURE
 from gkd_core.serving.classify import classify_files
 from tests.conftest import GKD
 from tests.unit.prediction import deadly
@@ -85,6 +88,29 @@ def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
 
 
+def test_what_a_model_decides_is_in_the_table_and_the_unsure_are_apart(photos, tmp_path, make_deploy):
+    shown = Shown(images=9, coverage=0.5, precision=None, nll=1.0, calibrated_nll=0.9)
+    chosen = {"asked": "coverage", "target": 0.5, "validation": shown}
+    decision = Decision(temperature=2.0, score="max_probability", threshold=0.5, **chosen)
+    deploy = make_deploy(tmp_path / "deploy", seed=4, side=SIDE, channels=3, count=4, decision=decision)
+    model, out = load_model(str(deploy)), tmp_path / "out.csv"
+    said = predict_to_table(model, [str(photos)], out, top=1, processes=1, sort_into=tmp_path / "sorted", copy=True)
+    with out.open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if not row["error"]]
+    assert list(rows[0]) == ["path", "decision", "unsure", "score", "class", "probability", "error"]
+    for row in rows:
+        alone = classify_files(model, [Path(row["path"])], 1)[0]
+        named = alone["decision"]
+        assert (row["decision"], row["unsure"]) == ((WORDS, "true") if named is None else (named, "false"))
+        assert row["class"] == alone["predictions"][0]["class"]
+        assert float(row["score"]) == pytest.approx(alone["score"], abs=2e-6)
+        folder = tmp_path / "sorted" / (named or UNSURE)
+        assert (folder / Path(row["path"]).name).read_bytes() == Path(row["path"]).read_bytes()
+    unsure = sum(row["unsure"] == "true" for row in rows)
+    assert 0 < unsure < len(rows)
+    assert (said["unsure"], said["unreadable"]) == (unsure, 3)
+
+
 def test_a_process_that_a_picture_ends_costs_that_picture_alone(tmp_path, monkeypatch):
     names = [f"{n:02d}.png" for n in range(40)]
     names[11] = "11 deadly.png"
@@ -103,7 +129,7 @@ def test_a_process_that_a_picture_ends_costs_that_picture_alone(tmp_path, monkey
 def test_a_second_run_goes_on_and_sorts_what_the_first_did_not(deploy, photos, tmp_path, monkeypatch):
     model = load_model(str(deploy))
     out, ran = tmp_path / "out.csv", []
-    answer = type(model).run
+    answer = type(model).answer
 
     def run(self, images):
         ran.append(len(images))
@@ -111,7 +137,7 @@ def test_a_second_run_goes_on_and_sorts_what_the_first_did_not(deploy, photos, t
             raise KeyboardInterrupt
         return answer(self, images)
 
-    monkeypatch.setattr(type(model), "run", run)
+    monkeypatch.setattr(type(model), "answer", run)
     with pytest.raises(KeyboardInterrupt):
         predict_to_table(model, [str(photos)], out, processes=1)
     assert not out.exists()

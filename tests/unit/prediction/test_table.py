@@ -10,8 +10,8 @@ import pytest
 from gkd_core.errors import GkdError
 from gkd_core.prediction.table import check_output, columns, flat, write_rows
 
-FOUND = [{"class": 'a "cat", tabby', "probability": 0.7}, {"class": "", "probability": 0.25}]
-ROWS = [flat("a,b\n.png", FOUND), {"path": "c.png", "error": "truncated"}]
+FOUND = {"predictions": [{"class": 'a "cat", tabby', "probability": 0.7}, {"class": "", "probability": 0.25}]}
+ROWS = [{"path": "a,b\n.png"} | flat(FOUND), {"path": "c.png", "error": "truncated"}]
 EXPECTED = [
     {
         "path": "a,b\n.png",
