@@ -217,15 +217,21 @@ def divide(params: "Params") -> dict[str, dict[str, Any]]:
 
     A step that is given no more than it reads runs again only when that changed: another method trains no teacher
     anew, neither under DVC nor from a cluster's cache. Beyond `sections`: what a report shows, and the tracking store's
-    address for a teacher, or for weights to start from, that come from there.
+    address for a teacher, or for weights to start from, that come from there; and the plugins that have to be imported.
     """
+    from gkd_core.plugins import modules_of
+
     content = params.model_dump(mode="json")
+    # Steps read each other's networks, by names that only a plugin knows; the first reads none.
+    loaded = sorted({*params.plugins, *modules_of(params.names(*content))})
     given = {}
     for step in STEPS:
         wanted = {*step.sections, *(SHOWN if step.shows else ())}
         if any(address.startswith("models:/") for address in addresses(params, step)):
             wanted.add("tracking")
         given[step.name] = {name: section for name, section in content.items() if name in wanted}
+        if loaded and step.inputs:
+            given[step.name]["plugins"] = loaded
     return given
 
 

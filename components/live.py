@@ -264,7 +264,7 @@ def _token(work: Path | None) -> str:
 
 
 def _tags(facts: dict[str, Any]) -> dict[str, str]:
-    names = {"gkd.role": "role", "gkd.data": "data_sha256", "gkd.weights": "weights_digest"}
+    names = {"gkd.role": "role", "gkd.data": "data_sha256", "gkd.weights": "weights_digest", "gkd.plugins": "plugins"}
     return {tag: str(facts[name]) for tag, name in names.items() if facts.get(name)}
 
 

@@ -68,6 +68,7 @@ LINEAGE_TAGS = {  # tags of a version, each with the manifest's value that it ho
     "gkd.config": "config_digest",
     "gkd.weights": "weights_digest",  # of a student that started from learnt weights
     "gkd.code": "code_sha256",
+    "gkd.plugins": "plugins",  # where any took part
     "gkd.method": "method",
     "gkd.network": "network",
 }

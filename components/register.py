@@ -357,6 +357,7 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         name=f"{role} {training['network']}" + (f" ({how})" if role == "student" else ""),
         tags={"gkd.role": role, "gkd.digest": digest, "gkd.data": training["data_sha256"]}
         | ({"gkd.weights": training["weights_digest"]} if "weights_digest" in training else {})
+        | ({"gkd.plugins": training["plugins"]} if "plugins" in training else {})
         | _checkout(folder / "run.json"),
         params=flat(facts),
         history=read_table(history) if history.exists() else [],

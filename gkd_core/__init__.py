@@ -20,14 +20,17 @@ from gkd_core.cores import set_thread_defaults
 if TYPE_CHECKING:
     from gkd_core import losses as losses
     from gkd_core.data.load import load_data as load_data
+    from gkd_core.data.own import register_augmentation as register_augmentation
     from gkd_core.errors import GkdError as GkdError
     from gkd_core.evaluation.comparison import compare as compare
     from gkd_core.evaluation.evaluate import evaluate as evaluate
     from gkd_core.export.deploy import export_onnx as export_onnx
     from gkd_core.methods import list_methods as list_methods
+    from gkd_core.methods import register_method as register_method
     from gkd_core.models.create import create_model as create_model
     from gkd_core.models.create import list_models as list_models
     from gkd_core.models.create import wrap as wrap
+    from gkd_core.models.registry import register_model as register_model
     from gkd_core.models.weights import load_model as load_model
     from gkd_core.searching.search import search as search
     from gkd_core.training.trainer import distill as distill
@@ -56,6 +59,9 @@ _HOME = {
     "export_onnx": "gkd_core.export.deploy",
     "list_models": "gkd_core.models.create",
     "list_methods": "gkd_core.methods",
+    "register_method": "gkd_core.methods",
+    "register_model": "gkd_core.models.registry",
+    "register_augmentation": "gkd_core.data.own",
     "GkdError": "gkd_core.errors",
 }
 

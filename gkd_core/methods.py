@@ -1,6 +1,7 @@
 """METHODS: the distillation methods by name. Adding one = one file in `losses/` and one entry here.
 
-Importing this module imports no torch: an entry names its loss module, which is imported when it is built.
+Importing this module imports no torch: an entry names its loss module, which is imported when it is built. Other
+packages add theirs with `register_method` (docs/plugins.md).
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.errors import PydanticUserError
 
-from gkd_core.errors import GkdError
+from gkd_core import plugins
+from gkd_core.errors import GkdError, unknown
 from gkd_core.mistakes import Mistake, mistakes, unknown_key, warn_renamed
 
 if TYPE_CHECKING:
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
     from gkd_core.losses.base import Loss
     from gkd_core.models.classifier import StagedNetwork
 
+    LossClass = TypeVar("LossClass", bound=type[Loss])
+
 _GOMPERTZ = ("beta_min", "beta_max", "b", "c", "inflection", "saturation")
+Reads = Literal["logits", "embeddings", "feature maps"]
 SCHEDULES: dict[str, tuple[str, ...]] = {
     "gompertz": _GOMPERTZ,
     "reversed-gompertz": _GOMPERTZ,
@@ -47,6 +53,7 @@ class Method:
         schedule: weight over time when the user names none.
         teacher: it learns from a teacher.
         reads: how far it looks into the networks; schemes with several teachers have only logits to offer.
+        own: a plugin's class itself, which may be of a notebook.
     """
 
     summary: str
@@ -55,10 +62,13 @@ class Method:
     published: bool = True
     schedule: str = "constant"
     teacher: bool = True
-    reads: Literal["logits", "embeddings", "feature maps"] = "logits"
+    reads: Reads = "logits"
+    own: type[Loss] | None = None
 
     def load(self) -> type[Loss]:
         """The loss's class."""
+        if self.own is not None:
+            return self.own
         module, _, name = self.loss.partition(":")
         loss_class: type[Loss] = getattr(importlib.import_module(module), name)
         return loss_class
@@ -156,13 +166,108 @@ METHODS: dict[str, Method] = {
 
 
 def list_methods() -> list[str]:
-    """Names of the distillation methods, for `distill` and for `gkd_core.losses`.
+    """Names of the distillation methods, for `distill` and for `gkd_core.losses`; those of installed plugins too.
 
     Example:
         >>> "gompertz" in list_methods()
         True
     """
+    plugins.load_installed()
     return list(METHODS)
+
+
+def is_method(name: object) -> bool:
+    """Whether there is a method of this name; one that is not gkd's own has the installed plugins imported."""
+    if not isinstance(name, str):
+        return False
+    return name in METHODS or (bool(plugins.load_installed()) and name in METHODS)
+
+
+@overload
+def register_method(name: str, loss: LossClass, **about: Any) -> LossClass: ...
+@overload
+def register_method(name: str, loss: None = None, **about: Any) -> Callable[[LossClass], LossClass]: ...
+def register_method(
+    name: str,
+    loss: Any = None,
+    *,
+    summary: str = "",
+    source: str = "",
+    published: bool = True,
+    schedule: str = "constant",
+    teacher: bool = True,
+    reads: Reads = "feature maps",
+) -> Any:
+    """Add a distillation method of your own; a function, and a decorator of the class.
+
+    From then on it is used like any other: `gkd.distill(…, method=name)`, `distill.method`, compare, search. The
+    keyword-only arguments of its constructor are its options, with their types, limits and defaults.
+
+    Args:
+        name: for params.yaml.
+        loss: a subclass of `gkd.losses.Loss`; None makes this a decorator.
+        summary: one line; the first of the class's docstring unless given.
+        source: where it was published.
+        published: the formula was read in the paper; else it is a reconstruction.
+        schedule: weight over time when the user names none.
+        teacher: it learns from a teacher.
+        reads: how far it looks into the teacher: "logits" alone (it then goes with several teachers, and
+            `train.teacher_cache` can keep them), "embeddings", or "feature maps".
+    Raises:
+        GkdError: the name is taken, the class is no loss, an option has no type that can be read, or `schedule` or
+            `reads` is unknown.
+
+    Example:
+        >>> import gkd_core as gkd
+        >>> @gkd.register_method("gap", source="an example")
+        ... class Gap(gkd.losses.Loss):
+        ...     "The mean difference of the logits."
+        ...     def __init__(self, student, teacher, *, weight: float = 1.0):
+        ...         super().__init__()
+        ...         self.weight = weight
+        ...     def forward(self, student, teacher, labels, *, epoch=0.0, indices=None):
+        ...         gap = (student.logits - teacher.logits).abs().mean()
+        ...         return {"ce": self.cross_entropy(student.logits, labels), "gap": self.weight * gap}
+        >>> "gap" in gkd.list_methods()
+        True
+    """
+    owner = plugins.caller()
+
+    def register(loss_class: LossClass) -> LossClass:
+        _refuse_unfit(name, loss_class, owner, schedule=schedule, reads=reads)
+        entry = Method(
+            summary=summary or (inspect.getdoc(loss_class) or "").partition("\n")[0],
+            source=source or f"plugin {owner}",
+            loss=f"{loss_class.__module__}:{loss_class.__qualname__}",
+            published=published,
+            schedule=schedule,
+            teacher=teacher,
+            reads=reads,
+            own=loss_class,
+        )
+        builtin = name in METHODS and plugins.owner("method", name) is None
+        plugins.claim("method", name, entry, METHODS, owner, builtin=builtin)
+        options_model.cache_clear()
+        return loss_class
+
+    return register if loss is None else register(loss)
+
+
+def _refuse_unfit(name: str, loss: Any, owner: str, *, schedule: str, reads: str) -> None:
+    from gkd_core.losses.base import Loss
+
+    if not (isinstance(loss, type) and issubclass(loss, Loss)):
+        raise GkdError(f"method {name!r} of {owner} is {loss!r}: give a subclass of gkd_core.losses.Loss")
+    for key, value, known in (("schedule", schedule, SCHEDULES), ("reads", reads, get_args(Reads))):
+        if value not in known:
+            raise GkdError(unknown(f"{key} of method {name!r} of {owner}", value, known))
+    try:
+        model_of(loss, name)
+    except (NameError, PydanticUserError) as error:
+        reason = str(error).partition("\n")[0]
+        raise GkdError(
+            f"the options of method {name!r} of {owner} cannot be read ({reason}): correct their types"
+        ) from None
 
 
 RENAMED: dict[str, dict[str, str]] = {

@@ -13,12 +13,15 @@ from rich.table import Table
 from gkd_core import schemes
 from gkd_core.config import Params
 from gkd_core.config.recipes import RECIPES, Start
+from gkd_core.data import own
 from gkd_core.methods import METHODS, hyperparameters
 from gkd_core.mistakes import section_of
+from gkd_core.plugins import owner, registered
 from pipelines.summary import console
 
 METHODS_HEAD = ("method", "what it does", "source", "weight over time", "hyperparameters")
 SCHEMES_HEAD = ("scheme", "what happens", "source", "settings", "methods inside")
+PLUGINS_HEAD = ("name", "kind", "plugin", "options")
 PARAMETERS_HEAD = ("parameter", "type", "default", "meaning")
 FEW, MANY = 500, 50_000  # images to train on
 PHOTO = 224  # their side in pixels
@@ -30,8 +33,13 @@ TYPES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool"
 LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
-def method_rows() -> list[dict[str, Any]]:
-    """One row a method: name, kind, summary, source, published, schedule, hyperparameters with defaults."""
+def method_rows(*, plugins: bool = True) -> list[dict[str, Any]]:
+    """One row a method: name, kind, summary, source, published, schedule, hyperparameters with defaults; of a plugin's
+    also its module.
+
+    Args:
+        plugins: with those of plugins.
+    """
     return [
         {
             "name": name,
@@ -44,8 +52,24 @@ def method_rows() -> list[dict[str, Any]]:
                 key: None if p.default is inspect.Parameter.empty else p.default
                 for key, p in hyperparameters(name).items()
             },
+            **({"plugin": module} if module else {}),
         }
-        for name, method in METHODS.items()
+        for name, method, module in ((name, method, owner("method", name)) for name, method in METHODS.items())
+        if plugins or module is None
+    ]
+
+
+def plugin_rows() -> list[dict[str, Any]]:
+    """One row for each network and augmentation of a plugin: name, kind, its module, options with defaults."""
+    networks = [{"name": name, "kind": "network", "plugin": module} for name, module in registered("network")]
+    return networks + [
+        {
+            "name": name,
+            "kind": "augmentation",
+            "plugin": module,
+            "options": {key: field.get_default() for key, field in own.options_model(name).model_fields.items()},
+        }
+        for name, module in registered("augmentation")
     ]
 
 
@@ -67,9 +91,12 @@ def scheme_rows() -> list[dict[str, Any]]:
 
 
 def show_methods() -> None:
-    """Print the methods and the schemes as tables."""
+    """Print the methods and the schemes as tables, and what else plugins brought."""
     _show(METHODS_HEAD, _methods())
     _show(SCHEMES_HEAD, _schemes())
+    if rows := plugin_rows():
+        cells = ((f"`{row['name']}`", row["kind"], row["plugin"], _listed(row.get("options", {}))) for row in rows)
+        _show(PLUGINS_HEAD, cells)
 
 
 def methods_markdown() -> str:
@@ -86,7 +113,7 @@ def methods_markdown() -> str:
 
 Made by `make docs` from the registries in `gkd_core/methods.py` and `gkd_core/schemes`.
 
-{_markdown(METHODS_HEAD, _methods())}
+{_markdown(METHODS_HEAD, _methods(plugins=False))}
 
 The weights of `at` and `reviewkd` are the CIFAR-100 benchmark's, published for its networks' stages. Three families
 have another last stage here, what their head pools: `wrn_*` after batch norm and ReLU instead of before, MobileNetV2
@@ -126,23 +153,29 @@ these: `gompertz-options.yaml` the options above, `ablation-gompertz.yaml` the r
 
 Who teaches whom: `distill.scheme`, a choice beside the method. A method that makes no sense inside one is refused.
 
-{_markdown(SCHEMES_HEAD, _schemes())}
+{_markdown(SCHEMES_HEAD, _schemes(plugins=False))}
 """
 
 
-def _methods() -> Iterator[Sequence[str]]:
-    for row in method_rows():
-        options = "<br>".join(f"`{name}` = {value}" for name, value in row["hyperparameters"].items())
+def _methods(*, plugins: bool = True) -> Iterator[Sequence[str]]:
+    for row in method_rows(plugins=plugins):
+        options = _listed(row["hyperparameters"])
         yield f"`{row['name']}`", row["summary"], _source(row), row["schedule"], options
 
 
-def _schemes() -> Iterator[Sequence[str]]:
+def _listed(options: Mapping[str, Any]) -> str:
+    return "<br>".join(f"`{name}` = {value}" for name, value in options.items())
+
+
+def _schemes(*, plugins: bool = True) -> Iterator[Sequence[str]]:
     for row in scheme_rows():
         own = [
             f"distill.scheme_options.{row['name']}.{name} = {value}" for name, value in row["hyperparameters"].items()
         ]
         settings = "<br>".join(f"`{setting}`" for setting in [*own, *row["parameters"]])
-        inside = "all" if len(row["methods"]) == len(METHODS) else ", ".join(row["methods"])
+        known = [name for name in row["methods"] if owner("method", name) is None]
+        everything = len(row["methods"]) == len(METHODS)
+        inside = "all" if everything else ", ".join(row["methods"] if plugins else known)
         yield f"`{row['name']}`", row["summary"], _source(row), settings, inside
 
 
@@ -160,9 +193,10 @@ def parameters_markdown() -> str:
     rows = list(parameter_rows())
     parts = ["# Parameters", "Every field of `params.yaml`; made by `make docs` from `gkd_core/config/schema.py`."]
     for name, field in Params.model_fields.items():
-        own = [row for row in rows if row[0].startswith(f"`{name}.")]
-        about = " ".join((section_of(field.annotation).__doc__ or "").split())
-        parts += [f"## {name}", about, _markdown(PARAMETERS_HEAD, own)]
+        inside = [row for row in rows if row[0].startswith((f"`{name}.", f"`{name}`"))]
+        section = section_of(field.annotation)
+        about = " ".join(((section and section.__doc__) or "").split())
+        parts += [f"## {name}", *filter(None, [about]), _markdown(PARAMETERS_HEAD, inside)]
     parts += ["## Recipes", RECIPES_ABOUT, _markdown(("parameter", *(f"`{name}`" for name in RECIPES)), _recipes())]
     parts.append("\n".join(f"- `{name}`: {' '.join((rule.__doc__ or '').split())}" for name, rule in RECIPES.items()))
     return "\n\n".join(parts) + "\n"

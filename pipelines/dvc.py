@@ -9,7 +9,7 @@ alone knows: that another lies under the same name is seen when it runs, so afte
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +20,10 @@ import yaml
 from components.curves import METRICS
 from components.curves import PLOTS as CURVES
 from components.graph import MAKER, STEPS, Step, addresses
-from gkd_core.config import Params
+from gkd_core.config import Params, load_params
 from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
 from gkd_core.methods import METHODS
+from gkd_core.plugins import Name, modules_of, package_of, sources
 
 SOURCES = "sources"
 PACKAGES = ("gkd_core", "components", "pipelines")
@@ -99,8 +100,10 @@ def sources_of(step: Step, params: Params) -> dict[str, str]:
     """The sha256 by path of the source files that a step's result depends on under these parameters.
 
     They are found by their imports, from the step's module, its schemes and the losses of its methods on; what is
-    chosen by a name otherwise (`BY_NAME`) counts as a whole package. Installed packages and plugins are not among them.
+    chosen by a name otherwise (`BY_NAME`) counts as a whole package. Of plugins that take part, all files count, as
+    `PACKAGE:PLACE`; other installed packages are not among them.
     """
+    own = {package_of(module) for module in modules_of(used_by(step, params))}
     losses = [METHODS[name].loss.partition(":")[0] for name in step.methods(params)]
     schemes = [f"gkd_core.schemes.{name}" for name in step.schemes(params)]
     todo = {path for module in (f"components.{step.word}", *losses, *schemes) for path in _files_of(module)}
@@ -111,7 +114,18 @@ def sources_of(step: Step, params: Params) -> dict[str, str]:
         path = todo.pop()
         found.add(path)
         todo |= _imported(path) - found - SILENT
-    return {path: file_digest(ROOT / path) for path in sorted(found)}
+    plugins = {f"{package}:{place}": file for package in own for place, file in sources(package).items()}
+    return {path: file_digest(ROOT / path) for path in sorted(found)} | {
+        place: file_digest(file) for place, file in sorted(plugins.items())
+    }
+
+
+def used_by(step: Step, params: Params) -> list[Name]:
+    """What a step trains, and trains with, gkd's own and plugins': of its own sections, and of networks that it reads.
+
+    What it reads was made by steps whose files have changed with the plugin, so for these nothing is named here.
+    """
+    return [*params.names(*step.sections), *(("method", name) for name in step.methods(params))]
 
 
 def files_of(step: Step, params: Params) -> dict[str, str]:
@@ -163,12 +177,29 @@ def _files_in(package: str) -> set[str]:
     return {file.relative_to(ROOT).as_posix() for file in files}
 
 
-def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = MappingProxyType({})) -> str:
+def plugins_in(root: Path, params: Params) -> list[str]:
+    """The files below `root` of the plugins that the parameters name: those that DVC can watch."""
+    packages = {package_of(module) for module in params.plugins}
+    files = [file for package in packages for file in sources(package).values()]
+    return sorted(
+        file.relative_to(root).as_posix()
+        for file in files
+        if file.is_relative_to(root) and "site-packages" not in file.parts
+    )
+
+
+def dvc_yaml(
+    *,
+    checkout: bool = True,
+    beside: Mapping[str, list[str]] = MappingProxyType({}),
+    plugins: Sequence[str] = (),
+) -> str:
     """The text of dvc.yaml.
 
     Args:
         checkout: gkd's sources stand beside it, so that a changed one is noticed; else gkd is an installed package.
         beside: what steps depend on beside the folders of others, by the step's name.
+        plugins: with `checkout`, the files of plugins that stand beside it, too.
     """
     lines = [
         "# Made by `make dvc` from the table in components/graph.py. `gkd STEP --help` tells what each step takes."
@@ -176,7 +207,8 @@ def dvc_yaml(*, checkout: bool = True, beside: Mapping[str, list[str]] = Mapping
     lines += ["# A changed source reruns what it could change: `sources` writes down which step uses which.", "stages:"]
     if checkout:
         read = ["decide", "distill", "evaluate", "gate", "student", "teacher"]  # they name methods and files
-        stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": list(PACKAGES), "params": read, "outs": [SOURCES]}
+        deps = [*PACKAGES, *plugins]
+        stage = {"cmd": f"gkd sources --out {SOURCES}", "deps": deps, "params": read, "outs": [SOURCES]}
         lines += _block(SOURCES, stage)
     for step in STEPS:
         lines += _block(step.name, _stage(step, checkout, beside.get(step.name, [])))
@@ -218,4 +250,5 @@ def _block(name: str, stage: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    write_bytes(ROOT / "dvc.yaml", dvc_yaml().encode())
+    watched = plugins_in(ROOT, load_params(ROOT / "params.yaml"))
+    write_bytes(ROOT / "dvc.yaml", dvc_yaml(plugins=watched).encode())

@@ -8,6 +8,7 @@ from gkd_core.config.checks import unlabelled_refused as unlabelled_refused
 from gkd_core.config.checks import unmixable as unmixable
 from gkd_core.config.checks import unweighable as unweighable
 from gkd_core.config.load import load_params as load_params
+from gkd_core.config.load import load_plugins as load_plugins
 from gkd_core.config.load import override as override
 from gkd_core.config.load import params_of_sections as params_of_sections
 from gkd_core.config.load import parse_params as parse_params

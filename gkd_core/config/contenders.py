@@ -18,7 +18,7 @@ from gkd_core.config.load import parse_yaml, use_new_names, validate
 from gkd_core.config.schema import DistillConfig, Params, TrainingConfig, whole
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
-from gkd_core.methods import METHODS
+from gkd_core.methods import METHODS, is_method, list_methods
 
 SECTIONS = ("distill", "train", "student")
 REFERENCE = "kd"  # of methods; of a file of contenders the first
@@ -78,7 +78,7 @@ def line_up(
         GkdError: everything that is wrong, a sentence a line.
     """
     if contenders is None:
-        where, entries = f"{option}methods", [_entry(name, 0) for name in dict.fromkeys(methods or METHODS)]
+        where, entries = f"{option}methods", [_entry(name, 0) for name in dict.fromkeys(methods or list_methods())]
         reference = reference or REFERENCE
     else:
         where, entries = f"{option}contenders", _entries(contenders, f"{option}contenders")
@@ -87,7 +87,7 @@ def line_up(
         reference = reference or entries[0].name
     names = [entry.name for entry in entries]
     if reference not in names:
-        if reference not in METHODS:
+        if not is_method(reference):
             kind = "method" if contenders is None else "contender"
             raise GkdError(unknown(f"{option}reference: {kind}", reference, dict.fromkeys([*names, *METHODS])))
         entries.insert(0, _entry(reference, 0))
@@ -124,7 +124,7 @@ def _entry(given: Any, place: int) -> _Entry:
         place: in the list, for an entry without a name.
     """
     if isinstance(given, str):
-        wrong = [] if given in METHODS else [unknown("method", given, METHODS)]
+        wrong = [] if is_method(given) else [unknown("method", given, METHODS)]
         return _Entry(given, {"distill": {"method": given}}, wrong, word=True)
     if not isinstance(given, dict):
         sentence = f"entry {place} is {given!r}: write a method's name, or name: … and what differs"

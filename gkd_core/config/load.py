@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from gkd_core import methods, schemes
+from gkd_core import methods, plugins, schemes
 from gkd_core.config import options
 from gkd_core.config.checks import contradictions, unread, untrainable
-from gkd_core.config.schema import Params, Section, whole
+from gkd_core.config.schema import Params, Section, is_module, whole
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes, warn_renamed
 
@@ -172,6 +172,7 @@ def params_of_sections(sections: dict[str, Any]) -> Params:
     """
     content = whole(sections)
     use_new_names(content)
+    _load_plugins(content)
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -201,6 +202,10 @@ def validate(content: dict[str, Any], own: dict[str, Any] | None = None) -> tupl
     Args:
         own: the part of the content that must not be written for nothing; None is all of it.
     """
+    try:
+        _load_plugins(content)
+    except GkdError as error:  # what they would have registered is unknown: nothing else is told
+        return None, [Mistake(("plugins",), str(error))]
     teacher = content.get("teacher")
     found = [*options.check(content.get("distill"), ("distill",)), *options.check_scheme(content.get("distill"))]
     if isinstance(teacher, dict):
@@ -214,6 +219,25 @@ def validate(content: dict[str, Any], own: dict[str, Any] | None = None) -> tupl
         found += [mistake for mistake in unread(params) if own is None or _holds(own, mistake)]
         found += untrainable(params)
     return params, found
+
+
+def load_plugins(path: Path) -> None:
+    """Import the plugins that a file of parameters names, and look at nothing else in it.
+
+    Raises:
+        GkdError: the file is missing or not YAML, or a plugin is not there or fails.
+    """
+    try:
+        _load_plugins(read_sections(path))
+    except GkdError as error:
+        raise GkdError(f"{path}: {error}") from None
+
+
+def _load_plugins(content: dict[str, Any]) -> None:
+    """Import what the user's own configuration names; what is no list of names the schema refuses."""
+    named = content.get("plugins")
+    names = named if isinstance(named, list) else []
+    plugins.load(name for name in names if isinstance(name, str) and is_module(name))
 
 
 def _holds(content: Any, unread: Mistake) -> bool:

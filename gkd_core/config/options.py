@@ -26,14 +26,14 @@ def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:
     given = {
         method: {name: value for name, value in chosen.items() if value is not None}
         for method, chosen in (options.items() if isinstance(options, dict) else ())
-        if method in methods.METHODS and isinstance(chosen, dict)
+        if isinstance(chosen, dict) and methods.is_method(method)
     }
     for method, chosen in given.items():
         if chosen:
             yield from methods.wrong_hyperparameters(method, chosen, (*at, "options", method))
     method = section.get("method", MethodConfig.model_fields["method"].default)
     temperature = section.get("temperature")
-    if temperature is None or method not in methods.METHODS:
+    if temperature is None or not methods.is_method(method):
         return
     if "temperature" not in methods.hyperparameters(method):
         yield Mistake(

@@ -7,15 +7,27 @@ the step; losses, models and loops take plain arguments.
 import importlib.util
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from gkd_core import methods, schemes
+from gkd_core.data import own as own_augmentations
 from gkd_core.decision import Score
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 from gkd_core.mistakes import ContradictionsError
+from gkd_core.plugins import Name, lineage
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -57,8 +69,22 @@ def whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
+def _whole_options(given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """4.0 is 4 and null is the default: the same options have one digest, before a pipeline's JSON and after."""
+    return {
+        owner: {name: whole(one) for name, one in chosen.items() if one is not None} for owner, chosen in given.items()
+    }
+
+
 class Section(BaseModel):
-    """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped."""
+    """A part of params.yaml. Unknown keys and wrong types are refused, never coerced or dropped.
+
+    Class attributes:
+        unwritten: fields that are left out while they are empty when it is written, so that those who do not use them
+            have the records and digests that they had before these were there.
+    """
+
+    unwritten: ClassVar[tuple[str, ...]] = ()
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
@@ -76,6 +102,11 @@ class Section(BaseModel):
     @classmethod
     def _defaults(cls, content: Any) -> Any:
         return _or_empty(content)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        return {key: value for key, value in content.items() if value or key not in self.unwritten}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -211,6 +242,19 @@ class AugmentConfig(Section):
     """α of mixup's Beta(α, α); 0 is off."""
     cutmix: Annotated[float, Field(ge=0.0)] = 0.0
     """α of cutmix's Beta(α, α); 0 is off. Where mixup is on too, each batch has one of them, as likely as the other."""
+    own: Options = {}
+    """Augmentations of plugins by name, with their options: `{my-blur: {strength: 0.5}}`. They come last, mixup and
+    cutmix apart."""
+
+    unwritten = ("own",)
+
+    @field_validator("own")
+    @classmethod
+    def _own(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        given = _whole_options(value)
+        if found := list(own_augmentations.wrong(given)):
+            raise ValueError("; ".join(found))
+        return given
 
     def contradictions(self) -> Iterator[str]:
         if self.random_resized_crop and self.crop_padding:
@@ -473,7 +517,7 @@ class MethodConfig(Section):
     @field_validator("method")
     @classmethod
     def _method(cls, value: str) -> str:
-        if value not in methods.METHODS:
+        if not methods.is_method(value):
             raise ValueError(unknown("method", value, methods.METHODS))
         return value
 
@@ -488,13 +532,9 @@ class MethodConfig(Section):
     @classmethod
     def _options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for method in value:
-            if method not in methods.METHODS:
+            if not methods.is_method(method):
                 raise ValueError(unknown("options: method", method, methods.METHODS))
-        # 4.0 is 4 and null is the default: the same options have one digest, before a pipeline's JSON and after.
-        return {
-            method: {name: whole(one) for name, one in chosen.items() if one is not None}
-            for method, chosen in value.items()
-        }
+        return _whole_options(value)
 
     def unread(self) -> Iterator[str]:
         schedule = self.schedule or methods.METHODS[self.method].schedule
@@ -808,9 +848,24 @@ def networks(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from content[section].get("members", ())
 
 
+def is_module(name: str) -> bool:
+    """Whether a module can have this name."""
+    return all(part.isidentifier() for part in name.split("."))
+
+
+def _module(value: str) -> str:
+    if not is_module(value):
+        raise ValueError(f"{value!r} is no name of a module: write it as Python imports it, my_package.losses")
+    return value
+
+
 class Params(Section):
     """All of params.yaml."""
 
+    plugins: list[Annotated[str, AfterValidator(_module)]] = []
+    """Modules to import, which register methods, networks and augmentations of your own (docs/plugins.md):
+    `[my_package.losses]`. Importing one runs its code. Those of installed packages with an entry point are found
+    without."""
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
@@ -823,6 +878,23 @@ class Params(Section):
     gate: GateConfig = GateConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    unwritten = ("plugins",)
+
+    def names(self, *sections: str) -> list[Name]:
+        """Methods, networks and augmentations that the named sections use, gkd's own and plugins'."""
+        found: list[Name] = []
+        if "teacher" in sections:
+            teacher = self.teacher
+            networks = [teacher.name, *(member.name for member in teacher.members), *teacher.assistants]
+            found += [("network", name) for name in networks]
+            found += [("method", teacher.assistant_distill.method)] if teacher.assistants else []
+            found += own_augmentations.names(teacher.train.augment.own)
+        if "student" in sections:
+            found.append(("network", self.student.name))
+        if "distill" in sections:
+            found.append(("method", self.distill.method))
+        return found + (own_augmentations.names(self.train.augment.own) if "train" in sections else [])
+
     def digest(self, *sections: str) -> str:
         """sha256 of the named sections as they came out of validation, defaults included.
 
@@ -831,7 +903,8 @@ class Params(Section):
         chosen. `devices` stays out while it is 1;
         several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
         configuration. So is another number of `threads`; null, which leaves it to the work and the cores, stays out.
-        `teacher_cache` is a way to the same weights. `decide` stays out while it is null.
+        `teacher_cache` is a way to the same weights. `decide` stays out while it is null. The list `plugins` stays out,
+        too; of those that the sections use there is a digest of the sources.
         """
         content = self.model_dump(mode="json", include=set(sections))
         for place in ("root", "unlabelled"):
@@ -854,4 +927,6 @@ class Params(Section):
             distill = content["distill"]
             for options, chosen in (("options", self.distill.method), ("scheme_options", self.distill.scheme)):
                 distill[options] = {name: each for name, each in distill[options].items() if name == chosen}
+        if used := lineage(self.names(*sections)):
+            content["plugins"] = used
         return json_digest(content)

@@ -18,7 +18,7 @@ from gkd_core.config.contenders import MISPLACED, SECTIONS, Contender, merged
 from gkd_core.config.load import RENAMED, parse_yaml, validate
 from gkd_core.config.schema import Params, whole
 from gkd_core.errors import GkdError, unknown
-from gkd_core.methods import METHODS
+from gkd_core.methods import METHODS, is_method
 from gkd_core.mistakes import Mistake, warn_renamed
 from gkd_core.schemes import names as scheme_names
 
@@ -348,7 +348,7 @@ def _when(key: str, given: Any) -> tuple[tuple[tuple[str, tuple[Any, ...]], ...]
     for chooser, options, known in owners:
         if key.startswith(f"{options}."):
             owner = key.removeprefix(f"{options}.").partition(".")[0]
-            if owner not in known:
+            if owner not in known and not (known is METHODS and is_method(owner)):
                 wrong.append(unknown(f"{options}: {chooser.rpartition('.')[2]}", owner, known))
             elif owner not in found.setdefault(chooser, (owner,)):
                 wrong.append(

@@ -5,16 +5,18 @@ torchvision's kernels are in `operations.py`.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gkd_core import plugins
 from gkd_core.data.operations import AutoName
+from gkd_core.data.own import names
 from gkd_core.data.views import Numbers
 
 ERASED, ERASED_ASPECT, ERASING_TRIES = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's defaults
@@ -39,6 +41,7 @@ class Augmentation:
         mixup: α of Beta(α, α), one mixture λ for the batch; 0 is off. After Zhang et al. 2018 (arXiv:1710.09412).
         cutmix: α of Beta(α, α), one rectangle for the batch; 0 is off. With mixup each batch has one of them, as likely
             as the other. After Yun et al. 2019 (arXiv:1905.04899).
+        own: options of plugins' augmentations by name, in order; see `gkd_core.data.own`.
     """
 
     crop_padding: int = 0
@@ -53,6 +56,7 @@ class Augmentation:
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         strengths = ("crop_padding", "color_jitter", "hue", "cutout", "erasing", "mixup", "cutmix")
@@ -62,6 +66,13 @@ class Augmentation:
             smallest, largest = self.random_resized_crop
             if not 0 < smallest <= largest <= 1:
                 raise ValueError(f"random_resized_crop must be two rising parts of an area: {self}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All of it as plain values, and of plugins' what they are; without these where there are none."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        own = found.pop("own")
+        return found | ({"own": own, "plugins": plugins.lineage(names(own))} if own else {})
 
     @property
     def mixes(self) -> bool:

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gkd_core.data import own
 from gkd_core.data.augment import (
     Augmentation,
     Rectangle,
@@ -67,6 +67,7 @@ class _Draws(NamedTuple):
     partners: Tensor | None
     operations: Sequence[Sequence[Operation]] | None
     erased: Sequence[Rectangle | None] | None
+    seeds: NDArray[np.int64] | None
 
     def of(self, rows: slice) -> "_Draws":
         """For these rows alone."""
@@ -142,6 +143,7 @@ class Loader:
         self.device = torch.device(device)
         self.seed = seed
         self.augmentation = augmentation or Augmentation()
+        self._own = own.create(self.augmentation.own)
         self._stored = views
         self.view_count = views or self.augmentation.views
         self.shuffle = shuffle
@@ -211,7 +213,7 @@ class Loader:
     def view_facts(self) -> dict[str, Any]:
         """What the views depend on beside image and number."""
         if self._stored:
-            return {"seed": self.seed, "count": self._stored, **asdict(self.augmentation)}
+            return {"seed": self.seed, "count": self._stored, **self.augmentation.facts}
         return {"crop_padding": self.augmentation.crop_padding, "flip": self.augmentation.flip}
 
     def first_images(self, count: int) -> Tensor:
@@ -352,7 +354,7 @@ class Loader:
         Of a stored view everything comes from `later`, which then knows no batch.
         """
         augmentation, device = self.augmentation, self.device
-        shifts = coins = centres = partners = operations = erased = None
+        shifts = coins = centres = partners = operations = erased = seeds = None
         if augmentation.crop_padding or augmentation.flip:
             places, chance = 2 * augmentation.crop_padding + 1, 0.5 if augmentation.flip else 0.0
             if isinstance(later, RowNumbers):
@@ -377,7 +379,9 @@ class Loader:
             operations = [[*a, *b] for a, b in zip(operations, jitter, strict=True)] if operations else jitter
         if augmentation.erasing:
             erased = draw_erased(later, batch, augmentation.erasing, size)
-        return _Draws(shifts, coins, centres, partners, operations, erased)
+        if self._own:
+            seeds = later.integers(2**31, size=batch)
+        return _Draws(shifts, coins, centres, partners, operations, erased, seeds)
 
     def _views(self, chosen: Tensor, draws: _Draws, epoch: int) -> Tensor | None:
         """Which views were drawn, [B]; None where there is no end to them."""
@@ -408,7 +412,7 @@ class Loader:
         for image, rectangle in zip(images, draws.erased or (), strict=False):
             if rectangle is not None:
                 rectangle.fill(image, self._fill.view(-1, 1, 1))
-        return images
+        return images if draws.seeds is None else own.apply(images, self._own, draws.seeds)
 
 
 def _partners(drawn: Tensor, known: Tensor | None) -> Tensor:

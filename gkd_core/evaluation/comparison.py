@@ -13,7 +13,7 @@ from gkd_core.errors import GkdError, unknown
 from gkd_core.evaluation.standings import Standing, standings
 from gkd_core.files import write_bytes, write_json
 from gkd_core.gate import WORDS, Metric
-from gkd_core.methods import METHODS
+from gkd_core.methods import is_method
 from gkd_core.tables import markdown_table, rounded, write_table
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def compare(
     check_seeds(seeds)
     expect_metric(metric)
     methods = list(methods) or ([] if contenders is not None else ["ce", "kd", "gompertz"])
-    for method in (name for name in methods if name in METHODS):
+    for method in (name for name in methods if is_method(name)):
         refuse_options(settings, method)
     entries = None if contenders is None else _listed(contenders, named=isinstance(student, str))
     lined = line_up(common_params(student, data, options, settings), methods, entries, reference)

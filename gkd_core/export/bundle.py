@@ -14,11 +14,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gkd_core import __version__, schemes
+from gkd_core import __version__, plugins, schemes
 from gkd_core.data import images
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import (
+    OPTIONAL,
     SMALLER,
     code_sha256,
     kept_precisions,
@@ -298,7 +299,8 @@ def _hyperparameters(training: dict[str, Any], manifest: dict[str, Any]) -> str:
     method, scheme = METHODS.get(training["method"]), training.get("scheme", schemes.DEFAULT)
     if method is None or scheme not in schemes.names() or schemes.get(scheme).has_own_loss:
         return _listed(given)
-    if manifest["code_sha256"] != code_sha256():  # theirs were perhaps other defaults
+    plugin = plugins.lineage([("method", training["method"])])
+    if manifest["code_sha256"] != code_sha256() or plugin not in training.get("plugins", ""):  # perhaps other defaults
         return "; ".join(part for part in (_listed(given), "the others are the method's defaults") if part)
     known = {name: p.default for name, p in hyperparameters(training["method"]).items()}
     values = {name: value for name, value in known.items() if value not in (None, inspect.Parameter.empty)}
@@ -321,7 +323,7 @@ def _rows(metrics: dict[str, Any], precision: str) -> list[tuple[str, dict[str, 
 
 
 def _lineage(manifest: dict[str, Any], chosen: dict[str, Any], precision: str) -> dict[str, str]:
-    keys = ("data_sha256", "teacher_digest", "student_digest", "config_digest", "weights_digest", "code_sha256")
+    keys = ("data_sha256", "teacher_digest", "student_digest", "config_digest", *OPTIONAL, "code_sha256")
     return {
         **{key: manifest[key] for key in keys if manifest.get(key)},
         "model_sha256": chosen["sha256"],

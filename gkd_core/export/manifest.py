@@ -2,7 +2,8 @@
 
 The lineage it holds: `data_sha256` (the prepared images) → `teacher_digest` → `student_digest` → `model.sha256`, with
 `config_digest` (how the student was trained and exported), `code_sha256` (by which sources) and, where the student
-started from learnt weights, `weights_digest` (their file). `int8` and `fp16` say
+started from learnt weights, `weights_digest` (their file), where plugins took part, `plugins` (which, by the digests of
+their sources). `int8` and `fp16` say
 whether there is a smaller file, its digest and what it showed, or why there is none; `reference` says what the model
 answers on the validation images, which a server's answers are compared with, and `decision`, where there is one, when
 it gives an image no class. The same inputs give the same bytes; what varies by run is in run.json beside it.
@@ -36,7 +37,7 @@ MODEL_FILE = "model.onnx"
 FILES = {"fp32": MODEL_FILE, "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}  # by precision
 SMALLER = tuple(precision for precision in FILES if precision != "fp32")
 
-OPTIONAL = ("weights_digest",)
+OPTIONAL = ("weights_digest", "plugins")
 """What the lineage of some students has, and of others not."""
 
 # What readers count on.

@@ -125,8 +125,7 @@ def build_network(
         raise GkdError(
             f"{option}head is {head}, but there are no weights whose head could be: give weights, or no head"
         )
-    if name.startswith(TIMM):
-        refuse_unknown_name(name)
+    refuse_unknown_name(name.removeprefix(TOPOLOGICAL))
     if weights is None or isinstance(weights, StartingWeights):
         start = weights
     else:

@@ -144,7 +144,8 @@ class Network(nn.Module):
             GkdError: it wraps a module with a layer that cannot draw its weights anew.
         """
         torch.manual_seed(seed)
-        again = self.classifier.untrained() if isinstance(self.classifier, WrappedClassifier) else None
+        wrapped = self.spec.name.startswith(WRAPPED)  # what a plugin registered is built by its name again
+        again = self.classifier.untrained() if wrapped and isinstance(self.classifier, WrappedClassifier) else None
         other = Network(self.spec, self.classes, again)
         if self.pretrained:
             head = tuple(f"{layer}." for layer in self.classifier.head_layers)

@@ -3,17 +3,25 @@
 The CIFAR families are those of the CIFAR-100 distillation benchmark (RepDistiller), under the same layer names, so that
 checkpoints trained with it, or with mdistiller, load as they are. `timm:NAME` is timm's (extra `hub`), every other name
 torchvision's. Where both know a name (vgg11, vgg13, vgg16, vgg19) the plain name means the CIFAR family and
-`torchvision:vgg13` torchvision's.
+`torchvision:vgg13` torchvision's. Other packages add theirs with `register_model` (docs/plugins.md).
 """
 
 import difflib
 import importlib
-from typing import TYPE_CHECKING, Any, cast
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from gkd_core import plugins
 from gkd_core.errors import GkdError, unknown
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from gkd_core.models.classifier import Classifier
+
+    Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "resnet": (
@@ -34,9 +42,75 @@ TOPOLOGICAL = "topological:"
 STEMS = ("auto", "cifar", "imagenet")
 
 
+@dataclass(frozen=True)
+class OwnNetwork:
+    """A network that a plugin registered; see `register_model`."""
+
+    build: "Callable[..., nn.Module]"
+    stages: tuple[str, ...]
+    head: str
+
+
+OWN: dict[str, OwnNetwork] = {}
+"""Networks of plugins by name."""
+
+
+@overload
+def register_model(name: str, build: "Builder", **about: Any) -> "Builder": ...
+@overload
+def register_model(name: str, build: None = None, **about: Any) -> "Callable[[Builder], Builder]": ...
+def register_model(name: str, build: Any = None, *, stages: Sequence[str] = (), head: str = "fc") -> Any:
+    """Add a network of your own; a function, and a decorator of an `nn.Module` or of a function that builds one.
+
+    From then on its name is one for `gkd.create_model`, `student.name` and `teacher.name`, and its saved folder is
+    loaded by that name, wherever the plugin is imported.
+
+    Args:
+        name: for params.yaml.
+        build: called with `num_classes`, and with `in_channels` and `image_size` if it takes them; gives a module:
+            normalised images [B, C, H, W] in, logits [B, num_classes] out. None makes this a decorator.
+        stages: names of the layers whose outputs are the feature maps, from shallow to deep; see `gkd.wrap`.
+        head: name of the last layer.
+    Raises:
+        GkdError: the name is taken, or `build` takes no `num_classes`.
+
+    Example:
+        >>> import gkd_core as gkd
+        >>> from torch import nn
+        >>> @gkd.register_model("linear", head="2")
+        ... def linear(num_classes, in_channels, image_size):
+        ...     size = in_channels * image_size**2
+        ...     return nn.Sequential(nn.Flatten(), nn.Identity(), nn.Linear(size, num_classes))
+        >>> gkd.create_model("linear", classes=["cat", "dog"], image_size=8)(torch.rand(5, 3, 8, 8)).logits.shape
+        torch.Size([5, 2])
+    """
+    owner = plugins.caller()
+
+    def register(builder: Any) -> Any:
+        if not callable(builder) or not {"num_classes", None} & _taken(builder):
+            raise GkdError(
+                f"network {name!r} of {owner} is {builder!r}: give what makes an nn.Module when it is called with "
+                "num_classes"
+            )
+        if isinstance(stages, str):
+            raise GkdError(f"network {name!r} of {owner}: stages is {stages!r}: give a list of names of layers")
+        builtin = isinstance(name, str) and (is_cifar_name(name) or name in _torchvision_names())
+        plugins.claim("network", name, OwnNetwork(builder, tuple(stages), head), OWN, owner, builtin=builtin)
+        return builder
+
+    return register if build is None else register(build)
+
+
+def _taken(build: Callable[..., Any]) -> set[str | None]:
+    """Names of the arguments that it takes; None among them: any."""
+    parameters = inspect.signature(build).parameters.values()
+    return {None if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
+
+
 def model_names() -> tuple[str, ...]:
-    """Names that `create_classifier` takes: the CIFAR families, then torchvision's (imports torchvision)."""
-    return (*_cifar_names(), *(torchvision_name(name) for name in _torchvision_names()))
+    """Names that `create_classifier` takes: the CIFAR families, plugins', then torchvision's (imports torchvision)."""
+    plugins.load_installed()
+    return (*_cifar_names(), *OWN, *(torchvision_name(name) for name in _torchvision_names()))
 
 
 def timm_names() -> tuple[str, ...]:
@@ -51,7 +125,7 @@ def timm_names() -> tuple[str, ...]:
 
 
 def refuse_unknown_name(name: str, key: str = "network") -> None:
-    """See that there is a network of this name.
+    """See that there is a network of this name; one that is not gkd's own has the installed plugins imported.
 
     Args:
         key: where the name was given, for the sentence.
@@ -63,15 +137,27 @@ def refuse_unknown_name(name: str, key: str = "network") -> None:
 
         timm.refuse_unknown(name, key)
         return
-    if not is_cifar_name(name) and name.removeprefix(TORCHVISION) not in _torchvision_names():
-        near = difflib.get_close_matches(name, _torchvision_names(), n=3)
-        known = [*_cifar_names(), *near, "every torchvision classification model by its name, timm:NAME"]
-        raise GkdError(unknown(key, name, known))
+    if name in OWN or is_cifar_name(name) or name.removeprefix(TORCHVISION) in _torchvision_names():
+        return
+    plugins.load_installed()
+    if name not in OWN:
+        raise GkdError(_unknown(name, key))
+
+
+def _unknown(name: str, key: str = "network") -> str:
+    near = difflib.get_close_matches(name, _torchvision_names(), n=3)
+    known = [*_cifar_names(), *OWN, *near, "every torchvision classification model by its name, timm:NAME"]
+    return unknown(key, name, known)
 
 
 def is_cifar_name(name: str) -> bool:
     """Whether this is a network of the CIFAR families."""
     return name in _cifar_names()
+
+
+def is_built_here(name: str) -> bool:
+    """Whether this is a network of the CIFAR families or of a plugin: one whose weights nobody publishes."""
+    return name in OWN or is_cifar_name(name)
 
 
 def torchvision_name(name: str) -> str:
@@ -118,10 +204,41 @@ def create_classifier(
         from gkd_core.models import timm
 
         return timm.build(name, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
-    refuse_unknown_name(name)
+    if name in OWN:
+        return _build_own(name, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+    if name.removeprefix(TORCHVISION) not in _torchvision_names():
+        # The name may be from somebody's file, which must not have code imported.
+        raise GkdError(f"{_unknown(name)}; one of a plugin is known where `plugins` names that, or it was imported")
     from gkd_core.models.torchvision import build
 
     return build(name.removeprefix(TORCHVISION), num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
+
+
+def _build_own(name: str, num_classes: int, *, in_channels: int, image_size: int, stem: str) -> "Classifier":
+    from gkd_core.models.classifier import Classifier
+    from gkd_core.models.wrap import WrappedClassifier
+
+    own, where = OWN[name], f"network {name} of {plugins.owner('network', name)}"
+    if stem != "auto":
+        raise GkdError(f"{where} has first layers of its own: set stem to auto, not {stem}")
+    facts = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    taken = _taken(own.build)
+    try:
+        module = own.build(**{key: value for key, value in facts.items() if {key, None} & taken})
+    except GkdError:
+        raise
+    except Exception as error:  # whatever somebody's code raises
+        how = ", ".join(f"{key}={value}" for key, value in facts.items())
+        raise GkdError(f"{where} cannot be built with {how} ({type(error).__name__}: {error})") from error
+    if isinstance(module, Classifier):
+        return module
+    try:
+        classifier = WrappedClassifier(module, own.stages, own.head, in_channels, image_size)
+    except GkdError as error:
+        raise GkdError(f"{where}: {error}") from None
+    if classifier.num_classes != num_classes:
+        raise GkdError(f"{where} gives {classifier.num_classes} logits where num_classes is {num_classes}: correct it")
+    return classifier
 
 
 def _cifar_names() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from gkd_core.files import file_digest
 from gkd_core.models import published
 from gkd_core.models.classifier import Classifier
 from gkd_core.models.network import Network, NetworkSpec, Preprocessing, load_network, read_spec
-from gkd_core.models.registry import TIMM, TOPOLOGICAL, TORCHVISION, is_cifar_name, torchvision_name
+from gkd_core.models.registry import TIMM, TOPOLOGICAL, TORCHVISION, is_built_here, torchvision_name
 from gkd_core.models.state_dicts import FILES, OWN, as_ours, first_line, misfit, read_state, refuse_not_finite
 from gkd_core.records import read_teacher
 
@@ -97,7 +97,7 @@ def find_weights(source: str | Path, name: str, *, option: str = "") -> Starting
         )
     if name.startswith(TIMM):
         return _of_timm(given, name, option)
-    if is_cifar_name(name) or name.startswith(TOPOLOGICAL):
+    if is_built_here(name) or name.startswith(TOPOLOGICAL):
         raise GkdError(
             f"{option}weights are {given!r}, but nobody publishes weights of {name}: give a file or a folder of such a "
             "network, or take one of torchvision or timm"
@@ -176,7 +176,7 @@ def _stem(spec: NetworkSpec) -> str:
     """Of a network that exists: what "auto" stood for."""
     from gkd_core.models.torchvision import CIFAR_STEM_UP_TO
 
-    if spec.stem != "auto" or is_cifar_name(spec.name) or spec.name.startswith((TIMM, TOPOLOGICAL)):
+    if spec.stem != "auto" or is_built_here(spec.name) or spec.name.startswith((TIMM, TOPOLOGICAL)):
         return spec.stem
     return "cifar" if spec.image_size <= CIFAR_STEM_UP_TO else "imagenet"
 
@@ -188,7 +188,7 @@ def _of_file(path: Path, name: str) -> StartingWeights:
 
         known = timm.published(name)
         return StartingWeights(str(path), path, name, "auto", published.timm_preprocessing(known), None, known)
-    if is_cifar_name(name) or name.startswith(TOPOLOGICAL):
+    if is_built_here(name) or name.startswith(TOPOLOGICAL):
         return StartingWeights(str(path), path, name)
     preprocessing = published.torchvision_default(name.removeprefix(TORCHVISION))
     return StartingWeights(str(path), path, name, "imagenet", preprocessing)

@@ -16,7 +16,7 @@ from gkd_core.errors import GkdError
 from gkd_core.models.create import describe
 from gkd_core.models.network import Network, NetworkSpec, load_network
 from gkd_core.models.published import fetch_torchvision, torchvision_preprocessing, torchvision_weights
-from gkd_core.models.registry import TORCHVISION, torchvision_name
+from gkd_core.models.registry import TOPOLOGICAL, TORCHVISION, refuse_unknown_name, torchvision_name
 from gkd_core.models.starting import head_tensors
 from gkd_core.models.state_dicts import FILES, as_ours, misfit, read_state, refuse_not_finite, tensors_in
 from gkd_core.records import read_teacher
@@ -98,6 +98,7 @@ def read_network(
         state, where = _read(source, option), str(source)
     if name is None:
         raise GkdError(f"a state dict does not say what network it belongs to: give {option}name")
+    refuse_unknown_name(name.removeprefix(TOPOLOGICAL))
     spec = describe(name, stem=stem, classes=classes, data=data, option=option, **preprocessing)
     network = Network(spec)
     _load(network, state, where, classes_given=classes is not None, option=option)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gkd_core.errors import GkdError, unknown
-from gkd_core.methods import METHODS, check_hyperparameters, create_loss, hyperparameters
+from gkd_core.methods import METHODS, check_hyperparameters, create_loss, hyperparameters, is_method
 from gkd_core.mistakes import mistakes
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class DistillationSpec:
     def __post_init__(self) -> None:
         from gkd_core import schemes
 
-        if self.method not in METHODS:
+        if not is_method(self.method):
             raise GkdError(unknown("distill.method", self.method, METHODS))
         scheme = schemes.get(self.scheme)
         scheme.check_method(self.method, self.hyperparameters)

@@ -10,7 +10,7 @@ from gkd_core.config.space import read_space
 from gkd_core.errors import GkdError, unknown
 from gkd_core.evaluation.comparison import check_seeds, common_params, expect_student, train_by
 from gkd_core.files import json_digest
-from gkd_core.methods import METHODS
+from gkd_core.methods import METHODS, is_method
 
 if TYPE_CHECKING:
     from gkd_core.data.prepared import PreparedData
@@ -84,7 +84,7 @@ def search(
         raise GkdError(f"seeds is {seeds!r}: give a list")
     if not isinstance(space, Mapping) or not space:
         raise GkdError(f"space is {space!r}: give a dict, parameter → range, choices or value")
-    if method not in METHODS:
+    if not is_method(method):
         raise GkdError(unknown("method", method, METHODS))
     for name, limit in (("trials", trials), ("minutes", minutes)):
         if limit is not None and not limit > 0:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gkd_core.data.images import Crop
 from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
+from gkd_core.export.manifest import OPTIONAL
 from gkd_core.export.session import as_input, first_line, open_session
 from gkd_core.serving.answers import Answers
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
@@ -107,7 +108,7 @@ class Model:
             "classes": list(self.classes),
             "model_sha256": self.sha256,
             **{name: str(manifest.get(name, known.get(name, ""))) for name in (*LINEAGE, *ABOUT)},
-            **{name: str(value) for name in ("weights_digest",) if (value := manifest.get(name, known.get(name)))},
+            **{name: str(value) for name in OPTIONAL if (value := manifest.get(name, known.get(name)))},
             "precision": str(known.get("precision", found.precision)),
             **({} if self.decision is None else {"decision": self.decision.model_dump(mode="json")}),
         }

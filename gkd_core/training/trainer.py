@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gkd_core import schemes
+from gkd_core import plugins, schemes
 from gkd_core.config import (
     CHANGES_NOTHING,
     DistillConfig,
@@ -41,6 +41,7 @@ from gkd_core.config import (
 )
 from gkd_core.config.recipes import ResolvedTraining, Start, choose, refuse_unread_momentum, resolve
 from gkd_core.cores import usable_cores
+from gkd_core.data import own
 from gkd_core.data.augment import Augmentation
 from gkd_core.data.balance import class_counts, class_weights, log_priors
 from gkd_core.data.loader import Batch, Loader
@@ -54,7 +55,7 @@ from gkd_core.models.classifier import Output
 from gkd_core.models.macs import multiply_accumulates
 from gkd_core.models.network import Network, expect_network
 from gkd_core.models.topological import images_only
-from gkd_core.models.wrap import WrappedClassifier
+from gkd_core.models.wrap import WRAPPED
 from gkd_core.schedules import Observer, create_schedule
 from gkd_core.schemes import DistillationSpec
 from gkd_core.training import distributed, interruption
@@ -245,6 +246,7 @@ def _run_alone(training: "Training", work: Path | str | None, out: Path | str | 
             "data_sha256": data.info.sha256,
             "initial_weights": weights_digest(network),
             "teacher_digest": json_digest([weights_digest(teacher) for teacher in training.teachers]),
+            **training.plugin_facts,
             "config_digest": json_digest(
                 {"train": training.config.model_dump(exclude={*CHANGES_NOTHING}), "distill": asdict(training.spec)}
             ),
@@ -277,7 +279,7 @@ def removed_when_stopped(space: Path | None) -> Iterator[None]:
 
 def start_of(network: Network, data: PreparedData) -> Start:
     """What a recipe asks about a training of this network on this data, before it begins."""
-    unknown = isinstance(network.classifier, WrappedClassifier) and not network.pretrained
+    unknown = network.name.startswith(WRAPPED) and not network.pretrained
     return Start(
         None if unknown else network.pretrained,
         network.spec.image_size,
@@ -344,6 +346,14 @@ class Training:
     cache: Path | None = None
     on_epoch: EpochHook | None = None
     watcher: Watcher | None = None
+
+    @property
+    def plugin_facts(self) -> dict[str, str]:
+        """What of it is a plugin's, with the digest of the plugin's sources; nothing where all is gkd's own."""
+        networks = (self.network, *self.teachers)
+        names: list[plugins.Name] = [("method", self.spec.method), *(("network", each.name) for each in networks)]
+        used = plugins.lineage([*names, *own.names(self.config.augment.own)])
+        return {"plugins": used} if used else {}
 
     def in_scheme(self, create_student: Callable[[int], Network], work: Path | None) -> Result:
         """Train as the scheme wants it: once, or in generations.
@@ -464,10 +474,12 @@ class Trainer:
             "training": config.model_dump(mode="json", exclude={*CHANGES_NOTHING}),
             **({} if unlabelled is None else {"unlabelled_images": len(unlabelled)}),
             **training.facts,
+            **training.plugin_facts,
             **how,
         }
         self.checkpoint = None if work is None else work / CHECKPOINT
-        self.fingerprint = json_digest(training.facts | how | {"training": self.facts["training"]})
+        given = training.facts | training.plugin_facts
+        self.fingerprint = json_digest(given | how | {"training": self.facts["training"]})
         self.state = _State()
         self.cached: CachedTeacher | None = None
         self.data, self._cache, self._on_epoch = data, training.cache, training.on_epoch

@@ -78,11 +78,11 @@ def compare(
 ) -> None:
     """Train named settings, or methods, with many seeds on one data set, and compare them, paired by seed."""
     from gkd_core.files import read_json
-    from gkd_core.methods import METHODS
+    from gkd_core.methods import METHODS, is_method
 
-    if trials.contenders is None and reference is not None and reference not in METHODS:
+    given = trials.read(configuration)  # which loads the plugins that it names
+    if trials.contenders is None and reference is not None and not is_method(reference):
         raise GkdError(unknown("--reference", reference, METHODS))
-    given = trials.read(configuration)
     from components import compare as comparison
     from pipelines.summary import show_comparison
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gkd_core.errors import GkdError
-from pipelines.commands.options import Configuration, finish, grouped
+from pipelines.commands.options import PARAMS, Configuration, finish, grouped
 
 app = typer.Typer()
 
@@ -15,16 +15,25 @@ app = typer.Typer()
 def methods(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As docs/methods.md.")] = False,
+    params: Annotated[
+        Path | None, typer.Option(help="Whose plugins are listed, too; ./params.yaml where it is there.")
+    ] = None,
 ) -> None:
-    """List the distillation methods and schemes with their hyperparameters."""
-    from pipelines.catalogue import method_rows, methods_markdown, scheme_rows, show_methods
+    """List the distillation methods and schemes with their hyperparameters, and what plugins bring."""
+    from gkd_core.config import load_plugins
+    from gkd_core.plugins import load_installed
+    from pipelines.catalogue import method_rows, methods_markdown, plugin_rows, scheme_rows, show_methods
 
     if as_json and markdown:
         raise GkdError("--json and --markdown are both given: give one")
-    if as_json:
-        finish([*method_rows(), *scheme_rows()])
-    elif markdown:
+    if markdown:
         print(methods_markdown(), end="")
+        return
+    load_installed()
+    if params is not None or PARAMS.is_file():
+        load_plugins(params or PARAMS)
+    if as_json:
+        finish([*method_rows(), *scheme_rows(), *plugin_rows()])
     else:
         show_methods()
 

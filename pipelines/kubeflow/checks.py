@@ -7,13 +7,14 @@ before anything is made or sent, by the same functions.
 import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from gkd_core.config import Params, override, parse_params
 from gkd_core.config.schema import FILES
 from gkd_core.errors import GkdError, unknown
+from gkd_core.plugins import modules_of
 from gkd_core.redact import address_with_secret
 
 Content = TypeVar("Content")
@@ -160,6 +161,15 @@ def refuse_unknown(params: Params) -> None:
                 raise GkdError(unknown("data.source: the torchvision set", wanted, sets))
     elif params.data.source not in KNOWN:
         raise GkdError(unknown("data.source", params.data.source, KNOWN))
+
+
+def plugins_wanted(params: Params, image: str) -> Iterator[str]:
+    """What nobody can look at from here: that the image holds the plugins; a sentence where there are any."""
+    if modules := sorted({*params.plugins, *modules_of(params.names(*Params.model_fields))}):
+        yield (
+            f"the image {image} must hold the plugins {', '.join(modules)}, else the run ends in its first "
+            "task: build it as docs/plugins.md says, and name it in GKD_IMAGE"
+        )
 
 
 def refuse_source(params: Params, repo: str, path: str, rev: str) -> None:

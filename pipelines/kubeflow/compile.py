@@ -13,6 +13,7 @@ from gkd_core.files import write_bytes
 from pipelines.kubeflow.checks import (
     ONLY_SEARCHED,
     ONLY_SWEPT,
+    plugins_wanted,
     refuse_no_image,
     refuse_other_devices,
     refuse_own_store,
@@ -57,7 +58,7 @@ def compile_pipeline(
         parallelism: trainings of a sweep at a time; None is its own number.
         contenders: file of those of a sweep, the default of its argument of that name.
         space: file of that of a search, likewise.
-        warn: say on stderr when nothing in it names an MLflow server.
+        warn: say on stderr when nothing in it names an MLflow server, and which plugins the image must hold.
     Returns:
         {"pipeline", "profile", "image", "path"}.
     Raises:
@@ -96,6 +97,8 @@ def compile_pipeline(
     known = given is None or given.sets("MLFLOW_TRACKING_URI") or resolve(content, overrides or []).tracking.uri
     if warn and which != "search" and not known:
         print(f"gkd: {LOST}", file=sys.stderr)
+    for sentence in plugins_wanted(resolve(content, overrides or []), image()) if warn else ():
+        print(f"gkd: {sentence}", file=sys.stderr)
     write_bytes(file, (title + body).encode())
     return {"pipeline": pipeline.name, "profile": profile, "image": image(), "path": str(file)}
 

@@ -14,7 +14,7 @@ from pipelines.kubeflow.checks import without_null
 MOST_CLASSES = 200  # of a confusion matrix in the metadata, which travel by gRPC: 4 MB at most, and 1000 would be 11
 TRAINED = (
     *("role", "network", "method", "seed", "trained"),
-    *("data_sha256", "teacher_digest", "config_digest", "weights_digest"),
+    *("data_sha256", "teacher_digest", "config_digest", "weights_digest", "plugins"),
 )
 
 

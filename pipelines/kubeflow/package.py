@@ -16,6 +16,7 @@ from gkd_core.config import Params
 from gkd_core.errors import GkdError
 from pipelines.kubeflow.checks import (
     has_registry,
+    plugins_wanted,
     refuse_arguments,
     refuse_no_image,
     refuse_other_devices,
@@ -184,6 +185,8 @@ def _warnings(given: dict[str, Any], params: Params | None, documents: list[Any]
     if params and registers and not params.tracking.uri and not _sets(documents, "MLFLOW_TRACKING_URI"):
         yield LOST
     for image in _images(documents):
+        if params:
+            yield from plugins_wanted(params, image)
         if not has_registry(image):
             yield (
                 f"the image {image} names no registry, so the cluster's nodes must have it already: push it and give "
