@@ -52,6 +52,22 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], Path]:
     return made
 
 
+@pytest.fixture
+def forget_plugins(monkeypatch, tmp_path):
+    """What plugins register meanwhile is taken back afterwards; modules in `tmp_path`, and what leads to them, go."""
+    from gkd_core import plugins
+
+    monkeypatch.setattr(plugins, "_installed", None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for owner in set(plugins._owners.values()):
+        plugins.release(owner)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+    plugins._digests.clear()
+
+
 @pytest.fixture(scope="session")
 def digits(made_once) -> Path:
     """The digits, prepared."""

@@ -29,7 +29,7 @@ def known() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_run(name, known, capsys):
+def test_the_examples_of_a_module_run(name, known, capsys, forget_plugins):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, extraglobs=known, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert not failed, capsys.readouterr().out

@@ -34,7 +34,7 @@ class CosineEmbedding(gkd.losses.Loss):
     def forward(
         self, student: Output, teacher: Output | None, labels: Tensor, *, epoch: float = 0.0, indices: Any = None
     ) -> dict[str, Tensor]:
-        """Cross-entropy, and the angle: "ce" is a term of every method, the others are weighed by `distill.schedule`."""
+        """Terms by name: every method has "ce", and `distill.schedule` weighs the others."""
         assert teacher is not None
         cosine = functional.cosine_similarity(self.adapter(student.embedding).float(), teacher.embedding.float())
         angle = (1 - cosine).clamp_min(0).pow(self.power).mean()

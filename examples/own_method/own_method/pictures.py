@@ -20,7 +20,5 @@ def noise(image: Tensor, *, strength: Annotated[float, Field(ge=0, le=1)] = 0.05
 class Blur(v2.GaussianBlur):
     """torchvision's, with options that params.yaml can give."""
 
-    def __init__(
-        self, *, size: Annotated[int, Field(ge=3)] = 3, largest: Annotated[float, Field(gt=0.1)] = 2.0
-    ) -> None:
-        super().__init__(size, (0.1, largest))
+    def __init__(self, *, size: Annotated[int, Field(ge=3)] = 3, sigma: Annotated[float, Field(gt=0.1)] = 2.0) -> None:
+        super().__init__(size, (0.1, sigma))
