@@ -254,9 +254,9 @@ def register_method(
 
 
 def _refuse_unfit(name: str, loss: Any, owner: str, *, schedule: str, reads: str) -> None:
-    from gkd_core.losses.base import Loss
+    base = importlib.import_module("gkd_core.losses.base").Loss  # which imports this module
 
-    if not (isinstance(loss, type) and issubclass(loss, Loss)):
+    if not (isinstance(loss, type) and issubclass(loss, base)):
         raise GkdError(f"method {name!r} of {owner} is {loss!r}: give a subclass of gkd_core.losses.Loss")
     for key, value, known in (("schedule", schedule, SCHEDULES), ("reads", reads, get_args(Reads))):
         if value not in known:

@@ -145,7 +145,7 @@ def sources(package: str) -> dict[str, Path]:
     """
     loaded = sys.modules.get(package)
     file = getattr(loaded, "__file__", None)
-    if file is None:
+    if not file:
         return {}
     path = Path(file)
     if not hasattr(loaded, "__path__"):
