@@ -28,7 +28,8 @@ def test_cifar_is_what_a_training_had_before_there_were_recipes():
     neutral = {"decay_norms": True, "freeze_epochs": 0, "backbone_lr_factor": 1.0, "layer_decay": 1.0}
     assert {name: getattr(found, name) for name in neutral} == neutral
     assert found.freeze_batch_norm is False
-    augment = {name: value for name, value in found.augment if name not in ("rand_operations", "rand_magnitude")}
+    written = found.augment.model_dump()
+    augment = {name: value for name, value in written.items() if name not in ("rand_operations", "rand_magnitude")}
     nothing = dict.fromkeys(["color_jitter", "hue", "cutout", "erasing", "mixup", "cutmix"], 0)
     assert augment == {"crop_padding": None, "random_resized_crop": False, "flip": None, "auto": "none", **nothing}
 
