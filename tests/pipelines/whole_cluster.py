@@ -181,6 +181,8 @@ class WholeCluster(KubernetesApi):
         if not found:
             return (200, {"resources": []}) if parts.path.endswith("/v1alpha1") else (404, {"message": parts.path})
         plural, name, log = found.groups()
+        if verb == "PATCH" and headers["Content-Type"] != "application/strategic-merge-patch+json":
+            return 415, {"message": "the body of the request was in an unknown format"}
         self._refresh()
         if log:
             return self._log(name)
