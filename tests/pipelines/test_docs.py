@@ -42,7 +42,8 @@ ENDS = {"|", "&&", "||", ";", ">", "2>", "#"}
 def invocations(page: Path) -> Iterator[list[str]]:
     """The words after `gkd` of every command in a page, in its blocks and in its lines."""
     text = page.read_text()
-    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", text, re.DOTALL)
+    fences = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    blocks = [block for language, block in fences if language in ("", "bash", "sh", "console")]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
