@@ -27,9 +27,11 @@ from gkd_core.export.manifest import (
     kept_file,
     kept_precisions,
     lineage,
+    pixels_file,
     write_manifest,
 )
 from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
+from gkd_core.export.pixels import pixels_parity, write_pixels
 from gkd_core.export.quantise import Quantiser, stratified_pick
 from gkd_core.export.reference import reference
 from gkd_core.export.session import run_outputs, run_session, session
@@ -108,6 +110,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
         logits = run_session(session(model), prepared.validation.images)
         smaller = _smaller(model, prepared, logits, settings)
         decision = None if params.decide is None else _decide(folder, prepared, smaller, params.decide)
+        pixels = _pixels(folder, ["fp32", *kept_precisions(smaller)], prepared, settings)
         manifest = build_manifest(
             model,
             input=settings.input,
@@ -120,6 +123,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             preprocessing=preprocessing(network),
             parity=agreement,
             smaller=smaller,
+            pixels=pixels,
             reference=reference(logits),
             decision=decision,
         )
@@ -136,6 +140,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             else {"kept": False, "reason": entry["reason"]}
             for precision, entry in smaller.items()
         },
+        **({"pixels": pixels} if pixels else {}),
     }
 
 
@@ -200,6 +205,25 @@ def _smaller(
                 entries[precision] = _int8(model, file, prepared, logits, settings.int8)
             else:
                 entries[precision] = _fp16(model, file, validation, logits, settings.fp16_tolerance)
+        except GkdError as error:  # there is still the model itself
+            file.unlink(missing_ok=True)
+            entries[precision] = dropped_file(str(error))
+    return entries
+
+
+def _pixels(
+    folder: Path, precisions: list[str], prepared: PreparedData, settings: ExportConfig
+) -> dict[str, dict[str, Any]]:
+    """Make the files that take pictures of any size, beside the models; the manifest's entries, none if not wanted."""
+    entries: dict[str, dict[str, Any]] = {}
+    crop, images = prepared.info.crop or "center", prepared.validation.images
+    for precision in precisions if settings.pixels else ():
+        model, file = folder / FILES[precision], folder / pixels_file(precision)
+        try:
+            write_pixels(model, file, crop=crop)
+            tolerance = settings.parity_tolerance if precision == "fp32" else settings.fp16_tolerance
+            found = pixels_parity(model, file, images, crop=crop, tolerance=tolerance)
+            entries[precision] = kept_file(file, {"input": "pixels", "parity": found})
         except GkdError as error:  # there is still the model itself
             file.unlink(missing_ok=True)
             entries[precision] = dropped_file(str(error))

@@ -125,6 +125,7 @@ def deploy_folder(
     classes: tuple[str, ...] | None = None,
     lineage: dict[str, str] | None = None,
     decision: Any = None,
+    pixels: bool = False,
     **described: Any,
 ) -> Path:
     """Pixels [B, side, side, channels] → convolution, rectifier, mean over places, linear layer → `count` logits.
@@ -132,6 +133,7 @@ def deploy_folder(
     Args:
         classes, lineage: names, and digests; made up unless given.
         decision: a `gkd_core.decision.Decision` for the file.
+        pixels: beside it the file that takes pictures of any size.
         described: what the manifest says otherwise.
     """
     import json
@@ -140,7 +142,8 @@ def deploy_folder(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from gkd_core.export.manifest import build_manifest, write_manifest
+    from gkd_core.export.manifest import build_manifest, kept_file, pixels_file, write_manifest
+    from gkd_core.export.pixels import write_pixels
 
     random = np.random.default_rng(seed)
     weights = {
@@ -178,6 +181,9 @@ def deploy_folder(
         from gkd_core.export.decision_graph import append_decision
 
         append_decision(folder / "model.onnx", decision)
+    if pixels:
+        write_pixels(folder / "model.onnx", file := folder / pixels_file("fp32"), crop="center")
+        described["pixels"] = {"fp32": kept_file(file, {"input": "pixels"})}
     manifest = build_manifest(
         folder / "model.onnx",
         decision=decision,

@@ -748,6 +748,9 @@ class ExportConfig(Section):
     fp16_tolerance: Positive = 0.05
     """Largest |float16 − float32| allowed on the logits of validation images; a file that exceeds it is not kept.
     Far looser than `parity_tolerance`: a half has eleven bits, so a logit of 16 is off by 0.008 from rounding alone."""
+    pixels: bool = False
+    """Also write model_pixels.onnx, and one of each smaller file, which takes RGB pictures of any size: the resizing is
+    inside, level by level what Pillow does for `gkd prepare`. For servers and clients that cannot resize."""
 
 
 class DecideConfig(Section):
@@ -903,8 +906,8 @@ class Params(Section):
         chosen. `devices` stays out while it is 1;
         several add up numbers in another order and, on a CPU, give batch norms smaller batches, so they are another
         configuration. So is another number of `threads`; null, which leaves it to the work and the cores, stays out.
-        `teacher_cache` is a way to the same weights. `decide` stays out while it is null. The list `plugins` stays out,
-        too; of those that the sections use there is a digest of the sources.
+        `teacher_cache` is a way to the same weights. `decide` stays out while it is null, `pixels` while it is off. The
+        list `plugins` stays out, too; of those that the sections use there is a digest of the sources.
         """
         content = self.model_dump(mode="json", include=set(sections))
         for place in ("root", "unlabelled"):
@@ -923,6 +926,8 @@ class Params(Section):
         if content.get("decide", {}) is None:
             del content["decide"]
         content.get("decide", {}).pop("unknown", None)
+        if content.get("export", {}).get("pixels") is False:
+            del content["export"]["pixels"]
         if "distill" in content:
             distill = content["distill"]
             for options, chosen in (("options", self.distill.method), ("scheme_options", self.distill.scheme)):

@@ -98,6 +98,7 @@ def build_manifest(
     preprocessing: dict[str, Any],
     parity: dict[str, Any],
     smaller: dict[str, dict[str, Any]] | None = None,
+    pixels: dict[str, dict[str, Any]] | None = None,
     reference: dict[str, Any] | None = None,
     decision: Decision | None = None,
 ) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def build_manifest(
         preprocessing: what the graph does to its input, for people; clients need to do none of it.
         parity: what `gkd_core.export.onnx.parity` gave.
         smaller: by precision (int8, fp16) what `kept_file` or `dropped_file` gave.
+        pixels: by the precision of the model inside the same of the files that take pictures of any size.
         reference: what `gkd_core.export.reference.reference` gave on the validation images; None where there are none.
         decision: of the float32 file; those of smaller files are in `smaller`. None where there is none.
     """
@@ -134,6 +136,7 @@ def build_manifest(
         "preprocessing": preprocessing,
         "parity": parity,
         **(smaller or {}),
+        **({"pixels": pixels} if pixels else {}),
         **({} if reference is None else {"reference": reference}),
         **({} if decision is None else {"decision": decision_entry(decision)}),
     }
@@ -164,6 +167,18 @@ def dropped_file(reason: str, facts: dict[str, Any] | None = None) -> dict[str, 
 def kept_precisions(manifest: dict[str, Any]) -> list[str]:
     """int8, fp16: those of which there is a file."""
     return [name for name in SMALLER if isinstance(manifest.get(name), dict) and manifest[name].get("kept")]
+
+
+def pixels_file(precision: str) -> str:
+    """Name of the file that takes pictures of any size for the model in one precision."""
+    return FILES[precision].replace(".onnx", "_pixels.onnx")
+
+
+def kept_pixels(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The entries of the files that take pictures of any size, by precision; empty where `export.pixels` was off."""
+    found = manifest.get("pixels")
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: entry for name, entry in entries if name in FILES and isinstance(entry, dict) and entry.get("kept")}
 
 
 def model_entry(manifest: dict[str, Any], precision: str, where: str = "the deploy folder") -> dict[str, Any]:
@@ -205,7 +220,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     told |= _decided(manifest)
     smaller = {name: {**ENTRY, **_decided(manifest[name])} for name in kept}
     expect_shape(path, manifest, {**SHAPE, **smaller, **told})
-    for entry in (manifest["model"], *(manifest[name] for name in kept)):
+    pixels = kept_pixels(manifest)
+    expect_shape(path, pixels, dict.fromkeys(pixels, ENTRY))
+    for entry in (manifest["model"], *(manifest[name] for name in kept), *pixels.values()):
         model = folder / entry["file"]
         if not model.is_file():
             raise GkdError(f"the deploy folder {folder} has no {model.name}: run `gkd export` again")

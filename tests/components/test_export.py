@@ -214,3 +214,29 @@ def test_the_distance_of_features_is_measured_on_training_images(project: Any, t
     seen = run_outputs(model, prepared.train.images[:200], ["score"])["score"]
     noise = np.random.default_rng(0).integers(256, size=(200, 8, 8, 1), dtype=np.uint8)
     assert np.median(run_outputs(model, noise, ["score"])["score"]) < np.quantile(seen, 0.05)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_file_for_pictures_of_any_size_stands_beside_every_model_where_wanted(project: Any, tmp_path: Path) -> None:
+    assert "pixels" not in read_manifest(project.deploy)
+    loose = {"calibration_images": 20, "min_agreement": 0.0, "max_accuracy_drop": 1.0}
+    sections = {"export": {"pixels": True, "fp16": True, "int8": loose}, "decide": {"coverage": 0.7}}
+    summary = run(project, tmp_path / "deploy", params=parse_params(sections))
+    manifest = read_manifest(tmp_path / "deploy")
+    assert summary["pixels"] == manifest["pixels"]
+    assert sorted(manifest["pixels"]) == ["fp16", "fp32", "int8"]
+    for precision, entry in manifest["pixels"].items():
+        model = manifest["model"] if precision == "fp32" else manifest[precision]
+        assert (entry["kept"], entry["input"]) == (True, "pixels"), entry
+        assert entry["parity"]["differing"] == 0
+        facts = {item.key: item.value for item in onnx.load(tmp_path / "deploy" / entry["file"]).metadata_props}
+        assert (facts["precision"], facts["wraps_sha256"]) == (precision, model["sha256"])
+        assert facts["student_digest"] == manifest["student_digest"]
+        assert json.loads(facts["classes"]) == manifest["classes"]
+        inside, outside = (session(tmp_path / "deploy" / name) for name in (FILES[precision], entry["file"]))
+        assert [each.name for each in outside.get_outputs()] == [each.name for each in inside.get_outputs()]
+        assert "decision" in [each.name for each in outside.get_outputs()]
+
+    (tmp_path / "deploy" / "model_int8_pixels.onnx").write_bytes(b"x")
+    with pytest.raises(GkdError, match=r"model_int8_pixels\.onnx is not the file its manifest describes"):
+        read_manifest(tmp_path / "deploy")

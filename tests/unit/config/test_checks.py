@@ -4,6 +4,7 @@ import pytest
 
 from gkd_core.config import AugmentConfig, parse_params, refuse_unfit_augmentation
 from gkd_core.errors import GkdError
+from gkd_core.files import json_digest
 
 
 def test_a_topological_teacher_needs_the_topology_of_the_data():
@@ -121,3 +122,11 @@ def test_a_method_of_plain_labels_refuses_mixed_images_before_anything_is_traine
     chain = {"assistants": ["resnet8"], "assistant_distill": {"method": method}, "train": mixed}
     with pytest.raises(GkdError, match=rf"teacher\.train\.augment\.{name} mixes them"):
         parse_params({"distill": {"method": method, "scheme": "assistant"}, "teacher": chain})
+
+
+def test_the_file_for_pictures_of_any_size_is_in_the_digest_only_where_it_is_wanted():
+    plain = parse_params({})
+    sections = plain.model_dump(mode="json", include={"export"})
+    assert sections["export"].pop("pixels") is False
+    assert plain.digest("export") == json_digest(sections), "as it was before there was such a file"
+    assert parse_params({"export": {"pixels": True}}).digest("export") != plain.digest("export")
