@@ -18,6 +18,7 @@ GIVEN = {
     "input": TensorSpec("image", "UINT8", (-1, *SHAPE[1:])),
     "outputs": (TensorSpec("logits", "FP32", (-1, 10)),),
     "max_batch": 64,
+    "max_pixels": 1,  # of models that take any size
 }
 
 

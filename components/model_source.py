@@ -11,7 +11,7 @@ from pathlib import Path
 from components.mlflow_store import DEPLOY, MODELS, Version, connect, http_settings, parse_address
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import MODEL_FILE, model_entry, read_manifest
+from gkd_core.export.manifest import MODEL_FILE, kept_pixels, model_entry, read_manifest
 from gkd_core.files import file_digest
 from gkd_core.records import read_bundle
 from gkd_core.serving.model import InvalidModelError, Model, ModelFile
@@ -169,4 +169,7 @@ class RegisteredSource:
 def _in_folder(folder: Path, precision: str, *, version: str | None) -> ModelFile:
     manifest = read_manifest(folder)
     entry = model_entry(manifest, precision, str(folder))
-    return ModelFile(folder / entry["file"], version, entry["sha256"], manifest, precision)
+    pixels = None
+    if found := kept_pixels(manifest).get(precision):
+        pixels = ModelFile(folder / found["file"], version, found["sha256"], manifest, precision)
+    return ModelFile(folder / entry["file"], version, entry["sha256"], manifest, precision, pixels)

@@ -208,6 +208,21 @@ def read_whole(file: Path | IO[bytes], shorter: int, channels: int) -> NDArray[n
         return np.asarray(plain, dtype=np.uint8).reshape(plain.size[1], plain.size[0], channels)
 
 
+def read_pixels(file: Path | IO[bytes], side: int, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """Decode a file for a model that resizes by itself (`export.pixels`), which gives what `read_image` and `fit` give.
+
+    Args:
+        side: of the squares that the model makes of it: a large JPEG is decoded at a fraction of its size.
+        max_pixels: which more are not decoded; None is `MAX_PIXELS`.
+    Returns:
+        uint8 [H, W, 3]: upright, 8 bits, RGB.
+    Raises:
+        Unreadable: as of `read_image`.
+    """
+    with opened(file, max_pixels) as image:
+        return np.asarray(in_mode(decoded(image, side, max_pixels), "RGB"), dtype=np.uint8)
+
+
 def fit(image: Image.Image | NDArray[np.uint8], size: int, channels: int, crop: Crop = "center") -> NDArray[np.uint8]:
     """Bring one picture to size and number of channels by the rules above.
 

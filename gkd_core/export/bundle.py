@@ -22,11 +22,13 @@ from gkd_core.export.manifest import (
     OPTIONAL,
     SMALLER,
     code_sha256,
+    kept_pixels,
     kept_precisions,
     model_entry,
     read_manifest,
     refuse_other_model,
 )
+from gkd_core.export.pixels import CHANNELS, PIXELS_FORM, PIXELS_INPUT, PIXELS_SUFFIX
 from gkd_core.files import (
     Shape,
     expect_shape,
@@ -43,6 +45,7 @@ from gkd_core.report.findings import ROLES, percent_level, verdicts
 
 FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
+MAX_BATCH_PICTURES = 8  # the same of pictures of any size, which may have tens of megabytes each
 QUEUE_DELAY_US = 1000  # and waits this long for them
 DRAIN_SECONDS = 5  # a pod that is told to stop is sent requests for so long, until every proxy of the cluster knows
 KSERVE_TIMEOUT_SECONDS = (
@@ -140,6 +143,7 @@ def write_bundle(
     if canary is not None:
         _check_canary(canary, storage_uri, registry_uri)
     lineage = _lineage(manifest, chosen, precision)
+    any_size = kept_pixels(manifest)
     confidence = metrics["data"]["confidence"]
     facts = {
         "name": name,
@@ -149,6 +153,9 @@ def write_bundle(
         "chosen": chosen,
         "precision": precision,
         "precision_option": "" if precision == "fp32" else f" --precision {precision}",
+        "any_size": any_size,
+        "pixels": any_size.get(precision),
+        "pixels_name": name + PIXELS_SUFFIX,
         "smaller": {p: manifest[p] for p in kept_precisions(manifest)},
         "dropped": [
             f"There is no {p} file: {manifest[p]['reason']}."
@@ -181,15 +188,16 @@ def write_bundle(
         "header": _header(name, training, metrics, precision),
     }
     with whole_folder(out, inputs, kind="bundle") as folder:
-        entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest))]
+        entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest)), *any_size.values()]
         for file in ["manifest.json", *(Path(entry["file"]).name for entry in entries)]:
             shutil.copyfile(deploy / file, folder / file)
-        repository = folder / "triton" / name
-        (repository / "1").mkdir(parents=True)
-        shutil.copyfile(deploy / Path(chosen["file"]).name, repository / "1" / "model.onnx")
-        _render("config.pbtxt.j2", repository / "config.pbtxt", facts)
-        labels = "".join(f"{' '.join(label.split())}\n" for label in manifest["classes"])
-        write_bytes(repository / "labels.txt", labels.encode())
+        _triton(folder / "triton" / name, deploy / Path(chosen["file"]).name, facts)
+        if precision in any_size:
+            found, shape = any_size[precision], [-1, -1, CHANNELS]
+            model = {**manifest["model"], "input": PIXELS_FORM, "input_name": PIXELS_INPUT, "input_shape": shape}
+            other = {"name": name + PIXELS_SUFFIX, "model": model, "max_batch_size": MAX_BATCH_PICTURES}
+            other["lineage"] = _lineage(manifest, found, precision)
+            _triton(folder / "triton" / other["name"], deploy / found["file"], {**facts, **other})
         shutil.copyfile(images.__file__, folder / PICTURES)
         _render("README.md.j2", folder / "README.md", facts)
         _render("MODEL_CARD.md.j2", folder / "MODEL_CARD.md", facts)
@@ -210,6 +218,15 @@ def write_bundle(
         }
         write_json(folder / "bundle.json", bundle)
     return {"path": str(out), **bundle}
+
+
+def _triton(folder: Path, model: Path, facts: dict[str, Any]) -> None:
+    """One model of a Triton repository: its file, its description, its labels."""
+    (folder / "1").mkdir(parents=True)
+    shutil.copyfile(model, folder / "1" / "model.onnx")
+    _render("config.pbtxt.j2", folder / "config.pbtxt", facts)
+    labels = "".join(f"{' '.join(label.split())}\n" for label in facts["classes"])
+    write_bytes(folder / "labels.txt", labels.encode())
 
 
 def _checked(

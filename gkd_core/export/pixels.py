@@ -32,6 +32,7 @@ from gkd_core.files import file_digest
 
 PIXELS_FORM = "pixels_nhwc"
 PIXELS_INPUT = "pixels"
+PIXELS_SUFFIX = "-pixels"  # after a model's name on a server: the same for pictures of any size
 CHANNELS = 3
 BLOCK = 32  # columns of the result that are made together
 WEIGHT_BITS = 22  # Pillow's

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import partial
 from html import escape
+from math import prod
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -24,6 +25,7 @@ from starlette.types import Lifespan
 from gkd_core import __version__
 from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import unknown
+from gkd_core.export.pixels import PIXELS_SUFFIX
 from gkd_core.serving.batching import Batcher
 from gkd_core.serving.bodies import Bodies
 from gkd_core.serving.classify import answers
@@ -102,16 +104,17 @@ class Serving:
     async def infer(self, request: Request) -> Response:
         """POST …/infer: tensors in, tensors out."""
         model = self._model(request)
-        header_length, max_batch = request.headers.get(HEADER_LENGTH), self._limits.max_batch
-        async with self._bodies.read(request, largest_body(model.input, max_batch)) as body, self._in_time():
-            parse = partial(
-                parse_request, body, header_length, input=model.input, outputs=model.outputs, max_batch=max_batch
-            )
+        header_length, of_pictures = request.headers.get(HEADER_LENGTH), model.input.of_any_size
+        limits = {"max_batch": self._limits.max_batch, "max_pixels": self._limits.pixels}
+        largest = largest_body(model.input, **limits)
+        async with self._bodies.read(request, largest, of_pictures=of_pictures) as body, self._in_time():
+            parse = partial(parse_request, body, header_length, input=model.input, outputs=model.outputs, **limits)
             long = json_length(header_length, body) > LONG_JSON
             parsed = await self._workers.run(parse) if long else parse()
-            found = await self._batcher.submit(model, parsed.images)
+            most = max(1, self._limits.pixels // prod(parsed.images.shape[1:3])) if of_pictures else None
+            found = await self._batcher.submit(model, parsed.images, most=most)
         reply, json_size = encode_response(
-            found, model.outputs, parsed, model_name=self.name, model_version=model.version
+            found, model.outputs, parsed, model_name=request.path_params["name"], model_version=model.version
         )
         if json_size is None:
             return Response(reply, media_type="application/json")
@@ -139,7 +142,7 @@ class Serving:
             self._model(request)
         if self.leaving:
             return JSONResponse({"ready": False, "error": "the server is shutting down"}, 503)
-        return JSONResponse({"name": self.name, "ready": True})
+        return JSONResponse({"name": request.path_params.get("name", self.name), "ready": True})
 
     async def server_metadata(self, request: Request) -> Response:
         """GET /v2."""
@@ -150,7 +153,7 @@ class Serving:
         model = self._model(request)
         return JSONResponse(
             {
-                "name": self.name,
+                "name": request.path_params["name"],
                 "versions": [model.version],
                 "platform": "onnxruntime_onnx",
                 "inputs": [asdict(model.input)],
@@ -179,11 +182,12 @@ class Serving:
         """
         name, version = request.path_params["name"], request.path_params.get("version")
         model = self.served.model
-        if name != self.name:
-            raise ProtocolError(unknown("model", name[:100], [self.name]), 404)
+        offered = {self.name: model} | ({} if model.pixels is None else {f"{self.name}{PIXELS_SUFFIX}": model.pixels})
+        if name not in offered:
+            raise ProtocolError(unknown("model", name[:100], list(offered)), 404)
         if version not in (None, model.version):
-            raise ProtocolError(f"{self.name} is served in version {model.version}, not {version[:100]!r}", 404)
-        return model
+            raise ProtocolError(f"{name} is served in version {model.version}, not {version[:100]!r}", 404)
+        return offered[name]
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

@@ -1,9 +1,10 @@
 """Dynamic batching: what waits while the model is busy goes through it together.
 
 One batch runs at a time, in a thread of its own, so that requests are read meanwhile. When the model is free, the
-oldest requests are put together up to `max_batch` images; if they are fewer, the oldest waits for others for at most
-`max_delay`. The queue is bounded in images, and what does not fit is refused at once: a client told early can go
-elsewhere. Images never influence each other, so it makes no difference (beyond float rounding) who travels with whom.
+oldest requests are put together up to `max_batch` images, those of one size where a model takes any; if they are fewer,
+the oldest waits for others for at most `max_delay`. The queue is bounded in images, and what does not fit is refused at
+once: a client told early can go elsewhere. Images never influence each other, so it makes no difference (beyond float
+rounding) who travels with whom.
 """
 
 import asyncio
@@ -43,6 +44,7 @@ class _Waiting:
     images: Array
     future: "asyncio.Future[dict[str, Array]]"
     arrived: float
+    most: int
 
 
 class Batcher:
@@ -81,9 +83,11 @@ class Batcher:
         """Images in the queue."""
         return self._images
 
-    def submit(self, model: Runnable, images: Array) -> "asyncio.Future[dict[str, Array]]":
+    def submit(self, model: Runnable, images: Array, *, most: int | None = None) -> "asyncio.Future[dict[str, Array]]":
         """A future of the outputs of `images` by name; cancelled, it is passed over.
 
+        Args:
+            most: images of this size that may go together, where that is fewer than `max_batch`.
         Raises:
             Overloaded: the queue is full.
         """
@@ -91,7 +95,8 @@ class Batcher:
             raise Overloaded("queue", f"{self._images} images are waiting already, {self._queue} may")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[dict[str, Array]] = loop.create_future()
-        self._waiting.append(_Waiting(model, images, future, loop.time()))
+        most = self._max_batch if most is None else min(most, self._max_batch)
+        self._waiting.append(_Waiting(model, images, future, loop.time(), most))
         self._images += len(images)
         self._start()
         return future
@@ -127,18 +132,27 @@ class Batcher:
         self._start()
 
     def _take(self) -> list[_Waiting]:
-        """The oldest requests that are for the same model and fit together."""
-        batch = [self._waiting.popleft()]
+        """The oldest requests that are for the same model, of the same size, and fit together.
+
+        Those of another size are passed over and keep their place; the oldest of all is always taken.
+        """
+        batch, passed = [self._waiting.popleft()], []
         size = len(batch[0].images)
         while self._batching and self._waiting:
             following = self._waiting[0]
             if following.future.done():
                 self._images -= len(self._waiting.popleft().images)
                 continue
-            if following.model is not batch[0].model or size + len(following.images) > self._max_batch:
+            if following.model is not batch[0].model:
+                break
+            if following.images.shape[1:] != batch[0].images.shape[1:]:
+                passed.append(self._waiting.popleft())
+                continue
+            if size + len(following.images) > batch[0].most:
                 break
             batch.append(self._waiting.popleft())
             size += len(following.images)
+        self._waiting.extendleft(reversed(passed))
         self._images -= size
         return batch
 

@@ -22,17 +22,22 @@ class Bodies:
         self._free = max(limits.memory_bytes, limits.max_request_bytes)
 
     @asynccontextmanager
-    async def read(self, request: Request, largest: int | None = None) -> AsyncIterator[bytes]:
+    async def read(
+        self, request: Request, largest: int | None = None, *, of_pictures: bool = False
+    ) -> AsyncIterator[bytes]:
         """A body without its compression; its bytes count until the block ends.
 
         Args:
             largest: bytes it can need, packed or unpacked, where that is known; the server's own limit holds besides.
+            of_pictures: that limit does not hold, for `largest` is what `Limits.pixels` need.
         Raises:
             Overloaded: all bodies together have too many bytes.
             ProtocolError: it is too large, or damaged.
             ClientDisconnect: it never came whole.
         """
-        limit = min(self._limits.max_request_bytes, largest or self._limits.max_request_bytes)
+        limit = largest or self._limits.max_request_bytes
+        if not of_pictures:
+            limit = min(limit, self._limits.max_request_bytes)
         declared = request.headers.get("content-length", "")
         if declared.isdigit():
             _fits(int(declared[:20]), limit)

@@ -20,13 +20,13 @@ class Limits:
     Attributes:
         max_batch: images in one request, and in one run of the model.
         queue: images that may wait for the model.
-        max_request_bytes: of one body, packed or unpacked.
+        max_request_bytes: of one body, packed or unpacked; one of pictures of any size may have what `pixels` need.
         memory_bytes: of all bodies together.
         timeout: from the end of a request to its answer.
         idle_seconds: for which a connection is kept open without a request.
         connections: open at the same time.
         pictures: that may wait to be decoded.
-        pixels: of a picture.
+        pixels: of a picture, and of all pictures of any size in one request or one run of the model.
     """
 
     max_batch: int = 64

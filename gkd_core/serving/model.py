@@ -16,12 +16,14 @@ from gkd_core.data.images import Crop
 from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import OPTIONAL
+from gkd_core.export.pixels import CHANNELS, PIXELS_FORM
 from gkd_core.export.session import as_input, first_line, open_session
 from gkd_core.serving.answers import Answers
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
 
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
 ABOUT = ("network", "method")
+TRIED = 7  # side of the pictures that a model for any size is tried out with
 
 _DATATYPES = {
     "tensor(uint8)": "UINT8",
@@ -46,6 +48,7 @@ class ModelFile:
         sha256: what the file must hash to; None where nobody said.
         manifest: of the deploy folder or bundle; empty for a lone file.
         precision: fp32, int8 or fp16.
+        pixels: the file beside it that takes pictures of any size; None where there is none.
     """
 
     file: Path
@@ -53,6 +56,7 @@ class ModelFile:
     sha256: str | None = None
     manifest: Mapping[str, Any] | None = None
     precision: str = "fp32"
+    pixels: "ModelFile | None" = None
 
 
 class Model:
@@ -68,6 +72,7 @@ class Model:
         crop: how a picture is made a square for it.
         facts: classes, digests and precision, as the metadata reply gives them.
         answers: counts what it answers; None where the manifest does not say what it answered on the validation images.
+        pixels: the same model for pictures of any size; None where there is none. Its answers are counted here.
     """
 
     def __init__(self, found: ModelFile, *, version: str, threads: int | None = None) -> None:
@@ -94,7 +99,10 @@ class Model:
                 f"{found.file} has {len(inputs)} inputs and {len(outputs)} outputs: an image classifier has one of each"
                 f"{'' if wanted == 1 else f', and {wanted} outputs where it decides: export it again'}"
             )
-        self.input, self.output = _spec(inputs[0], found.file), _spec(outputs[0], found.file)
+        of_any_size = known.get("input") == PIXELS_FORM
+        self.input = _spec(inputs[0], found.file, free=(1, 2) if of_any_size else ())
+        self.output = _spec(outputs[0], found.file)
+        self._side = _side(known, found.file) if of_any_size else None
         self.outputs = (self.output, *(_decided(each, self.output, found.file) for each in outputs[1:]))
         if self.output.datatype != "FP32" or len(self.output.shape) != 2:
             raise InvalidModelError(
@@ -115,11 +123,23 @@ class Model:
         self.answers: Answers | None = None
         self._try_out(found.file)
         self.answers = _answers(self.classes, manifest, found.file)  # from here on: nobody asked for what was tried out
+        self.pixels: Model | None = None
+        if found.pixels is not None:
+            self.pixels = Model(found.pixels, version=version, threads=threads)
+            self.pixels.answers = self.answers
+
+    def renumber(self, version: str) -> None:
+        """Take another name among the versions."""
+        for model in (self, self.pixels):
+            if model is not None:
+                model.version = version
 
     @property
     def picture(self) -> tuple[int, int] | None:
-        """Side in pixels and channels of the pictures it takes; None when its input is no square image."""
+        """Side in pixels and channels of the pictures it takes, or makes of any; None when these are not square."""
         shape, datatype = self.input.shape, self.input.datatype
+        if self._side is not None:
+            return self._side, CHANNELS
         if len(shape) != 4 or datatype not in ("UINT8", "FP32"):
             return None
         height, width, channels = shape[1:] if datatype == "UINT8" else (*shape[2:], shape[1])
@@ -145,7 +165,8 @@ class Model:
     def _try_out(self, file: Path) -> None:
         """Two images of zeros: what cannot run, or not in batches, is found before anybody asks."""
         try:
-            logits = self.run(np.zeros((2, *self.input.shape[1:]), DATATYPES[self.input.datatype]))
+            sides = [TRIED if side == -1 else side for side in self.input.shape[1:]]
+            logits = self.run(np.zeros((2, *sides), DATATYPES[self.input.datatype]))
         except Exception as error:  # onnxruntime's errors have no common base
             raise InvalidModelError(f"{file} opens but does not run ({first_line(error)}): export it again") from None
         if logits.shape != (2, len(self.classes)) or not np.isfinite(logits).all():
@@ -198,9 +219,11 @@ def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(part)
 
 
-def _spec(argument: Any, file: Path) -> TensorSpec:
+def _spec(argument: Any, file: Path, free: tuple[int, ...] = ()) -> TensorSpec:
+    """What the file says of a tensor; `free` are the axes besides the batch that may be of any length."""
     sides = list(argument.shape)
-    if argument.type not in _DATATYPES or not sides or any(not isinstance(side, int) for side in sides[1:]):
+    fixed = [side for axis, side in enumerate(sides) if axis > 0 and axis not in free]
+    if argument.type not in _DATATYPES or not sides or any(not isinstance(side, int) for side in fixed):
         raise InvalidModelError(
             f"{file}: {argument.name!r} is {argument.type} {sides}, not a batch of images or logits of fixed size"
         )
@@ -208,7 +231,15 @@ def _spec(argument: Any, file: Path) -> TensorSpec:
         raise InvalidModelError(
             f"{file} takes batches of {sides[0]} only: export it with a free batch axis, as `gkd export` does"
         )
-    return TensorSpec(argument.name, _DATATYPES[argument.type], (-1, *sides[1:]))
+    shape = (-1 if axis == 0 or axis in free else side for axis, side in enumerate(sides))
+    return TensorSpec(argument.name, _DATATYPES[argument.type], tuple(shape))
+
+
+def _side(known: dict[str, str], file: Path) -> int:
+    side = known.get("side", "")
+    if not (side.isascii() and side.isdigit() and len(side) <= 6 and int(side) > 0):
+        raise InvalidModelError(f"{file} does not say how large the pictures are that it makes: export it again")
+    return int(side)
 
 
 def _decision(known: dict[str, str], file: Path) -> Decision | None:

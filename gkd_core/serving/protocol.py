@@ -67,8 +67,13 @@ class _Body(_Strict):
     parameters: _Parameters = _Parameters()
 
 
-def largest_body(spec: TensorSpec, max_batch: int) -> int:
-    """Bytes that a full request can need, as JSON, the longest form: each value's digits, brackets and white space."""
+def largest_body(spec: TensorSpec, max_batch: int, max_pixels: int) -> int:
+    """Bytes that a full request can need, as JSON, the longest form: each value's digits, brackets and white space.
+
+    Pictures of any size are to be sent raw: there it is what `max_pixels` pixels need so, in JSON some quarter of them.
+    """
+    if spec.of_any_size:
+        return max_pixels * spec.shape[-1] * DATATYPES[spec.datatype].itemsize + SURROUNDINGS
     width = 8 if DATATYPES[spec.datatype].itemsize == 1 else 32
     return max_batch * prod(spec.shape[1:]) * width + SURROUNDINGS
 
@@ -95,7 +100,13 @@ def json_length(header_length: str | None, body: bytes) -> int:
 
 
 def parse_request(
-    body: bytes, header_length: str | None = None, *, input: TensorSpec, outputs: Sequence[TensorSpec], max_batch: int
+    body: bytes,
+    header_length: str | None = None,
+    *,
+    input: TensorSpec,
+    outputs: Sequence[TensorSpec],
+    max_batch: int,
+    max_pixels: int,
 ) -> InferRequest:
     """Read the body of an infer request.
 
@@ -104,19 +115,25 @@ def parse_request(
         header_length: the value of `Inference-Header-Content-Length`, None when there is none.
         input, outputs: of the model.
         max_batch: images allowed in one request.
+        max_pixels: of all of them together, where a model takes any size.
     Raises:
         ProtocolError: anything about it is not as it must be; nothing else is raised, whatever the bytes.
     """
     size = json_length(header_length, body)
     raw = memoryview(body)[size:]
     if size == 0 and header_length is not None:
+        if input.of_any_size:
+            raise ProtocolError(
+                f"raw bytes alone do not say how large the pictures of input {input.name!r} are: send their shape in "
+                "JSON before them"
+            )
         count, rest = divmod(len(raw), input.bytes_per_item)
         if rest or not count:
             raise ProtocolError(
                 f"a raw body has {input.bytes_per_item} bytes an image for input {input.name!r}; {len(raw)} is no "
                 "multiple of that"
             )
-        shape = _checked_shape([count, *input.shape[1:]], input, max_batch)
+        shape = _checked_shape([count, *input.shape[1:]], input, max_batch, max_pixels)
         return InferRequest(None, from_bytes(raw, input, shape), {output.name: True for output in outputs})
     try:
         request = _Body.model_validate_json(body[:size])
@@ -126,7 +143,7 @@ def parse_request(
         raise ProtocolError(f"the body is no infer request: {place}{': ' if place else ''}{first['msg']}") from None
     return InferRequest(
         request.id,
-        _images(request.inputs[0], raw, input, max_batch),
+        _images(request.inputs[0], raw, input, max_batch, max_pixels),
         _wanted(request, outputs),
     )
 
@@ -168,11 +185,11 @@ def encode_response(
     return head + b"".join(tails), len(head) if tails else None
 
 
-def _images(entry: _Tensor, raw: memoryview, spec: TensorSpec, max_batch: int) -> Array:
+def _images(entry: _Tensor, raw: memoryview, spec: TensorSpec, max_batch: int, max_pixels: int) -> Array:
     _expect_name("input", entry, [spec])
     if entry.datatype != spec.datatype:
         raise ProtocolError(f"input {spec.name!r} is of datatype {spec.datatype}, not {str(entry.datatype)[:SHOWN]!r}")
-    shape = _checked_shape(entry.shape, spec, max_batch)
+    shape = _checked_shape(entry.shape, spec, max_batch, max_pixels)
     size = entry.parameters.binary_data_size
     if (size is None) == (entry.data is None):
         raise ProtocolError(f"input {spec.name!r} must have either `data` or the parameter binary_data_size")
@@ -184,13 +201,22 @@ def _images(entry: _Tensor, raw: memoryview, spec: TensorSpec, max_batch: int) -
     return from_json(entry.data, spec, shape) if entry.data is not None else from_bytes(raw, spec, shape)
 
 
-def _checked_shape(shape: list[int], spec: TensorSpec, max_batch: int) -> tuple[int, ...]:
-    if len(shape) != len(spec.shape) or shape[0] < 1 or tuple(shape[1:]) != spec.shape[1:]:
-        wanted = ", ".join(map(str, spec.shape[1:]))
+def _checked_shape(shape: list[int], spec: TensorSpec, max_batch: int, max_pixels: int) -> tuple[int, ...]:
+    fits = len(shape) == len(spec.shape) and all(
+        side >= 1 and wanted in (-1, side) for side, wanted in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        names = iter(("height", "width"))
+        wanted = ", ".join(next(names) if side == -1 else str(side) for side in spec.shape[1:])
         raise ProtocolError(f"input {spec.name!r} has the shape [batch, {wanted}], not {str(shape)[:SHOWN]}")
     if shape[0] > max_batch:
         raise ProtocolError(
             f"a request holds at most {max_batch} images, this one {str(shape[0])[:SHOWN]}: send them in several"
+        )
+    if spec.of_any_size and prod(shape[:3]) > max_pixels:
+        raise ProtocolError(
+            f"a request holds pictures of at most {max_pixels:,} pixels together, this one of more: send fewer, or "
+            "smaller ones"
         )
     return tuple(shape)
 

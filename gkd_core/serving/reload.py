@@ -106,7 +106,7 @@ class Served:
             return Model(found, version=found.version, threads=self._threads)
         model = Model(found, version=str(self._count + 1), threads=self._threads)
         if self._count and model.sha256 == self.model.sha256:  # touched, not changed
-            model.version = self.model.version
+            model.renumber(self.model.version)
             return model
         self._count += 1
         return model

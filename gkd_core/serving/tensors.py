@@ -29,15 +29,20 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output of a model; −1 in its shape is the batch, always first."""
+    """An input or output of a model; −1 in its shape is the batch, always first, and a side that may be any."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
 
     @property
+    def of_any_size(self) -> bool:
+        """Whether sides besides the batch may be any."""
+        return -1 in self.shape[1:]
+
+    @property
     def bytes_per_item(self) -> int:
-        """Raw bytes of one item of the batch."""
+        """Raw bytes of one item of the batch, where all have one size."""
         return prod(self.shape[1:]) * DATATYPES[self.datatype].itemsize
 
 

@@ -72,7 +72,9 @@ def serve(
     max_request_bytes: Annotated[
         int, typer.Option(min=1024, max=1 << 31, help="Of a body, packed or unpacked.")
     ] = 16_777_216,
-    max_pixels: Annotated[int, typer.Option(min=1, max=1 << 26, help="Of a picture to classify.")] = 16_000_000,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=1 << 26, help="Of a picture, or of all in a request to NAME-pixels.")
+    ] = 16_000_000,
     max_connections: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="What comes on top is answered with 503.")
     ] = 1000,
@@ -111,7 +113,7 @@ def serve(
             max_batch=max_batch,
             queue=queue,
             max_request_bytes=max_request_bytes,
-            memory_bytes=16 * max_request_bytes,
+            memory_bytes=max(16 * max_request_bytes, 4 * max_pixels),  # one request of pictures of any size, at least
             timeout=timeout,
             connections=max_connections,
             pixels=max_pixels,

@@ -2,11 +2,13 @@
 
 import hashlib
 import importlib.util
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,17 @@ from PIL import Image
 
 from components import verify
 from components.image import serve_image
+from gkd_core.data.images import fit
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.bundle import _markdown, _pbtxt, _yaml, write_bundle
-from gkd_core.export.manifest import read_manifest
+from gkd_core.export.manifest import FILES, kept_file, pixels_file, read_manifest
+from gkd_core.export.pixels import write_pixels
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, write_json
 from gkd_core.serving.limits import Limits
+from gkd_core.serving.protocol import parse_request
+from gkd_core.serving.tensors import TensorSpec
 from tests.kubernetes_objects import refusal
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
@@ -289,6 +295,75 @@ def test_the_readmes_program_runs_and_names_a_class(made: Path, folders: dict[st
     )
     expected = run_session(session(made / "model.onnx"), images).argmax()
     assert result.stdout.strip() == read_manifest(made)["classes"][expected]
+
+
+@pytest.fixture(scope="module")
+def with_pixels(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same as `export.pixels: true` would have left them."""
+    root = tmp_path_factory.mktemp("pixels")
+    made = {**folders, **{key: root / key for key in ("deploy", "report")}}
+    for key in ("deploy", "report"):
+        shutil.copytree(folders[key], made[key])
+    entries = {}
+    for precision in ("fp32", "int8"):
+        file = made["deploy"] / pixels_file(precision)
+        write_pixels(made["deploy"] / FILES[precision], file, crop="center")
+        entries[precision] = kept_file(file, {"input": "pixels"})
+    edit(made["deploy"] / "manifest.json", pixels=entries)
+    metrics = json.loads((made["report"] / "metrics.json").read_text())
+    metrics["digests"]["manifest"] = file_digest(made["deploy"] / "manifest.json")
+    write_json(made["report"] / "metrics.json", metrics)
+    return made
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_triton_has_a_second_model_for_pictures_of_any_size(
+    with_pixels: dict[str, Path], tmp_path: Path, precision: str
+) -> None:
+    out = tmp_path / "out"
+    make(with_pixels, out, name="digits", storage_uri="s3://models/digits", precision=precision)
+    manifest = read_manifest(out)
+    entry = manifest["pixels"][precision]
+    config = model_config((out / "triton/digits-pixels/config.pbtxt").read_text())
+    assert (config.name, config.max_batch_size) == ("digits-pixels", 8)
+    kinds = config.input[0].DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    assert (config.input[0].name, list(config.input[0].dims)) == ("pixels", [-1, -1, 3])
+    assert kinds[config.input[0].data_type].name == "TYPE_UINT8"
+    assert config.parameters["model_sha256"].string_value == entry["sha256"]
+    assert file_digest(out / "triton/digits-pixels/1/model.onnx") == entry["sha256"]
+    labels = [(out / "triton" / name / "labels.txt").read_text() for name in ("digits", "digits-pixels")]
+    assert labels[0] == labels[1]
+    assert verify.run(str(out), server=None, tracking=None).broken is None
+
+    model = session(out / "triton/digits-pixels/1/model.onnx")
+    picture = np.random.default_rng(0).integers(0, 256, (1, 31, 50, 3), dtype=np.uint8)
+    expected = run_session(session(out / FILES[precision]), fit(picture[0], 8, 1)[None])
+    np.testing.assert_allclose(model.run(["logits"], {"pixels": picture})[0], expected, atol=1e-4)
+
+
+def test_the_readmes_client_of_pixels_sends_what_the_protocol_wants(
+    with_pixels: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(with_pixels, tmp_path / "out", name="digits")
+    *_, program = re.findall(r"```python\n(.*?)```", (tmp_path / "out/README.md").read_text(), flags=re.DOTALL)
+    picture = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(picture).save(tmp_path / "photo.jpg", format="PNG", exif=turned)
+    spec = TensorSpec("pixels", "UINT8", (-1, -1, -1, 3))
+    seen = []
+
+    def answer(request: urllib.request.Request) -> io.BytesIO:
+        assert request.full_url == "http://localhost:8080/v2/models/digits-pixels/infer"
+        length, logits = request.headers["Inference-header-content-length"], TensorSpec("logits", "FP32", (-1, 10))
+        seen.append(parse_request(request.data, length, input=spec, outputs=(logits,), max_batch=8, max_pixels=1000))
+        return io.BytesIO(b'{"outputs": [{"data": [1.5]}]}')
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    exec(compile(program, "README.md", "exec"), {})
+    np.testing.assert_array_equal(seen[0].images[0], np.rot90(picture, -1))
+    assert capsys.readouterr().out.strip() == "[1.5]"
 
 
 def test_the_model_card_has_a_hubs_header_and_the_reports_numbers(made: Path, folders: dict[str, Path]) -> None:

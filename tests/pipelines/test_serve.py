@@ -16,9 +16,13 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import tritonclient.http as triton
+from PIL import Image, ImageOps
 from tritonclient.utils import InferenceServerException
 
+from components.model_source import load_model
+from gkd_core.data.images import read_pixels
 from gkd_core.serving.app import LONG_JSON
+from gkd_core.serving.classify import classify_files, softmax
 from tests.pipelines.conftest import INFER, body, expected, logits
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
@@ -104,6 +108,37 @@ def test_its_errors_are_sentences(server):
         with pytest.raises(InferenceServerException, match="served in version 1, not '2'"):
             client.get_model_metadata("gkd-student", "2")
         assert not client.is_model_ready("gkd-student", "9")
+
+
+def test_a_photo_of_a_telephone_gets_one_answer_whoever_resizes_it(start, make_deploy, tmp_path):
+    """4000 × 3000 pixels, turned by EXIF: `gkd predict`, /classify, and a client that sends its pixels as they are."""
+    deploy = make_deploy(tmp_path / "deploy", side=32, channels=3, pixels=True)
+    across, down = np.meshgrid(np.linspace(0, 9, 4000), np.linspace(0, 7, 3000))
+    waves = np.stack([np.sin(across), np.cos(down), np.sin(across * down)], axis=-1)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray((127.5 + 127 * waves).astype(np.uint8)).save(photo := tmp_path / "photo.jpg", exif=turned)
+
+    server = start(deploy)
+    classes = json.loads((deploy / "manifest.json").read_text())["classes"]
+    (told,) = classify_files(load_model(str(deploy)), [photo], 10)
+    answers = {"predict": {row["class"]: row["probability"] for row in told}}
+    reply = server.ask("POST", "/classify?top=10", photo.read_bytes())
+    answers["classify"] = {row["class"]: row["probability"] for row in reply.json["predictions"]}
+    whole = np.asarray(ImageOps.exif_transpose(Image.open(photo)))
+    assert whole.shape == (4000, 3000, 3)
+    with triton.InferenceServerClient(server.address) as client:
+        assert client.is_model_ready("gkd-student-pixels")
+        (input,) = client.get_model_metadata("gkd-student-pixels")["inputs"]
+        assert input == {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}
+        for name, pixels in (("whole", whole), ("read by gkd", read_pixels(photo, 32))):
+            tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
+            tensor.set_data_from_numpy(pixels[None])
+            result = client.infer("gkd-student-pixels", [tensor]).as_numpy("logits")
+            answers[name] = dict(zip(classes, softmax(result)[0], strict=True))
+    for name, found in answers.items():
+        assert max(found, key=found.get) == told[0]["class"], name
+        assert found == pytest.approx(answers["predict"], abs=1e-3 if name == "whole" else 2e-6), name
 
 
 # Careless clients

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import numpy as np
 import pytest
 
-from components.model_source import FileSource
+from components.model_source import FileSource, FolderSource
 from gkd_core.serving.app import LONG_JSON, Serving
 from gkd_core.serving.batching import Batcher
 from gkd_core.serving.limits import Limits
@@ -119,4 +119,31 @@ def test_a_picture_is_decoded_as_its_model_wants_it(serving, monkeypatch):
         monkeypatch.setattr(made.served.model, "crop", crop)
         assert asyncio.run(ask(made, "/classify"))[0] == 200
     assert [each["crop"] for each in decoded] == ["center", "squash"]
+    made.close()
+
+
+def test_large_pictures_of_any_size_go_through_the_model_a_few_at_a_time(tmp_path, make_deploy):
+    deploy = make_deploy(tmp_path / "deploy", channels=3, pixels=True)
+    metrics, seen = Metrics(), []
+    batcher = Batcher(max_batch=64, max_delay=0, queue=64, observe=lambda facts: seen.append(facts.images))
+    limits = Limits(pixels=4800)
+    made = Serving("birds", Served(FolderSource(deploy), metrics, threads=1), limits, metrics, batcher)
+
+    def request(height: int, width: int) -> tuple[str, bytes]:
+        tensor = {
+            "name": "pixels",
+            "datatype": "UINT8",
+            "shape": [1, height, width, 3],
+            "data": [7] * (height * width * 3),
+        }
+        return "/v2/models/birds-pixels/infer", json.dumps({"inputs": [tensor]}).encode()
+
+    async def story() -> list[tuple[int, dict]]:
+        return await asyncio.gather(*(ask(made, *request(*size)) for size in [(20, 30)] + 4 * [(40, 50)] + [(9, 5)]))
+
+    answers = asyncio.run(story())
+    assert [(status, answer["model_name"]) for status, answer in answers] == [(200, "birds-pixels")] * 6
+    assert seen == [1, 2, 2, 1], "4800 pixels hold two of 40 × 50, and the small one was not held up by its size"
+    status, answer = asyncio.run(ask(made, *request(70, 70)))
+    assert (status, "at most 4,800 pixels together" in answer["error"]) == (400, True)
     made.close()

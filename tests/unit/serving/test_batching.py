@@ -160,3 +160,32 @@ def test_two_models_never_share_a_batch():
         return old.runs, new.runs
 
     assert asyncio.run(scene()) == ([[0], [1], [4]], [[2, 3]])
+
+
+def test_pictures_of_one_size_travel_together_and_the_oldest_always_does():
+    async def scene():
+        model, (queue, seen) = Doubling(held=True), batcher()
+        sizes = [(1, 2), (2, 3), (2, 2), (2, 3), (1, 3), (2, 2)]  # the first is under way at once
+        waiting = [queue.submit(model, np.full((1, *size), place, np.float32)) for place, size in enumerate(sizes)]
+        model.go.set()
+        answers = [(await one).shape for one in waiting]
+        assert queue.waiting_images == 0
+        queue.close()
+        return answers, [sorted(set(run)) for run in model.runs], [facts.images for facts in seen]
+
+    answers, runs, counts = asyncio.run(scene())
+    assert answers == [(1, 1, 2), (1, 2, 3), (1, 2, 2), (1, 2, 3), (1, 1, 3), (1, 2, 2)]
+    assert runs == [[0], [1, 3], [2, 5], [4]]
+    assert counts == [1, 2, 2, 1]
+
+
+def test_large_pictures_go_with_as_many_as_they_may():
+    async def scene():
+        model, (queue, seen) = Doubling(held=True), batcher()
+        waiting = [queue.submit(model, images(value), most=2) for value in range(6)]
+        model.go.set()
+        await asyncio.gather(*waiting)
+        queue.close()
+        return [facts.images for facts in seen]
+
+    assert asyncio.run(scene()) == [1, 2, 2, 1]

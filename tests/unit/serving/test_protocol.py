@@ -13,6 +13,7 @@ from gkd_core.serving.tensors import DATATYPES, ProtocolError, TensorSpec
 
 PIXELS = TensorSpec("image", "UINT8", (-1, 2, 1, 1))
 FLOATS = TensorSpec("image", "FP32", (-1, 2))
+PICTURES = TensorSpec("pixels", "UINT8", (-1, -1, -1, 3))
 LOGITS = TensorSpec("logits", "FP32", (-1, 2))
 IMAGE = {"name": "image", "datatype": "UINT8", "shape": [1, 2, 1, 1], "data": [7, 255]}
 HUGE = b'{"inputs":[{"name":"image","shape":[%s]}]}' % (b"9" * 5000)
@@ -20,7 +21,7 @@ HUGE = b'{"inputs":[{"name":"image","shape":[%s]}]}' % (b"9" * 5000)
 
 def parse(content, header_length=None, *, spec=PIXELS, max_batch=4) -> InferRequest:
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return parse_request(body, header_length, input=spec, outputs=(LOGITS,), max_batch=max_batch)
+    return parse_request(body, header_length, input=spec, outputs=(LOGITS,), max_batch=max_batch, max_pixels=100)
 
 
 def floats(data, shape=(1, 2)) -> dict:
@@ -43,8 +44,9 @@ def test_json_numbers_flat_or_nested(data):
 
 def test_how_large_a_body_can_be():
     # 4 images of 2 values, of 8 or 32 bytes each in JSON, and 64 KiB around them
-    assert largest_body(PIXELS, 4) == 4 * 2 * 8 + 65536
-    assert largest_body(FLOATS, 4) == 4 * 2 * 32 + 65536
+    assert largest_body(PIXELS, 4, 100) == 4 * 2 * 8 + 65536
+    assert largest_body(FLOATS, 4, 100) == 4 * 2 * 32 + 65536
+    assert largest_body(PICTURES, 4, 100) == 100 * 3 + 65536  # raw, whatever their number
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_a_full_request_in_its_longest_form_fits(spec, value):
     data = np.full((16, *spec.shape[1:]), value).tolist()
     entry = {"name": "image", "datatype": spec.datatype, "shape": [16, *spec.shape[1:]], "data": data}
     content = json.dumps({"inputs": [entry]}).encode()
-    assert 65536 < len(content) <= largest_body(spec, 16)
+    assert 65536 < len(content) <= largest_body(spec, 16, 100)
     assert parse(content, spec=spec, max_batch=16).images.shape == (16, *spec.shape[1:])
 
 
@@ -247,6 +249,42 @@ def test_what_is_sent_is_what_arrives(datatype, raw):
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+
+
+def picture(shape, values: int, **changed) -> tuple[bytes, str]:
+    """A request for one tensor of pictures, its values raw behind the JSON, and where that ends."""
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": shape, "parameters": {"binary_data_size": values}}
+    head = json.dumps({"inputs": [tensor | changed]}).encode()
+    return head + bytes(range(values)), str(len(head))
+
+
+def test_pictures_of_any_size_come_with_their_shape():
+    found = parse(*picture([1, 2, 5, 3], 30), spec=PICTURES).images
+    assert (found.shape, found[0, 1, 4].tolist()) == ((1, 2, 5, 3), [27, 28, 29])
+    assert parse(*picture([2, 1, 1, 3], 6), spec=PICTURES).images.shape == (2, 1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ([1, 2, 5, 4], r"has the shape \[batch, height, width, 3\], not \[1, 2, 5, 4\]"),
+        ([1, 0, 5, 3], r"has the shape \[batch, height, width, 3\]"),
+        ([1, 2, 3], r"has the shape \[batch, height, width, 3\]"),
+        ([5, 1, 1, 3], "at most 4 images"),
+        ([2, 17, 3, 3], "at most 100 pixels together"),  # 102 of them
+        ([1, int("9" * 4000), 3, 3], "at most 100 pixels together"),
+    ],
+)
+def test_pictures_of_another_shape_or_too_large_are_one_sentence(shape, sentence):
+    with pytest.raises(ProtocolError, match=sentence):
+        parse(*picture(shape, 30), spec=PICTURES)
+
+
+def test_raw_pictures_without_their_shape_are_one_sentence():
+    with pytest.raises(ProtocolError, match="send their shape in JSON"):
+        parse(bytes(30), "0", spec=PICTURES)
+
+
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),

@@ -8,11 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
+from PIL import Image
 
 from components.model_source import FolderSource
+from gkd_core.data.images import fit
 from gkd_core.errors import GkdError
 from gkd_core.serving.authorisation import read_token
-from gkd_core.serving.classify import ranked
+from gkd_core.serving.classify import classify_files, ranked
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import Model, ModelFile
 from gkd_core.serving.reload import Served, file_fingerprint
@@ -48,6 +50,48 @@ def test_batches_and_single_images_agree(deploys):
     images = np.random.default_rng(0).integers(0, 256, (33, 8, 8, 1), dtype=np.uint8)
     alone = np.concatenate([model.run(image[None]) for image in images])
     assert np.allclose(model.run(images), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory, make_deploy) -> Path:
+    """A deploy folder with a file for pictures of any size, and a reference to compare answers with."""
+    reference = {"images": 10, "predicted": [1] * 10, "mean_confidence": 0.5}
+    folder = tmp_path_factory.mktemp("any") / "deploy"
+    return make_deploy(folder, side=8, channels=3, pixels=True, reference=reference)
+
+
+def test_the_same_model_for_pictures_of_any_size_stands_beside_it(any_size):
+    model = Model(FolderSource(any_size).fetch(), version="1")
+    assert (model.input.shape, model.pixels.input.shape) == ((-1, 8, 8, 3), (-1, -1, -1, 3))
+    assert (model.picture, model.pixels.picture) == ((8, 3), (8, 3))
+    assert model.pixels.classes == model.classes
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 30, 21, 3), dtype=np.uint8)
+    squares = np.stack([fit(picture, 8, 3) for picture in pictures])
+    assert np.allclose(model.pixels.run(pictures), model.run(squares), rtol=1e-5, atol=1e-5)
+    assert sum(model.answers.read()[0]) == 4, "answers of both are counted, and what was tried out is not"
+    model.renumber("2")
+    assert (model.version, model.pixels.version) == ("2", "2")
+    assert Model(ModelFile(any_size / "model.onnx"), version="1").pixels is None
+
+
+def test_a_lone_file_for_any_size_reads_a_picture_as_the_model_inside_does(any_size, tmp_path):
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (90, 200, 4), dtype=np.uint8), "RGBA")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter
+    picture.save(tmp_path / "p.webp", exif=turned, lossless=True)
+    plain, pixels = (Model(ModelFile(any_size / name), version="1") for name in ("model.onnx", "model_pixels.onnx"))
+    one, other = (classify_files(model, [tmp_path / "p.webp"], 10)[0] for model in (plain, pixels))
+    assert [row["class"] for row in one] == [row["class"] for row in other]
+    assert [row["probability"] for row in one] == pytest.approx([row["probability"] for row in other], abs=1e-5)
+
+
+def test_a_file_for_any_size_that_does_not_say_its_own_is_refused(any_size, tmp_path):
+    model = onnx.load(any_size / "model_pixels.onnx")
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    helper.set_model_props(model, facts | {"side": "-8"})
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(GkdError, match="does not say how large the pictures are"):
+        Model(ModelFile(tmp_path / "model.onnx"), version="1")
 
 
 def test_floats_are_taken_too(tmp_path):

@@ -39,7 +39,7 @@ def picture(size: int = 16) -> partial:
 def test_what_is_asked_of_processes_comes_back(workers):
     """One pool for all four: starting processes is what takes long."""
     spec = TensorSpec("image", "UINT8", (-1, 2))
-    parse = partial(parse_request, input=spec, outputs=(spec,), max_batch=4)
+    parse = partial(parse_request, input=spec, outputs=(spec,), max_batch=4, max_pixels=4)
     body = b'{"id": "seven", "inputs": [{"name": "image", "datatype": "UINT8", "shape": [1, 2], "data": [7, 255]}]}'
 
     async def story() -> None:
