@@ -31,7 +31,7 @@ from gkd_core.export.manifest import (
     write_manifest,
 )
 from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
-from gkd_core.export.pixels import pixels_parity, write_pixels
+from gkd_core.export.pixels import PIXELS_INPUT, pixels_parity, write_pixels
 from gkd_core.export.quantise import Quantiser, stratified_pick
 from gkd_core.export.reference import reference
 from gkd_core.export.session import run_outputs, run_session, session
@@ -223,7 +223,7 @@ def _pixels(
             write_pixels(model, file, crop=crop)
             tolerance = settings.parity_tolerance if precision == "fp32" else settings.fp16_tolerance
             found = pixels_parity(model, file, images, crop=crop, tolerance=tolerance)
-            entries[precision] = kept_file(file, {"input": "pixels", "parity": found})
+            entries[precision] = kept_file(file, {"input": PIXELS_INPUT, "parity": found})
         except GkdError as error:  # there is still the model itself
             file.unlink(missing_ok=True)
             entries[precision] = dropped_file(str(error))

@@ -193,10 +193,14 @@ def write_bundle(
             shutil.copyfile(deploy / file, folder / file)
         _triton(folder / "triton" / name, deploy / Path(chosen["file"]).name, facts)
         if precision in any_size:
-            found, shape = any_size[precision], [-1, -1, CHANNELS]
-            model = {**manifest["model"], "input": PIXELS_FORM, "input_name": PIXELS_INPUT, "input_shape": shape}
-            other = {"name": name + PIXELS_SUFFIX, "model": model, "max_batch_size": MAX_BATCH_PICTURES}
-            other["lineage"] = _lineage(manifest, found, precision)
+            found = any_size[precision]
+            tensor = {"input": PIXELS_FORM, "input_name": PIXELS_INPUT, "input_shape": [-1, -1, CHANNELS]}
+            other: dict[str, Any] = {
+                "name": name + PIXELS_SUFFIX,
+                "model": {**manifest["model"], **tensor},
+                "max_batch_size": MAX_BATCH_PICTURES,
+                "lineage": _lineage(manifest, found, precision),
+            }
             _triton(folder / "triton" / other["name"], deploy / found["file"], {**facts, **other})
         shutil.copyfile(images.__file__, folder / PICTURES)
         _render("README.md.j2", folder / "README.md", facts)

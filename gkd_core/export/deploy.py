@@ -2,13 +2,15 @@
 
 import tempfile
 from pathlib import Path
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 
 from gkd_core.data.images import Crop
-from gkd_core.export.manifest import MODEL_FILE, build_manifest, write_manifest
+from gkd_core.errors import GkdError
+from gkd_core.export.manifest import MODEL_FILE, build_manifest, kept_file, pixels_file, write_manifest
 from gkd_core.export.onnx import InputForm, input_shape, parity, preprocessing, write_onnx
+from gkd_core.export.pixels import PIXELS_INPUT, pixels_parity, write_pixels
 from gkd_core.files import whole_folder
 from gkd_core.models.network import Network, expect_network
 
@@ -26,6 +28,7 @@ def export_onnx(
     input: InputForm = ...,
     opset: int = ...,
     crop: Crop = ...,
+    pixels: Literal[False] = ...,
 ) -> bytes: ...
 @overload
 def export_onnx(
@@ -37,6 +40,7 @@ def export_onnx(
     input: InputForm = ...,
     opset: int = ...,
     crop: Crop = ...,
+    pixels: bool = ...,
 ) -> Path: ...
 def export_onnx(
     network: Network,
@@ -47,6 +51,7 @@ def export_onnx(
     input: InputForm = "uint8_nhwc",
     opset: int = 18,
     crop: Crop = "center",
+    pixels: bool = False,
 ) -> Path | bytes:
     """The network as one ONNX file, preprocessing and class names inside, compared with torch on random images.
 
@@ -60,11 +65,13 @@ def export_onnx(
         input: `uint8_nhwc` takes pixels uint8 [B, H, W, C], `float_nchw` float32 [B, C, H, W] in [0, 1].
         opset: ONNX operator set.
         crop: how `gkd predict` and servers make a square of a picture, as `load_data` did for this network.
+        pixels: model_pixels.onnx is written too, which takes RGB pictures of any size and makes the square itself; it
+            is compared with Pillow.
     Returns:
         The path of model.onnx; without a folder its bytes.
     Raises:
         GkdError: `network` is none of gkd's; an operation that cannot be exported, or a logit that differs by more than
-            1e-4; `folder` holds something that must not be lost.
+            1e-4; `pixels` without a folder; `folder` holds something that must not be lost.
 
     Example:
         >>> content = export_onnx(create_model("resnet8", classes=["cat", "dog"], image_size=16))
@@ -72,7 +79,11 @@ def export_onnx(
         (<class 'bytes'>, True)
     """
     expect_network(network, "network")
+    if pixels and folder is None:
+        raise GkdError("pixels=True writes a second file: give a folder")
     size, depth = image_size or network.spec.image_size, channels or network.spec.in_channels
+
+    images = np.random.default_rng(0).integers(256, size=(8, size, size, depth), dtype=np.uint8)
 
     def write(path: Path) -> dict[str, object]:
         write_onnx(
@@ -86,7 +97,6 @@ def export_onnx(
             metadata={"network": network.name, "precision": "fp32", **({} if crop == "center" else {"crop": crop})},
             name=f"the network {network.name}",
         )
-        images = np.random.default_rng(0).integers(256, size=(8, size, size, depth), dtype=np.uint8)
         return parity(network, path, images, tolerance=TOLERANCE, batch_sizes=(1, 7))
 
     if folder is None:
@@ -94,7 +104,11 @@ def export_onnx(
             write(path := Path(name) / MODEL_FILE)
             return path.read_bytes()
     with whole_folder(Path(folder), kind="deploy", option="folder") as building:
-        found = write(path := building / MODEL_FILE)
+        found, any_size = write(path := building / MODEL_FILE), None
+        if pixels:
+            write_pixels(path, file := building / pixels_file("fp32"), crop=crop)
+            agreement = pixels_parity(path, file, images, crop=crop, tolerance=TOLERANCE)
+            any_size = {"fp32": kept_file(file, {"input": PIXELS_INPUT, "parity": agreement})}
         manifest = build_manifest(
             path,
             input=input,
@@ -106,6 +120,7 @@ def export_onnx(
             network=network.name,
             preprocessing=preprocessing(network),
             parity=found,
+            pixels=any_size,
         )
         write_manifest(building, manifest)
     return Path(folder) / MODEL_FILE

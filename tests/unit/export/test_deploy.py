@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 
+from gkd_core.errors import GkdError
 from gkd_core.export.deploy import export_onnx
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import run_session, session
@@ -31,8 +32,13 @@ def test_a_folder_is_what_the_server_takes_and_without_one_nothing_is_written(tm
 
 def test_how_a_square_is_made_travels_with_the_file(tmp_path):
     network = create_model("resnet8", classes=["cat", "dog"], image_size=8)
-    path = export_onnx(network, tmp_path / "deploy", crop="border")
+    path = export_onnx(network, tmp_path / "deploy", crop="border", pixels=True)
     assert Model(ModelFile(path), version="1").crop == "border"
+    entry = read_manifest(tmp_path / "deploy")["pixels"]["fp32"]
+    assert entry["parity"]["differing"] == 0, "and the file for pictures of any size makes it so"
+    assert Model(ModelFile(path.with_name(entry["file"])), version="1").picture == (8, 3)
+    with pytest.raises(GkdError, match="give a folder"):
+        export_onnx(network, pixels=True)
     model = onnx.load(path)
     next(entry for entry in model.metadata_props if entry.key == "crop").value = "middle"
     onnx.save(model, tmp_path / "other.onnx")
