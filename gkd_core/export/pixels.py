@@ -2,8 +2,8 @@
 
 The graph does what Pillow does, and so what `gkd prepare` and `/classify` do (`gkd_core.data.images.fit`): the box that
 `ImageOps.fit` or `ImageOps.pad` takes, in fractions of a pixel; a triangle filter as wide as the reduction; weights of
-22 bits; first along the rows, rounded to whole levels, then along the columns. ONNX's own `Resize` cannot do the
-first of these: a centre square may begin at half a pixel.
+22 bits; one direction, rounded to whole levels, then the other. ONNX's own `Resize` cannot do the first of these: a
+centre square may begin at half a pixel.
 
 Each direction is a product with a matrix of weights, made in the graph from the picture's size. Its columns come in
 blocks, each of which sees its own part of the picture alone, since a filter is narrow. A weight of 22 bits times a
@@ -12,6 +12,8 @@ sums are exact.
 
 Decoding stays with whoever sends the pixels: file formats, EXIF's orientation, transparency, other colour modes
 (`gkd_core.data.images.read_pixels`). Imports no torch.
+
+Source: Pillow 13.0, src/libImaging/Resample.c and src/PIL/ImageOps.py.
 """
 
 import itertools
@@ -88,7 +90,11 @@ class _Axis:
     """
 
     def __init__(self, nodes: _Nodes, own: str, other: str, size: int, crop: Crop) -> None:
-        self.nodes, self.inside = nodes, None
+        self.nodes = nodes
+        self.centers: list[str] = []
+        self.first: list[str] = []
+        self.last: list[str] = []
+        self.inside: str | None = None
         zero, half, one = nodes.constant(0), nodes.constant(0.5), nodes.constant(1)
         start, extent, count, offset = zero, own, nodes.constant(size), zero
         if crop == "center":
@@ -103,9 +109,11 @@ class _Axis:
             count = nodes("Max", exact, one)
         scale = nodes("Div", extent, count)
         self.support = nodes("Max", scale, one)
-        self.centers, self.first, self.last = [], [], []
-        length = nodes.cast(own, TensorProto.INT64)
-        none, unit = nodes.constant(0, np.int64), nodes.constant(1, np.int64)
+        length, begins, unit = (
+            nodes.cast(own, TensorProto.INT64),
+            nodes.constant(0, np.int64),
+            nodes.constant(1, np.int64),
+        )
         for begin in range(0, size, BLOCK):
             end = min(begin + BLOCK, size)
             places = nodes("Sub", nodes.constant(np.arange(begin, end)[:, None] + 0.5), offset)
@@ -113,15 +121,15 @@ class _Axis:
             ends = [nodes("Gather", self.centers[-1], nodes.constant(i, np.int64)) for i in (0, end - begin - 1)]
             low = nodes.cast(nodes("Floor", nodes("Sub", ends[0], self.support)), TensorProto.INT64)
             high = nodes.cast(nodes("Ceil", nodes("Add", ends[1], self.support)), TensorProto.INT64)
-            first = nodes("Max", none, nodes("Min", low, nodes("Sub", length, unit)))
+            first = nodes("Max", begins, nodes("Min", low, nodes("Sub", length, unit)))
             self.first.append(first)
             self.last.append(nodes("Min", length, nodes("Max", high, nodes("Add", first, unit))))
 
-    def resized(self, values: str, origin: str | None) -> str:
-        """Whole levels [N, C, L, size] of levels [N, C, L, part of the picture].
+    def resized(self, values: str, cut: bool) -> str:
+        """Whole levels [N, C, L, size] of levels [N, C, L, side of the picture].
 
         Args:
-            origin: where that part begins, int64 [1]; None is 0.
+            cut: `values` begin where the first block does, and not with the picture.
         """
         nodes = self.nodes
         last_axis, half = nodes.constant([3], np.int64), nodes.constant(0.5)
@@ -142,7 +150,7 @@ class _Axis:
             upper = nodes("Floor", nodes("Add", nodes("Div", whole, base), half))
             lower = nodes("Sub", whole, nodes("Mul", upper, base))
             both = nodes.cast(nodes("Concat", upper, lower, axis=0), TensorProto.FLOAT)
-            span = (first, last) if origin is None else (nodes("Sub", place, origin) for place in (first, last))
+            span = [nodes("Sub", place, self.first[0]) if cut else place for place in (first, last)]
             seen = nodes.cast(nodes("Slice", values, *span, last_axis), TensorProto.FLOAT)
             sums = nodes("MatMul", seen, nodes("Transpose", both, perm=[1, 0]))  # [N, C, L, 2 · columns]
             parts.append(_whole(nodes, sums))
@@ -165,16 +173,19 @@ def _resizing(form: str, side: int, channels: int, crop: Crop) -> _Nodes:
     height, width = (
         nodes.cast(nodes("Gather", shape, nodes.constant([axis], np.int64)), TensorProto.DOUBLE) for axis in (1, 2)
     )
-    upright = _height_first(nodes, height, width, side, crop)
+    height_first = _height_first(nodes, height, width, side, crop)
     # `first` is the side that is resized first, and the last axis meanwhile.
-    first = _Axis(nodes, nodes("Where", upright, height, width), nodes("Where", upright, width, height), side, crop)
-    second = _Axis(nodes, nodes("Where", upright, width, height), nodes("Where", upright, height, width), side, crop)
-    values, origins = PIXELS_INPUT, (None, None)
-    if crop == "center":  # what no filter sees is not even converted
-        origins = first.first[0], second.first[0]
+    first = _Axis(
+        nodes, nodes("Where", height_first, height, width), nodes("Where", height_first, width, height), side, crop
+    )
+    second = _Axis(
+        nodes, nodes("Where", height_first, width, height), nodes("Where", height_first, height, width), side, crop
+    )
+    values, cut = PIXELS_INPUT, crop == "center"
+    if cut:  # what no filter sees is not even converted
         spans = []
-        for one, other in (origins, (first.last[-1], second.last[-1])):
-            ends = nodes("Where", upright, one, other), nodes("Where", upright, other, one)
+        for one, other in ((first.first[0], second.first[0]), (first.last[-1], second.last[-1])):
+            ends = nodes("Where", height_first, one, other), nodes("Where", height_first, other, one)
             spans.append(nodes("Concat", *ends, axis=0))
         values = nodes("Slice", values, *spans, nodes.constant([1, 2], np.int64))
     if channels == 1:
@@ -182,18 +193,20 @@ def _resizing(form: str, side: int, channels: int, crop: Crop) -> _Nodes:
         total = nodes("ReduceSum", parts, nodes.constant([3], np.int64), keepdims=1)
         rounded = nodes("Add", total, nodes.constant(1 << 15, np.int32))
         values = nodes.cast(nodes("Div", rounded, nodes.constant(1 << 16, np.int32)), TensorProto.UINT8)
-    planes = nodes.turned(values, TensorProto.UINT8, upright, ((0, 3, 2, 1), (0, 3, 1, 2)))
-    half_way = nodes("Transpose", first.resized(planes, origins[0]), perm=[0, 1, 3, 2])
-    levels = second.resized(half_way, origins[1])  # [N, C, first, second]
+    planes = nodes.turned(values, TensorProto.UINT8, height_first, ((0, 3, 2, 1), (0, 3, 1, 2)))
+    half_way = nodes("Transpose", first.resized(planes, cut), perm=[0, 1, 3, 2])
+    levels = second.resized(half_way, cut)  # [N, C, first, second]
     if first.inside is not None and second.inside is not None:
         inside = nodes("And", nodes("Unsqueeze", first.inside, nodes.constant([1], np.int64)), second.inside)
         levels = nodes("Where", inside, levels, nodes.constant(BORDER, np.float32))
     if form == "uint8_nhwc":
         nodes.cast(
-            nodes.turned(levels, TensorProto.FLOAT, upright, ((0, 2, 3, 1), (0, 3, 2, 1))), TensorProto.UINT8, "image"
+            nodes.turned(levels, TensorProto.FLOAT, height_first, ((0, 2, 3, 1), (0, 3, 2, 1))),
+            TensorProto.UINT8,
+            "image",
         )
     else:
-        square = nodes.turned(levels, TensorProto.FLOAT, upright, ((0, 1, 2, 3), (0, 1, 3, 2)))
+        square = nodes.turned(levels, TensorProto.FLOAT, height_first, ((0, 1, 2, 3), (0, 1, 3, 2)))
         nodes("Div", square, nodes.constant(255, np.float32), name="image")
     return nodes
 
@@ -266,8 +279,10 @@ def _input() -> onnx.ValueInfoProto:
 
 
 def picture_sizes(side: int) -> tuple[tuple[int, int], ...]:
-    """Height and width of the pictures with which a file is compared: the model's own size, odd and even differences,
-    smaller, larger, and as narrow as can be."""
+    """Height and width of the pictures with which a file is compared.
+
+    They are the model's own size, larger by odd and even differences, smaller, and as narrow as can be.
+    """
     return (
         (side, side),
         (side, side + 1),
@@ -320,7 +335,8 @@ def pixels_parity(
         if not largest <= tolerance:
             raise GkdError(
                 f"{target.name} differs from {source.name} by {largest:.2g} on an output for a picture of {width} × "
-                f"{height} pixels, and export.parity_tolerance allows {tolerance:g}: raise it if that is acceptable"
+                f"{height} pixels, and {tolerance:g} is allowed: raise export.parity_tolerance, for int8 and float16 "
+                "export.fp16_tolerance, if that is acceptable"
             )
     return {
         "sizes": [list(size) for size in sizes],
