@@ -11,7 +11,16 @@ from pathlib import Path
 from gkd_core.data.prepared import PreparedData
 from gkd_core.decision import METADATA
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import FILES, OPTIONAL, decision_of, kept_precisions, read_manifest
+from gkd_core.export.manifest import (
+    FILES,
+    OPTIONAL,
+    decision_of,
+    kept_pixels,
+    kept_precisions,
+    model_entry,
+    read_manifest,
+)
+from gkd_core.export.pixels import PIXELS_FORM
 from gkd_core.export.session import session
 from gkd_core.files import expect_kind, file_digest, folder_digest, record_of
 from gkd_core.records import ROLES, read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version
@@ -119,10 +128,15 @@ def _models(folder: Path) -> Iterator[Link]:
             smaller = {"precision": precision, "fp32_sha256": manifest["model"]["sha256"]}
         if decision := decision_of(manifest, precision):
             smaller[METADATA] = decision.as_json()
-        inside = session(folder / FILES[precision]).get_modelmeta().custom_metadata_map
-        if wrong := next((key for key, value in (wanted | smaller).items() if inside.get(key) != value), None):
-            raise Broken(f"{folder / FILES[precision]}: the {wrong} inside it is not the one in manifest.json")
-        yield Link(f"deploy → {FILES[precision]}", "its bytes, the lineage and the classes inside it")
+        expected = {FILES[precision]: wanted | smaller}
+        if any_size := kept_pixels(manifest).get(precision):
+            wraps = {"input": PIXELS_FORM, "wraps_sha256": model_entry(manifest, precision)["sha256"]}
+            expected[any_size["file"]] = wanted | smaller | wraps
+        for file, facts in expected.items():
+            inside = session(folder / file).get_modelmeta().custom_metadata_map
+            if wrong := next((key for key, value in facts.items() if inside.get(key) != value), None):
+                raise Broken(f"{folder / file}: the {wrong} inside it is not the one in manifest.json")
+            yield Link(f"deploy → {file}", "its bytes, the lineage and the classes inside it")
     for file, digest in (read_bundle(folder)["files"] if (folder / "bundle.json").is_file() else {}).items():
         if not (folder / file).is_file() or file_digest(folder / file) != digest:
             raise Broken(f"{folder / file} is missing or was changed: bundle.json holds its sha256")

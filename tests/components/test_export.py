@@ -236,6 +236,8 @@ def test_a_file_for_pictures_of_any_size_stands_beside_every_model_where_wanted(
         inside, outside = (session(tmp_path / "deploy" / name) for name in (FILES[precision], entry["file"]))
         assert [each.name for each in outside.get_outputs()] == [each.name for each in inside.get_outputs()]
         assert "decision" in [each.name for each in outside.get_outputs()]
+    walked = [link.name for link in _models(tmp_path / "deploy")]
+    assert {f"deploy → {entry['file']}" for entry in manifest["pixels"].values()} < set(walked)
 
     (tmp_path / "deploy" / "model_int8_pixels.onnx").write_bytes(b"x")
     with pytest.raises(GkdError, match=r"model_int8_pixels\.onnx is not the file its manifest describes"):

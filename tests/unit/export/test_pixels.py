@@ -152,7 +152,9 @@ def test_parity_counts_the_levels_and_refuses_another_crop(deploy, tmp_path):
     assert found["values"] == len(found["sizes"]) * 12 * 12 * 3
     assert found["differing"] == 0
     write_pixels(source, target, crop="squash")
-    with pytest.raises(GkdError, match=r"model_pixels\.onnx differs from model\.onnx by .* raise export\.parity_tolerance"):
+    with pytest.raises(
+        GkdError, match=r"model_pixels\.onnx differs from model\.onnx by .* raise export\.parity_tolerance"
+    ):
         pixels_parity(source, target, images, crop="center", tolerance=1e-4)
 
 
