@@ -216,7 +216,6 @@ def test_the_distance_of_features_is_measured_on_training_images(project: Any, t
     assert np.median(run_outputs(model, noise, ["score"])["score"]) < np.quantile(seen, 0.05)
 
 
-@pytest.mark.usefixtures("at_once")
 def test_a_file_for_pictures_of_any_size_stands_beside_every_model_where_wanted(project: Any, tmp_path: Path) -> None:
     assert "pixels" not in read_manifest(project.deploy)
     loose = {"calibration_images": 20, "min_agreement": 0.0, "max_accuracy_drop": 1.0}
