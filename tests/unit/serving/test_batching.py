@@ -24,7 +24,7 @@ class Doubling:
         self.runs.append(images.ravel().tolist())
         if -1 in images:
             raise ValueError("a bad one")
-        return {"logits": 2 * images, "decision": -images.ravel()}
+        return {"logits": 2 * images, "decision": -images.reshape(len(images), -1)[:, 0]}
 
 
 def images(*values: float) -> np.ndarray:
@@ -168,7 +168,7 @@ def test_pictures_of_one_size_travel_together_and_the_oldest_always_does():
         sizes = [(1, 2), (2, 3), (2, 2), (2, 3), (1, 3), (2, 2)]  # the first is under way at once
         waiting = [queue.submit(model, np.full((1, *size), place, np.float32)) for place, size in enumerate(sizes)]
         model.go.set()
-        answers = [(await one).shape for one in waiting]
+        answers = [(await one)["logits"].shape for one in waiting]
         assert queue.waiting_images == 0
         queue.close()
         return answers, [sorted(set(run)) for run in model.runs], [facts.images for facts in seen]

@@ -119,7 +119,9 @@ FOUND = {
 
 def test_of_several_outputs_all_are_answered_or_those_that_are_asked_for():
     def told(content):
-        request = parse_request(json.dumps(content).encode(), input=PIXELS, outputs=DECIDED, max_batch=4)
+        request = parse_request(
+            json.dumps(content).encode(), input=PIXELS, outputs=DECIDED, max_batch=4, max_pixels=100
+        )
         body, size = encode_response(FOUND, DECIDED, request, model_name="m", model_version="3")
         return json.loads(body[:size])["outputs"], body[size or len(body) :]
 

@@ -80,7 +80,7 @@ def test_a_lone_file_for_any_size_reads_a_picture_as_the_model_inside_does(any_s
     turned[0x0112] = 6  # a quarter
     picture.save(tmp_path / "p.webp", exif=turned, lossless=True)
     plain, pixels = (Model(ModelFile(any_size / name), version="1") for name in ("model.onnx", "model_pixels.onnx"))
-    one, other = (classify_files(model, [tmp_path / "p.webp"], 10)[0] for model in (plain, pixels))
+    one, other = (classify_files(model, [tmp_path / "p.webp"], 10)[0]["predictions"] for model in (plain, pixels))
     assert [row["class"] for row in one] == [row["class"] for row in other]
     assert [row["probability"] for row in one] == pytest.approx([row["probability"] for row in other], abs=1e-5)
 
