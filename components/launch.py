@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from gkd_core import plugins
 from gkd_core.config import Params, TrainingConfig, params_of_sections
 from gkd_core.cores import thread_limit, usable_cores
 from gkd_core.errors import GkdError
@@ -71,6 +72,7 @@ def launch(step: str, *, params: Params, training: TrainingConfig, **arguments: 
         call = {
             "step": step,
             "params": params.model_dump(mode="json"),
+            "plugins": plugins.loaded(),
             "paths": {name: str(value) for name, value in arguments.items() if isinstance(value, Path)},
             "others": {name: value for name, value in arguments.items() if not isinstance(value, Path)},
         }
@@ -184,6 +186,7 @@ def main(folder: Path) -> None:
     threading.Thread(target=_never_outlive_launcher, daemon=True).start()
     call = json.loads((folder / "call.json").read_text())
     try:
+        plugins.load(call["plugins"])
         run = importlib.import_module(call["step"]).run
         paths = {name: Path(path) for name, path in call["paths"].items()}
         facts = run(**paths, **call["others"], params=params_of_sections(call["params"]))

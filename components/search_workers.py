@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from gkd_core import plugins
 from gkd_core.cores import thread_limit
 from gkd_core.errors import GkdError
 from gkd_core.training.interruption import leave
@@ -35,7 +36,7 @@ def run_workers(work: Callable[..., None], count: int, *arguments: Any) -> None:
     try:
         for _ in range(count):
             receives, sends = context.Pipe(duplex=False)
-            started = context.Process(target=_worker, args=(sends, work, arguments))
+            started = context.Process(target=_worker, args=(sends, work, arguments, plugins.loaded()))
             started.start()
             sends.close()
             processes.append(started)
@@ -69,12 +70,13 @@ def _told(receives: Connection) -> Exception | None:
     return GkdError(text) if kind == "GkdError" else RuntimeError(f"in a worker\n{text}")
 
 
-def _worker(says: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _worker(says: Connection, work: Callable[..., None], arguments: tuple[Any, ...], modules: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the one that started us ends us
     signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=_never_outlive_parent, daemon=True).start()
     os.environ["TTY_COMPATIBLE"] = "0"  # rich: several bars in one terminal are none: lines instead
     try:
+        plugins.load(modules)
         work(*arguments)
     except GkdError as error:
         says.send(("GkdError", str(error)))

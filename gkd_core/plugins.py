@@ -110,6 +110,11 @@ def registered(kind: Kind) -> Iterator[tuple[str, str]]:
     return ((name, module) for (each, name), module in _owners.items() if each == kind)
 
 
+def loaded() -> list[str]:
+    """Modules that registered something here, for a process that is started from here to `load`."""
+    return sorted({module for module in _owners.values() if module != "__main__"})
+
+
 def modules_of(names: Iterable[Name]) -> list[str]:
     """The plugins' modules that registered these names, in order; what is gkd's own has none."""
     return sorted({_owners[name] for name in names if name in _owners})

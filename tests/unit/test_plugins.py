@@ -122,6 +122,13 @@ def test_a_file_of_parameters_has_its_plugins_loaded_whatever_else_it_holds(modu
     assert "tiny" in gkd.list_models("tiny")
 
 
+def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "solo_losses.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    assert parse_params(using("solo_losses")).distill.method == "gap"
+    assert list(plugins.sources("solo_losses")) == ["solo_losses.py"]
+
+
 # --- digests
 
 
