@@ -107,6 +107,7 @@ def run_pipeline(
     tracking = seen.model_copy(update={"live": follows(found.tracking)})
     surroundings[TRACKING] = tracking.model_dump_json()
     more = list(overrides or [])
+    stop: Callable[[], None]
     if runner == "docker":
         from pipelines.kubeflow.containers import Containers
 
