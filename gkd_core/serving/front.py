@@ -14,7 +14,7 @@ from gkd_core.serving.authorisation import Token
 from gkd_core.serving.logs import log
 from gkd_core.serving.metrics import Metrics
 
-OPEN = frozenset({"/", "/page.css", "/page.js", "/icon.svg", "/v2/health/live", "/v2/health/ready"})
+OPEN = frozenset({"/", "/page.css", "/page.js", "/view.js", "/icon.svg", "/v2/health/live", "/v2/health/ready"})
 UNANSWERED = 499  # the status, in counts and logs, of a request without an answer
 
 

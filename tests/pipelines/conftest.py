@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,9 +20,18 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.conftest import GKD
 
+CHROMIUM = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--use-fake-device-for-media-stream",  # a camera that needs no hardware, and no question to a user
+    "--use-fake-ui-for-media-stream",
+]
 INFER = "/v2/models/gkd-student/infer"
 
 
@@ -262,3 +272,14 @@ def parts_of() -> Callable[[Path], tuple[Any, Any]]:
         return spec, pods
 
     return parts_of
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; of a module's own, since playwright keeps an event loop in its thread meanwhile."""
+    chromium = shutil.which("chromium")
+    assert chromium, "pages are tested in Chromium, which is not there: apt-get install chromium"
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        yield running
+        running.close()

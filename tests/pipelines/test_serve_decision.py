@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from gkd_core.decision import Decision, Shown
 from gkd_core.export.session import run_session, session
 from pipelines.cli import app
-from tests.pipelines.test_serve_page import browser, shown  # noqa: F401
+from tests.pipelines.test_serve_page import shown
 
 SIDE = 16
 
@@ -74,7 +74,7 @@ def test_the_protocol_lists_four_outputs_and_answers_all_or_those_that_are_asked
     assert np.allclose(alone.as_numpy("logits"), logits, atol=1e-5)
 
 
-def test_predict_classify_and_the_page_say_the_same(server, decided, pictures, browser):  # noqa: F811
+def test_predict_classify_and_the_page_say_the_same(server, decided, pictures, browser):
     deploy, decision, logits = decided
     run = CliRunner().invoke(app, ["predict", *map(str, pictures), "--model", str(deploy), "--json", "--top", "10"])
     answers = json.loads(run.stdout.splitlines()[-1])

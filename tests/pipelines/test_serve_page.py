@@ -3,20 +3,17 @@
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from typer.testing import CliRunner
 
 from pipelines.cli import app
 from tests.forked import gkd
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
 def predict(*arguments: str):
@@ -41,16 +38,6 @@ def picture(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(start, deploy):
     return start(deploy, "--name", "hills & <valleys>", "--max-request-bytes", "200000")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "the page is tested in Chromium, which is not there: apt-get install chromium"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield running
-        running.close()
 
 
 @pytest.fixture
