@@ -110,6 +110,18 @@ def teacher(made_once, digits) -> Path:
 
 
 @pytest.fixture(scope="session")
+def web_files(made_once) -> Path:
+    """What a bundle's page runs on, fetched by npm."""
+    from gkd_core.export.web_runtime import read_runtime
+
+    def fetch(folder: Path) -> None:
+        for name, content in read_runtime().items():
+            (folder / name).write_bytes(content)
+
+    return made_once("web-runtime", fetch)
+
+
+@pytest.fixture(scope="session")
 def make_deploy() -> Callable[..., Path]:
     """A function that writes a deploy folder with a small convolutional network, without torch; see `deploy_folder`."""
     return deploy_folder

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from gkd_core.export.manifest import (
     refuse_other_model,
 )
 from gkd_core.export.pixels import CHANNELS, PIXELS_FORM, PIXELS_INPUT, PIXELS_SUFFIX
+from gkd_core.export.web_page import write_page
 from gkd_core.files import (
     Shape,
     expect_shape,
@@ -96,6 +98,7 @@ def write_bundle(
     service_account: str | None = None,
     precision: str = "fp32",
     canary: int | None = None,
+    web: Mapping[str, bytes] | None = None,
     image: str,
 ) -> dict[str, Any]:
     """Write the bundle; `out` appears whole or not at all.
@@ -111,6 +114,8 @@ def write_bundle(
         precision: of the file that the servers take.
         canary: percent of the requests, 1 to 99, that KServe sends to this model beside the one it serves already; None
             is all of them. Nothing is written for a cluster without KServe then, which would not share them.
+        web: what `gkd_core.export.web_runtime.read_runtime` gave, for a page that answers in the browser; None for no
+            page. What Node measures of it stands in README.md, which other runs then write otherwise.
         image: container image of gkd's server.
     Returns:
         Content of bundle.json with `path`.
@@ -186,6 +191,7 @@ def write_bundle(
         "drain_seconds": DRAIN_SECONDS,
         "kserve_timeout_seconds": KSERVE_TIMEOUT_SECONDS,
         "header": _header(name, training, metrics, precision),
+        "web": None,
     }
     with whole_folder(out, inputs, kind="bundle") as folder:
         entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest)), *any_size.values()]
@@ -203,6 +209,17 @@ def write_bundle(
             }
             _triton(folder / "triton" / other["name"], deploy / found["file"], {**facts, **other})
         shutil.copyfile(images.__file__, folder / PICTURES)
+        if web is not None:
+            facts["web"] = write_page(
+                folder / "web",
+                name=name,
+                model=folder / Path(chosen["file"]).name,
+                manifest=manifest,
+                entry=chosen,
+                precision=precision,
+                crop=info.crop or "center",
+                runtime=web,
+            )
         _render("README.md.j2", folder / "README.md", facts)
         _render("MODEL_CARD.md.j2", folder / "MODEL_CARD.md", facts)
         if storage_uri or registry_uri:

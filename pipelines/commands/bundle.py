@@ -44,17 +44,31 @@ def bundle(
             help="For KServe: 1 to 99 percent of the requests go to this model, the rest to the one it serves already.",
         ),
     ] = None,
+    web: Annotated[
+        bool,
+        typer.Option("--web", help="A page too that answers in the browser, from any server of static files (15 MB)."),
+    ] = False,
+    web_runtime: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE.tgz",
+            help="What that page runs on, where npm cannot fetch it: an archive of `npm pack`; repeatable.",
+        ),
+    ] = None,
     image: Annotated[str | None, typer.Option(help="Container image of the server; else GKD_SERVE_IMAGE.")] = None,
 ) -> None:
     """Put together what Triton, KServe or `gkd serve` need, with README and model card."""
     from components.image import serve_image
     from gkd_core.errors import GkdError
     from gkd_core.export.bundle import write_bundle
+    from gkd_core.export.web_runtime import read_runtime
 
     if registration is not None and no_registration:
         raise GkdError("--registration and --no-registration are both given: give one")
     if registration is None and Path("registration").is_dir() and not no_registration:
         registration = Path("registration")
+    if web_runtime and not web:
+        raise GkdError("--web-runtime is what the page of --web runs on: give --web too, or leave it out")
     finish(
         write_bundle(
             out,
@@ -69,6 +83,7 @@ def bundle(
             service_account=service_account,
             precision=precision,
             canary=canary,
+            web=read_runtime(web_runtime or []) if web else None,
             image=image or serve_image(),
         )
     )

@@ -574,3 +574,44 @@ def test_the_servers_image_stands_beside_the_trainers(
     assert serve_image() == expected
     monkeypatch.setenv("GKD_SERVE_IMAGE", "mine:2")
     assert serve_image() == "mine:2"
+
+
+def test_a_page_for_browsers_is_in_it_with_its_size_and_what_an_answer_takes(
+    folders: dict[str, Path], tmp_path: Path, web_files: Path
+) -> None:
+    runtime = {file.name: file.read_bytes() for file in web_files.iterdir()}
+    bundle = make(folders, tmp_path / "out", name="digits", precision="int8", web=runtime)
+    web = tmp_path / "out/web"
+    assert {f"web/{file.name}" for file in web.iterdir()} <= set(bundle["files"])
+    assert verify.run(str(tmp_path / "out"), server=None, tracking=None).broken is None
+    assert file_digest(web / "model_int8.onnx") == read_manifest(folders["deploy"])["int8"]["sha256"]
+    facts = json.loads((web / "facts.json").read_text())
+    assert (facts["side"], facts["channels"], facts["crop"], facts["input"]) == (8, 1, "center", "uint8_nhwc")
+    assert facts["classes"] == read_manifest(folders["deploy"])["classes"]
+    readme = (tmp_path / "out/README.md").read_text()
+    size = sum(file.stat().st_size for file in web.iterdir())
+    assert f"{size / 1e6:.1f} MB on disk" in readme
+    assert re.search(r"An answer takes \d+\.\d\d ms \(\d+\.\d\d at the 95th percentile of 30; loading \d+ ms\)", readme)
+    # Nothing in the page comes from elsewhere.
+    for file in web.iterdir():
+        if file.suffix in (".html", ".css", ".js") and file.name != "ort.js":
+            assert not re.search(
+                r"https?://|//[a-z]+\.[a-z]", re.sub(r"http://ns\.adobe\.com\S*", "", file.read_text())
+            ), file
+
+
+def test_a_model_that_a_browser_answers_otherwise_is_refused(
+    folders: dict[str, Path], tmp_path: Path, web_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = {file.name: file.read_bytes() for file in web_files.iterdir()}
+    (tmp_path / "node").write_text(
+        """#!/bin/sh
+echo '{"load_ms": 1.0, "median_ms": 1.0, "p95_ms": 1.0, "runs": 30, "node": "v1", "processor": "",'\\
+' "asked": {"logits": [9, 0, 0, 0, 0, 0, 0, 0, 0, 0], "probabilities": [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]}}'
+"""
+    )
+    (tmp_path / "node").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(GkdError, match="answers otherwise in a browser"):
+        make(folders, tmp_path / "out", web=runtime)
+    assert not (tmp_path / "out").exists()
