@@ -33,6 +33,10 @@ class RunFailed(GkdError):
     exit_code = 1
 
 
+class RunEnded(GkdError):
+    """The run that was to be stopped has ended already."""
+
+
 def submit(cluster: Cluster, work: Work) -> dict[str, Any]:
     """Start a run.
 
@@ -127,12 +131,13 @@ def stop(cluster: Cluster, run_id: str) -> None:
     """End a run; what was to come after its steps (`ended`) still runs, and ends its TrainJobs.
 
     Raises:
-        GkdError: it has ended already, or the server refuses.
+        RunEnded: it has ended already.
+        ClusterError: the server refuses.
     """
     with cluster.asking() as client:
         state = client.get_run(run_id).state
     if state in FINISHED:
-        raise GkdError(f"run {run_id} has ended already ({in_words(state)}): there is nothing to stop")
+        raise RunEnded(f"run {run_id} has ended already ({in_words(state)}): there is nothing to stop")
     with cluster.asking() as client:
         client.terminate_run(run_id)
 

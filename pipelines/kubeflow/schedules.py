@@ -1,5 +1,6 @@
 """Schedules on a Kubeflow Pipelines server: a pipeline again and again, by the clock."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,17 @@ from components.mlflow_store import KFP_PLACE
 from gkd_core.errors import GkdError, unknown
 from pipelines.kubeflow.client import Cluster
 from pipelines.kubeflow.package import Work, as_sent
-from pipelines.kubeflow.runs import FINISHED, experiment_id, known_experiment_id, moment, pages, source_of, stop, wait
+from pipelines.kubeflow.runs import (
+    FINISHED,
+    RunEnded,
+    experiment_id,
+    known_experiment_id,
+    moment,
+    pages,
+    source_of,
+    stop,
+    wait,
+)
 
 ALL = 10**6
 RECENT = 200  # runs that are looked through for those of a schedule
@@ -138,7 +149,8 @@ def unschedule(cluster: Cluster, name: str, *, now: bool = False) -> dict[str, A
         raise GkdError(f"several schedules are called {name!r}: name one by its identifier ({which})")
     stopped = []
     for run in _at_work(cluster, found[0]) if now else []:
-        stop(cluster, run.run_id)
+        with contextlib.suppress(RunEnded):  # since it was listed
+            stop(cluster, run.run_id)
         wait(cluster, run.run_id, timeout_seconds=STOPPING_SECONDS)
         stopped.append(run.run_id)
     _refuse_to_kill(cluster, found[0])

@@ -473,6 +473,21 @@ class TestRuns:
             assert server.runs[third]["state"] == "FAILED"
             assert server.runs[first]["state"] == server.runs[second]["state"] == "PENDING"
 
+    def test_a_run_that_ends_before_it_is_stopped_is_no_hindrance_to_removing_its_schedule(self, connect, work):
+        class Quick(KfpServer):
+            def get_run(self, run_id, *, query, content):
+                self.looks[run_id] = 100
+                return super().get_run(run_id, query=query, content=content)
+
+        with Quick() as server:
+            found = connect(host=server.host)
+            made = schedules.schedule(found, replace(work, name="weekly"), Clock("0 0 3 * * 1"))
+            run = runs.submit(found, work)["run_id"]
+            server.runs[run]["recurring_run_id"] = made["schedule_id"]
+            assert server.runs[run]["state"] == "PENDING"
+            assert schedules.unschedule(found, "weekly", now=True)["removed"] == made["schedule_id"]
+            assert (server.runs[run]["state"], server.terminated) == ("SUCCEEDED", set())
+
     def test_several_users_need_a_namespace(self, connect):
         with KfpServer(multi_user=True) as server, says("several users: say whose runs you mean with --namespace"):
             connect(host=server.host)
