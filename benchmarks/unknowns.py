@@ -39,7 +39,7 @@ PRECISION = 0.95
 
 
 def write(cifar: Path, folder: Path) -> None:
-    """Two folders of unknown pictures: the first of CIFAR-10's test images, and noise, uniform by pixel, or smoothed."""
+    """Two folders of unknown pictures: the first test images of CIFAR-10, and noise, by the pixel or in soft spots."""
     images = torchvision.datasets.CIFAR10(cifar, train=False).data[:COUNT]
     random = np.random.default_rng(0)
     for name in ("cifar10", "noise"):

@@ -18,16 +18,19 @@ from gkd_core.config import EvaluateConfig, Params
 from gkd_core.data.loader import Loader
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.data.progress import progress
+from gkd_core.data.unknown import UnknownPictures
+from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.calibration import Reliability, reliability
 from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
+from gkd_core.evaluation.decision import measure_files, outputs_of, risk_coverage_of
 from gkd_core.evaluation.evaluate import BATCH_SIZE, predict
 from gkd_core.evaluation.frontier import Frontier
 from gkd_core.evaluation.quality import agreement, kl_divergence, negative_log_likelihood, per_class, top_k_correct
 from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference, wilson_interval
-from gkd_core.export.manifest import kept_precisions, read_manifest, refuse_other_model
+from gkd_core.export.manifest import decision_of, kept_precisions, model_entry, read_manifest, refuse_other_model
 from gkd_core.export.onnx import write_all
-from gkd_core.export.session import run_session, session
+from gkd_core.export.session import run_outputs, session
 from gkd_core.files import file_digest, folder_digest, refuse_to_replace, whole_folder, write_bytes, write_json
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.macs import multiply_accumulates
@@ -64,7 +67,7 @@ def run(
         student: folder of the distill step.
         deploy: folder of the export step.
         out: appears whole or not at all.
-        params: reads `evaluate`; the other sections are shown in the report.
+        params: reads `evaluate` and `decide.unknown`; the other sections are shown in the report.
     Returns:
         {"teacher": {"top1"}, …, "onnx": {"top1", "parity_max_abs"}, "differences", "report": {"path"}}, and for each
         smaller file that was kept {"top1", "agreement_with_fp32"} under its precision.
@@ -90,6 +93,7 @@ def run(
     frontier = None if settings.frontier is None else _frontier(Path(settings.frontier), info.sha256, teacher)
     manifest = read_manifest(deploy)
     refuse_other_model(manifest, deploy, student=student, data=data, data_sha256=info.sha256, classes=info.classes)
+    unknown = _unknown(params, info, decision_of(manifest))
     histories = _histories(teacher, folders, facts)
     schedule = _thinned(read_table(student / "steps.csv"))
     teachers = open_teachers(teacher, info.classes)
@@ -111,11 +115,14 @@ def run(
         for role, network in networks.items():
             logits[role] = predict(network, loader, f"the {role} {names[role]}")
             advance(len(test))
-    exported = run_session(session(deploy / manifest["model"]["file"]), test.images, BATCH_SIZE)
-    smaller = {
-        precision: run_session(session(deploy / manifest[precision]["file"]), test.images, BATCH_SIZE)
-        for precision in kept_precisions(manifest)
+    files = {name: deploy / model_entry(manifest, name)["file"] for name in ("fp32", *kept_precisions(manifest))}
+    decisions = {name: decision_of(manifest, name) for name in files}
+    answers = {
+        name: run_outputs(session(file), test.images, outputs_of(decisions[name]), BATCH_SIZE)
+        for name, file in files.items()
     }
+    smaller = {name: found["logits"] for name, found in answers.items()}
+    exported = smaller.pop("fp32")
     correct = {role: top_k_correct(values, test.labels, 1) for role, values in logits.items()}
     diagrams = {role: reliability(values, test.labels, settings.calibration_bins) for role, values in logits.items()}
 
@@ -152,9 +159,13 @@ def run(
         "agreement_with_student": agreement(exported, logits["student"]),
         "onnx_bytes": manifest["model"]["size_bytes"],
     }
+    decided = measure_files(files, decisions, answers, test.labels, unknown, settings)
+    if "fp32" in decided:
+        metrics["decision"] = decided["fp32"]
     for precision, values in smaller.items():
         metrics[precision] = _beside_fp32(values, exported, test.labels, settings)
         metrics[precision]["onnx_bytes"] = manifest[precision]["size_bytes"]
+        metrics[precision] |= {"decision": decided[precision]} if precision in decided else {}
     metrics["differences"] = {
         f"student_minus_{role}": {
             **asdict(paired_difference(correct["student"], correct[role], settings.confidence)),
@@ -186,6 +197,8 @@ def run(
         manifest=manifest,
         configuration=_configuration(params, teacher, facts["student"]),
         frontier=frontier,
+        decision=decisions["fp32"],
+        risk_coverage=risk_coverage_of(answers["fp32"], test.labels),
     )
     if settings.pictures:
         findings = replace(findings, pictures=choose_pictures(networks, logits, test, info, loader.device))
@@ -205,9 +218,23 @@ def run(
             precision: {key: metrics[precision][key] for key in ("top1", "agreement_with_fp32")}
             for precision in smaller
         },
+        **({"decision": {key: metrics["decision"][key] for key in ("coverage", "precision")}} if decided else {}),
         "differences": metrics["differences"],
         "report": {"path": str(out / "report.html")},
     }
+
+
+def _unknown(params: Params, info: DatasetInfo, decision: Decision | None) -> UnknownPictures | None:
+    """The pictures of no class, where there are any.
+
+    Raises:
+        GkdError: the section `decide` asks for a decision, and the model has none; or they cannot be read.
+    """
+    if params.decide is not None and decision is None:
+        raise GkdError("decide asks for a decision, and the exported model has none: run `gkd export` again")
+    if params.decide is None or params.decide.unknown is None:
+        return None
+    return UnknownPictures(Path(params.decide.unknown), info.image_size, info.channels, info.crop or "center")
 
 
 def _frontier(folder: Path, data_sha256: str, teacher: Path) -> Frontier:
@@ -337,6 +364,7 @@ def _configuration(params: Params, teacher: Path, student: dict[str, Any]) -> di
     content["train"] |= student.get("training", {})
     content["data"].pop("root")
     content["evaluate"].pop("frontier")
+    (content["decide"] or {}).pop("unknown", None)
     return {section: content[section] for section in SHOWN if content[section] is not None}
 
 
@@ -363,6 +391,7 @@ def _write_plots(folder: Path, findings: Findings, logits: NDArray[np.float32], 
         "history": ({"network": role, **row} for role, rows in findings.histories.items() for row in rows),
         "schedule": findings.schedule,
         "per_class": findings.per_class,
+        **({"risk_coverage": findings.risk_coverage} if findings.risk_coverage else {}),
         "calibration": (row for role, bins in findings.reliability.items() for row in _bins(role, bins)),
     }
     for name, rows in tables.items():

@@ -347,6 +347,7 @@ def _record(role: str, folder: Path, metrics: dict[str, Any], timings: dict[str,
         final |= {
             f"onnx_{key.removeprefix('onnx_')}": value for key, value in (metrics["onnx"] | timings["onnx"]).items()
         }
+        final |= flat({"decision": metrics.get("decision", {})}, separator="_")
         for precision in SMALLER:
             if precision in metrics:
                 final |= flat({precision: metrics[precision] | timings.get(precision, {})}, separator="_")

@@ -1,21 +1,78 @@
 """What a decision is worth on images it was not chosen on: how many are given a class, how many of these the right one,
 and whether pictures of no class are told from the others."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from gkd_core.decision import Decision
+from gkd_core.config import EvaluateConfig
+from gkd_core.data.progress import progress
+from gkd_core.data.unknown import UnknownPictures
+from gkd_core.decision import OUTPUTS, Decision
 from gkd_core.evaluation.calibration import reliability
 from gkd_core.evaluation.quality import negative_log_likelihood
 from gkd_core.evaluation.statistics import wilson_interval
+from gkd_core.export.session import run_outputs, session
 
 TPR = 0.95  # of known pictures, at which unknown ones that pass for known are counted
 POINTS = 200  # of a curve
 
 Scores = NDArray[np.floating[Any]]
+
+
+def outputs_of(decision: Decision | None) -> list[str]:
+    """What is to be asked of a model with this decision, or with none."""
+    return ["logits"] if decision is None else ["logits", *OUTPUTS]
+
+
+def measure_files(
+    files: Mapping[str, Path],
+    decisions: Mapping[str, Decision | None],
+    answers: Mapping[str, Mapping[str, NDArray[Any]]],
+    labels: NDArray[np.integer[Any]],
+    unknown: UnknownPictures | None,
+    settings: EvaluateConfig,
+) -> dict[str, dict[str, Any]]:
+    """`measure_decision` of each file that decides, by its own outputs, and under "unknown" `measure_unknown`.
+
+    Args:
+        files: ONNX files by name.
+        decisions: of them.
+        answers: of each the outputs [N, …] by name on the test images, as `outputs_of` names them.
+        labels: [N].
+        unknown: pictures of no class.
+        settings: level of the intervals, bins of the calibration error.
+    """
+    deciding = {name: decision for name, decision in decisions.items() if decision is not None}
+    found = {
+        name: measure_decision(
+            decision,
+            answers[name]["logits"],
+            answers[name]["score"],
+            labels,
+            confidence=settings.confidence,
+            bins=settings.calibration_bins,
+        )
+        for name, decision in deciding.items()
+    }
+    if unknown is None or not deciding:
+        return found
+    models = {name: session(files[name]) for name in deciding}
+    parts: dict[str, list[dict[str, NDArray[Any]]]] = {name: [] for name in deciding}
+    with progress("evaluate unknown", len(unknown), unit="images") as advance:
+        for batch in unknown.batches():
+            for name, model in models.items():
+                parts[name].append(run_outputs(model, batch, ["score", "decision"]))
+            advance(len(batch))
+    for name, each in parts.items():
+        decided, scores = (np.concatenate([part[output] for part in each]) for output in ("decision", "score"))
+        measured = measure_unknown(decided, answers[name]["score"], scores)
+        found[name]["unknown"] = {**measured, "unreadable": unknown.unreadable, "sha256": unknown.sha256}
+    return found
 
 
 def measure_decision(
@@ -127,6 +184,13 @@ def risk_coverage(scores: Scores, right: NDArray[np.bool_]) -> list[dict[str, fl
         }
         for place in places
     ]
+
+
+def risk_coverage_of(answers: Mapping[str, NDArray[Any]], labels: NDArray[np.integer[Any]]) -> list[dict[str, float]]:
+    """`risk_coverage` of a model's outputs [N, …] by name; nothing where it does not decide."""
+    if "score" not in answers:
+        return []
+    return risk_coverage(answers["score"], answers["logits"].argmax(axis=1) == labels)
 
 
 def _cumulated(scores: Scores, right: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gkd_core.decision import Decision
 from gkd_core.evaluation.calibration import Reliability
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Findings:
         configuration: the sections of params.yaml that the results depend on.
         frontier: students by accuracy and cost, where somebody trained several.
         pictures: of the test split, with what the networks say of them; None shows none.
+        decision: of the float32 file, where it has one.
+        risk_coverage: its curve on the test images: rows with threshold, coverage and risk.
     """
 
     metrics: dict[str, Any]
@@ -54,6 +57,8 @@ class Findings:
     configuration: dict[str, Any] = field(default_factory=dict)
     frontier: "Frontier | None" = None
     pictures: "Pictures | None" = None
+    decision: Decision | None = None
+    risk_coverage: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def roles(self) -> dict[str, str]:
