@@ -23,6 +23,7 @@ from gkd_core.export.manifest import (
     OPTIONAL,
     SMALLER,
     code_sha256,
+    decision_of,
     kept_pixels,
     kept_precisions,
     model_entry,
@@ -186,6 +187,7 @@ def write_bundle(
         "canary": canary,
         "secrets": SECRETS,
         "has_reference": "reference" in manifest,
+        **_decided(manifest, metrics, precision),
         "max_batch_size": MAX_BATCH_SIZE,
         "queue_delay_us": QUEUE_DELAY_US,
         "drain_seconds": DRAIN_SECONDS,
@@ -358,6 +360,15 @@ def _rows(metrics: dict[str, Any], precision: str) -> list[tuple[str, dict[str, 
     """What was measured on test by network; the file that is served stands last where it is not the float32 one."""
     rows = [(label, metrics[role]) for role, label in ROLES.items() if role in metrics]
     return rows if precision == "fp32" else [*rows, (f"student in {precision}, as served here", metrics[precision])]
+
+
+def _decided(manifest: dict[str, Any], metrics: dict[str, Any], precision: str) -> dict[str, Any]:
+    """What the files tell of the decision of the file that is served, and what it was measured to be on test."""
+    decision = decision_of(manifest, precision)
+    if decision is None:
+        return {"decision": None, "decides": [], "decided": {}}
+    measured = (metrics if precision == "fp32" else metrics[precision]).get("decision", {})
+    return {"decision": decision, "decides": list(decision.words()), "decided": measured}
 
 
 def _lineage(manifest: dict[str, Any], chosen: dict[str, Any], precision: str) -> dict[str, str]:

@@ -70,7 +70,7 @@ def comparison(findings: Findings) -> Markup:
     """Top-1 of all networks with its interval, and the paired differences of the student to the others."""
     rows = list(findings.roles.items())
     differences = _differences(findings)
-    with _drawing("comparison", 1 + bool(differences), height=0.75 + 0.5 * len(rows), ratios=(1.15, 1)) as (
+    with drawing("comparison", 1 + bool(differences), height=0.75 + 0.5 * len(rows), ratios=(1.15, 1)) as (
         figure,
         axes,
     ):
@@ -104,12 +104,12 @@ def comparison(findings: Findings) -> Markup:
             forest.set_yticks(range(len(differences)), [label for label, *_ in differences])
             forest.spines["left"].set_visible(False)
             _labels_in_ink(forest)
-        return _svg(figure, "Top-1 accuracy of all networks, and the student's differences to the others")
+        return svg(figure, "Top-1 accuracy of all networks, and the student's differences to the others")
 
 
 def learning_curves(findings: Findings) -> Markup:
     """Validation and training top-1 by epoch, a line a network."""
-    with _drawing("learning", 2, height=3.3) as (figure, axes):
+    with drawing("learning", 2, height=3.3) as (figure, axes):
         for axis, column, title in zip(
             axes, ("validation_top1", "train_top1"), ("Validation images", "Training images, augmented"), strict=True
         ):
@@ -123,12 +123,12 @@ def learning_curves(findings: Findings) -> Markup:
             axis.set_ylim(max(low, 0), min(max(a.get_ylim()[1] for a in axes), 101))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        return _svg(figure, "Top-1 accuracy by epoch on validation and training images, a line a network")
+        return svg(figure, "Top-1 accuracy by epoch on validation and training images, a line a network")
 
 
 def schedule_and_terms(findings: Findings) -> Markup:
     """The weight β(t) and the learning rate, and the student's loss terms, over its training."""
-    with _drawing("schedule", 2, height=3.2) as (figure, axes):
+    with drawing("schedule", 2, height=3.2) as (figure, axes):
         weight, terms = axes
         _line(weight, findings.schedule, "epoch", "beta", VARIABLES["student"], "β(t)")
         weight.set(title="Weight of the distillation terms", xlabel="time, epochs", ylabel="β")
@@ -151,13 +151,13 @@ def schedule_and_terms(findings: Findings) -> Markup:
         terms.xaxis.set_major_locator(MaxNLocator(integer=True))
         if names:
             terms.legend(loc="best")
-        return _svg(figure, "The distillation weight over time, and the student's loss terms by epoch")
+        return svg(figure, "The distillation weight over time, and the student's loss terms by epoch")
 
 
 def calibration(findings: Findings) -> Markup:
     """Reliability diagrams: accuracy in bins of confidence, one panel a network."""
     roles = findings.roles
-    with _drawing("calibration", len(roles), height=2.95, share_y=True) as (figure, axes):
+    with drawing("calibration", len(roles), height=2.95, share_y=True) as (figure, axes):
         for axis, (role, label) in zip(axes, roles.items(), strict=True):
             bins = findings.reliability[role]
             shares = bins.count / bins.count.sum()
@@ -174,7 +174,7 @@ def calibration(findings: Findings) -> Markup:
             axis.set_xticks([0, 0.5, 1], ["0", "½", "1"])
             axis.set_yticks([0, 0.5, 1], ["0", "½", "1"])
         axes[0].set_ylabel("accuracy")
-        return _svg(figure, "Reliability diagrams, one panel a network")
+        return svg(figure, "Reliability diagrams, one panel a network")
 
 
 def confusion(findings: Findings) -> Markup:
@@ -279,7 +279,7 @@ def _labels_in_ink(axis: Axes) -> None:
 
 
 @contextmanager
-def _drawing(
+def drawing(
     name: str, columns: int, *, height: float, ratios: tuple[float, ...] | None = None, share_y: bool = False
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A row of axes to draw into; the SVG is to be made within the block, where the theme holds."""
@@ -292,7 +292,8 @@ def _drawing(
         yield figure, list(axes[0])
 
 
-def _svg(figure: Figure, description: str) -> Markup:
+def svg(figure: Figure, description: str) -> Markup:
+    """A figure of `drawing`, within its block, as part of the page; `description` is for who does not see it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return in_page(buffer.getvalue(), description, VARIABLES)

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from gkd_core import __version__
 from gkd_core.gate import WORDS
 from gkd_core.report import figures
+from gkd_core.report.decision import decision_section
 from gkd_core.report.findings import Findings, percent_level, signed, verdicts
 from gkd_core.report.forest import COLORS
 
@@ -64,6 +65,7 @@ def render_report(findings: Findings) -> str:
             :MOST_CLASSES
         ],
         frontier=None if findings.frontier is None else _frontier(findings.frontier),
+        decision=decision_section(findings),
         configuration=yaml.safe_dump(findings.configuration, sort_keys=False, allow_unicode=True),
     )
     if findings.pictures is None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gkd_core.decision import Decision, Shown
 from gkd_core.evaluation.calibration import reliability
 from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.report import Findings, render_report
@@ -241,3 +242,39 @@ def test_a_fixed_number_of_views_is_said():
     assert "fixed views" not in render_report(found)
     training = found.training | {"training": {"teacher_views": 8}}
     assert "had 8 fixed views each" in render_report(replace(found, training=training))
+
+
+def decided(unknown: bool = True) -> Findings:
+    part = {"coverage": 0.8, "precision": 0.95, "coverage_at_precision": 0.85}
+    measured: dict[str, Any] = {"asked": "precision", "target": 0.95, "score": "energy", "aurc": 0.01}
+    for name, value in part.items():
+        measured |= {name: value, f"{name}_low": value - 0.04, f"{name}_high": value + 0.04}
+    measured |= {"ece": 0.2, "calibrated_ece": 0.02, "nll": 0.5, "calibrated_nll": 0.4}
+    if unknown:
+        measured["unknown"] = {"images": 1234, "refused": 0.9, "auroc": 0.98, "fpr_at_95_tpr": 0.07, "unreadable": 2}
+    page = findings()
+    shown = Shown(images=30, coverage=0.81, precision=0.96, nll=0.5, calibrated_nll=0.4)
+    decision = Decision(score="energy", threshold=3.5, asked="precision", target=0.95, validation=shown)
+    curve = [{"threshold": 5.0 - i, "coverage": (i + 1) / 5, "risk": i / 40} for i in range(5)]
+    return replace(page, metrics=page.metrics | {"decision": measured}, decision=decision, risk_coverage=curve)
+
+
+def test_the_decision_is_told_with_its_measures_and_its_curve():
+    text = render_report(decided())
+    for part in (
+        "None of these",
+        "80.00 %",
+        "76.0 % to 84.0 %",
+        "95.00 %",
+        "0.2000 → 0.0200",
+        "1,234 pictures",
+        "7.00 %",
+    ):
+        assert part in text
+    assert 'aria-label="Risk by coverage, and coverage and precision by threshold"' in text
+    without = render_report(decided(unknown=False))
+    assert "Pictures of no class" not in without
+    assert "None of these" not in render_report(findings())
+    nobody = decided(unknown=False)
+    nobody.metrics["decision"] |= {"coverage": 0.0, "precision": None}
+    assert "<td>–</td>" in render_report(nobody)
