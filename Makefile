@@ -5,6 +5,7 @@ READY := $(VENV)/.ready
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
+export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all e2e cluster-test lint format lock audit image docker-test dvc docs bench clean
@@ -65,10 +66,13 @@ docker-test: $(READY)  ## build the images and run the pipeline and the server i
 dvc: $(READY)  ## make dvc.yaml from the table of steps (components/graph.py)
 	@python -m pipelines.dvc
 
-docs: $(READY)  ## make docs/parameters.md and methods.md from the code, results.md from its raw tables
+docs: $(READY)  ## make the pages that come from code and raw tables (parameters, methods, commands, results), then the site, in site/
 	@gkd params --markdown > docs/parameters.md
 	@gkd methods --markdown > docs/methods.md
+	@python -c 'from pipelines.catalogue import commands_markdown; print(commands_markdown(), end="")' > docs/commands.md
 	@python -m benchmarks.results
+	@python -m benchmarks.pictures
+	@mkdocs build --strict --quiet
 
 audit: $(READY)  ## known vulnerabilities in the locked dependencies; says so where nobody can be asked
 	@python .ci/audit

@@ -124,6 +124,8 @@ def _section(folder: Path, figures: dict[str, str]) -> Iterator[str]:
         made_of = (content.get(name, "") for name in ("data_sha256", "teacher_digest"))  # the earliest have none
         frontier = Frontier(candidates, content["max_latency_ms"], content["max_mb"], content["hardware"], *made_of)
         yield from (frontier.sentence(), "", *markdown_table(frontier.table()), "")
+        figures[f"{folder.name}.svg"] = frontier.plot()
+        yield from (f"![Accuracy of the students against what they cost](figures/{folder.name}.svg)", "")
     for place, shown in enumerate(about.tables, start=1):
         name = folder.name if len(about.tables) == 1 else f"{folder.name}-{place}"
         yield from _table(rows, shown, name, figures)

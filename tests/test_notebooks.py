@@ -1,4 +1,4 @@
-"""The notebooks and the README's examples of the library run as they stand there."""
+"""The notebooks and the examples in docs/library.md run as they stand there."""
 
 import re
 from pathlib import Path
@@ -58,12 +58,12 @@ def test_a_loop_of_one_s_own_learns_from_the_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_the_page_on_the_library_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from torchvision.models import resnet18
 
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## As a library")[1].split("\n## ")[0]
-    first, second = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     for name, grey in (("cat", 40), ("dog", 200)):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(20):

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from gkd_core.config import Params, parse_params
-from pipelines.catalogue import methods_markdown, parameters_markdown
+from pipelines.catalogue import commands_markdown, methods_markdown, parameters_markdown
+from tests.docs.blocks import blocks
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 def test_pages_made_from_the_code_are_up_to_date():
     assert (ROOT / "docs" / "parameters.md").read_text() == parameters_markdown(), "run `make docs`"
     assert (ROOT / "docs" / "methods.md").read_text() == methods_markdown(), "run `make docs`"
+    assert (ROOT / "docs" / "commands.md").read_text() == commands_markdown(), "run `make docs`"
 
 
 def test_links_in_the_documents_lead_somewhere():
@@ -42,9 +44,8 @@ ENDS = {"|", "&&", "||", ";", ">", "2>", "#"}
 def invocations(page: Path) -> Iterator[list[str]]:
     """The words after `gkd` of every command in a page, in its blocks and in its lines."""
     text = page.read_text()
-    fences = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-    blocks = [block for language, block in fences if language in ("", "bash", "sh", "console")]
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    shell = [block.text for block in blocks(text) if block.language == "bash"]
+    lines = [line for block in shell for line in block.replace("\\\n", " ").splitlines()]
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
     for line in lines:
@@ -113,8 +114,8 @@ def test_the_pages_have_commands_to_check():
     assert found["serving.md"] >= 4
 
 
-def test_the_readmes_example_configuration_is_valid():
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
+def test_the_example_configuration_by_hand_is_valid():
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "settings.md").read_text(), re.DOTALL)
+    assert examples
+    for block in examples:
         assert parse_params(yaml.safe_load(block)).data.source == "folder"

@@ -1,4 +1,4 @@
-"""`gkd pipeline run --runner subprocess`: one whole run on the digits, compared with the steps run one by one."""
+"""`gkd pipeline run --runner subprocess` of docs/kubernetes.md: one whole run on the digits, and the steps one by one."""
 
 import json
 import os
