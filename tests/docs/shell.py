@@ -8,6 +8,7 @@ is the command. So the blocks run in a real bash, with its pipes, redirections a
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -45,7 +46,8 @@ def commands(folder: Path) -> Iterator[Path]:
     """A folder with the commands `gkd`, `dvc` and `run-python FILE`, to stand first in PATH, while it is open."""
     address = folder / "socket"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "tests.docs.shell", str(address)], cwd=ROOT, env=environment)
+    program = [sys.executable, "-m", "tests.docs.shell", str(address)]
+    process = subprocess.Popen(program, cwd=ROOT, env=environment, stdin=subprocess.PIPE)
     try:
         while not address.exists():
             assert process.poll() is None, "the process to fork from has ended"
@@ -56,12 +58,12 @@ def commands(folder: Path) -> Iterator[Path]:
             client.chmod(0o755)
         yield folder
     finally:
-        process.terminate()
+        process.stdin.close()
         process.wait()
 
 
 def main(address: str) -> None:
-    """Accept commands and fork a process for each, until it is told to stop."""
+    """Accept commands and fork a process for each, until the standard input ends, which is with whoever started it."""
     for name in (*HEAVY, *BESIDE):
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait for the commands
@@ -69,7 +71,7 @@ def main(address: str) -> None:
         listening.bind(f"{address}.new")
         listening.listen(16)
         Path(f"{address}.new").rename(address)
-        while True:
+        while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
             connection, _ = listening.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)

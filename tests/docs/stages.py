@@ -22,6 +22,7 @@ distill: {method: gompertz}
 train: {epochs: 1, batch_size: 8}
 references: {baseline: true, kd: true}
 evaluate: {latency_runs: 10}
+decide: null
 export: {int8: {min_agreement: 0.0, max_accuracy_drop: 1.0}}
 gate: {min_gain_over_baseline: 0.0}
 tracking: {model_name: gkd-student, system_metrics: false}
@@ -81,6 +82,10 @@ def write_project(place: Path, run: Callable[[str, Path], subprocess.CompletedPr
     write_photos(place / "photos")
     for name in ("photo.png", "picture.png"):
         shutil.copy(place / "photos" / "cat" / "001.png", place / name)
+    with Image.open(place / "photo.png") as image:
+        image.save(place / "cat.jpg")
+    names = sorted(file.relative_to(place).as_posix() for file in (place / "photos").rglob("*.png"))
+    (place / "list.csv").write_text("".join(f"{name}\n" for name in ["path", *names]))
     (place / "token").write_text("secret\n")
     (place / "students.yaml").write_text(STUDENTS)
     (place / "contenders.yaml").write_text(CONTENDERS)
