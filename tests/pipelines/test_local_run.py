@@ -1,4 +1,4 @@
-"""`gkd pipeline run --runner subprocess` of docs/kubernetes.md: one whole run on the digits, and the steps one by one."""
+"""`gkd pipeline run --runner subprocess` of docs/kubernetes.md: a whole run on digits, beside the steps one by one."""
 
 import json
 import os
