@@ -2,6 +2,7 @@
 
 The pages are written for a code host, where `[cifar10.yaml](../configs/cifar10.yaml)` opens the file. A site holds what
 is in docs/ alone, so each file that a page names so becomes a page of the site that shows it, and the link leads there.
+Of a folder that is a page of links to its files.
 CONTRIBUTING.md and CHANGELOG.md are pages by themselves.
 """
 
@@ -30,11 +31,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         (docs / file.src_uri, file.content_string) for file in files.documentation_pages() if not file.generated_by
     ]
     pages += [(ROOT / name, (ROOT / name).read_text(encoding="utf-8")) for name in WHOLE]
-    for place, text in pages:
-        for target in _linked(text, place):
-            address = page_of(target, docs)
+    for target in [target for place, text in pages for target in _linked(text, place)]:
+        for each in (target, *_inside(target)):
+            address = page_of(each, docs)
             if files.get_file_from_path(address) is None:
-                files.append(File.generated(config, address, content=shown(target)))
+                files.append(File.generated(config, address, content=shown(each, docs)))
     return files
 
 
@@ -61,11 +62,15 @@ def page_of(target: Path, docs: Path) -> str:
     if target.is_relative_to(docs):
         return target.relative_to(docs).as_posix()
     name = target.relative_to(ROOT).as_posix()
-    return WHOLE.get(name) or HOME.get(name) or f"files/{name}.md"
+    return WHOLE.get(name) or HOME.get(name) or (f"files/{name}/files.md" if target.is_dir() else f"files/{name}.md")
 
 
-def shown(target: Path) -> str:
-    """A page with the text of a file."""
+def shown(target: Path, docs: Path) -> str:
+    """A page with the text of a file, or with links to the files of a folder."""
+    if target.is_dir():
+        here = PurePosixPath(page_of(target, docs)).parent
+        links = [(file.relative_to(target), os.path.relpath(page_of(file, docs), here)) for file in _inside(target)]
+        return "\n".join([f"# {target.name}", "", *(f"- [{name}]({address})" for name, address in links)]) + "\n"
     text = target.read_text(encoding="utf-8").rstrip("\n")
     fence = "`" * (1 + max((len(found) for found in re.findall(r"`{3,}", text)), default=2))
     name = target.relative_to(ROOT).as_posix()
@@ -79,7 +84,16 @@ def _linked(text: str, place: Path) -> list[Path]:
         target = (place.parent / match[2]).resolve()
         if target.is_relative_to(ROOT / "docs"):
             continue
-        if not target.is_relative_to(ROOT) or not target.is_file():
-            raise PluginError(f"{place.relative_to(ROOT)} links to {match[2]}, which is no file of the repository")
+        if not target.is_relative_to(ROOT) or not target.exists():
+            raise PluginError(f"{place.relative_to(ROOT)} links to {match[2]}, which is not in the repository")
         found.append(target)
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Files of a folder, none of a file; without what Python and tools leave there."""
+    if not folder.is_dir():
+        return []
+    left = re.compile(r"(^|/)(\.|__pycache__/)|\.egg-info/")
+    found = sorted(file for file in folder.rglob("*") if file.is_file())
+    return [file for file in found if not left.search(file.relative_to(folder).as_posix())]

@@ -12,7 +12,7 @@ PAGES = sorted(
     if page.name != "CHANGELOG.md"
 )
 RUN = ("bash", "python")
-SHOWN = ("yaml", "text", "json")
+SHOWN = ("yaml", "text", "json", "toml")
 NEEDS = ("cluster", "gpu", "docker", "internet", "object storage")
 BLOCK = re.compile(r"(?:^<!-- (needs|run by): ([^>]+?) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ADDRESS = "localhost:8080"
@@ -69,6 +69,7 @@ def script(page: Path, folder: Path, port: int, smaller: dict[str, str], before_
         f'serve() {{ stop; gkd serve "$@" --port {port} > serving.out & server=$!',
         '    until grep -q url serving.out; do kill -0 "$server"; sleep 0.1; done; }',
     ]
+    python = before_python
     for number, block in enumerate(blocks(page.read_text(encoding="utf-8"))):
         text = block.text.replace(ADDRESS, f"localhost:{port}")
         for pattern, shorter in smaller.items():
@@ -83,7 +84,8 @@ def script(page: Path, folder: Path, port: int, smaller: dict[str, str], before_
             continue
         if ADDRESS in block.text:
             lines.append("serve deploy")
+        python += f"\n{text}"  # what an earlier block defined is there
         file = folder / f".block-{number}.py"
-        file.write_text(f"{before_python}\n{text}")
+        file.write_text(python)
         lines.append(f"run-python {shlex.quote(str(file))}")
     return "\n".join(lines) + "\n"
