@@ -208,6 +208,8 @@ def _resizing(form: str, side: int, channels: int, crop: Crop) -> _Nodes:
     else:
         square = nodes.turned(levels, TensorProto.FLOAT, height_first, ((0, 1, 2, 3), (0, 1, 3, 2)))
         nodes("Div", square, nodes.constant(255, np.float32), name="image")
+    read = {name for node in nodes.nodes for name in node.input}
+    nodes.constants = [constant for constant in nodes.constants if constant.name in read]
     return nodes
 
 
