@@ -23,7 +23,7 @@ from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network
 from gkd_core.models.topological import TopologicalClassifier
 from gkd_core.report.choice import Answers
-from gkd_core.report.pictures import ROLES, Pictures
+from gkd_core.report.pictures import ROLES, Pictures, percent
 from gkd_core.training.threads import computing_with, torch_limit
 
 SIDE = 64  # of a map; the picture it lies over may be larger
@@ -106,7 +106,7 @@ def views(networks: Mapping[str, Network | Ensemble], image_size: int, channels:
         seen = []
         for side, depth, crop in sorted(specs):
             color = "" if depth == channels else " in grey" if depth == 1 else " as colours"
-            part = "" if crop == 1 else f", the middle {crop:.0%} of each side"
+            part = "" if crop == 1 else f", the middle {percent(crop)} of each side"
             if color or part or side != image_size:
                 seen.append(f"at {side}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{side} pixels{color}{part}")
         if seen:

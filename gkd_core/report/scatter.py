@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -61,21 +61,25 @@ def scatter_plot(points: Sequence[Mapping[str, Any]], limits: Mapping[str, float
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
         axes[0].set_ylabel("top-1 on the test images, %", color=INK)
-        renderer = FigureCanvasAgg(figure).get_renderer()
+        canvas: Any = FigureCanvasAgg(figure)
         figure.draw_without_rendering()  # from here on a point's place on the page is known
         for axis, (key, (_, scale)) in zip(axes, AXES.items(), strict=True):
-            _label(axis, renderer, [(point["name"], point[key] * scale, 100 * point["top1"]) for point in points])
+            _label(
+                axis,
+                canvas.get_renderer(),
+                [(point["name"], point[key] * scale, 100 * point["top1"]) for point in points],
+            )
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
 
-def _label(axis: Axes, renderer: RendererAgg, points: Sequence[tuple[str, float, float]]) -> None:
+def _label(axis: Axes, renderer: Any, points: Sequence[tuple[str, float, float]]) -> None:
     """Write each name where it covers neither a marker nor another name, as near to its point as there is room.
 
     A name that is not beside its point is joined to it by a line.
     """
-    pixels = renderer.points_to_pixels(1.0)
+    pixels: float = renderer.points_to_pixels(1.0)
     centres = [axis.transData.transform((x, y)) for _, x, y in points]
     reach = 5 * pixels
     taken = [Bbox([centre - reach, centre + reach]) for centre in centres]
