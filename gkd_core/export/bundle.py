@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gkd_core import __version__, plugins, schemes
 from gkd_core.data import images
@@ -31,6 +30,7 @@ from gkd_core.export.manifest import (
     refuse_other_model,
 )
 from gkd_core.export.pixels import CHANNELS, PIXELS_FORM, PIXELS_INPUT, PIXELS_SUFFIX
+from gkd_core.export.render import render
 from gkd_core.export.web_page import write_page
 from gkd_core.files import (
     Shape,
@@ -222,15 +222,15 @@ def write_bundle(
                 crop=info.crop or "center",
                 runtime=web,
             )
-        _render("README.md.j2", folder / "README.md", facts)
-        _render("MODEL_CARD.md.j2", folder / "MODEL_CARD.md", facts)
+        render("README.md.j2", folder / "README.md", facts)
+        render("MODEL_CARD.md.j2", folder / "MODEL_CARD.md", facts)
         if storage_uri or registry_uri:
             (folder / "kserve").mkdir()
-            _render("inference-service.yaml.j2", folder / "kserve" / "inference-service.yaml", facts)
+            render("inference-service.yaml.j2", folder / "kserve" / "inference-service.yaml", facts)
         if registry_uri and canary is None:
             (folder / "kubernetes").mkdir()
             for file in (*KUBERNETES, *([DRIFT] if "reference" in manifest else [])):
-                _render(f"{file}.yaml.j2", folder / "kubernetes" / f"{file}.yaml", facts)
+                render(f"{file}.yaml.j2", folder / "kubernetes" / f"{file}.yaml", facts)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         bundle = {
             "format": FORMAT,
@@ -247,7 +247,7 @@ def _triton(folder: Path, model: Path, facts: dict[str, Any]) -> None:
     """One model of a Triton repository: its file, its description, its labels."""
     (folder / "1").mkdir(parents=True)
     shutil.copyfile(model, folder / "1" / "model.onnx")
-    _render("config.pbtxt.j2", folder / "config.pbtxt", facts)
+    render("config.pbtxt.j2", folder / "config.pbtxt", facts)
     labels = "".join(f"{' '.join(label.split())}\n" for label in facts["classes"])
     write_bytes(folder / "labels.txt", labels.encode())
 
@@ -413,38 +413,3 @@ def _header(name: str, training: dict[str, Any], metrics: dict[str, Any], precis
         "model-index": [{"name": name, "results": [result]}],
     }
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-
-
-def _render(template: str, path: Path, facts: dict[str, Any]) -> None:
-    environment = Environment(
-        loader=PackageLoader("gkd_core.export", "templates"),
-        autoescape=False,  # no HTML here: each format has its own filter
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"yaml": _yaml, "pbtxt": _pbtxt, "md": _markdown, "percent": _percent}
-    text = environment.get_template(template).render(**facts)
-    # Conditions leave runs of empty lines behind.
-    write_bytes(path, (re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n").encode())
-
-
-def _yaml(value: str) -> str:
-    """A string as one double-quoted YAML scalar."""
-    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).strip()
-
-
-def _pbtxt(value: str) -> str:
-    """A string as a literal of protobuf's text format: anything but plain ASCII as octal bytes."""
-    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\{byte:03o}" for byte in value.encode())
-    return f'"{"".join(plain)}"'
-
-
-def _markdown(value: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~&!$])", r"\\\1", " ".join(str(value).split()))
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"

@@ -25,9 +25,10 @@ from components.image import serve_image
 from gkd_core.data.images import fit
 from gkd_core.data.prepared import PreparedData
 from gkd_core.errors import GkdError
-from gkd_core.export.bundle import _markdown, _pbtxt, _yaml, write_bundle
+from gkd_core.export.bundle import write_bundle
 from gkd_core.export.manifest import FILES, kept_file, pixels_file, read_manifest
 from gkd_core.export.pixels import write_pixels
+from gkd_core.export.render import markdown_text, pbtxt_literal, yaml_scalar
 from gkd_core.export.session import run_session, session
 from gkd_core.files import file_digest, write_json
 from gkd_core.serving.limits import Limits
@@ -134,6 +135,25 @@ def test_triton_reads_its_description_and_onnxruntime_the_model(made: Path, fold
     labels = (made / "triton/digits" / config.output[0].label_filename).read_text().splitlines()
     assert labels == manifest["classes"]
     assert run_session(model, images).shape == (5, 10)
+
+
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-4), ("fp16", 0.02), ("int8", 0.5)])
+def test_openvino_reads_the_model_too_and_agrees(
+    folders: dict[str, Path], made: Path, precision: str, close: float
+) -> None:
+    """int8 is rounded elsewhere there: of 64 images one may be named otherwise, where two classes are almost even."""
+    import openvino  # a second, which other tests need not wait
+
+    core = openvino.Core()
+    file = made / f"model{'' if precision == 'fp32' else f'_{precision}'}.onnx"
+    threads = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(file), "CPU", threads)
+    images = PreparedData.open(folders["data"]).validation.images[:64]
+    for batch in (1, 7, 64):
+        answered = compiled(images[:batch])[0]
+        expected = run_session(session(file), images[:batch])
+        assert np.abs(answered - expected).max() <= close
+    assert (answered.argmax(1) == expected.argmax(1)).sum() >= (62 if precision == "int8" else 64)
 
 
 def test_int8_goes_to_triton_where_it_is_asked_for(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -405,9 +425,9 @@ def test_strange_class_names_break_nothing(folders: dict[str, Path], tmp_path: P
 
 @pytest.mark.parametrize("text", [*NASTY, "\x85\u2028\t é 🐈", "yes", "0x1", "- a", ""])
 def test_values_survive_every_format(text: str) -> None:
-    assert yaml.safe_load(f"key: {_yaml(text)}\nnext: 1") == {"key": text, "next": 1}
-    assert model_config(f"name: {_pbtxt(text)}").name == text
-    assert "\n" not in _markdown(text)
+    assert yaml.safe_load(f"key: {yaml_scalar(text)}\nnext: 1") == {"key": text, "next": 1}
+    assert model_config(f"name: {pbtxt_literal(text)}").name == text
+    assert "\n" not in markdown_text(text)
 
 
 def rename_classes(data: Path, classes: list[str]) -> str:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from gkd_core.errors import GkdError
-from gkd_core.export import bundle
+from gkd_core.export import bundle, render
 from pipelines import cli
 from tests.cluster import access, checks, settings
 from tests.cluster.__main__ import check_all, main, prepared
@@ -50,7 +50,7 @@ def here(arguments: list[str], folder: Path, environment: dict[str, str]) -> sub
             "service_account": None,
         }
         for file in bundle.KUBERNETES:
-            bundle._render(f"{file}.yaml.j2", place / f"{file}.yaml", facts)
+            render.render(f"{file}.yaml.j2", place / f"{file}.yaml", facts)
         return subprocess.CompletedProcess(arguments, 0, "{}\n", "")
     output, errors, code = io.StringIO(), io.StringIO(), 0
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from gkd_core.conditions import live_values
-from gkd_core.export.bundle import _render
 from gkd_core.export.reference import confidences, reference
+from gkd_core.export.render import render
 from tests import promql
 from tests.conftest import ROOT
 from tests.pipelines.conftest import expected
@@ -25,7 +25,7 @@ CLASSES = ('a "b"', "new\nline", "back\\slash", *(f"class {number}" for number i
 def groups(tmp_path_factory) -> list[dict[str, Any]]:
     """The rules of a bundle that is called digits."""
     file = tmp_path_factory.mktemp("rule") / "rule.yaml"
-    _render("prometheus-rule.yaml.j2", file, {"name": "digits", "classes": CLASSES})
+    render("prometheus-rule.yaml.j2", file, {"name": "digits", "classes": CLASSES})
     return yaml.safe_load(file.read_text())["spec"]["groups"]
 
 
