@@ -59,33 +59,34 @@ def photos(tmp_path_factory) -> Path:
     return root
 
 
-def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, tmp_path):
-    model = load_model(str(deploy))
-    said = predict_to_table(model, [str(photos)], tmp_path / "out.jsonl", top=2, processes=2)
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert said == {
-        "out": str(tmp_path / "out.jsonl"),
-        "pictures": 67,
-        "unreadable": 3,
-        "left_out": 0,
-        "gone_on_from": 0,
-        "sorted_into": None,
-    }
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, deploy, photos) -> tuple[dict, Path]:
+    """What a run that nothing stopped said, and its table."""
+    out = tmp_path_factory.mktemp("whole") / "out.csv"
+    return predict_to_table(load_model(str(deploy)), [str(photos)], out, processes=2), out
+
+
+def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, whole):
+    said, out = whole
+    with out.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    counts = {"pictures": 67, "unreadable": 3, "left_out": 0, "gone_on_from": 0}
+    assert said == {"out": str(out), **counts, "sorted_into": None}
     assert [row["path"] for row in rows] == sorted(str(p) for p in photos.rglob("*.*"))
-    errors = {Path(row["path"]).name: row["error"] for row in rows if row["error"] is not None}
+    errors = {Path(row["path"]).name: row["error"] for row in rows if row["error"]}
     assert sorted(errors) == ["broken.jpg", "empty.png", "gone.png"]
     assert errors["gone.png"] == "it does not exist"
+    model = load_model(str(deploy))
     for row in rows:
-        if row["error"] is None:
-            first, second = classify_files(model, [Path(row["path"])], 2)[0]["predictions"]
-            assert (row["class"], row["class_2"]) == (first["class"], second["class"])
-            assert row["probability"] == pytest.approx(first["probability"], abs=2e-6)
-            assert row["probability_2"] == pytest.approx(second["probability"], abs=2e-6)
-        else:
-            assert row["class"] is None
-            assert row["probability_2"] is None
-    assert len({row["class"] for row in rows}) > 2
-    assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl"]
+        if row["error"]:
+            assert not any(value for name, value in row.items() if name not in ("path", "error"))
+            continue
+        alone = classify_files(model, [Path(row["path"])], 3)[0]["predictions"]
+        for ending, wanted in zip(("", "_2", "_3"), alone, strict=True):
+            assert row[f"class{ending}"] == wanted["class"]
+            assert float(row[f"probability{ending}"]) == pytest.approx(wanted["probability"], abs=2e-6)
+    assert len({row["class"] for row in rows}) > 3
+    assert [file.name for file in out.parent.iterdir()] == ["out.csv"]
 
 
 def test_what_a_model_decides_is_in_the_table_and_the_unsure_are_apart(photos, tmp_path, make_deploy):
@@ -126,7 +127,7 @@ def test_a_process_that_a_picture_ends_costs_that_picture_alone(tmp_path, monkey
     assert multiprocessing.active_children() == []
 
 
-def test_a_second_run_goes_on_and_sorts_what_the_first_did_not(deploy, photos, tmp_path, monkeypatch):
+def test_a_second_run_goes_on_and_ends_with_the_bits_of_one(deploy, photos, whole, tmp_path, monkeypatch):
     model = load_model(str(deploy))
     out, ran = tmp_path / "out.csv", []
     answer = type(model).answer
@@ -144,6 +145,7 @@ def test_a_second_run_goes_on_and_sorts_what_the_first_did_not(deploy, photos, t
     said = predict_to_table(model, [str(photos)], out, processes=1, sort_into=tmp_path / "sorted")
     assert said["gone_on_from"] == 64
     assert sum(ran[3:]) == 3  # what was not answered before, alone
+    assert out.read_bytes() == whole[1].read_bytes()
     linked = [path for path in (tmp_path / "sorted").rglob("*") if path.is_symlink()]
     rows = out.read_text().splitlines()[1:]
     assert len(linked) == 64
@@ -167,30 +169,28 @@ def test_what_cannot_be_is_refused_before_anything_is_written(deploy, photos, tm
 
 @pytest.mark.slow
 def test_twenty_thousand_pictures_killed_three_times_are_one_row_each_in_order(deploy, tmp_path):
-    """Killed without a warning each time a quarter more is done; the table is that of a run that nothing stopped."""
+    """Killed without a warning each time a quarter more is done."""
     seeds = [quarters(tmp_path / "seeds" / f"{n}.png", n, (SIDE, SIDE, 3)) for n in range(50)]
     for n in range(20_000):
         place = tmp_path / "photos" / f"{n // 500:02d}" / f"{n:05d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         os.link(seeds[n * 7 % 50], place)
 
-    def command(out: str) -> list[str]:
-        return [*GKD, "predict", "photos", "-o", out, "--model", str(deploy)]
-
-    whole = subprocess.run(command("whole.csv"), cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(whole.stdout.splitlines()[-1])["pictures"] == 20_000
+    command = [*GKD, "predict", "photos", "-o", "out.csv", "--model", str(deploy)]
     progress = tmp_path / ".out.csv.progress"
     for quarter in (1, 2, 3):
-        with subprocess.Popen(command("out.csv"), cwd=tmp_path, stdout=subprocess.DEVNULL) as running:
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as running:
             while not progress.exists() or progress.read_bytes().count(b"\n") < 5_000 * quarter:
                 assert running.poll() is None
                 time.sleep(0.05)
             running.send_signal(signal.SIGKILL)
         assert not (tmp_path / "out.csv").exists()
-    last = subprocess.run(command("out.csv"), cwd=tmp_path, capture_output=True, text=True, check=True)
+    last = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(last.stdout.splitlines()[-1])["gone_on_from"] >= 15_000 - 32
-    lines = (tmp_path / "out.csv").read_text().splitlines()
-    wanted = [f"photos/{n // 500:02d}/{n:05d}.png" for n in range(20_000)]
-    assert [line.partition(",")[0] for line in lines[1:]] == wanted
-    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    alone = [answer["predictions"][0] for answer in classify_files(load_model(str(deploy)), seeds, 1)]
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        for n, row in enumerate(csv.DictReader(stream)):
+            assert (row["path"], row["class"]) == (f"photos/{n // 500:02d}/{n:05d}.png", alone[n * 7 % 50]["class"])
+            assert float(row["probability"]) == pytest.approx(alone[n * 7 % 50]["probability"], abs=2e-6)
+    assert n == 19_999
     assert not progress.exists()
