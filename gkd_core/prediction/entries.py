@@ -8,9 +8,8 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gkd_core.data.sources.address import is_address, without_secrets
 from gkd_core.data.sources.archive import TemporaryFolder, is_archive
@@ -18,23 +17,7 @@ from gkd_core.data.sources.listing import ENDINGS as LISTS
 from gkd_core.data.sources.listing import NoPlace, listed_pictures, place_of
 from gkd_core.data.sources.walk import ENDINGS, IS_SYSTEM, IS_THUMBNAIL, Walk, shown
 from gkd_core.errors import GkdError
-
-OPTION = "IMAGES"  # what names the places, as `gkd predict --help` calls it
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One picture to be.
-
-    Attributes:
-        name: as the table has it: the path as it is reached from the current folder, what a list says, the address.
-        kind: what `place` is: a path, an address, or, of a row of a list that names no picture, the reason.
-        place: where it lies.
-    """
-
-    name: str
-    kind: Literal["file", "address", "fault"]
-    place: str
+from gkd_core.prediction.reading import OPTION, Entry
 
 
 class Entries:

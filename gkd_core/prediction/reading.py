@@ -1,7 +1,8 @@
 """Pictures decoded and brought to size by several processes, given back in order.
 
 A process that a picture takes with it (a decoder that crashes, memory that is not there) costs that picture a row: what
-was lost with the process is read again, one picture at a time, and who ends it a second time is named.
+was lost with the process is read again, one picture at a time, and who ends it a second time is named. Every
+process imports this file, so it imports little.
 """
 
 import functools
@@ -14,13 +15,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.data.images import Crop, Unreadable, read_image
-from gkd_core.prediction.entries import OPTION, Entry
 from gkd_core.serving.workers import live_as_long_as_parent
 
 if TYPE_CHECKING:
@@ -29,9 +29,25 @@ if TYPE_CHECKING:
 TASK = 8  # pictures that a process is given at a time
 AHEAD = 4  # tasks for each process that are under way or wait to be taken
 KILLED = "the process that decoded it was killed: it crashes its decoder, or needs more memory than there is"
+OPTION = "IMAGES"  # what names the places, as `gkd predict --help` calls it
 
 Read = NDArray[np.uint8] | str
 """uint8 [side, side, channels], or why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One picture to be.
+
+    Attributes:
+        name: as the table has it: the path as it is reached from the current folder, what a list says, the address.
+        kind: what `place` is: a path, an address, or, of a row of a list that names no picture, the reason.
+        place: where it lies.
+    """
+
+    name: str
+    kind: Literal["file", "address", "fault"]
+    place: str
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from gkd_core.data.load import load_data
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import open_source
 from gkd_core.errors import GkdError
-from gkd_core.prediction.entries import Entries, Entry
-from gkd_core.prediction.reading import Form, read_task
+from gkd_core.prediction.entries import Entries
+from gkd_core.prediction.reading import Entry, Form, read_task
 
 SECRET = "s3cr3tk3y"
 

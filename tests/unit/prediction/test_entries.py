@@ -8,7 +8,8 @@ from PIL import Image
 
 from gkd_core.data.sources.walk import Walk
 from gkd_core.errors import GkdError
-from gkd_core.prediction.entries import Entries, Entry
+from gkd_core.prediction.entries import Entries
+from gkd_core.prediction.reading import Entry
 
 
 def picture(file: Path, value: int = 0) -> Path:
