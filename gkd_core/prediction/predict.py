@@ -18,9 +18,9 @@ from gkd_core.data.progress import progress
 from gkd_core.data.sources.address import local_path
 from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
-from gkd_core.prediction.entries import Entries, Entry
+from gkd_core.prediction.entries import Entries
 from gkd_core.prediction.journal import Journal, Row
-from gkd_core.prediction.reading import Form, Read, Readers
+from gkd_core.prediction.reading import Entry, Form, Read, Readers
 from gkd_core.prediction.sorting import OPTION, Sorted, refuse_sorting
 from gkd_core.prediction.table import check_output, columns, flat, write_rows
 from gkd_core.serving.classify import NO_PICTURES, answers
@@ -118,9 +118,11 @@ def _answered(model: Model, group: list[tuple[Entry, Read]], top: int) -> list[R
     said: Iterator[Row] = iter(())
     if pictures:
         found = model.answer(model.from_pictures(np.stack(pictures)))
-        finite = np.isfinite(found[model.output.name]).all(axis=1).tolist()
-        rows = (flat(answer) for answer in answers(model, found, top))
-        said = (row if good else {"error": NOT_FINITE} for row, good in zip(rows, finite, strict=True))
+        finite = np.isfinite(found[model.output.name])
+        said = (
+            flat(answer) if good.all() else {"error": NOT_FINITE}
+            for answer, good in zip(answers(model, found, top), finite, strict=True)
+        )
     return [
         {"path": entry.name} | ({"error": picture} if isinstance(picture, str) else next(said))
         for entry, picture in group

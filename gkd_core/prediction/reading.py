@@ -1,8 +1,9 @@
 """Pictures decoded and brought to size by several processes, given back in order.
 
 A process that a picture takes with it (a decoder that crashes, memory that is not there) costs that picture a row: what
-was lost with the process is read again, one picture at a time, and who ends it a second time is named. Every
-process imports this file, so it imports little.
+was lost with the process is read again, one picture at a time, and who ends it a second time is named.
+
+Every process imports this file, so it imports little.
 """
 
 import functools

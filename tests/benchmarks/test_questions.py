@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import commands, epoch, loader, memory, questions, steps, threads, transport
+from benchmarks import commands, epoch, loader, memory, predicting, questions, steps, threads, transport
 from benchmarks.questions import QUESTIONS
 from benchmarks.table import BEGIN, END, Goal, Row, Table, goals, written
 from benchmarks.timing import in_turns, milliseconds, ratio
@@ -228,6 +228,21 @@ def test_memory_is_told_with_and_without_pages_of_files(tmp_path):
     for how in memory.WAYS:
         found = memory.train(tmp_path, how)
         assert found["peak"] > found["anonymous"] > 0
+
+
+def test_a_folder_becomes_a_table_beside_a_loop_that_says_the_same(tmp_path, monkeypatch, make_deploy):
+    model = make_deploy(tmp_path / "model", seed=4, side=8, channels=3) / "model.onnx"
+    monkeypatch.setattr(predicting, "SIDE", 8)
+    monkeypatch.setattr(predicting, "PHOTOS", (("12 × 9", (12, 9), 25),))
+    monkeypatch.setattr(predicting, "exported", lambda *_: model)
+    rows = predicting.speed(tmp_path, 1)
+    assert [(row.cells[:2], row.goal is None) for row in rows] == [
+        (("25 of 12 × 9", predicting.OURS), False),
+        (("25 of 12 × 9", predicting.LOOP), True),
+    ]
+    said = [line.split(",")[1] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]]
+    assert said == [f"class {number}" for number in predicting.loop(model, tmp_path / "12 × 9")]
+    assert len({file.stat().st_ino for file in (tmp_path / "12 × 9").rglob("*.jpg")}) == predicting.DIFFERENT
 
 
 def test_the_smallest_pipeline_is_a_valid_configuration_of_ours():

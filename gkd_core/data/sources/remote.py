@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.address import WEB, scheme, without_secrets
 from gkd_core.data.sources.archive import refuse_no_room
@@ -164,6 +162,8 @@ def _origin(address: str) -> str:
 
 def _open(address: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it."""
+    import fsspec  # not part of an installation that only serves and predicts
+
     options: dict[str, Any] = {}
     if scheme(address) in WEB:
         from aiohttp import ClientTimeout
@@ -186,7 +186,8 @@ def _in_one_sentence(address: str, option: str) -> Iterator[None]:
         raise
     except ImportError as error:
         package = PACKAGES.get(scheme(address), scheme(address))
-        raise GkdError(f"{where} needs the package {package}: pip install {package} ({error})") from None
+        needed = f"fsspec {package}" if error.name == "fsspec" else package
+        raise GkdError(f"{where} needs the package {package}: pip install {needed} ({error})") from None
     except Exception as error:
         raise GkdError(f"{where} {_why(address, error)}") from None
 

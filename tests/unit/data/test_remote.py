@@ -220,6 +220,13 @@ def test_a_package_that_is_missing_is_named(
         open_source("folder", root)
 
 
+def test_without_fsspec_both_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "fsspec", None)
+    for ask in (lambda: Entries(["s3://pictures/photos"]), lambda: open_source("folder", "s3://pictures/photos")):
+        with pytest.raises(GkdError, match=r"s3://pictures/photos needs the package s3fs: pip install fsspec s3fs"):
+            ask()
+
+
 def test_any_other_protocol_of_fsspec(photos: Path) -> None:
     import fsspec
 

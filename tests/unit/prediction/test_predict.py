@@ -18,8 +18,8 @@ from gkd_core.decision import WORDS, Decision, Shown
 from gkd_core.errors import GkdError
 from gkd_core.prediction import reading
 from gkd_core.prediction.entries import Entries
-from gkd_core.prediction.predict import predict_to_table
-from gkd_core.prediction.reading import KILLED, Form, Readers
+from gkd_core.prediction.predict import NOT_FINITE, _answered, predict_to_table
+from gkd_core.prediction.reading import KILLED, Entry, Form, Readers
 from gkd_core.prediction.sorting import UNSURE
 from gkd_core.serving.classify import classify_files
 from tests.conftest import GKD
@@ -165,6 +165,23 @@ def test_what_cannot_be_is_refused_before_anything_is_written(deploy, photos, tm
     with pytest.raises(GkdError, match="does not take square grey or colour pictures"):
         predict_to_table(load_model(str(other)), [str(photos)], tmp_path / "out.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deploy", "list.csv"]
+
+
+def test_an_answer_that_is_no_number_is_an_error_of_its_row(deploy, monkeypatch):
+    model = load_model(str(deploy))
+    answer = type(model).answer
+
+    def spoilt(self, images):
+        found = answer(self, images)
+        found["logits"][1, 2] = np.nan
+        return found
+
+    monkeypatch.setattr(type(model), "answer", spoilt)
+    pictures = [(Entry(f"{n}.png", "file", ""), np.full((SIDE, SIDE, 3), 80 * n, np.uint8)) for n in range(3)]
+    rows = _answered(model, [*pictures, (Entry("4.png", "file", ""), "truncated")], 1)
+    assert [row.get("error") for row in rows] == [None, NOT_FINITE, None, "truncated"]
+    assert [row["path"] for row in rows] == ["0.png", "1.png", "2.png", "4.png"]
+    assert "class" not in rows[1]
 
 
 @pytest.mark.slow
