@@ -15,7 +15,7 @@ from components.graph import MAKER
 from components.registry import compare_registration
 from gkd_core.config import TrackingConfig
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import kept_precisions, read_manifest
+from gkd_core.export.manifest import OPTIONAL, kept_precisions, read_manifest
 from gkd_core.files import file_digest
 from gkd_core.records import read_version
 from gkd_core.redact import redact
@@ -123,7 +123,8 @@ def _server(server: str, token: Token | None, name: str | None, served: str, dep
         raise Broken(f"{address} says nothing of its model ({error}): {hint}") from None
     precision = str(facts.get("precision", "fp32"))
     models = {"fp32": manifest["model"]} | {smaller: manifest[smaller] for smaller in kept_precisions(manifest)}
-    wanted = {key: manifest[key] for key in (*LINEAGE, "classes")}
+    more = (key for key in OPTIONAL if key in manifest and key in facts)  # an older server tells less
+    wanted = {key: manifest[key] for key in (*LINEAGE, *more, "classes")}
     wanted["model_sha256"] = models.get(precision, {}).get("sha256", f"of a model in {precision}")
     if wrong := next((key for key, value in wanted.items() if facts.get(key) != value), None):
         raise Broken(f"{address} serves another model: its {wrong} is not the one in {deploy}")

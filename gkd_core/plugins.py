@@ -14,6 +14,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -94,8 +95,9 @@ def load_installed() -> list[str]:
         found = []
         for point in importlib.metadata.entry_points(group=GROUP):
             package = f" of the package {point.dist.name}" if point.dist is not None else ""
-            _import(point.module, f"plugin {point.value}{package}", lambda _, point=point: point.load())
-            found.append(point.module)
+            module = point.value.partition(":")[0].strip()
+            _import(module, f"plugin {point.value}{package}", partial(_import_entry_point, point))
+            found.append(module)
         _installed = found
     return list(_installed)
 
@@ -186,6 +188,12 @@ def _import(module: str, what: str, load: Callable[[str], object]) -> None:
         said = (str(error).strip().splitlines() or [""])[0]
         reason = said if isinstance(error, GkdError) else f"{type(error).__name__}: {said}"
         raise GkdError(f"{what} cannot be imported ({reason}): correct it, or do without it") from error
+
+
+def _import_entry_point(point: importlib.metadata.EntryPoint, _: str) -> None:
+    if not point.pattern.match(point.value):
+        raise GkdError("its entry point is no name of a module")
+    point.load()
 
 
 def _import_module(module: str) -> None:

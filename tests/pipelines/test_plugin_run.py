@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from components.graph import STEP, STEPS, divide
+from components.search_workers import run_workers
 from gkd_core import plugins
 from gkd_core.config import params_of_sections, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import read_json
+from gkd_core.methods import METHODS
 from pipelines import dvc
 from pipelines.catalogue import method_rows, methods_markdown, plugin_rows
+from pipelines.cli import app
 from pipelines.kubeflow.checks import resolve
 from pipelines.kubeflow.compile import compile_pipeline
 from tests import forked
@@ -97,6 +101,28 @@ def test_lists_have_them_and_the_page_made_from_the_code_does_not(module):
     )
     assert {(row["kind"], row["name"]) for row in plugin_rows()} == {("network", "tiny"), ("augmentation", "noise")}
     assert methods_markdown() == (ROOT / "docs" / "methods.md").read_text()
+
+
+def test_gkd_methods_lists_the_plugins_of_a_file(module, tmp_path):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"plugins": [module]}))
+    listed = CliRunner().invoke(app, ["methods", "--json", "--params", str(tmp_path / "params.yaml")])
+    rows = {row["name"]: row for row in json.loads(listed.stdout.splitlines()[-1])}
+    assert rows["gap"]["plugin"] == rows["tiny"]["plugin"] == module
+    shown = CliRunner().invoke(app, ["methods", "--params", str(tmp_path / "params.yaml")])
+    assert "augmentation" in shown.stdout
+    assert "strength" in shown.stdout
+
+
+def write_methods(file: Path) -> None:
+    """What a worker knows."""
+    file.write_text(" ".join(METHODS))
+
+
+@pytest.mark.slow
+def test_a_searchs_workers_know_the_plugins_of_who_started_them(module, tmp_path):
+    plugins.load([module])
+    run_workers(write_methods, 1, tmp_path / "known")
+    assert "gap" in (tmp_path / "known").read_text().split()
 
 
 @pytest.mark.slow

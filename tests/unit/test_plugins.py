@@ -251,6 +251,15 @@ def test_an_installed_one_that_fails_hurts_only_who_may_mean_it(tmp_path):
     assert "ZeroDivisionError" in said
 
 
+def test_an_entry_point_that_names_no_module_is_named(tmp_path):
+    add_to_path(tmp_path)
+    write_plugin(tmp_path, "installed", installed=True)
+    (tmp_path / "installed-1.0.dist-info" / "entry_points.txt").write_text("[gkd.plugins]\nthings = in-stalled\n")
+    said = refused({"distill": {"method": "gap"}})
+    assert "in-stalled" in said
+    assert "package installed" in said
+
+
 # --- what a folder says
 
 
