@@ -11,7 +11,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticUserError
@@ -183,13 +183,8 @@ def is_method(name: object) -> bool:
     return name in METHODS or (bool(plugins.load_installed()) and name in METHODS)
 
 
-@overload
-def register_method(name: str, loss: LossClass, **about: Any) -> LossClass: ...
-@overload
-def register_method(name: str, loss: None = None, **about: Any) -> Callable[[LossClass], LossClass]: ...
 def register_method(
     name: str,
-    loss: Any = None,
     *,
     summary: str = "",
     source: str = "",
@@ -197,15 +192,14 @@ def register_method(
     schedule: str = "constant",
     teacher: bool = True,
     reads: Reads = "feature maps",
-) -> Any:
-    """Add a distillation method of your own; a function, and a decorator of the class.
+) -> Callable[[LossClass], LossClass]:
+    """Add a distillation method of your own: a decorator of its class, a subclass of `gkd.losses.Loss`.
 
     From then on it is used like any other: `gkd.distill(…, method=name)`, `distill.method`, compare, search. The
     keyword-only arguments of its constructor are its options, with their types, limits and defaults.
 
     Args:
         name: for params.yaml.
-        loss: a subclass of `gkd.losses.Loss`; None makes this a decorator.
         summary: one line; the first of the class's docstring unless given.
         source: where it was published.
         published: the formula was read in the paper; else it is a reconstruction.
@@ -250,7 +244,7 @@ def register_method(
         options_model.cache_clear()
         return loss_class
 
-    return register if loss is None else register(loss)
+    return register
 
 
 def _refuse_unfit(name: str, loss: Any, owner: str, *, schedule: str, reads: str) -> None:

@@ -7,9 +7,8 @@ module imports no torch.
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticUserError
@@ -26,25 +25,22 @@ if TYPE_CHECKING:
 
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
-AUGMENTATIONS: dict[str, Callable[..., Any]] = {}
+AUGMENTATIONS: dict[str, Any] = {}
 """By name: a function of an image, or a class whose objects are such functions."""
 
 
-@overload
-def register_augmentation(name: str, augmentation: Maker) -> Maker: ...
-@overload
-def register_augmentation(name: str, augmentation: None = None) -> Callable[[Maker], Maker]: ...
-def register_augmentation(name: str, augmentation: Any = None) -> Any:
-    """Add a random change of training images of your own; a function, and a decorator.
+def register_augmentation(name: str) -> Callable[[Maker], Maker]:
+    """Add a random change of training images of your own: a decorator of a function image → image.
+
+    Or of a class whose objects are such functions, as torchvision's transforms are. An image is [C, H, W] float32 in
+    [0, 1] on the CPU, in and out. What is random must come from torch (`torch.rand(1)`), whose generator is seeded for
+    every image; of other sources a training could not be repeated.
 
     From then on `train.augment.own: {NAME: {option: value}}` uses it, after all other changes and before mixup and
     cutmix. Its keyword-only arguments (of a class, its constructor's) are its options, with types, limits and defaults.
 
     Args:
         name: for params.yaml.
-        augmentation: a function image → image, or a class of such, as torchvision's transforms are: [C, H, W] float32
-            in [0, 1] on the CPU, in and out. What is random comes from torch (`torch.rand(1)`), whose generator is
-            seeded for every image; of other sources a training could not be repeated. None makes this a decorator.
     Raises:
         GkdError: the name is taken, or an option has no type that can be read.
 
@@ -61,7 +57,7 @@ def register_augmentation(name: str, augmentation: Any = None) -> Any:
     """
     owner = plugins.caller()
 
-    def register(maker: Any) -> Any:
+    def register(maker: Maker) -> Maker:
         if not callable(maker):
             raise GkdError(f"augmentation {name!r} of {owner} is {maker!r}: give a function of an image, or a class")
         try:
@@ -74,7 +70,7 @@ def register_augmentation(name: str, augmentation: Any = None) -> Any:
         plugins.claim("augmentation", name, maker, AUGMENTATIONS, owner, builtin=False)
         return maker
 
-    return register if augmentation is None else register(augmentation)
+    return register
 
 
 def names(own: Iterable[str]) -> list[plugins.Name]:
@@ -116,7 +112,7 @@ def create(own: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Callable[["T
     for name, given in own.items():
         maker, checked = AUGMENTATIONS[name], options_model(name).model_validate(dict(given))
         options = {key: getattr(checked, key) for key in given}
-        if not inspect.isclass(maker):
+        if not isinstance(maker, type):
             made.append((name, functools.partial(maker, **options)))
             continue
         with _in_words(name):

@@ -11,7 +11,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from gkd_core import plugins
 from gkd_core.errors import GkdError, unknown
@@ -55,24 +55,20 @@ OWN: dict[str, OwnNetwork] = {}
 """Networks of plugins by name."""
 
 
-@overload
-def register_model(name: str, build: "Builder", **about: Any) -> "Builder": ...
-@overload
-def register_model(name: str, build: None = None, **about: Any) -> "Callable[[Builder], Builder]": ...
-def register_model(name: str, build: Any = None, *, stages: Sequence[str] = (), head: str = "fc") -> Any:
-    """Add a network of your own; a function, and a decorator of an `nn.Module` or of a function that builds one.
+def register_model(name: str, *, stages: Sequence[str] = (), head: str = "fc") -> "Callable[[Builder], Builder]":
+    """Add a network of your own: a decorator of an `nn.Module`, or of a function that builds one.
 
-    From then on its name is one for `gkd.create_model`, `student.name` and `teacher.name`, and its saved folder is
-    loaded by that name, wherever the plugin is imported.
+    It is called with `num_classes`, and with `in_channels` and `image_size` if it takes them, and gives a module:
+    normalised images [B, C, H, W] in, logits [B, num_classes] out. From then on its name is one for
+    `gkd.create_model`, `student.name` and `teacher.name`, and its saved folder is loaded by that name, wherever the
+    plugin is imported.
 
     Args:
         name: for params.yaml.
-        build: called with `num_classes`, and with `in_channels` and `image_size` if it takes them; gives a module:
-            normalised images [B, C, H, W] in, logits [B, num_classes] out. None makes this a decorator.
         stages: names of the layers whose outputs are the feature maps, from shallow to deep; see `gkd.wrap`.
         head: name of the last layer.
     Raises:
-        GkdError: the name is taken, or `build` takes no `num_classes`.
+        GkdError: the name is taken, or what is decorated takes no `num_classes`.
 
     Example:
         >>> import gkd_core as gkd
@@ -86,7 +82,7 @@ def register_model(name: str, build: Any = None, *, stages: Sequence[str] = (), 
     """
     owner = plugins.caller()
 
-    def register(builder: Any) -> Any:
+    def register(builder: "Builder") -> "Builder":
         if not callable(builder) or not {"num_classes", None} & _taken(builder):
             raise GkdError(
                 f"network {name!r} of {owner} is {builder!r}: give what makes an nn.Module when it is called with "
@@ -98,7 +94,7 @@ def register_model(name: str, build: Any = None, *, stages: Sequence[str] = (), 
         plugins.claim("network", name, OwnNetwork(builder, tuple(stages), head), OWN, owner, builtin=builtin)
         return builder
 
-    return register if build is None else register(build)
+    return register
 
 
 def _taken(build: Callable[..., Any]) -> set[str | None]:

@@ -32,7 +32,7 @@ PARAMS = {
     "teacher": {"name": "resnet8", "train": {"epochs": 1, "device": "cpu"}},
     "student": {"name": "tiny"},
     "distill": {"method": "gap", "options": {"gap": {"weight": 2}}},
-    "references": {"kd": False},
+    "references": {"kd": False, "baseline": False},
     "train": {
         "epochs": 1,
         "device": "cpu",
@@ -141,7 +141,7 @@ def test_a_whole_run_has_the_plugin_in_its_lineage(tmp_path):
     assert wanted.startswith("mine@sha256:")
     assert read_json(made / "student" / "training.json", "the student")["processes"] == 2
     assert read_json(made / "deploy" / "manifest.json", "the manifest")["plugins"] == wanted
-    assert "plugins" not in read_json(made / "teacher" / "teacher" / "training.json", "the teacher")
+    assert "plugins" not in read_json(made / "teacher" / "resnet8" / "training.json", "the teacher")
 
     from mlflow import MlflowClient
 

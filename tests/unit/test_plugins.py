@@ -183,12 +183,12 @@ def test_one_that_is_not_there_is_named():
         ("1 / 0", "ZeroDivisionError"),
         ("import no_such_library", "no_such_library"),
         ("raise SystemExit(3)", "SystemExit"),
-        ("gkd.register_method('kd', Gap)", "method 'kd'"),
-        ("gkd.register_model('resnet18', tiny)", "network 'resnet18'"),
-        ("gkd.register_method('x', dict)", "subclass"),
-        ("gkd.register_method('x', Gap, schedule='gomperz')", "'gompertz'"),
-        ("gkd.register_model('x', lambda classes: None)", "num_classes"),
-        ("gkd.register_model('a:b', tiny)", "'a:b'"),
+        ("gkd.register_method('kd')(Gap)", "method 'kd'"),
+        ("gkd.register_model('resnet18')(tiny)", "network 'resnet18'"),
+        ("gkd.register_method('x')(dict)", "subclass"),
+        ("gkd.register_method('x', schedule='gomperz')(Gap)", "'gompertz'"),
+        ("gkd.register_model('x')(lambda classes: None)", "num_classes"),
+        ("gkd.register_model('a:b')(tiny)", "'a:b'"),
         ("@gkd.register_augmentation('x')\ndef bad(image, *, size: 'Nothing'): ...", "Nothing"),
     ],
 )
@@ -288,8 +288,8 @@ def test_reading_somebodys_network_imports_nothing(tmp_path, few_digits):
     [
         ("@gkd.register_model('x')\ndef x(num_classes): raise OSError('no such disk')", "no such disk"),
         ("@gkd.register_model('x', head='4')\ndef x(num_classes): return tiny(7, 1)", "7 logits"),
-        ("gkd.register_model('x', tiny, head='nothing')", "nothing"),
-        ("gkd.register_model('x', lambda num_classes: tiny(num_classes, 3), head='4')", "does not take images"),
+        ("gkd.register_model('x', head='nothing')(tiny)", "nothing"),
+        ("gkd.register_model('x', head='4')(lambda num_classes: tiny(num_classes, 3))", "does not take images"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_named(line, said, tmp_path):
@@ -348,7 +348,7 @@ def test_what_becomes_of_an_image_depends_on_no_process_and_no_beginning(module,
 def test_a_class_is_built_with_its_options_and_torchvisions_are_classes(tmp_path):
     from torchvision.transforms import v2
 
-    gkd.register_augmentation("mirror", v2.RandomHorizontalFlip)
+    gkd.register_augmentation("mirror")(v2.RandomHorizontalFlip)
     (mirrored,) = own.apply(torch.arange(4.0).view(1, 1, 1, 4), own.create({"mirror": {}}), np.array([0]))
     coin = torch.rand(1, generator=torch.Generator().manual_seed(0)).item() < 0.5
     assert mirrored.flatten().tolist() == ([3, 2, 1, 0] if coin else [0, 1, 2, 3])
@@ -358,6 +358,6 @@ def test_a_class_is_built_with_its_options_and_torchvisions_are_classes(tmp_path
     ("change", "said"), [(lambda image: image[:, 1:], r"\[1, 3, 4\]"), (lambda image: 1 / 0, "ZeroDivisionError")]
 )
 def test_an_augmentation_that_fails_is_named(change, said):
-    gkd.register_augmentation("bad", change)
+    gkd.register_augmentation("bad")(change)
     with pytest.raises(GkdError, match=rf"augmentation bad of .*test_plugins.*{said}"):
         own.apply(torch.zeros(1, 1, 4, 4), own.create({"bad": {}}), np.array([0]))
