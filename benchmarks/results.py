@@ -84,6 +84,8 @@ class About(Strict):
     """Of rows that do not say it themselves, as are the next two."""
     hardware: str | None = None
     torch: str | None = None
+    row: str = "training"
+    """What a row of the raw table is."""
     tables: list[Table] = []
 
 
@@ -131,7 +133,7 @@ def _section(folder: Path, figures: dict[str, str]) -> Iterator[str]:
         yield from _table(rows, shown, name, figures)
     yield from _point(about.commands)
     links = ", ".join(f"[{file.name}](results/{folder.name}/{file.name})" for file in files)
-    yield from _point(f"{facts(rows, about)} A row a training: {links}.")
+    yield from _point(f"{facts(rows, about)} A row a {about.row}: {links}.")
     for each in about.notes:
         yield from _point(each)
 
@@ -314,7 +316,8 @@ def cells(standing: Sequence[Standing], trials: Mapping[str, Mapping[int, Row]],
 
 def facts(rows: Sequence[Row], about: About) -> str:
     """How many trainings, with which seeds, of which commit, on what: as the rows say it, else about.yaml."""
-    said = [f"{len(rows)} trainings, seeds {_seeds({int(row['seed']): row for row in rows})}"]
+    count = f"{len(rows)} {about.row}{'' if about.row.endswith('s') else 's'}"
+    said = [f"{count}, seeds {_seeds({int(row['seed']): row for row in rows})}"]
     for key, word in (("commit", "commit "), ("hardware", ""), ("torch", "torch ")):
         counts = Counter(str(row.get(key) or getattr(about, key) or "not recorded") for row in rows)
         several = len(counts) > 1

@@ -8,12 +8,14 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 
 DIRECTIONS = 64  # along which features vary most, and vary by themselves; along all others alike
 SMALLEST = 1e-6  # of a variance, as a part of the largest: features that never change (a dead ReLU) have none
+SHORTEST = 1e-6  # features of a shorter length, all of them zero, are left as they are
 
 
 @dataclass(frozen=True)
 class ClassDistance:
     """The squared Mahalanobis distance to the nearest class mean, by one covariance for all classes.
 
+    Features are brought to length 1 before: else a picture that excites few of them, such as noise, is near everything.
     The covariance is that of the features around the mean of their class, shrunk after Ledoit and Wolf; of its
     eigenvalues the `DIRECTIONS` largest are kept, and all others are their mean, so that a file grows by D · 64 numbers
     and not by D². With D ≤ 64 features nothing is left out.
@@ -24,7 +26,8 @@ class ClassDistance:
         widths: [K] 1/√eigenvalue.
         rest: 1/√ of what the other directions vary, 0 where there are none.
         means: [C, K + D], or [C, K] where K is D: the classes' means in the coordinates of `coordinates`.
-    Source: Lee et al. 2018 (arXiv:1807.03888), eq. 2; shrinkage: Ledoit & Wolf 2004, J. Multivariate Analysis 88:365.
+    Source: Lee et al. 2018 (arXiv:1807.03888), eq. 2; length: Mueller & Hein 2025 (arXiv:2505.18032); shrinkage: Ledoit
+    & Wolf 2004, J. Multivariate Analysis 88:365.
     """
 
     centre: NDArray[np.float32]
@@ -38,7 +41,7 @@ class ClassDistance:
         features: NDArray[np.floating], labels: NDArray[np.integer], directions: int = DIRECTIONS
     ) -> "ClassDistance":
         """From the features [N, D] of training images and their labels [N]; a class without any has no mean."""
-        features = features.astype(np.float64)
+        features = _of_length_one(features.astype(np.float64))
         centre = features.mean(axis=0)
         features = features - centre
         there = np.unique(labels)
@@ -64,11 +67,14 @@ class ClassDistance:
             np.zeros((0, 0), np.float32),
         )
         return ClassDistance(
-            found.centre, found.directions, found.widths, found.rest, found.coordinates(means + centre)
+            found.centre, found.directions, found.widths, found.rest, found._coordinates(means + centre)
         )
 
     def coordinates(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         """[N, D] → [N, K + D], whose Euclidean distances are the Mahalanobis distances of the features."""
+        return self._coordinates(_of_length_one(features))
+
+    def _coordinates(self, features: NDArray[np.floating]) -> NDArray[np.float32]:
         centred = features - self.centre
         along = centred @ self.directions
         if self.rest == 0.0:
@@ -81,3 +87,9 @@ class ClassDistance:
         own = self.coordinates(features)
         squared = (own**2).sum(1, keepdims=True) - 2 * own @ self.means.T + (self.means**2).sum(1)
         return -squared.min(axis=1)
+
+
+def _of_length_one(features: NDArray[np.floating]) -> NDArray[np.floating]:
+    lengths = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SHORTEST)
+    found: NDArray[np.floating] = features / lengths
+    return found

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from gkd_core.decision import METADATA, NONE_OF_THESE, OUTPUTS, Decision
-from gkd_core.export.class_distance import ClassDistance
+from gkd_core.export.class_distance import SHORTEST, ClassDistance
 from gkd_core.export.strip import write_model
 
 EMBEDDING = "embedding"
@@ -90,7 +90,10 @@ class _Nodes:
 def _distance(added: _Nodes, distance: ClassDistance) -> None:
     """`score` from `embedding`, as `ClassDistance.scores` computes it."""
     directions = added.constant("directions", distance.directions)
-    centred = added.node("Sub", EMBEDDING, added.constant("centre", distance.centre))
+    axis = added.axis()
+    length = added.node("ReduceL2", EMBEDDING, axis, keepdims=1)
+    length = added.node("Max", length, added.constant("shortest", np.float32(SHORTEST)))
+    centred = added.node("Sub", added.node("Div", EMBEDDING, length), added.constant("centre", distance.centre))
     along = added.node("MatMul", centred, directions)
     own = added.node("Mul", along, added.constant("widths", distance.widths))
     if distance.rest:
@@ -98,7 +101,6 @@ def _distance(added: _Nodes, distance: ClassDistance) -> None:
         beside = added.node("Sub", centred, back)
         beside = added.node("Mul", beside, added.constant("rest", np.float32(distance.rest)))
         own = added.node("Concat", own, beside, axis=1)
-    axis = added.axis()
     size = added.node("ReduceSumSquare", own, axis, keepdims=1)
     means = added.constant("means", (-2 * distance.means.T).astype(np.float32))
     across = added.node("MatMul", own, means)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from gkd_core.config import Params, parse_params
+from gkd_core.mistakes import section_of
 from pipelines.catalogue import commands_markdown, methods_markdown, parameters_markdown
 from tests.docs.blocks import blocks
 
@@ -78,7 +79,7 @@ def missing(words: list[str]) -> str | None:
         if word == "--set" and re.match(r"[a-z0-9_]+\.", rest[place + 1]):
             section, *keys = rest[place + 1].partition("=")[0].split(".")
             model = Params.model_fields.get(section)
-            if model is None or keys[0] not in model.annotation.model_fields:
+            if model is None or keys[0] not in section_of(model.annotation).model_fields:
                 return rest[place + 1]
     return None
 

@@ -134,28 +134,43 @@ def features(count, size, seed=0, shift=0.0):
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     mixing = np.random.default_rng(99).normal(size=(size, size)) / np.sqrt(size)
-    return random.normal(size=(count, size)) @ mixing + 2 * np.eye(3, size)[labels] + shift, labels
+    found = random.normal(size=(count, size)) @ mixing + 2 * np.eye(3, size)[labels] + shift
+    return found * random.uniform(0.5, 3, (count, 1)), labels
+
+
+def of_length_one(values):
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
 def test_the_distance_of_features_is_mahalanobis_with_ledoit_and_wolfs_covariance():
     known, labels = features(400, 12)
-    means = np.stack([known[labels == each].mean(0) for each in range(3)])
-    oracle = LedoitWolf(assume_centered=True).fit(known - means[labels])
+    short = of_length_one(known)
+    means = np.stack([short[labels == each].mean(0) for each in range(3)])
+    oracle = LedoitWolf(assume_centered=True).fit(short - means[labels])
     other, _ = features(50, 12, seed=1, shift=0.5)
-    expected = -np.min([oracle.mahalanobis(other - mean) for mean in means], axis=0)
+    expected = -np.min([oracle.mahalanobis(of_length_one(other) - mean) for mean in means], axis=0)
     assert np.allclose(ClassDistance.fit(known, labels).scores(other), expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize(("count", "size", "directions"), [(2000, 12, 64), (2000, 30, 20), (25, 40, 64)])
-def test_the_distance_of_features_tells_unknowns_as_well_as_pytorch_oods(count, size, directions):
+@pytest.mark.parametrize(
+    ("count", "size", "directions", "less"),
+    [(2000, 12, 64, 0.005), (2000, 30, 20, 0.03), (25, 40, 64, 0.005)],  # the second leaves ten of thirty out
+)
+def test_the_distance_of_features_tells_unknowns_as_well_as_pytorch_oods(count, size, directions, less):
     known, labels = features(count, size)
     seen, unseen = features(600, size, seed=1)[0], features(600, size, seed=2, shift=0.6)[0]
     truth = np.repeat([1, 0], 600)
     both = np.concatenate([seen, unseen])
-    oracle = Mahalanobis(None).fit_features(torch.tensor(known, dtype=torch.float32), torch.tensor(labels))
-    theirs = roc_auc_score(truth, -oracle.predict_features(torch.tensor(both, dtype=torch.float32)).numpy())
+    short = [torch.tensor(of_length_one(each), dtype=torch.float32) for each in (known, both)]
+    oracle = Mahalanobis(None).fit_features(short[0], torch.tensor(labels))
+    theirs = roc_auc_score(truth, -oracle.predict_features(short[1]).numpy())
     mine = roc_auc_score(truth, ClassDistance.fit(known, labels, directions).scores(both))
-    assert mine > theirs - 0.01
+    assert mine > theirs - less
+
+
+def test_features_that_are_all_zero_have_a_score_too():
+    known, labels = features(300, 12)
+    assert np.isfinite(ClassDistance.fit(known, labels).scores(np.zeros((2, 12)))).all()
 
 
 def test_features_that_never_change_do_not_make_it_infinite():
