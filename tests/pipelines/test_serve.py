@@ -126,12 +126,15 @@ def test_a_photo_of_a_telephone_gets_one_answer_whoever_resizes_it(start, make_d
     reply = server.ask("POST", "/classify?top=10", photo.read_bytes())
     answers["classify"] = {row["class"]: row["probability"] for row in reply.json["predictions"]}
     whole = np.asarray(ImageOps.exif_transpose(Image.open(photo)))
-    assert whole.shape == (4000, 3000, 3)
+    drafted = Image.open(photo)
+    drafted.draft(None, (64, 64))
+    reduced = np.asarray(ImageOps.exif_transpose(drafted))
+    assert (whole.shape, reduced.shape) == ((4000, 3000, 3), (500, 375, 3))
     with triton.InferenceServerClient(server.address) as client:
         assert client.is_model_ready("gkd-student-pixels")
         (input,) = client.get_model_metadata("gkd-student-pixels")["inputs"]
         assert input == {"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}
-        for name, pixels in (("whole", whole), ("read by gkd", read_pixels(photo, 32))):
+        for name, pixels in (("whole", whole), ("at a fraction", reduced), ("read by gkd", read_pixels(photo, 32))):
             tensor = triton.InferInput("pixels", [1, *pixels.shape], "UINT8")
             tensor.set_data_from_numpy(pixels[None])
             result = client.infer("gkd-student-pixels", [tensor]).as_numpy("logits")
