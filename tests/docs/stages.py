@@ -23,7 +23,7 @@ train: {epochs: 1, batch_size: 8}
 references: {baseline: true, kd: true}
 evaluate: {latency_runs: 10}
 decide: null
-export: {int8: {min_agreement: 0.0, max_accuracy_drop: 1.0}}
+export: {pixels: true, int8: {min_agreement: 0.0, max_accuracy_drop: 1.0}}
 gate: {min_gain_over_baseline: 0.0}
 tracking: {model_name: gkd-student, system_metrics: false}
 """
@@ -51,6 +51,7 @@ Path("search").mkdir(exist_ok=True)
 """
 NEEDS_DATA = ("comparing.md", "searching.md")  # their Python begins with a teacher and data
 ONLY_PHOTOS = ("README.md", "start.md")  # they make their project themselves
+ONLY_PARAMETERS = ("kubernetes.md",)  # those of the demo: a cluster does not have this machine's photos
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def write_project(place: Path, run: Callable[[str, Path], subprocess.CompletedPr
     for name in ("photo.png", "picture.png"):
         shutil.copy(place / "photos" / "cat" / "001.png", place / name)
     with Image.open(place / "photo.png") as image:
-        image.save(place / "cat.jpg")
+        for name in ("cat.jpg", "photo.jpg"):
+            image.save(place / name)
     names = sorted(file.relative_to(place).as_posix() for file in (place / "photos").rglob("*.png"))
     (place / "list.csv").write_text("".join(f"{name}\n" for name in ["path", *names]))
     (place / "token").write_text("secret\n")

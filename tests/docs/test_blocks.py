@@ -1,6 +1,7 @@
 """Every block of the README and of the site is run as it stands there, or says why not."""
 
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import yaml
 
 from tests.docs.blocks import NEEDS, PAGES, ROOT, RUN, SHOWN, blocks, script
 from tests.docs.shell import commands
-from tests.docs.stages import IN_PYTHON, NEEDS_DATA, ONLY_PHOTOS, Stage, write_photos, write_project
+from tests.docs.stages import IN_PYTHON, NEEDS_DATA, ONLY_PARAMETERS, ONLY_PHOTOS, Stage, write_photos, write_project
 
 Bash = Callable[[str, Path], subprocess.CompletedProcess[str]]
 IDENTITY = {f"GIT_{role}_{what}": "gkd@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -47,6 +48,8 @@ def stage(made_once, bash) -> Callable[[Path], Stage]:
     def of(page: Path) -> Stage:
         if page.name in ONLY_PHOTOS:
             return Stage(made_once("photos-of-the-pages", lambda folder: write_photos(folder / "photos")))
+        if page.name in ONLY_PARAMETERS:
+            return Stage(made_once("parameters-of-the-pages", lambda folder: shutil.copy(ROOT / "params.yaml", folder)))
         project = made_once("project-of-the-pages", lambda folder: write_project(folder, bash))
         return Stage(project, IN_PYTHON if page.name in NEEDS_DATA else "")
 
