@@ -1,5 +1,7 @@
 """Heat maps against the closed form, against torchcam, and against attention written out."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network, NetworkSpec
 from gkd_core.models.topological import TopologicalClassifier
 from gkd_core.models.torchvision import VisionTransformerClassifier
-from gkd_core.report.heatmaps import SIDE, heat_maps
+from gkd_core.report.heatmaps import SIDE, choose_pictures, heat_maps, views
 
 CLASSES = ("a", "b", "c")
 
@@ -128,18 +130,61 @@ def test_of_a_topological_network_it_is_that_of_its_convolutions():
     np.testing.assert_array_equal(heat_maps(joined, images, ["a", "b"]), heat_maps(base, images, ["a", "b"]))
 
 
+class Flat(Classifier):
+    """A network without feature maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(768, 3)
+
+    def forward(self, images: Tensor) -> Output:
+        flat = images.flatten(1)
+        return Output(self.last(flat), (), flat)
+
+    def head(self, last_stage: Tensor) -> Tensor:
+        raise AssertionError
+
+
 def test_a_network_without_feature_maps_is_refused_by_name():
-    class Flat(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.last = nn.Linear(768, 3)
-
-        def forward(self, images: Tensor) -> Output:
-            flat = images.flatten(1)
-            return Output(self.last(flat), (), flat)
-
-        def head(self, last_stage: Tensor) -> Tensor:
-            raise AssertionError
-
     with pytest.raises(GkdError, match="resnet8 has no feature maps"):
         heat_maps(network(classifier=Flat()), torch.rand(1, 3, 16, 16), ["a"])
+
+
+def test_the_reports_pictures_say_who_has_no_map_and_are_read_one_at_a_time():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+    labels = np.arange(30) % 3
+    asked = []
+
+    class Mapped:
+        shape = pixels.shape
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            asked.append(index)
+            return pixels[index]
+
+    test = SimpleNamespace(images=Mapped(), labels=labels)
+    info = SimpleNamespace(classes=CLASSES, image_size=16, channels=3)
+    networks = {"student": network(), "teacher": network(classifier=Flat())}
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        logits = {role: each(images).logits.numpy() for role, each in networks.items()}
+    found = choose_pictures(networks, logits, test, info, torch.device("cpu"))
+    assert found.notes == ("The teacher has no heat maps: resnet8 has no feature maps.",)
+    assert list(found.heat) == ["student"]
+    assert set(found.heat["student"]) == set(found.with_heat())
+    assert all(isinstance(index, int) for index in asked)
+    index = found.with_heat()[0]
+    expected = heat_maps(networks["student"], images[index : index + 1], [CLASSES[found.student.named[index]]])[0]
+    np.testing.assert_allclose(found.heat["student"][index], expected, atol=1e-5)
+    shot = found.sections()[0].rows[0].shots[0]
+    assert list(shot.heat) == ["student"]
+
+
+def test_how_networks_see_the_pictures_is_said():
+    grey = Network(NetworkSpec("resnet8", "auto", CLASSES, 1, 8, (0.5,), (0.5,), crop_fraction=0.875))
+    said = " ".join(views({"student": grey, "teacher": Ensemble([network(), network()])}, 16, 3)).replace("\u00a0", " ")
+    assert said == (
+        "The student sees them at 8 × 8 pixels in grey, the middle 88 % of each side. "
+        "The teacher is 2 networks; its heat map is the mean of theirs."
+    )
+    assert views({"student": network()}, 16, 3) == ()
