@@ -248,6 +248,7 @@ def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> 
         "teacher.source": (params.teacher.source, "set it to null and register it, then give models:/NAME@ALIAS"),
         "evaluate.frontier": (params.evaluate.frontier, "set it to null"),
         "gate.deploy_bench": (params.gate.deploy_bench, "set it to null"),
+        "decide.unknown": (None if params.decide is None else params.decide.unknown, "set it to null"),
         "dvc_repo": (dvc_repo.removeprefix("file://"), "give an address that git clones"),
     }
     networks = {"teacher": params.teacher, "student": params.student}

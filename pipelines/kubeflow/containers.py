@@ -138,6 +138,8 @@ class Containers:
             self.overrides.append(override("data.unlabelled", unlabelled))
             self._mounts[unlabelled] = False
         read = {"evaluate.frontier": params.evaluate.frontier, "gate.deploy_bench": params.gate.deploy_bench}
+        if params.decide is not None:
+            read["decide.unknown"] = params.decide.unknown
         if not re.match(r"[a-z0-9]+:", params.teacher.source or ""):
             read["teacher.source"] = params.teacher.source
         for name, place in read.items():

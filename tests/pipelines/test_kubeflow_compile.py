@@ -364,6 +364,10 @@ def test_on_several_nodes_a_training_task_only_waits(compiled, parts_of, tmp_pat
             "evaluate: {frontier: frontier}",
             ["evaluate.frontier is frontier, a place on this machine", "set it to null"],
         ),
+        (
+            "decide: {coverage: 0.9, unknown: others}",
+            ["decide.unknown is others, a place on this machine", "set it to null"],
+        ),
         ("student: {weights: /home/me/student}", ["student.weights is /home/me/student", "models:/NAME@ALIAS"]),
         ("data: {source: cifar11}", ["data.source 'cifar11' is unknown", "did you mean 'cifar10'?"]),
         ("teacher: {name: resnett20}", ["teacher.name 'resnett20' is unknown", "'resnet20'"]),

@@ -243,6 +243,7 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
         (["teacher.source=nowhere"], None, "teacher.source nowhere does not exist"),
         (["evaluate.frontier=front"], None, "evaluate.frontier front does not exist"),
         (["gate.max_latency_ms=1", "gate.deploy_bench=x.json"], None, "gate.deploy_bench x.json does not exist"),
+        (["decide={coverage: 0.9, unknown: others}"], None, "decide.unknown others does not exist"),
         ([], "me", "--user 'me' is not of the form UID:GID"),
     ):
         with pytest.raises(GkdError, match=part):
