@@ -29,6 +29,7 @@ NOWHERE = {"azure"}  # in every build, and runs nothing of an ordinary model
 LARGEST_BATCH = 1024
 LARGEST_THREADS = 1024
 MOST_RUNS = 1_000_000
+PHOTO = (750, 1000)  # height and width of pictures for models that take any
 HEADINGS = ("provider", "threads", "batch", "median", "p95", "p99", "images a second")
 
 Count = Annotated[int, Field(gt=0)]
@@ -176,7 +177,7 @@ def bench_deploy(
         "sha256": model.sha256,
         "precision": model.facts["precision"],
         "size_bytes": found.file.stat().st_size,
-        "input_shape": list(model.input.shape[1:]),
+        "input_shape": list(_image_shape(model)),
         **about,
     }
     return DeployBench(described, hardware(), runs, warmup, cases)
@@ -212,8 +213,13 @@ def _provider(name: str) -> str:
     return found
 
 
+def _image_shape(model: Model) -> tuple[int, ...]:
+    """Of one image that is measured: the model's, or where it takes any size, that of a photo from the web."""
+    return (*PHOTO, model.input.shape[-1]) if model.input.of_any_size else model.input.shape[1:]
+
+
 def _images(model: Model, batch: int) -> NDArray[Any]:
-    shape, kind = (batch, *model.input.shape[1:]), DATATYPES[model.input.datatype]
+    shape, kind = (batch, *_image_shape(model)), DATATYPES[model.input.datatype]
     random = np.random.default_rng(0)
     if model.input.datatype == "UINT8":
         return random.integers(0, 256, shape, np.uint8)

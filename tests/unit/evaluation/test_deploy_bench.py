@@ -85,6 +85,13 @@ def test_a_model_is_measured_and_the_file_read_back(model, tmp_path):
     assert found.hardware["cores"] >= 1
 
 
+def test_a_model_for_any_size_is_measured_with_photos(tmp_path, make_deploy):
+    deploy = make_deploy(tmp_path / "deploy", channels=3, pixels=True)
+    found = bench_deploy(ModelFile(deploy / "model_pixels.onnx"), **{**ASKED, "batches": [1]})
+    assert found.model["input_shape"] == [750, 1000, 3]
+    assert found.cases[0].batch == 1
+
+
 def test_providers_have_short_names_and_none_that_runs_nothing():
     assert provider_names()["cpu"] == "CPUExecutionProvider"
     assert "azure" not in provider_names()
