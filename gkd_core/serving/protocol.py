@@ -21,6 +21,7 @@ from gkd_core.errors import unknown
 from gkd_core.serving.tensors import DATATYPES, Array, ProtocolError, TensorSpec, from_bytes, from_json
 
 SURROUNDINGS = 64 << 10  # bytes of a body besides the values: names, shapes, parameters, white space
+LONGEST_SIDE = 65_535  # of a picture of any size: the filters of one of a million pixels in a row would take gigabytes
 SHOWN = 60  # characters of what a client sent that are told back to it
 
 
@@ -213,6 +214,8 @@ def _checked_shape(shape: list[int], spec: TensorSpec, max_batch: int, max_pixel
         raise ProtocolError(
             f"a request holds at most {max_batch} images, this one {str(shape[0])[:SHOWN]}: send them in several"
         )
+    if spec.of_any_size and max(shape[1:3]) > LONGEST_SIDE:
+        raise ProtocolError(f"a picture has at most {LONGEST_SIDE:,} pixels a side, as a JPEG has: make it smaller")
     if spec.of_any_size and prod(shape[:3]) > max_pixels:
         raise ProtocolError(
             f"a request holds pictures of at most {max_pixels:,} pixels together, this one of more: send fewer, or "

@@ -274,7 +274,8 @@ def test_pictures_of_any_size_come_with_their_shape():
         ([1, 2, 3], r"has the shape \[batch, height, width, 3\]"),
         ([5, 1, 1, 3], "at most 4 images"),
         ([2, 17, 3, 3], "at most 100 pixels together"),  # 102 of them
-        ([1, int("9" * 4000), 3, 3], "at most 100 pixels together"),
+        ([1, 1, 65_536, 3], "at most 65,535 pixels a side"),
+        ([1, int("9" * 4000), 3, 3], "at most 65,535 pixels a side"),
     ],
 )
 def test_pictures_of_another_shape_or_too_large_are_one_sentence(shape, sentence):
