@@ -22,7 +22,7 @@ class Journal:
 
     Attributes:
         done: how many there are.
-        began_anew: there were rows of other work, and they are gone.
+        discarded: there were rows of other work, which are deleted.
     """
 
     def __init__(self, out: Path, key: str, *, total: int, batch: int) -> None:
@@ -39,13 +39,13 @@ class Journal:
         """
         self._path = out.with_name(f".{out.name}.progress")
         self._stream = _locked(self._path, out)
-        self.began_anew = False
+        self.discarded = False
         self._stream.seek(0)
         first = self._stream.readline()
         if _parsed(first) == {"work": key}:
             self.done = self._read(total, batch)
         else:
-            self.began_anew = bool(first)
+            self.discarded = bool(first)
             self.done = 0
             self._stream.truncate(0)
             self._write([{"work": key}])

@@ -20,7 +20,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import json_digest
 from gkd_core.prediction.entries import Entries
 from gkd_core.prediction.journal import Journal, Row
-from gkd_core.prediction.reading import Entry, Form, Read, Readers
+from gkd_core.prediction.reading import Decoded, Entry, PictureFormat, Readers
 from gkd_core.prediction.sorting import OPTION, Sorted, refuse_sorting
 from gkd_core.prediction.table import check_output, columns, flat, write_rows
 from gkd_core.serving.classify import NO_PICTURES, answers
@@ -53,7 +53,7 @@ def predict_to_table(
         copy: copies instead of links.
     Returns:
         `out`, `pictures`, `unreadable` (each has its reason in the column `error`), `unsure` (none of the classes,
-        where the model decides), `left_out` (files that are no pictures), `gone_on_from` (rows that were there of an
+        where the model decides), `left_out` (files that are no pictures), `resumed_from` (rows that were there of an
         earlier run), `sorted_into`.
     Raises:
         GkdError: the model takes no pictures, a place cannot be read or has no pictures, the output cannot be written,
@@ -65,7 +65,7 @@ def predict_to_table(
     folders = [path for place in places if (path := local_path(place)) is not None and path.is_dir()]
     if sort_into is not None:
         refuse_sorting(sort_into, folders)
-    form = Form(*model.picture, model.crop)
+    form = PictureFormat(*model.picture, model.crop)
     batch = max(1, min(BATCH, BATCH_BYTES // (form.side**2 * form.channels)))
     top = min(top, len(model.classes))
     entries = Entries(places)
@@ -75,8 +75,11 @@ def predict_to_table(
     key = json_digest(work | {"entries": entries.digest})
     out.parent.mkdir(parents=True, exist_ok=True)
     with Journal(out, key, total=entries.count, batch=batch) as journal:
-        if journal.began_anew:
-            print(f"gkd: what was begun of {out} was of other pictures, options or model: anew", file=sys.stderr)
+        if journal.discarded:
+            print(
+                f"gkd: the progress of {out} belongs to other pictures, options or another model: starting over",
+                file=sys.stderr,
+            )
         started = journal.done
         into = None
         if sort_into is not None:
@@ -88,7 +91,7 @@ def predict_to_table(
             advance(journal.done)
             found = readers.read(entries.since(journal.done))
             while group := list(islice(found, batch)):
-                journal.add(_answered(model, group, top))
+                journal.add(_predict_batch(model, group, top))
                 advance(len(group))
         unreadable = sum("error" in row for row in journal.rows())
         unsure = sum(row.get("unsure", False) for row in journal.rows())
@@ -99,7 +102,7 @@ def predict_to_table(
             into.finish()
         journal.remove()
         if into is not None:
-            into.forget_work()
+            into.remove_mark()
     entries.close()
     return {
         "out": str(out),
@@ -107,12 +110,12 @@ def predict_to_table(
         "unreadable": unreadable,
         **({} if model.decision is None else {"unsure": unsure}),
         "left_out": entries.left_out,
-        "gone_on_from": started,
+        "resumed_from": started,
         "sorted_into": None if sort_into is None else str(sort_into),
     }
 
 
-def _answered(model: Model, group: list[tuple[Entry, Read]], top: int) -> list[Row]:
+def _predict_batch(model: Model, group: list[tuple[Entry, Decoded]], top: int) -> list[Row]:
     """The rows of some pictures, which go through the model together."""
     pictures = [picture for _, picture in group if not isinstance(picture, str)]
     said: Iterator[Row] = iter(())

@@ -32,7 +32,7 @@ AHEAD = 4  # tasks for each process that are under way or wait to be taken
 KILLED = "the process that decoded it was killed: it crashes its decoder, or needs more memory than there is"
 OPTION = "IMAGES"  # what names the places, as `gkd predict --help` calls it
 
-Read = NDArray[np.uint8] | str
+Decoded = NDArray[np.uint8] | str
 """uint8 [side, side, channels], or why there is none."""
 
 
@@ -52,7 +52,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Form:
+class PictureFormat:
     """What the model takes: `read_image`'s size, channels and crop."""
 
     side: int
@@ -68,7 +68,7 @@ class Readers:
         processes: how many.
     """
 
-    def __init__(self, form: Form, processes: int) -> None:
+    def __init__(self, form: PictureFormat, processes: int) -> None:
         self._form, self._processes = form, processes
         self._pool: ProcessPoolExecutor | None = None
         self._alone: ProcessPoolExecutor | None = None
@@ -81,14 +81,14 @@ class Readers:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)
 
-    def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Read]]:
+    def read(self, entries: Iterable[Entry]) -> Iterator[tuple[Entry, Decoded]]:
         """Each entry with its picture, in order; only some are read ahead.
 
         Raises:
             GkdError: what an address names cannot be had, and not because it is not there.
         """
         rest = iter(entries)
-        waiting: deque[tuple[list[Entry], Future[list[Read]]]] = deque()
+        waiting: deque[tuple[list[Entry], Future[list[Decoded]]]] = deque()
         while True:
             while len(waiting) < AHEAD * self._processes and (task := list(itertools.islice(rest, TASK))):
                 waiting.append((task, self._begin(task)))
@@ -102,7 +102,7 @@ class Readers:
             else:
                 yield from zip(task, found, strict=True)
 
-    def _begin(self, task: list[Entry]) -> Future[list[Read]]:
+    def _begin(self, task: list[Entry]) -> Future[list[Decoded]]:
         if self._pool is not None:
             try:
                 return self._pool.submit(read_task, task, self._form)
@@ -111,7 +111,7 @@ class Readers:
         self._pool = _pool(self._processes)
         return self._pool.submit(read_task, task, self._form)
 
-    def _read_alone(self, entry: Entry) -> Read:
+    def _read_alone(self, entry: Entry) -> Decoded:
         if self._alone is None:
             self._alone = _pool(1)
         try:
@@ -126,7 +126,7 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, mp_context=context, initializer=live_as_long_as_parent)
 
 
-def read_task(task: list[Entry], form: Form) -> list[Read]:
+def read_task(task: list[Entry], form: PictureFormat) -> list[Decoded]:
     """In a process: the pictures of some entries, exactly as `gkd predict` of one picture and /classify read them.
 
     Raises:
@@ -141,7 +141,7 @@ def read_task(task: list[Entry], form: Form) -> list[Read]:
         return [_read(entry, fetched.get(entry.place, Path(entry.place)), form) for entry in task]
 
 
-def _read(entry: Entry, file: Path, form: Form) -> Read:
+def _read(entry: Entry, file: Path, form: PictureFormat) -> Decoded:
     if entry.kind == "fault":
         return entry.place
     try:

@@ -89,7 +89,7 @@ class Sorted:
         self._filling.rename(self._folder)
         self._finished = True
 
-    def forget_work(self) -> None:
+    def remove_mark(self) -> None:
         """The last thing to do: nothing is to be gone on with."""
         (self._folder / MARK).unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import open_source
 from gkd_core.errors import GkdError
 from gkd_core.prediction.entries import Entries
-from gkd_core.prediction.reading import Entry, Form, read_task
+from gkd_core.prediction.reading import Entry, PictureFormat, read_task
 
 SECRET = "s3cr3tk3y"
 
@@ -257,13 +257,13 @@ def test_what_is_predicted_of_may_lie_behind_addresses(photos: Path, s3: str, we
     assert found[20].name == signed.partition("?")[0]
     listed = [f"{('cat', 'dog')[n % 2]}/no. {n:02d} #1.png" for n in range(20)]
     assert [entry.name for entry in found[21:]] == [*listed, "cat/none.png"]
-    read = read_task(found, Form(8, 1, "center"))
+    read = read_task(found, PictureFormat(8, 1, "center"))
     assert read[-1] == "it does not exist"
     greys = [int(picture[0, 0, 0]) for picture in read[:-1] if not isinstance(picture, str)]
     local = [int(Image.open(photos / name).getpixel((0, 0))) for name in [*names, names[0], *listed]]  # type: ignore[arg-type]
     assert greys == local
     assert list(temporary.iterdir()) == []
     with pytest.raises(GkdError, match=r"IMAGES http://127\.0\.0\.1:9/x\.png is not reachable"):
-        read_task([Entry("x", "address", "http://127.0.0.1:9/x.png")], Form(8, 1, "center"))
+        read_task([Entry("x", "address", "http://127.0.0.1:9/x.png")], PictureFormat(8, 1, "center"))
     with pytest.raises(GkdError, match=r"IMAGES s3://pictures/none/ is not there"):
         Entries(["s3://pictures/none/"])

@@ -50,9 +50,9 @@ def test_zeros_where_the_power_was_cut_are_no_rows(tmp_path):
 def test_other_work_begins_anew_and_nothing_done_leaves_nothing(tmp_path):
     with journal(tmp_path) as writer:
         writer.add(ROWS[:3])
-        assert not writer.began_anew
+        assert not writer.discarded
     with journal(tmp_path, "another") as other:
-        assert (other.done, other.began_anew) == (0, True)
+        assert (other.done, other.discarded) == (0, True)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,8 +18,8 @@ from gkd_core.decision import WORDS, Decision, Shown
 from gkd_core.errors import GkdError
 from gkd_core.prediction import reading
 from gkd_core.prediction.entries import Entries
-from gkd_core.prediction.predict import NOT_FINITE, _answered, predict_to_table
-from gkd_core.prediction.reading import KILLED, Entry, Form, Readers
+from gkd_core.prediction.predict import NOT_FINITE, _predict_batch, predict_to_table
+from gkd_core.prediction.reading import KILLED, Entry, PictureFormat, Readers
 from gkd_core.prediction.sorting import UNSURE
 from gkd_core.serving.classify import classify_files
 from tests.conftest import GKD
@@ -70,7 +70,7 @@ def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, whole):
     said, out = whole
     with out.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    counts = {"pictures": 67, "unreadable": 3, "left_out": 0, "gone_on_from": 0}
+    counts = {"pictures": 67, "unreadable": 3, "left_out": 0, "resumed_from": 0}
     assert said == {"out": str(out), **counts, "sorted_into": None}
     assert [row["path"] for row in rows] == sorted(str(p) for p in photos.rglob("*.*"))
     errors = {Path(row["path"]).name: row["error"] for row in rows if row["error"]}
@@ -119,7 +119,7 @@ def test_a_process_that_a_picture_ends_costs_that_picture_alone(tmp_path, monkey
         quarters(tmp_path / name, seed)
     monkeypatch.setattr(reading, "read_task", deadly.read_task)
     entries = Entries([str(tmp_path)])
-    with Readers(Form(SIDE, 3, "center"), 2) as readers:
+    with Readers(PictureFormat(SIDE, 3, "center"), 2) as readers:
         found = list(readers.read(entries.since(0)))
     assert [Path(entry.name).name for entry, _ in found] == names
     assert [position for position, (_, picture) in enumerate(found) if isinstance(picture, str)] == [11]
@@ -143,7 +143,7 @@ def test_a_second_run_goes_on_and_ends_with_the_bits_of_one(deploy, photos, whol
         predict_to_table(model, [str(photos)], out, processes=1)
     assert not out.exists()
     said = predict_to_table(model, [str(photos)], out, processes=1, sort_into=tmp_path / "sorted")
-    assert said["gone_on_from"] == 64
+    assert said["resumed_from"] == 64
     assert sum(ran[3:]) == 3  # what was not answered before, alone
     assert out.read_bytes() == whole[1].read_bytes()
     linked = [path for path in (tmp_path / "sorted").rglob("*") if path.is_symlink()]
@@ -178,7 +178,7 @@ def test_an_answer_that_is_no_number_is_an_error_of_its_row(deploy, monkeypatch)
 
     monkeypatch.setattr(type(model), "answer", spoilt)
     pictures = [(Entry(f"{n}.png", "file", ""), np.full((SIDE, SIDE, 3), 80 * n, np.uint8)) for n in range(3)]
-    rows = _answered(model, [*pictures, (Entry("4.png", "file", ""), "truncated")], 1)
+    rows = _predict_batch(model, [*pictures, (Entry("4.png", "file", ""), "truncated")], 1)
     assert [row.get("error") for row in rows] == [None, NOT_FINITE, None, "truncated"]
     assert [row["path"] for row in rows] == ["0.png", "1.png", "2.png", "4.png"]
     assert "class" not in rows[1]
@@ -203,7 +203,7 @@ def test_twenty_thousand_pictures_killed_three_times_are_one_row_each_in_order(d
             running.send_signal(signal.SIGKILL)
         assert not (tmp_path / "out.csv").exists()
     last = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert json.loads(last.stdout.splitlines()[-1])["gone_on_from"] >= 15_000 - 32
+    assert json.loads(last.stdout.splitlines()[-1])["resumed_from"] >= 15_000 - 32
     alone = [answer["predictions"][0] for answer in classify_files(load_model(str(deploy)), seeds, 1)]
     with (tmp_path / "out.csv").open(newline="") as stream:
         for n, row in enumerate(csv.DictReader(stream)):

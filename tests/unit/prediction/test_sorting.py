@@ -51,7 +51,7 @@ def test_a_stop_anywhere_ends_with_the_same_folder(files, tmp_path, copy):
         into = sort(files, tmp_path / "sorted", copy)
         into.finish()
         if again:
-            into.forget_work()
+            into.remove_mark()
     found = {str(p.relative_to(tmp_path / "sorted")): p for p in (tmp_path / "sorted").rglob("*") if not p.is_dir()}
     assert {name: path.read_text() for name, path in found.items()} == {n: str(files[i]) for n, i in SORTED.items()}
     assert all(path.is_symlink() is not copy for path in found.values())
