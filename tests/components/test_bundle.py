@@ -611,7 +611,7 @@ def test_a_page_for_browsers_is_in_it_with_its_size_and_what_an_answer_takes(
     readme = (tmp_path / "out/README.md").read_text()
     size = sum(file.stat().st_size for file in web.iterdir())
     assert f"{size / 1e6:.1f} MB on disk" in readme
-    assert re.search(r"An answer takes \d+\.\d\d ms \(\d+\.\d\d at the 95th percentile of 30; loading \d+ ms\)", readme)
+    assert re.search(r"An answer takes \d+\.\d\d ms .*95th percentile of \d+; loading \d+ ms", readme)
     # Nothing in the page comes from elsewhere.
     for file in web.iterdir():
         if file.suffix in (".html", ".css", ".js") and file.name != "ort.js":
