@@ -91,7 +91,8 @@ class Decision(_Read):
         """
         scaled = logits.astype(np.float64) / self.temperature
         exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        found: NDArray[np.float32] = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        return found
 
     def scores(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """How sure the model is of each image, [N], larger is surer.
@@ -105,11 +106,15 @@ class Decision(_Read):
             raise GkdError(
                 "this model's score is the distance of features, which logits do not tell: take its output `score`"
             )
+        found: NDArray[np.float32]
         if self.score == "max_probability":
-            return self.probabilities(logits).max(axis=1)
-        values = logits.astype(np.float64)
-        largest = values.max(axis=1)
-        return (largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))).astype(np.float32)
+            found = self.probabilities(logits).max(axis=1)
+        else:
+            values = logits.astype(np.float64)
+            largest = values.max(axis=1)
+            sums = np.exp(values - largest[:, None]).sum(axis=1)
+            found = (largest + np.log(sums)).astype(np.float32)
+        return found
 
     def decide(
         self, logits: NDArray[np.floating[Any]], score: NDArray[np.floating[Any]] | None = None

@@ -86,7 +86,8 @@ class ClassDistance:
         """Minus the squared distance [N] of features [N, D] to the nearest class; as the graph computes it."""
         own = self.coordinates(features)
         squared = (own**2).sum(1, keepdims=True) - 2 * own @ self.means.T + (self.means**2).sum(1)
-        return -squared.min(axis=1)
+        found: NDArray[np.float32] = -squared.min(axis=1)
+        return found
 
 
 def _of_length_one(features: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -5,6 +5,7 @@ also behind a network in int8 or float16.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -72,7 +73,7 @@ class _Nodes:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
 
-    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: int) -> str:
+    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """The name of its output."""
         output = output or f"{OWN}{len(self.graph.node)}"
         self.graph.node.append(helper.make_node(kind, list(inputs), [output], name=f"{OWN}{output}", **attributes))

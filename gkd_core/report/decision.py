@@ -55,5 +55,5 @@ def risk_coverage_figure(findings: Findings) -> Markup:
         if decision is not None and decision.threshold is not None and decision.thresholds is None:
             right.axvline(decision.threshold, linestyle="--", color=VARIABLES["ink"], linewidth=1)
         right.set(title="By threshold", xlabel="smallest score", ylabel="%", ylim=(0, 104))
-        right.legend(loc="lower left")
+        right.legend(loc="center right")
         return svg(figure, "Risk by coverage, and coverage and precision by threshold")

@@ -97,6 +97,9 @@ def scalars(folder: str) -> dict[str, float]:
             for name in ("top1", "balanced_accuracy", "macro_f1"):
                 if name in metrics[role]:
                     found[f"{role}_{name}"] = metrics[role][name]
+    for name in ("coverage", "precision"):
+        if (value := metrics.get("decision", {}).get(name)) is not None:
+            found[f"decision_{name}"] = value
     for name, difference in metrics["differences"].items():
         found[name] = difference["difference"]
     found["student_parameters"] = metrics["student"]["parameters"]

@@ -20,6 +20,7 @@ from gkd_core.errors import GkdError
 from gkd_core.export.bundle import write_bundle
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import run_outputs, session
+from pipelines.kubeflow.metadata import scalars
 from tests.components.test_bundle import model_config
 
 UNKNOWN = 70
@@ -95,6 +96,8 @@ def test_runs_are_logged_with_it(project: Any, decided: Decided) -> None:
     metrics = json.loads((decided.report / "metrics.json").read_text())
     timings = json.loads((decided.report / "timings.json").read_text())
     logged = _record("student", project.student, metrics, timings, decided.params).metrics
+    seen = scalars(str(decided.report))
+    assert {name: seen[f"decision_{name}"] for name in ("coverage", "precision")} == decided.summary["decision"]
     assert logged["decision_coverage"] == metrics["decision"]["coverage"]
     assert logged["decision_unknown_auroc"] == metrics["decision"]["unknown"]["auroc"]
     assert logged["int8_decision_coverage"] == metrics["int8"]["decision"]["coverage"]
