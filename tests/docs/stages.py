@@ -33,8 +33,11 @@ METHODS = "distill.method: {choices: [kd, gompertz]}\ntrain.learning_rate: {low:
 
 SMALLER = {
     r"--seeds [\d,]+": "--seeds 0",
+    r"--methods [\w,]+": "--methods kd,gompertz",
+    r"--students [\w,]+": "--students resnet8,vgg8",
     r"--trials \d+": "--trials 2",
-    r"--runs \d+": "--runs 5",
+    r"--runs \d+": "--runs 10",
+    r", weights: pretrained": "",
     r"(gkd init birds --data photos/[^\n]*)": r"\1\nsed -i 's/epochs: [0-9]*/epochs: 1/' birds/params.yaml",
     r"gkd-student/7": "gkd-student/1",
     r"\bFOLDER\b": "photos",

@@ -17,7 +17,6 @@ import gkd_core as gkd
 from benchmarks import pictures
 from tests.docs.blocks import PAGES, ROOT
 from tests.pipelines.test_results_page import words
-from tests.pipelines.test_serve_page import ARGUMENTS
 
 DOCS = ROOT / "docs"
 PROBLEMS = DOCS / "troubleshooting.md"
@@ -80,7 +79,7 @@ def test_it_asks_nobody_else_and_fits_a_phone(address):
     assert chromium, "the site is tested in Chromium, which is not there: apt-get install chromium"
     asked: list[str] = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=pictures.CHROMIUM)
         for scheme, width in (("light", 1280), ("dark", 390)):
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
             page = context.new_page()
