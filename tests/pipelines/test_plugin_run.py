@@ -32,7 +32,7 @@ PARAMS = {
     "teacher": {"name": "resnet8", "train": {"epochs": 1, "device": "cpu"}},
     "student": {"name": "tiny"},
     "distill": {"method": "gap", "options": {"gap": {"weight": 2}}},
-    "references": {"kd": False, "baseline": False},
+    "references": {"kd": False},
     "train": {
         "epochs": 1,
         "device": "cpu",
