@@ -16,14 +16,13 @@ from gkd_core import plugins
 from gkd_core.config import params_of_sections, parse_params
 from gkd_core.errors import GkdError
 from gkd_core.files import read_json
-from gkd_core.methods import METHODS
 from pipelines import dvc
 from pipelines.catalogue import method_rows, methods_markdown, plugin_rows
 from pipelines.cli import app
 from pipelines.kubeflow.checks import resolve
 from pipelines.kubeflow.compile import compile_pipeline
 from tests import forked
-from tests.unit.plugin import add_to_path, write_plugin
+from tests.unit.plugin import add_to_path, write_methods, write_plugin
 
 ROOT = Path(__file__).parents[2]
 PARAMS = {
@@ -111,11 +110,6 @@ def test_gkd_methods_lists_the_plugins_of_a_file(module, tmp_path):
     shown = CliRunner().invoke(app, ["methods", "--params", str(tmp_path / "params.yaml")])
     assert "augmentation" in shown.stdout
     assert "strength" in shown.stdout
-
-
-def write_methods(file: Path) -> None:
-    """What a worker knows."""
-    file.write_text(" ".join(METHODS))
 
 
 @pytest.mark.slow

@@ -55,6 +55,13 @@ def write_plugin(folder: Path, package: str, source: str = SOURCE, *, installed:
     return f"{package}.things"
 
 
+def write_methods(file: Path) -> None:
+    """What this process knows."""
+    from gkd_core.methods import METHODS
+
+    file.write_text(" ".join(METHODS))
+
+
 def add_to_path(folder: Path) -> None:
     """Of this process; `forget_plugins` takes it back."""
     sys.path.insert(0, str(folder))
