@@ -19,6 +19,7 @@ import pytest
 import yaml
 from google.protobuf import text_format
 from PIL import Image
+from typer.testing import CliRunner
 
 from components import verify
 from components.image import serve_image
@@ -34,6 +35,7 @@ from gkd_core.files import file_digest, write_json
 from gkd_core.serving.limits import Limits
 from gkd_core.serving.protocol import parse_request
 from gkd_core.serving.tensors import TensorSpec
+from pipelines.cli import app
 from tests.kubernetes_objects import refusal
 
 SCHEMA = json.loads((Path(__file__).parent / "kserve-inference-service.schema.json").read_text())
@@ -635,3 +637,9 @@ echo '{"load_ms": 1.0, "median_ms": 1.0, "p95_ms": 1.0, "runs": 30, "node": "v1"
     with pytest.raises(GkdError, match="answers otherwise in a browser"):
         make(folders, tmp_path / "out", web=runtime)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_page_runs_on_is_not_given_without_the_page(tmp_path: Path) -> None:
+    command = ["bundle", str(tmp_path / "out"), "--web-runtime", str(tmp_path / "onnxruntime-web-1.30.0.tgz")]
+    with pytest.raises(GkdError, match="--web-runtime is what the page of --web runs on: give --web too"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
