@@ -42,7 +42,7 @@ def decided(tmp_path_factory, make_deploy, pictures) -> tuple[Path, Decision, np
     scores = draft.scores(logits)
     assert scores[0] > scores[1] + 0.1
     decision = draft.model_copy(update={"threshold": float(scores.mean())})
-    return make_deploy(root / "deploy", decision=decision, **made), decision, logits
+    return make_deploy(root / "deploy", decision=decision, pixels=True, **made), decision, logits
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,12 @@ def test_the_protocol_lists_four_outputs_and_answers_all_or_those_that_are_asked
     images = np.stack([np.array(Image.open(file)) for file in pictures])
     tensor = triton.InferInput("image", images.shape, "UINT8")
     tensor.set_data_from_numpy(images)
+    pixels = triton.InferInput("pixels", images.shape, "UINT8")
+    pixels.set_data_from_numpy(images)
     with triton.InferenceServerClient(server.address) as client:
         known = client.get_model_metadata("gkd-student")
+        assert client.get_model_metadata("gkd-student-pixels")["outputs"] == known["outputs"]
+        of_any_size = client.infer("gkd-student-pixels", [pixels])
         everything = client.infer("gkd-student", [tensor])
         alone = client.infer("gkd-student", [tensor], outputs=[triton.InferRequestedOutput("logits")])
     assert known["outputs"] == [
@@ -70,6 +74,8 @@ def test_the_protocol_lists_four_outputs_and_answers_all_or_those_that_are_asked
     named, score = decision.decide(logits)
     assert everything.as_numpy("decision").tolist() == named.tolist() == [logits[0].argmax(), -1]
     assert np.allclose(everything.as_numpy("score"), score, rtol=1e-5)
+    for output in ("logits", "probabilities", "score", "decision"):
+        assert np.allclose(of_any_size.as_numpy(output), everything.as_numpy(output), rtol=1e-5), output
     assert [output["name"] for output in alone.get_response()["outputs"]] == ["logits"]
     assert np.allclose(alone.as_numpy("logits"), logits, atol=1e-5)
 
