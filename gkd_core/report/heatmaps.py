@@ -76,7 +76,8 @@ def choose_pictures(
         images=test.images,
         labels=test.labels,
         classes=info.classes,
-        **answers,
+        student=answers["student"],
+        teacher=answers["teacher"],
         views=views(watched, info.image_size, info.channels),
     )
     heat: dict[str, dict[int, NDArray[np.float32]]] = {role: {} for role in ROLES}
@@ -150,8 +151,8 @@ class _AfterStages(nn.Module):
         self.place = nn.Identity()
         classifier = network.classifier
         # Persistence features add to the logits beside the map, so its gradient is that of the base alone.
-        topological = isinstance(classifier, TopologicalClassifier)
-        self.head: Callable[[Tensor], Tensor] = classifier.base.head if topological else classifier.head
+        base = classifier.base if isinstance(classifier, TopologicalClassifier) else classifier
+        self.head: Callable[[Tensor], Tensor] = base.head
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -159,7 +160,8 @@ class _AfterStages(nn.Module):
         last = output.last_stage
         if last.ndim == 4:
             return self.head(self.place(last.detach().requires_grad_()))
-        others, patches = last.split((last.shape[2] - self.grid[0] * self.grid[1], self.grid[0] * self.grid[1]), 2)
+        first = last.shape[2] - self.grid[0] * self.grid[1]
+        others, patches = last[:, :, :first], last[:, :, first:]
         seen = self.place(patches.unflatten(2, self.grid).detach().requires_grad_())
         return self.head(torch.cat([others, seen.flatten(2)], 2))
 
@@ -179,8 +181,9 @@ class _BeforeAttention(nn.Module):
         def hook(layer: nn.Module, entered: Any, tokens: Tensor) -> Tensor:
             if tokens.ndim != 3 or tokens.shape[1] < height * width:
                 raise GkdError(f"the last attention of {self.network.name} does not see a row of patches")
-            others, patches = tokens.detach().split((tokens.shape[1] - height * width, height * width), 1)
-            seen = self.place(patches.transpose(1, 2).unflatten(2, self.grid).requires_grad_())
+            first = tokens.shape[1] - height * width
+            others, patches = tokens.detach()[:, :first], tokens.detach()[:, first:]
+            seen = self.place(patches.transpose(1, 2).reshape(len(tokens), -1, height, width).requires_grad_())
             return torch.cat([others, seen.flatten(2).transpose(1, 2)], 1)
 
         handle = self.norm.register_forward_hook(hook)

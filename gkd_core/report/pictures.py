@@ -127,7 +127,7 @@ class Pictures:
     @property
     def few_pixels(self) -> bool:
         """The images are so small that they are shown pixel by pixel."""
-        return max(self.images.shape[1:3]) <= thumbnails.FEW_PIXELS
+        return bool(max(self.images.shape[1:3]) <= thumbnails.FEW_PIXELS)
 
     @property
     def scale(self) -> list[str]:
