@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gkd_core import schemes
 from gkd_core.config.load import parse_yaml, use_new_names, validate
 from gkd_core.config.schema import DistillConfig, Params, TrainingConfig, whole
 from gkd_core.errors import GkdError, unknown
@@ -161,7 +162,8 @@ def _resolve(entries: Sequence[_Entry], params: Params, where: str) -> list[Cont
     for entry in entries:
         sentences = list(entry.wrong)
         if not sentences:
-            resolved, mistakes = validate(merged(content, entry.sections), entry.sections)
+            sections = _alone(entry.sections, params)
+            resolved, mistakes = validate(merged(content, sections), sections)
             sentences = [mistake.sentence for mistake in mistakes]
             if resolved is not None and not mistakes:
                 contender = found[entry.name] = Contender(entry.name, resolved)
@@ -177,6 +179,15 @@ def _resolve(entries: Sequence[_Entry], params: Params, where: str) -> list[Cont
     if wrong:
         raise GkdError("\n".join(wrong))
     return list(found.values())
+
+
+def _alone(sections: dict[str, Any], params: Params) -> dict[str, Any]:
+    """The sections of an entry; one whose method has no teacher stands beside all schemes, as the student alone."""
+    distill = sections.get("distill", {})
+    method, scheme = distill.get("method"), params.distill.scheme
+    if not is_method(method) or METHODS[method].teacher or "scheme" in distill or schemes.get(scheme).takes(method):
+        return sections
+    return sections | {"distill": distill | {"scheme": schemes.DEFAULT}}
 
 
 def _misnamed(contender: Contender) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from gkd_core.methods import METHODS
 from gkd_core.schemes.base import Scheme
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ class Single(Scheme):
         return True
 
     def check(self, params: "Params") -> Iterator[str]:
-        """A student with a view of its own is another scheme's."""
+        """A student with a view of its own is another scheme's, unless nobody teaches it."""
+        if not METHODS[params.distill.method].teacher:
+            return
         yield from super().check(params)
         student = params.student
         if student.channels is not None or (student.image_size is not None and student.weights is None):

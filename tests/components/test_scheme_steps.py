@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components import distill, teacher
+from components import compare, distill, teacher
 from components.teacher import open_teachers
 from gkd_core.config import Params, parse_params
 from gkd_core.config.recipes import Start, resolve
@@ -327,6 +327,15 @@ def test_the_student_sees_a_smaller_image_and_so_do_the_references(tmp_path, few
     distill.run(**common, out=tmp_path / "baseline", reference="baseline")
     for folder in ("student", "baseline"):
         assert load_network(tmp_path / folder).spec.image_size == 4
+
+
+def test_the_student_alone_is_compared_in_its_own_view_and_is_the_baseline_to_the_bit(tmp_path, few_digits, single):
+    common = {"data": few_digits, "teacher": single, "params": SMALLER, "work": tmp_path / "w"}
+    compared = compare.run(**common, out=tmp_path / "comparison", methods=["kd", "ce"], seeds=[0])
+    assert {row["name"] for rows in compared.values() for row in rows} == {"kd", "ce"}
+    distill.run(**common, out=tmp_path / "baseline", reference="baseline")
+    (alone,) = (tmp_path / "w" / "compare").glob("ce-seed0-*/student/model.safetensors")
+    assert alone.read_bytes() == (tmp_path / "baseline" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

@@ -112,6 +112,33 @@ def test_its_digest_follows_the_settings_and_not_the_name_or_the_seed():
     assert len({digest(), *others}) == 6
 
 
+@pytest.mark.parametrize(
+    "base",
+    [
+        {"student": {"name": "resnet8", "image_size": 4}, "distill": {"method": "kd", "scheme": "cross_modal"}},
+        {"teacher": {"members": [{}, {}]}, "distill": {"method": "kd", "scheme": "ensemble"}},
+        {"teacher": {"assistants": ["resnet14"]}, "distill": {"method": "gompertz", "scheme": "assistant"}},
+        {"distill": {"method": "kd", "scheme": "born_again", "scheme_options": {"born_again": {"generations": 2}}}},
+    ],
+    ids=lambda base: base["distill"]["scheme"],
+)
+def test_the_student_alone_stands_beside_what_any_scheme_teaches(base):
+    taught = base["distill"]
+    entries = [{"name": "taught"}, "ce", {"name": "larger steps", "distill": {"method": "ce"}, "train": {"epochs": 3}}]
+    found = lined([*entries, "self-distillation"], base)
+    assert found["taught"].distill.scheme == taught["scheme"]
+    for name in ("ce", "larger steps", "self-distillation"):
+        assert found[name].distill.scheme == "single"
+        assert (found[name].student, found[name].teacher) == (found["taught"].student, found["taught"].teacher)
+    asked = {"name": "asked for", "distill": {"method": "ce", "scheme": taught["scheme"]}}
+    assert "do not go together" in refused([{"name": "taught"}, asked], base)
+
+
+def test_peers_without_a_teacher_stay_peers():
+    found = lined(["kd", "ce"], {"distill": {"method": "kd", "scheme": "mutual"}})
+    assert [params.distill.scheme for params in found.values()] == ["mutual", "mutual"]
+
+
 def test_all_mistakes_are_told_at_once_each_with_its_contender():
     said = refused(
         [

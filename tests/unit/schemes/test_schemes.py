@@ -131,6 +131,13 @@ def test_contradictions_are_one_sentence(sections, parts):
         assert part in message
 
 
+@pytest.mark.parametrize("student", [{"channels": 1}, {"image_size": 4}])
+def test_a_student_that_nobody_teaches_may_have_a_view_of_its_own(student):
+    """What it is told to take instead, cross_modal, would refuse the method."""
+    parse_params({"student": student, "distill": {"method": "ce"}})
+    assert "a view of its own" in refused(student=student, distill={"method": "kd"})
+
+
 @pytest.mark.parametrize("scheme", ["mutual", "amalgamation"])
 def test_a_hyperparameter_that_would_not_be_read_is_refused(scheme):
     distill = {"scheme": scheme, "method": "kd", "options": {"kd": {"weight": 0.5}}}
