@@ -15,12 +15,14 @@ from components import distill, teacher
 from gkd_core import schemes
 from gkd_core.config import load_params, parse_params
 from gkd_core.config.contenders import line_up, parse_contenders
+from gkd_core.config.space import parse_space, read_space
 from gkd_core.files import read_json
 from gkd_core.methods import hyperparameters
 from gkd_core.schemes import DistillationSpec
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SPACES = sorted((ROOT / "configs" / "spaces").glob("*.yaml"))
 CONTENDERS = sorted((ROOT / "configs" / "contenders").glob("*.yaml"))
 MOMENT = {"epochs": 2, "batch_size": 50, "device": "cpu"}
 
@@ -150,3 +152,13 @@ def test_each_method_has_as_many_tries_as_the_others():
     lined = line_up(load_params(ROOT / "configs" / "cifar10-proxy.yaml"), contenders=parse_contenders(text, "file"))
     methods = [one.params.distill.method for one in lined]
     assert {methods.count(name) for name in ("ce", "kd", "gompertz")} == {6}
+
+
+@pytest.mark.parametrize("file", SPACES, ids=lambda file: file.stem)
+def test_spaces_are_drawn_from_by_the_commands_in_their_head(file):
+    command = next(line for line in file.read_text().splitlines() if "gkd search" in line)
+    assert f"configs/spaces/{file.name} --params configs/cifar10-proxy.yaml --trials 24" in command
+    for base in ("cifar10-proxy", "cifar100-proxy"):
+        params = load_params(file.parents[1] / f"{base}.yaml")
+        space = read_space(parse_space(file.read_text(), str(file)), params, str(file))
+        assert space.has("train.learning_rate")
