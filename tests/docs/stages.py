@@ -38,6 +38,7 @@ SMALLER = {
     r"--trials \d+": "--trials 2",
     r"--runs \d+": "--runs 10",
     r", weights: pretrained": "",
+    r"train\.epochs: \d+": "train.epochs: 1",
     r"(gkd init birds --data photos/[^\n]*)": r"\1\nsed -i 's/epochs: [0-9]*/epochs: 1/' birds/params.yaml",
     r"gkd-student/7": "gkd-student/1",
     r"\bFOLDER\b": "photos",
