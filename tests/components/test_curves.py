@@ -107,6 +107,7 @@ def test_dvc_shows_them_and_tracks_them_with_the_stage(tmp_path, few_digits):
     call("git", "commit", "--quiet", "-m", "its lock")
     assert "up to date" in call(*dvc, "status")
 
+    # As docs/start.md has it.
     call(*dvc, "exp", "run", "--name", "longer", "--set-param", "train.epochs=2")
     assert not call("git", "log", "--oneline", "-1").startswith("longer"), "nothing is committed by itself"
     shown = json.loads(call(*dvc, "exp", "show", "--json"))
