@@ -27,7 +27,7 @@ export: {pixels: true, int8: {min_agreement: 0.0, max_accuracy_drop: 1.0}}
 gate: {min_gain_over_baseline: 0.0}
 tracking: {model_name: gkd-student, system_metrics: false}
 """
-STUDENTS = "- resnet8\n- {name: wider, student: {name: vgg8}}\n"
+STUDENTS = "- {name: small, student: {name: resnet8}}\n- {name: wider, student: {name: vgg8}}\n"
 CONTENDERS = "- kd\n- {name: larger steps, distill: {method: kd}, train: {learning_rate: 0.2}}\n"
 METHODS = "distill.method: {choices: [kd, gompertz]}\ntrain.learning_rate: {low: 0.02, high: 0.5, log: true}\n"
 
