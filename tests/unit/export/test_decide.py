@@ -154,7 +154,7 @@ def test_the_distance_of_features_is_mahalanobis_with_ledoit_and_wolfs_covarianc
 
 @pytest.mark.parametrize(
     ("count", "size", "directions", "less"),
-    [(2000, 12, 64, 0.02), (2000, 30, 20, 0.03), (25, 40, 64, 0.02)],  # the second leaves ten of thirty out
+    [(2000, 12, 64, 0.02), (2000, 30, 20, 0.03)],  # the second leaves ten of thirty out
 )
 def test_the_distance_of_features_tells_unknowns_as_well_as_pytorch_oods(count, size, directions, less):
     known, labels = features(count, size)
