@@ -3,6 +3,7 @@
 The trainings are a comparison's (`components/compare.py`) and stay in `work` as those do; latency is measured anew.
 """
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,8 +56,8 @@ def run(
     """
     check_seeds(seeds, "--seeds")
     for option, limit in (("--max-latency-ms", max_latency_ms), ("--max-mb", max_mb)):
-        if limit is not None and not limit > 0:
-            raise GkdError(f"{option} is {limit:g}: give a number above 0")
+        if limit is not None and not 0 < limit < math.inf:
+            raise GkdError(f"{option} is {limit:g}: give a number above 0, or leave it out")
     if bool(students) == (contenders is not None):
         raise GkdError("give either --students a,b,… or --contenders FILE: the students to choose from")
     for name in students:

@@ -162,7 +162,7 @@ def _resolve(entries: Sequence[_Entry], params: Params, where: str) -> list[Cont
     for entry in entries:
         sentences = list(entry.wrong)
         if not sentences:
-            sections = _alone(entry.sections, params)
+            sections = alone(entry.sections, params)
             resolved, mistakes = validate(merged(content, sections), sections)
             sentences = [mistake.sentence for mistake in mistakes]
             if resolved is not None and not mistakes:
@@ -181,8 +181,12 @@ def _resolve(entries: Sequence[_Entry], params: Params, where: str) -> list[Cont
     return list(found.values())
 
 
-def _alone(sections: dict[str, Any], params: Params) -> dict[str, Any]:
-    """The sections of an entry; one whose method has no teacher stands beside all schemes, as the student alone."""
+def alone(sections: dict[str, Any], params: Params) -> dict[str, Any]:
+    """What lies over the parameters; a method without a teacher in it stands beside all schemes, as the student alone.
+
+    Args:
+        params: whose scheme it would have.
+    """
     distill = sections.get("distill", {})
     method, scheme = distill.get("method"), params.distill.scheme
     if not is_method(method) or METHODS[method].teacher or "scheme" in distill or schemes.get(scheme).takes(method):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any, Protocol
 
-from gkd_core.config.contenders import MISPLACED, SECTIONS, Contender, merged
+from gkd_core.config.contenders import MISPLACED, SECTIONS, Contender, alone, merged
 from gkd_core.config.load import RENAMED, parse_yaml, validate
 from gkd_core.config.schema import Params, whole
 from gkd_core.errors import GkdError, unknown
@@ -140,7 +140,7 @@ class Space:
 
     def settle(self, values: Mapping[str, Any]) -> tuple[Params | None, list[Mistake]]:
         """The whole configuration with these values, or what is wrong with it."""
-        sections = sections_of(values)
+        sections = alone(sections_of(values), self.base)
         return validate(merged(self.content, sections), sections)
 
     @property

@@ -10,7 +10,7 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial, TrialState
 
-from gkd_core.config.contenders import merged
+from gkd_core.config.contenders import alone, merged
 from gkd_core.config.schema import Params
 from gkd_core.config.space import Space, sections_of
 from gkd_core.errors import GkdError
@@ -154,7 +154,8 @@ class Findings:
     @property
     def params(self) -> dict[str, Any]:
         """The best settings as a whole params.yaml."""
-        content = merged(self.best.space.content, sections_of(_best(self.best).values))
+        space = self.best.space
+        content = merged(space.content, alone(sections_of(_best(self.best).values), space.base))
         return {name: content[name] for name in Params.model_fields if name in content}
 
     @property

@@ -1,5 +1,6 @@
 """The library's search: the best settings for a student by validation, in a notebook."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def search(
     if not is_method(method):
         raise GkdError(unknown("method", method, METHODS))
     for name, limit in (("trials", trials), ("minutes", minutes)):
-        if limit is not None and not limit > 0:
+        if limit is not None and not 0 < limit < math.inf:
             raise GkdError(f"{name} is {limit}: give a number above 0")
     if trials is None and minutes is None:
         raise GkdError("trials and minutes are both None: give one of them, for a search has no other end")

@@ -1,5 +1,6 @@
 """`gkd search`: the best settings by validation, within a budget."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +58,7 @@ def search(
     content = parse_space(read_text(space, "another"), str(space))
     settings = configuration.read()
     seeds_of_trainings = whole_numbers(seeds, "--seeds", "0,1")
-    if minutes is not None and not minutes > 0:
+    if minutes is not None and not 0 < minutes < math.inf:
         raise GkdError(f"--minutes is {minutes:g}: give a number above 0")
     from components import search as step
     from gkd_core.searching.study import Budget

@@ -60,6 +60,7 @@ def test_one_command_says_which_student(given, tmp_path):
         ({"students": ["resnett8"]}, "--students: the network 'resnett8' is unknown; did you mean 'resnet8'"),
         ({"students": ["resnet8"], "max_mb": 0.0}, "--max-mb is 0: give a number above 0"),
         ({"students": ["resnet8"], "max_latency_ms": float("nan")}, "--max-latency-ms is nan"),
+        ({"students": ["resnet8"], "max_mb": float("inf")}, "--max-mb is inf: give a number above 0, or leave it out"),
         ({"students": ["resnet8"], "seeds": [0, 0]}, "--seeds names"),
         ({"contenders": [{"name": "a", "train": {"epoch": 1}}]}, "--contenders: 'a': parameter 'train.epoch'"),
     ],

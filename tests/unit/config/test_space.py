@@ -100,6 +100,16 @@ def test_an_option_of_the_method_that_all_have_is_drawn():
     assert space("distill.options.kd.weight: {low: 0.1, high: 0.9}").draw(Draws()) == {"distill.options.kd.weight": 0.1}
 
 
+def test_a_method_without_a_teacher_is_searched_beside_a_scheme_that_takes_none():
+    base = {"student": {"image_size": 4}, "distill": {"method": "kd", "scheme": "cross_modal"}}
+    content = {"distill.method": {"choices": ["kd", "ce"]}, "train.learning_rate": {"low": 0.02, "high": 0.5}}
+    found = read_space(content, parse_params(base))
+    for method, scheme in (("kd", "cross_modal"), ("ce", "single")):
+        params, wrong = found.settle({"distill.method": method, "train.learning_rate": 0.1})
+        assert not wrong
+        assert (params.distill.method, params.distill.scheme) == (method, scheme)
+
+
 def test_combinations_meet_every_choice_at_both_ends():
     found = space("train.schedule: {choices: [cosine, constant]}\ntrain.learning_rate: {low: 0.1, high: 1}")
     seen = {(values["train.schedule"], values["train.learning_rate"]) for values in found.combinations()}
