@@ -232,7 +232,9 @@ def read_space(content: Mapping[str, Any], base: Params, where: str = "space") -
         wrong += sentences
         if parameter is not None and not sentences:
             found[key] = parameter
-    if not wrong:
+    if wrong:  # conditions may ask for lines that could not be read: what the others say by themselves is told too
+        wrong += _unfit(Space(tuple(found.values()), base))
+    else:
         ordered, wrong = _ordered(found, base)
         space = Space(tuple(ordered), base)
         wrong = wrong or _shared_temperature(space) or list(_unfit(space))

@@ -188,6 +188,19 @@ def test_everything_that_is_wrong_is_told_at_once():
     assert len(found.splitlines()) == 3
 
 
+def test_a_line_that_cannot_be_read_hides_no_other_s_mistake():
+    said = refused(
+        "train.learning_rate: {low: 1, high: 0.1}\n"
+        "distill.options.kd.wieght: {low: 0.1, high: 1}\n"
+        "train.epochs: 0\n"
+        "train.batch_size: {choices: [16, 32]}\n"
+        "train.label_smoothing: {low: 0, high: 0.1, when: {train.learning_rate: 1}}\n"
+    )
+    for words in ("low (1) must be below high (0.1)", "did you mean 'distill.options.kd.weight'", "train.epochs is 0"):
+        assert words in said, words
+    assert len(said.splitlines()) == 3, said
+
+
 def test_one_temperature_for_several_methods_is_refused():
     base = parse_params({"distill": {"method": "kd", "temperature": 2.0}})
     assert "distill.temperature is 2 in the parameters" in refused("distill.method: {choices: [kd, dkd]}", base)
