@@ -69,7 +69,7 @@ dvc: $(READY)  ## make dvc.yaml from the table of steps (components/graph.py)
 docs: $(READY)  ## make the pages that come from code and raw tables (parameters, methods, commands, results), then the site, in site/
 	@gkd params --markdown > docs/parameters.md
 	@gkd methods --markdown > docs/methods.md
-	@python -c 'from pipelines.catalogue import commands_markdown; print(commands_markdown(), end="")' > docs/commands.md
+	@python -m pipelines.command_reference > docs/commands.md
 	@python -m benchmarks.results
 	@python -m benchmarks.pictures
 	@mkdocs build --strict --quiet

@@ -11,7 +11,8 @@ import yaml
 
 from gkd_core.config import Params, parse_params
 from gkd_core.mistakes import section_of
-from pipelines.catalogue import commands_markdown, methods_markdown, parameters_markdown
+from pipelines.catalogue import methods_markdown, parameters_markdown
+from pipelines.command_reference import commands_markdown
 from tests.docs.blocks import blocks
 
 ROOT = Path(__file__).parents[2]

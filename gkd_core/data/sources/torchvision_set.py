@@ -173,7 +173,7 @@ def _careful_extraction() -> Iterator[None]:
 
 def _refuse(archive: tarfile.TarFile, *_: Any, **__: Any) -> None:
     version = ".".join(map(str, sys.version_info[:3]))
-    raise GkdError(f"Python {version} cannot unpack {archive.name} safely: unpack it yourself, or use Python 3.11.4")
+    raise GkdError(f"Python {version} cannot unpack {archive.name!s} safely: unpack it yourself, or use Python 3.11.4")
 
 
 def _labels(source: str, dataset: Any) -> NDArray[np.int64] | None:
