@@ -169,7 +169,12 @@ class Space:
             method = self.fixed("distill.method") or self.base.distill.method
             return {name or ("searched" if several else f"{method}, searched"): self}
         if not self.has(each):
-            raise GkdError(unknown(f"{option}each", each, [one.key for one in self.parameters if len(one.choices) > 1]))
+            if known := [one.key for one in self.parameters if len(one.choices) > 1]:
+                raise GkdError(unknown(f"{option}each", each, known))
+            raise GkdError(
+                f"{option}each {each!r} is none of the space, and no parameter there has choices: give one, such as "
+                "distill.method: {choices: [kd, gompertz]}"
+            )
         if len(self[each].choices) < 2:
             raise GkdError(f"{option}each {each} takes a parameter with choices: write {each}: {{choices: […]}}")
         return {f"{choice}, searched": self.fixed_to(each, choice) for choice in self[each].choices}

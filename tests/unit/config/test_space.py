@@ -201,6 +201,11 @@ def test_a_line_that_cannot_be_read_hides_no_other_s_mistake():
     assert len(said.splitlines()) == 3, said
 
 
+def test_each_of_a_space_without_choices_is_told_what_it_lacks():
+    with pytest.raises(GkdError, match=r"--each 'rate' .* no parameter there has choices: give one"):
+        space("train.learning_rate: {low: 0.1, high: 1}").studies("rate", None, "--")
+
+
 def test_one_temperature_for_several_methods_is_refused():
     base = parse_params({"distill": {"method": "kd", "temperature": 2.0}})
     assert "distill.temperature is 2 in the parameters" in refused("distill.method: {choices: [kd, dkd]}", base)
