@@ -129,8 +129,9 @@ class Comparison:
 
         return forest_plot(self.pairs, self.reference, WORDS[self.metric])
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write comparison.html, .json, .md and .svg and runs.csv into an existing folder."""
+        folder = Path(folder)
         write_json(
             folder / "comparison.json", {"reference": self.reference, "metric": self.metric, "pairs": self.as_dict()}
         )

@@ -243,10 +243,11 @@ class Findings:
                 found.append(row | {"seconds": trial.seconds})
         return found
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Write best.yaml, contender.yaml, search.html, .md, .json and .svg and trials.csv into an existing folder."""
         from gkd_core.report.tables_page import render_tables
 
+        folder = Path(folder)
         plot = self.plot()
         page = render_tables(
             self.sentence(), self.tables(), plot, about="Search on the validation images", caption=f"{NOTE} {PLOT_NOTE}"
