@@ -47,7 +47,7 @@ class TestMethod:
         loss.heads[0] = Echo(torch.zeros(count, 4), torch.full((count, 64), 0.25))  # ‖f − 0‖² = 2·64 / 16 = 8
         loss.heads[1] = Echo(end.clone(), torch.zeros(count, 64))
         for adapter in loss.adapters:
-            torch.nn.init.eye_(adapter.weight)
+            torch.nn.init.eye_(adapter.weight).data.mul_(3)  # the map stands between features and target
             torch.nn.init.zeros_(adapter.bias)
         labels = torch.tensor([0, 1])
         output = Output(
@@ -59,7 +59,7 @@ class TestMethod:
         # KL((½, ⅙, ⅙, ⅙) ‖ ¼) = ½·log 2 + ½·log ⅔
         kl = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
         assert terms["kd"].item() == pytest.approx(0.25 * kl, rel=1e-5)
-        assert terms["features"].item() == pytest.approx(0.5 * math.sqrt(8))
+        assert terms["features"].item() == pytest.approx(0.5 * 3 * math.sqrt(8))
 
     def test_a_schedule_weighs_nothing_that_is_learnt_from_labels(self, make_staged, make_pair, make_batch):
         """With β = 0 the heads still learn from the labels, and the network with them."""
