@@ -21,6 +21,7 @@ from gkd_core.export.half import to_half
 from gkd_core.export.manifest import (
     FILES,
     MODEL_FILE,
+    PIXELS_INPUT,
     build_manifest,
     decision_entry,
     dropped_file,
@@ -31,7 +32,7 @@ from gkd_core.export.manifest import (
     write_manifest,
 )
 from gkd_core.export.onnx import input_shape, parity, preprocessing, write_onnx
-from gkd_core.export.pixels import PIXELS_INPUT, pixels_parity, write_pixels
+from gkd_core.export.pixels import pixels_parity, write_pixels
 from gkd_core.export.quantise import Quantiser, stratified_pick
 from gkd_core.export.reference import reference
 from gkd_core.export.session import run_outputs, run_session, session

@@ -14,13 +14,13 @@ from gkd_core.errors import GkdError
 from gkd_core.export.manifest import (
     FILES,
     OPTIONAL,
+    PIXELS_FORM,
     decision_of,
     kept_pixels,
     kept_precisions,
     model_entry,
     read_manifest,
 )
-from gkd_core.export.pixels import PIXELS_FORM
 from gkd_core.export.session import session
 from gkd_core.files import expect_kind, file_digest, folder_digest, record_of
 from gkd_core.records import ROLES, read_bundle, read_gate, read_metrics, read_teacher, read_training, read_version

@@ -19,7 +19,11 @@ from gkd_core.data import images
 from gkd_core.data.prepared import DatasetInfo, PreparedData
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import (
+    CHANNELS,
     OPTIONAL,
+    PIXELS_FORM,
+    PIXELS_INPUT,
+    PIXELS_SUFFIX,
     SMALLER,
     code_sha256,
     decision_of,
@@ -29,7 +33,6 @@ from gkd_core.export.manifest import (
     read_manifest,
     refuse_other_model,
 )
-from gkd_core.export.pixels import CHANNELS, PIXELS_FORM, PIXELS_INPUT, PIXELS_SUFFIX
 from gkd_core.export.render import render
 from gkd_core.export.web_page import write_page
 from gkd_core.files import (

@@ -8,9 +8,9 @@ import numpy as np
 
 from gkd_core.data.images import Crop
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import MODEL_FILE, build_manifest, kept_file, pixels_file, write_manifest
+from gkd_core.export.manifest import MODEL_FILE, PIXELS_INPUT, build_manifest, kept_file, pixels_file, write_manifest
 from gkd_core.export.onnx import InputForm, input_shape, parity, preprocessing, write_onnx
-from gkd_core.export.pixels import PIXELS_INPUT, pixels_parity, write_pixels
+from gkd_core.export.pixels import pixels_parity, write_pixels
 from gkd_core.files import whole_folder
 from gkd_core.models.network import Network, expect_network
 

@@ -36,6 +36,11 @@ SOURCES = (".py", ".j2")
 MODEL_FILE = "model.onnx"
 FILES = {"fp32": MODEL_FILE, "int8": "model_int8.onnx", "fp16": "model_fp16.onnx"}  # by precision
 SMALLER = tuple(precision for precision in FILES if precision != "fp32")
+# Of the files that take pictures of any size (gkd_core/export/pixels.py): uint8 [N, height, width, 3].
+PIXELS_FORM = "pixels_nhwc"
+PIXELS_INPUT = "pixels"
+PIXELS_SUFFIX = "-pixels"  # after a model's name on a server
+CHANNELS = 3
 
 OPTIONAL = ("weights_digest", "plugins")
 """What the lineage of some students has, and of others not."""

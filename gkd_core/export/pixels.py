@@ -28,14 +28,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gkd_core.data.images import BORDER, Crop, fit
 from gkd_core.errors import GkdError
+from gkd_core.export.manifest import CHANNELS, PIXELS_FORM, PIXELS_INPUT
 from gkd_core.export.session import as_input, open_session, session
 from gkd_core.export.strip import strip, write_model
 from gkd_core.files import file_digest
 
-PIXELS_FORM = "pixels_nhwc"
-PIXELS_INPUT = "pixels"
-PIXELS_SUFFIX = "-pixels"  # after a model's name on a server: the same for pictures of any size
-CHANNELS = 3
 BLOCK = 32  # columns of the result that are made together
 WEIGHT_BITS = 22  # Pillow's
 HALF_BITS = 11

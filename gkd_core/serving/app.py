@@ -25,7 +25,7 @@ from starlette.types import Lifespan
 from gkd_core import __version__
 from gkd_core.data.images import Unreadable, read_image
 from gkd_core.errors import unknown
-from gkd_core.export.pixels import PIXELS_SUFFIX
+from gkd_core.export.manifest import PIXELS_SUFFIX
 from gkd_core.serving.batching import Batcher
 from gkd_core.serving.bodies import Bodies
 from gkd_core.serving.classify import answers

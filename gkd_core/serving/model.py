@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from gkd_core.data.images import Crop
 from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
-from gkd_core.export.manifest import OPTIONAL
-from gkd_core.export.pixels import CHANNELS, PIXELS_FORM
+from gkd_core.export.manifest import CHANNELS, OPTIONAL, PIXELS_FORM
 from gkd_core.export.session import as_input, first_line, open_session
 from gkd_core.serving.answers import Answers
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec

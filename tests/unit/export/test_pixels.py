@@ -6,7 +6,8 @@ from PIL import Image, ImageOps
 
 from gkd_core.data.images import BORDER, fit
 from gkd_core.errors import GkdError
-from gkd_core.export.pixels import CHANNELS, pixels_parity, write_pixels
+from gkd_core.export.manifest import CHANNELS
+from gkd_core.export.pixels import pixels_parity, write_pixels
 from gkd_core.export.session import session
 
 BILINEAR = Image.Resampling.BILINEAR
