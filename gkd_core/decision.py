@@ -43,7 +43,7 @@ class Shown(_Read):
         precision: the part of these that is given the right one; None where there are none.
         nll: mean −log p(label) at temperature 1, in nats.
         calibrated_nll: the same at the decision's temperature.
-        note: why there is no temperature, or no threshold, in a sentence; empty where there are both.
+        note: why the temperature is 1 though one was looked for, in a sentence; else empty.
     """
 
     images: Annotated[int, Field(ge=1)]
@@ -160,14 +160,36 @@ class Decision(_Read):
 
     def words(self) -> Iterator[str]:
         """What it does, in sentences for whoever reads a report, a README or a model card."""
-        shown, several = self.validation, self.thresholds is not None
-        if self.threshold is None and not several:
-            yield f"Every image is {WORDS}: {shown.note or 'no threshold was found'}."
-        else:
-            limit = "the threshold of that class" if several else f"{self.threshold:.6g}"
+        shown = self.validation
+        limits = (self.threshold,) if self.thresholds is None else self.thresholds
+        never = limits.count(None)
+        if never == len(limits):
             yield (
-                f"An image is given its likeliest class where {ABOUT[self.score]} is at least {limit}, else it is "
-                f"{WORDS}."
+                f"Every image is {WORDS}: no threshold gives a precision of {100 * self.target:g} % on "
+                f"{shown.images:,} validation images of the {self.model} model."
+            )
+        else:
+            yield from self._words_of_limits(never)
+        if self.temperature != 1.0:
+            yield (
+                f"Probabilities are calibrated: softmax of the logits divided by {self.temperature:.4g} (NLL on "
+                f"validation {shown.nll:.4f} before, {shown.calibrated_nll:.4f} after)."
+            )
+        elif shown.note:
+            yield f"Probabilities are not calibrated: {shown.note}."
+
+    def _words_of_limits(self, never: int) -> Iterator[str]:
+        """Where images are given a class, and what that was chosen by; so many classes are never named."""
+        shown, several = self.validation, self.thresholds is not None
+        limit = "the threshold of that class" if several else f"{self.threshold:.6g}"
+        yield (
+            f"An image is given its likeliest class where {ABOUT[self.score]} is at least {limit}, else it is {WORDS}."
+        )
+        if never:
+            yield (
+                f"{never} of the {len(self.thresholds or ())} classes {'is' if never == 1 else 'are'} never named: "
+                f"validation shows no threshold that gives {'it' if never == 1 else 'them'} a precision of "
+                f"{100 * self.target:g} %."
             )
         goal = (
             f"{100 * self.target:g} % of the named classes are right"
@@ -179,10 +201,3 @@ class Decision(_Read):
             f"{'The thresholds were' if several else 'The threshold was'} chosen on {shown.images:,} validation images "
             f"of the {self.model} model so that {goal}; there {100 * shown.coverage:.1f} % are given a class{right}."
         )
-        if self.temperature != 1.0:
-            yield (
-                f"Probabilities are calibrated: softmax of the logits divided by {self.temperature:.4g} (NLL on "
-                f"validation {shown.nll:.4f} before, {shown.calibrated_nll:.4f} after)."
-            )
-        elif shown.note and (self.threshold is not None or several):
-            yield f"Probabilities are not calibrated: {shown.note}."

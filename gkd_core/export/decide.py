@@ -61,8 +61,6 @@ def choose_decision(
     named = logits.argmax(axis=1)
     right = named == labels
     limit = threshold(found, right, asked, target)
-    if limit is None:
-        note = f"no threshold gives a precision of {100 * target:g} % on {len(labels):,} validation images"
     limits: tuple[float | None, ...] | None = None
     if by_class:
         mine = [named == each for each in range(logits.shape[1])]

@@ -116,7 +116,25 @@ def test_a_precision_out_of_reach_gives_no_image_a_class_and_says_so():
     found = choose_decision(logits, wrong, score="max_probability", asked="precision", target=0.9)
     assert (found.decide(logits)[0] == -1).all()
     assert found.validation.coverage == 0
-    assert "no threshold gives a precision of 90 % on 50 validation images" in " ".join(found.words())
+    text = " ".join(found.words())
+    assert "no threshold gives a precision of 90 % on 50 validation images" in text
+    assert "chosen" not in text  # there is none
+
+
+def test_why_probabilities_are_not_calibrated_is_said_whatever_the_threshold():
+    # Class 0 is right on ten images of ten, class 1 on none of ten: 90 % is in reach of the first alone.
+    logits = np.repeat(np.array([[2.0, 0.0], [0.0, 3.0]], np.float32), 10, axis=0)
+    labels = np.zeros(20, int)
+    for by_class, never in ((True, "1 of the 2 classes is never named"), (False, "Every image is none of these")):
+        found = choose_decision(
+            logits, labels, score="max_probability", asked="precision", target=0.9, by_class=by_class
+        )
+        found = found.model_copy(update={"temperature": 1.0})
+        found = found.model_copy(update={"validation": found.validation.model_copy(update={"note": "why not"})})
+        text = " ".join(found.words())
+        assert found.decide(logits)[0].tolist() == ([0] * 10 if by_class else [-1] * 10) + [-1] * 10
+        assert never in text
+        assert "not calibrated: why not" in text
 
 
 def test_the_scores_are_pytorch_oods():
