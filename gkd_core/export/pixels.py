@@ -269,7 +269,7 @@ def write_pixels(source: Path, target: Path, *, crop: Crop) -> None:
     graph.initializer.extend(nodes.constants)
     graph.input.append(_input())
     strip(model)
-    facts |= {"input": PIXELS_FORM, "side": str(side), "wraps_sha256": file_digest(source)}
+    facts |= {"input": PIXELS_FORM, "side": str(side), "channels": str(channels), "wraps_sha256": file_digest(source)}
     write_model(model, target, facts)
 
 

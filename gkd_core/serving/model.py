@@ -102,6 +102,7 @@ class Model:
         self.input = _spec(inputs[0], found.file, free=(1, 2) if of_any_size else ())
         self.output = _spec(outputs[0], found.file)
         self._side = _side(known, found.file) if of_any_size else None
+        self._inside = 1 if known.get("channels") == "1" else CHANNELS  # of the pictures that are made of any
         self.outputs = (self.output, *(_decided(each, self.output, found.file) for each in outputs[1:]))
         if self.output.datatype != "FP32" or len(self.output.shape) != 2:
             raise InvalidModelError(
@@ -138,7 +139,7 @@ class Model:
         """Side in pixels and channels of the pictures it takes, or makes of any; None when these are not square."""
         shape, datatype = self.input.shape, self.input.datatype
         if self._side is not None:
-            return self._side, CHANNELS
+            return self._side, self._inside
         if len(shape) != 4 or datatype not in ("UINT8", "FP32"):
             return None
         height, width, channels = shape[1:] if datatype == "UINT8" else (*shape[2:], shape[1])
@@ -146,6 +147,8 @@ class Model:
 
     def from_pictures(self, pictures: NDArray[np.uint8]) -> Array:
         """uint8 pictures [B, side, side, channels] in the form of the input."""
+        if self._side is not None:  # grey as three equal colours, which are that grey again inside
+            pictures = np.broadcast_to(pictures, (*pictures.shape[:3], CHANNELS))
         return as_input(self._session, pictures)
 
     def run(self, images: Array) -> NDArray[np.float32]:

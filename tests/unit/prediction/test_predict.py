@@ -89,6 +89,17 @@ def test_each_row_is_what_is_said_of_the_picture_alone(deploy, photos, whole):
     assert [file.name for file in out.parent.iterdir()] == ["out.csv"]
 
 
+def test_a_grey_models_file_for_any_size_says_alone_what_the_model_says(photos, tmp_path, make_deploy):
+    deploy = make_deploy(tmp_path / "grey", channels=1, pixels=True)
+    files = [photos / "0" / "00.png", photos / "turned.jpg", photos / "grey.png", photos / "clear.png"]
+    alone = classify_files(load_model(str(deploy / "model_pixels.onnx")), files, 10)
+    beside = classify_files(load_model(str(deploy)), files, 10)
+    for one, other in zip(alone, beside, strict=True):
+        found, expected = ({row["class"].removeprefix("class "): row["probability"] for row in each["predictions"]}
+                           for each in (one, other))  # fmt: skip
+        assert found == pytest.approx(expected, abs=2e-6)
+
+
 def test_what_a_model_decides_is_in_the_table_and_the_unsure_are_apart(photos, tmp_path, make_deploy):
     shown = Shown(images=9, coverage=0.5, precision=None, nll=1.0, calibrated_nll=0.9)
     chosen = {"asked": "coverage", "target": 0.5, "validation": shown}
