@@ -208,8 +208,8 @@ def register_method(
         reads: how far it looks into the teacher: "logits" alone (it then goes with several teachers, and
             `train.teacher_cache` can keep them), "embeddings", or "feature maps".
     Raises:
-        GkdError: the name is taken, the class is no loss, an option has no type that can be read, or `schedule` or
-            `reads` is unknown.
+        GkdError: the name is taken, the class is no loss, its constructor takes something but student and teacher by
+            position, an option has no type that can be read, or `schedule` or `reads` is unknown.
 
     Example:
         >>> import gkd_core as gkd
@@ -262,6 +262,13 @@ def _refuse_unfit(name: str, loss: Any, owner: str, *, schedule: str, reads: str
         raise GkdError(
             f"the options of method {name!r} of {owner} cannot be read ({reason}): correct their types"
         ) from None
+    taken, any_number = positional(loss)
+    if len(taken) > 2 or (len(taken) < 2 and not any_number):
+        names = ", ".join(parameter.name for parameter in taken) or "nothing"
+        raise GkdError(
+            f"the constructor of method {name!r} of {owner} takes {names} by position: let it take student and teacher "
+            "so, and its options by keyword only, behind a *"
+        )
 
 
 RENAMED: dict[str, dict[str, str]] = {
@@ -279,6 +286,14 @@ RUN_FACTS = ("seed", "epochs", "train_labels")
 def _keywords(loss: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     signature = inspect.signature(loss, eval_str=True)
     return {n: p for n, p in signature.parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def positional(maker: Callable[..., Any]) -> tuple[list[inspect.Parameter], bool]:
+    """What a class's constructor, or a function, takes by position; whether it takes any number so (`*args`)."""
+    parameters = inspect.signature(maker, eval_str=True).parameters.values()
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    any_number = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    return [each for each in parameters if each.kind in by_position], any_number
 
 
 def hyperparameters(method: str) -> dict[str, inspect.Parameter]:

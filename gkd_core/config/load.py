@@ -227,8 +227,9 @@ def load_plugins(path: Path) -> None:
     Raises:
         GkdError: the file is missing or not YAML, or a plugin is not there or fails.
     """
+    content = read_sections(path)
     try:
-        _load_plugins(read_sections(path))
+        _load_plugins(content)
     except GkdError as error:
         raise GkdError(f"{path}: {error}") from None
 

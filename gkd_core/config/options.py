@@ -28,11 +28,13 @@ def check(section: Any, at: tuple[str, ...]) -> Iterator[Mistake]:
         for method, chosen in (options.items() if isinstance(options, dict) else ())
         if isinstance(chosen, dict) and methods.is_method(method)
     }
-    for method, chosen in given.items():
-        if chosen:
-            yield from methods.wrong_hyperparameters(method, chosen, (*at, "options", method))
-    method = section.get("method", MethodConfig.model_fields["method"].default)
-    temperature = section.get("temperature")
+    method, temperature = section.get("method", MethodConfig.model_fields["method"].default), section.get("temperature")
+    checked = {each: chosen for each, chosen in given.items() if chosen}
+    if methods.is_method(method) and methods.METHODS[method].own is not None:  # its options may have no defaults
+        both = isinstance(temperature, (int, float)) and "temperature" in methods.hyperparameters(method)
+        checked[method] = ({"temperature": temperature} if both else {}) | given.get(method, {})
+    for each, chosen in checked.items():
+        yield from methods.wrong_hyperparameters(each, chosen, (*at, "options", each))
     if temperature is None or not methods.is_method(method):
         return
     if "temperature" not in methods.hyperparameters(method):

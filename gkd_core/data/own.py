@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUserError
 
 from gkd_core import plugins
 from gkd_core.errors import GkdError, unknown
-from gkd_core.methods import model_of
+from gkd_core.methods import model_of, positional
 from gkd_core.mistakes import mistakes
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def register_augmentation(name: str) -> Callable[[Maker], Maker]:
     Args:
         name: for params.yaml.
     Raises:
-        GkdError: the name is taken, or an option has no type that can be read.
+        GkdError: the name is taken, an option has no type that can be read, or something but the image is taken by
+            position.
 
     Example:
         >>> import gkd_core as gkd
@@ -67,6 +68,14 @@ def register_augmentation(name: str) -> Callable[[Maker], Maker]:
             raise GkdError(
                 f"the options of augmentation {name!r} of {owner} cannot be read ({reason}): correct their types"
             ) from None
+        taken, any_number = positional(maker)
+        needed = [each.name for each in taken if each.default is each.empty]
+        if needed if isinstance(maker, type) else len(needed) > 1 or not (taken or any_number):
+            found = " and ".join(needed) or "nothing"
+            raise GkdError(
+                f"augmentation {name!r} of {owner} takes {found} by position: let a function take an image so, a class "
+                "nothing, and options by keyword only, behind a *"
+            )
         plugins.claim("augmentation", name, maker, AUGMENTATIONS, owner, builtin=False)
         return maker
 

@@ -106,6 +106,21 @@ def test_options_have_types_and_limits(module):
         assert part in refused({"plugins": [module], "train": {"augment": {"own": given}}})
 
 
+def test_an_option_without_a_default_is_asked_for_before_anything_is_trained(tmp_path, forget_plugins):
+    add_to_path(tmp_path)
+    module = write_plugin(tmp_path, "asking", SOURCE.replace("Field(gt=0)] = 1.0", "Field(gt=0)]"))
+    distill = {"method": "gap", "options": {}}
+    for options in ({}, {"gap": {}}, {"gap": {"weight": None}}):
+        said = refused({"plugins": [module], "distill": distill | {"options": options}})
+        assert said.endswith("distill.options.gap.weight is missing")
+    assert parse_params({"plugins": [module], "distill": distill | {"options": {"gap": {"weight": 2.0}}}})
+    assert parse_params({"plugins": [module]}).distill.method == "gompertz"
+    plugins.release(module)
+    warm = SOURCE.replace("Field(gt=0)] = 1.0", "Field(gt=0)]").replace("weight", "temperature")
+    named = write_plugin(tmp_path, "warm", warm)
+    assert parse_params({"plugins": [named], "distill": distill | {"temperature": 2}}).distill.temperature == 2
+
+
 def test_an_unknown_name_is_told_with_those_of_plugins(module):
     assert "did you mean 'gap'" in refused({"plugins": [module], "distill": {"method": "gapp"}})
     assert "did you mean 'tiny'" in refused({"plugins": [module], "student": {"name": "tinyy"}})
@@ -120,6 +135,12 @@ def test_a_file_of_parameters_has_its_plugins_loaded_whatever_else_it_holds(modu
     load_plugins(tmp_path / "params.yaml")
     assert "gap" in gkd.list_methods()
     assert "tiny" in gkd.list_models("tiny")
+
+
+def test_a_file_that_is_not_there_is_named_once(tmp_path):
+    with pytest.raises(GkdError) as error:
+        load_plugins(tmp_path / "nowhere.yaml")
+    assert str(error.value).count("nowhere.yaml") == 1
 
 
 def test_a_module_in_the_current_folder_is_found(tmp_path, monkeypatch):
@@ -168,6 +189,9 @@ def test_each_section_counts_by_what_it_names(module, section):
 # --- what is wrong with a plugin
 
 
+CONSTRUCTOR = "@gkd.register_method('x')\nclass Bad(Gap):\n    def __init__"
+
+
 def test_one_that_is_not_there_is_named():
     said = refused({"plugins": ["no_such.thing"]})
     assert said.count("\n") == 0
@@ -190,6 +214,11 @@ def test_one_that_is_not_there_is_named():
         ("gkd.register_model('x')(lambda classes: None)", "num_classes"),
         ("gkd.register_model('a:b')(tiny)", "'a:b'"),
         ("@gkd.register_augmentation('x')\ndef bad(image, *, size: 'Nothing'): ...", "Nothing"),
+        (f"{CONSTRUCTOR}(self, student, teacher, size=1): ...", "'x' of broken.things takes student, teacher, size by"),
+        (f"{CONSTRUCTOR}(self, *, size=1): ...", "'x' of broken.things takes nothing by position"),
+        ("gkd.register_augmentation('x')(lambda image, size: image)", "'x' of broken.things takes image and size by"),
+        ("gkd.register_augmentation('x')(lambda: 3)", "'x' of broken.things takes nothing by position"),
+        ("@gkd.register_augmentation('x')\nclass Bad:\n    def __init__(self, size): ...", "takes size by position"),
     ],
 )
 def test_one_that_fails_ends_in_a_sentence_and_leaves_nothing(line, said, tmp_path):
