@@ -385,6 +385,7 @@ def test_the_readmes_client_of_pixels_sends_what_the_protocol_wants(
     monkeypatch.setattr(urllib.request, "urlopen", answer)
     exec(compile(program, "README.md", "exec"), {})
     np.testing.assert_array_equal(seen[0].images[0], np.rot90(picture, -1))
+    assert seen[0].wanted == {"logits": False}  # a server may give several, in an order of its own
     assert capsys.readouterr().out.strip() == "[1.5]"
 
 

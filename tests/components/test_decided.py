@@ -136,6 +136,7 @@ def test_the_bundle_says_when_the_model_answers(project: Any, decided: Decided, 
     readme, card = ((tmp_path / "bundle" / name).read_text() for name in ("README.md", "MODEL_CARD.md"))
     assert f"of the {precision} model" in readme
     assert "−1 for none of these" in readme
+    assert '"outputs": [{"name": "decision"}]' in readme  # its client shows what the model decides
     assert f"{100 * measured['coverage']:.2f} %" in card
     assert f"it refused {100 * measured['unknown']['refused']:.2f} %" in card
     assert 'It has no answer "none of these"' not in card
