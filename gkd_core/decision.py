@@ -23,7 +23,7 @@ NEVER = float(np.finfo(np.float32).max)  # the threshold of a class that is neve
 
 Score = Literal["max_probability", "energy", "feature_distance"]
 ABOUT: dict[Score, str] = {
-    "max_probability": "the largest calibrated probability",
+    "max_probability": "the largest probability",
     "energy": "the logsumexp of the logits",
     "feature_distance": "minus the squared Mahalanobis distance of the features to the nearest class",
 }
@@ -182,9 +182,10 @@ class Decision(_Read):
         """Where images are given a class, and what that was chosen by; so many classes are never named."""
         shown, several = self.validation, self.thresholds is not None
         limit = "the threshold of that class" if several else f"{self.threshold:.6g}"
-        yield (
-            f"An image is given its likeliest class where {ABOUT[self.score]} is at least {limit}, else it is {WORDS}."
-        )
+        about = ABOUT[self.score]
+        if self.temperature != 1.0 and self.score == "max_probability":
+            about = about.replace("probability", "calibrated probability")
+        yield f"An image is given its likeliest class where {about} is at least {limit}, else it is {WORDS}."
         if never:
             yield (
                 f"{never} of the {len(self.thresholds or ())} classes {'is' if never == 1 else 'are'} never named: "

@@ -83,3 +83,4 @@ def test_the_words_name_score_threshold_goal_and_what_validation_showed():
         "0.4000",
     ):
         assert part in text
+    assert "calibrated" not in " ".join(decision().words())
