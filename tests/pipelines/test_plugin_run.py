@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,14 @@ def test_the_example_is_found_once_pip_has_installed_it(tmp_path):
     assert {"separable-32", "noise", "gaussian-blur"} <= rows.keys()
     (tmp_path / "test_own_method.py").write_text((example / "test_own_method.py").read_text())
     subprocess.run([sys.executable, "-m", "pytest", "-q", "test_own_method.py"], **run)
+    steps = re.findall(r"^gkd (\w+) --params (\S+)(.*)$", (example / "README.md").read_text(), re.MULTILINE)
+    assert [step for step, *_ in steps] == ["prepare", "teacher", "distill"]
+    smaller = ("data.train_images=100", "teacher.name=resnet8", "teacher.train.epochs=1", "train.epochs=1")
+    for step, params, more in steps:
+        told = ["--params", str(ROOT / params), *more.split(), *(part for text in smaller for part in ("--set", text))]
+        done = forked.gkd(step, *told, cwd=place, timeout=300)  # a fork reads no PYTHONPATH: the folder has it
+        assert done.returncode == 0, done.stderr
+    assert read_json(place / "student" / "training.json", "the student")["plugins"].startswith("own_method@sha256:")
 
 
 def test_the_examples_parameters_are_valid(forget_plugins):
