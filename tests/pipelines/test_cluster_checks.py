@@ -318,6 +318,7 @@ def test_ctrl_c_ends_the_command_with_one_and_leaves_nothing(cluster, tmp_path):
     process = subprocess.Popen(
         program("volume", "submit"), cwd=ROOT, env=surroundings() | variables, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
     while not cluster.processes:
         assert process.poll() is None, process.communicate()
