@@ -62,6 +62,7 @@ async function openCamera() {
     at("video").srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
     await at("video").play();
     cameraIsOpen(true);
+    turn += 1; // what is still being looked at shows no answer any more
     at("result").hidden = true; // it was another picture's
     say("");
     at("shoot").focus();
