@@ -167,7 +167,9 @@ def test_terminated_they_end_at_the_same_step_and_go_on_from_it_to_the_same_bits
     patient = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "600"}
     code, _, errors = Started(few_digits, tmp_path, *launcher, PYTHONPATH=str(at_start), WHO=who, **patient).end()
     last = errors.splitlines()[-1]
-    assert "SIGTERM: ends after step 4 of epoch 2, which is in the checkpoint" in errors
+    # Whoever passes the signal on may reach the other process a step earlier.
+    ended = re.search(r"SIGTERM: ends after (step [34]) of epoch 2, which is in the checkpoint", errors)
+    assert ended, errors
     if who == "launcher":
         assert (code, last) == (128 + signal.SIGTERM, "gkd: interrupted; run the same command again to go on")
     elif who == "torchrun":  # of which every code but 0 is tried again
@@ -179,7 +181,7 @@ def test_terminated_they_end_at_the_same_step_and_go_on_from_it_to_the_same_bits
 
     code, _, errors = Started(few_digits, tmp_path).end()
     assert code == 0, errors
-    assert "goes on in epoch 2 after step 4" in errors
+    assert f"goes on in epoch 2 after {ended[1]}" in errors
     assert folder_digest(tmp_path / "student") == uncut
 
 
