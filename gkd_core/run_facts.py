@@ -43,7 +43,7 @@ def run_facts(*, seconds: float | None = None, device: torch.device | None = Non
         "command": redact(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
     }
     if seconds is not None:
-        facts["seconds"] = round(seconds, 1)
+        facts["seconds"] = round(seconds, 2)
     if device is not None:
         facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
         facts["threads"] = torch.get_num_threads()

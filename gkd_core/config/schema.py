@@ -344,7 +344,7 @@ class TrainingConfig(Section):
     processes. Inside a job that torchrun started (a Kubeflow TrainJob, say) the job's number counts instead."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Threads that a process computes with on the CPU; their number changes results in the last bits. Null takes one
-    for each 100 million multiply-accumulates of a step's forward pass (largest network, teachers included, × images),
+    for each 400 million multiply-accumulates of a step's forward pass (largest network, teachers included, × images),
     at least one, at most the cores: those the process is bound to, within its CPU quota, at most `OMP_NUM_THREADS`. It
     is in training.json, and a training that goes on keeps it."""
     teacher_cache: bool = False

@@ -220,7 +220,7 @@ def compare(
                     **{name: rounded(getattr(measured, name)) for name in METRICS},
                     "validation_top1": rounded(result.facts["validation_top1"]),
                     "schedule": result.facts["schedule"],
-                    "seconds": round(result.seconds, 1),
+                    "seconds": round(result.seconds, 2),
                     **where_it_ran(result.run_facts()),
                 }
             )

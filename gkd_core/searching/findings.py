@@ -284,7 +284,7 @@ def _trial(frozen: FrozenTrial, seeds: Sequence[int]) -> Trial:
         values=known[VALUES],
         copy_of=known.get(COPY),
         why=known.get(WHY, ""),
-        seconds=round(sum(part["seconds"] for part in parts.values()), 1) if parts else None,
+        seconds=round(sum(part["seconds"] for part in parts.values()), 2) if parts else None,
     )
 
 

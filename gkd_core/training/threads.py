@@ -17,28 +17,30 @@ from gkd_core.errors import GkdError
 from gkd_core.files import read_json, write_json
 from gkd_core.training import distributed
 
-WORK_PER_THREAD = 100_000_000
+WORK_PER_THREAD = 400_000_000
 """Multiply-accumulates of a forward pass for which another thread is worth its waiting.
 
-All trainings of digits that we ship have less than twice that, all others more.
+Where waiting costs most of the machines that were measured: two threads of an AMD EPYC made .34 to .41 of one thread's
+images a second at 200 and 427 million in all, 1.4 times as many at 800. On a Xeon they were worth it from 200 on.
 """
 CORES = "cores.json"
 
 
 def threads_for(work: int, cores: int) -> int:
-    """Threads of a training on the CPU: one for each 100 million multiply-accumulates of a forward pass, at least one,
+    """Threads of a training on the CPU: one for each 400 million multiply-accumulates of a forward pass, at least one,
     no more than there are cores.
 
-    Measured on 2 cores: a step of resnet8 on 64 digits of 8 pixels (49 million) is slower with two threads than with
-    one, of resnet20 on 128 images of 16 pixels (1,300 million) quicker (docs/performance.md).
+    Measured on 2 cores: a step of resnet8 on 64 images of 16 pixels (200 million) is slower with two threads than with
+    one on the one machine and quicker on the other, of resnet20 on 128 (1,300 million) quicker on both
+    (docs/performance.md).
 
     Args:
         work: multiply-accumulates of the forward pass of a step's largest network, teachers included, for the images
             that this process has of a batch. The largest, not all together: many small operations stay small.
         cores: see `cores_of`.
 
-    >>> threads_for(49_000_000, 8), threads_for(301_000_000, 8), threads_for(1_300_000_000, 4)
-    (1, 3, 4)
+    >>> threads_for(49_000_000, 8), threads_for(1_300_000_000, 8), threads_for(1_700_000_000, 2)
+    (1, 3, 2)
     """
     return max(1, min(work // WORK_PER_THREAD, cores))
 

@@ -44,7 +44,7 @@ def cores(monkeypatch):
 
 @pytest.mark.parametrize(
     ("work", "cores", "expected"),
-    [(0, 8, 1), (199_999_999, 8, 1), (400_000_000, 8, 4), (10**12, 8, 8), (10**12, 1, 1)],
+    [(0, 8, 1), (799_999_999, 8, 1), (1_600_000_000, 8, 4), (10**12, 8, 8), (10**12, 1, 1)],
 )
 def test_a_thread_for_every_so_much_work_and_never_more_than_cores(work, cores, expected):
     assert threads_for(work, cores) == expected
