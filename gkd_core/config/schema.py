@@ -502,7 +502,7 @@ class CurveConfig(Section):
 class MethodConfig(Section):
     """How one network learns from another."""
 
-    method: str = "gompertz"
+    method: str = "kd"
     """One of `gkd methods`."""
     schedule: str | None = None
     """Weight β(t) on everything but cross-entropy: gompertz, reversed-gompertz, adaptive-gompertz, linear, cosine,

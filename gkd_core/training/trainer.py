@@ -138,7 +138,7 @@ def distill(
     teacher: Network | Sequence[Network] | None,
     data: PreparedData,
     *,
-    method: str = "gompertz",
+    method: str = "kd",
     options: dict[str, Any] | None = None,
     schedule: str | None = None,
     curve: dict[str, float | None] | None = None,
