@@ -105,7 +105,7 @@ def test_a_fraction_is_of_images_that_are_there_and_for_networks_that_have_a_tea
     ],
 )
 def test_an_option_that_cannot_be_taught_like_this_is_named_with_its_method(soft_labels, given, words):
-    distill = {"options": {"gompertz": {"soft_labels": soft_labels}}}
+    distill = {"method": "gompertz", "options": {"gompertz": {"soft_labels": soft_labels}}}
     with pytest.raises(GkdError, match=rf"method gompertz with soft_labels {soft_labels} {words}"):
         parse_params(given | {"distill": distill})
     parse_params(given)

@@ -117,7 +117,7 @@ def test_its_digest_follows_the_settings_and_not_the_name_or_the_seed():
     [
         {"student": {"name": "resnet8", "image_size": 4}, "distill": {"method": "kd", "scheme": "cross_modal"}},
         {"teacher": {"members": [{}, {}]}, "distill": {"method": "kd", "scheme": "ensemble"}},
-        {"teacher": {"assistants": ["resnet14"]}, "distill": {"method": "gompertz", "scheme": "assistant"}},
+        {"teacher": {"assistants": ["resnet14"]}, "distill": {"method": "kd", "scheme": "assistant"}},
         {"distill": {"method": "kd", "scheme": "born_again", "scheme_options": {"born_again": {"generations": 2}}}},
     ],
     ids=lambda base: base["distill"]["scheme"],
