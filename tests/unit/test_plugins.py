@@ -114,7 +114,7 @@ def test_an_option_without_a_default_is_asked_for_before_anything_is_trained(tmp
         said = refused({"plugins": [module], "distill": distill | {"options": options}})
         assert said.endswith("distill.options.gap.weight is missing")
     assert parse_params({"plugins": [module], "distill": distill | {"options": {"gap": {"weight": 2.0}}}})
-    assert parse_params({"plugins": [module]}).distill.method == "gompertz"
+    assert parse_params({"plugins": [module]}).distill.method == "kd"
     plugins.release(module)
     warm = SOURCE.replace("Field(gt=0)] = 1.0", "Field(gt=0)]").replace("weight", "temperature")
     named = write_plugin(tmp_path, "warm", warm)

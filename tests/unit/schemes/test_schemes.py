@@ -111,15 +111,15 @@ def test_a_method_that_makes_no_sense_is_refused_in_one_sentence_naming_both(sch
         ({"distill": {"scheme": "assistant"}}, ["name them in teacher.assistants"]),
         ({"teacher": {"assistants": ["resnet8"]}}, ["teacher.assistants", "set distill.scheme to assistant"]),
         (
-            {"distill": {"scheme": "assistant", "method": "kd"}, "teacher": {"assistants": ["resnet8"]}},
-            ["distill.method and teacher.assistant_distill.method differ (kd and gompertz)"],
+            {"distill": {"scheme": "assistant", "method": "gompertz"}, "teacher": {"assistants": ["resnet8"]}},
+            ["distill.method and teacher.assistant_distill.method differ (gompertz and kd)"],
         ),
         (
             {
-                "distill": {"scheme": "assistant", "options": {"gompertz": {"preset": "tuned"}}},
+                "distill": {"scheme": "assistant", "options": {"kd": {"weight": 0.5}}},
                 "teacher": {"assistants": ["resnet8"]},
             },
-            ["distill.options and teacher.assistant_distill.options differ ({'preset': 'tuned'} and {})"],
+            ["distill.options and teacher.assistant_distill.options differ ({'weight': 0.5} and {})"],
         ),
         ({"distill": {"scheme": "cross_modal"}}, ["set student.channels or student.image_size"]),
         ({"student": {"channels": 1}}, ["a view of its own", "set it to cross_modal"]),
