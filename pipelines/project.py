@@ -280,8 +280,8 @@ data:
   # Side in pixels; images are resized and centre-cropped.{larger}
   image_size: {settings["image_size"]}
   channels: {settings["channels"]}                 # 3 for colour, 1 for grey
-  validation_fraction: {settings["validation_fraction"]}    # of the training images{validation}
-  test_fraction: {settings["test_fraction"]}          # of all images{test}
+  validation_fraction: {settings["validation_fraction"]:<6} # of the training images{validation}
+  test_fraction: {settings["test_fraction"]:<12} # of all images{test}
   unreadable: refuse          # or drop: leave out files that cannot be decoded, and list them
 
 {_pretrained(settings) if settings["weights"] else _from_noise(settings)}

@@ -6,9 +6,10 @@ not there, and cannot be fetched, ends in a sentence that says which file to put
 
 import contextlib
 import difflib
+import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from gkd_core.errors import GkdError, unknown
 from gkd_core.models.network import Preprocessing
 from gkd_core.models.state_dicts import OWN, first_line, tensors_in
+
+log = logging.getLogger(__name__)
 
 IMAGENET_1K = 1000
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -139,9 +142,12 @@ def hub_file(repository: str, names: Sequence[str], revision: str | None = None)
     for local in (True, False):
         for name in names:
             try:
-                return Path(hf_hub_download(repository, name, revision=revision, local_files_only=local))
+                with contextlib.nullcontext() if local else _fetching(f"{name} of {repository}"):
+                    return Path(hf_hub_download(repository, name, revision=revision, local_files_only=local))
             except LocalEntryNotFoundError as error:
                 problem = error.__cause__ if isinstance(error.__cause__, Exception) else error
+                if not local:  # the hub itself was not reached, so it has no other name either
+                    break
             except EntryNotFoundError as error:
                 problem = error
             except Exception as error:  # of the network, of the hub, of access to it
@@ -154,6 +160,20 @@ def hub_file(repository: str, names: Sequence[str], revision: str | None = None)
         f"{names[0]}` where there is a network and copy the folder that it makes to {folder}, or give the file itself "
         "as weights"
     )
+
+
+@contextlib.contextmanager
+def _fetching(what: str) -> Iterator[None]:
+    """Say once what is fetched, for the hub's client tries for half a minute; and leave out its line for each try."""
+    from huggingface_hub.utils import logging as theirs
+
+    log.warning("fetching %s from the hub", what)
+    before = theirs.get_verbosity()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(before)
 
 
 def hub_settings(repository: str) -> tuple[Any, str]:

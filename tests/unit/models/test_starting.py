@@ -364,6 +364,30 @@ def test_no_network_and_no_cache_says_which_file_to_put_where(hub, torch_hub):
     assert "config.json of someone/pets" in said
 
 
+def test_a_hub_that_is_not_reached_is_asked_for_one_file_only(monkeypatch, caplog, capfd):
+    """Its client tries each file for half a minute, with two lines a try."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import logging as theirs
+
+    fetched = []
+
+    def unreachable(repository: str, name: str, *, revision: str | None, local_files_only: bool) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not in the cache")
+        fetched.append(name)
+        theirs.get_logger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        raise LocalEntryNotFoundError("not on the hub") from OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    before = theirs.get_verbosity()
+    assert "(no route to host)" in refused(LITE, "pretrained")
+    assert fetched == ["model.safetensors"]
+    assert caplog.messages == ["fetching model.safetensors of timm/tf_efficientnet_lite0.in1k from the hub"]
+    assert "Retrying" not in capfd.readouterr().err
+    assert theirs.get_verbosity() == before
+
+
 def test_classes_that_agree_in_part_are_named_where_the_head_is_to_be_kept(tmp_path):
     save_network(create_model("resnet8", classes=PETS), tmp_path)
     said = refused("resnet8", tmp_path, ["cat", "cow", "dog", "hen"], head="keep")
