@@ -52,6 +52,7 @@ def open_source(model: str, *, precision: str = "fp32", tracking_uri: str | None
     raise GkdError(
         f"{model or 'an empty name'} is neither an ONNX file nor a folder of `gkd export` or `gkd bundle`, nor "
         f"{MODELS}NAME@ALIAS: name one of these"
+        + (f"; `dvc repro` makes {model} in a project" if model == DEPLOY else "")
     )
 
 

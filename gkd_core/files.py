@@ -88,7 +88,9 @@ def read_json(path: Path, what: str, *, keys: Iterable[str] = (), shape: Shape |
             raise GkdError(f"{path} has {size} bytes, far more than gkd writes: run its step again")
         content = from_json(path.read_bytes(), allow_inf_nan=False)
     except (FileNotFoundError, NotADirectoryError):
-        raise GkdError(f"{what} {path.parent} has no {path.name}: run the step that makes it") from None
+        kind, _ = _RECORDS.get(path.name, ("", ()))
+        maker = f"`{command_of(kind)}`, which writes it" if kind else "the step that makes it"
+        raise GkdError(f"{what} {path.parent} has no {path.name}: run {maker}") from None
     except OSError as error:
         raise GkdError(f"{path} cannot be read ({error.strerror}): fix that, or run its step again") from None
     except ValueError as error:

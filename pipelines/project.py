@@ -97,7 +97,10 @@ def create_project(
             the weights are not there, or need a package that is not.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise GkdError(f"{out} is there and not empty: name a folder that is not there yet")
+        found = "not empty" if out.is_dir() else "a file"
+        raise GkdError(f"{out} is there and {found}: name a folder that is not there yet")
+    if not str(root):
+        raise GkdError("--data is empty: name a folder of images")
     local = None if is_address(root) else Path(root)
     if local is not None and out.resolve().is_relative_to(local.resolve()):
         raise GkdError(f"{out} would lie among the images of {root}: name a folder outside")
@@ -114,7 +117,7 @@ def create_project(
     if unlabelled is not None:
         places["unlabelled"] = _from(out, unlabelled)
         watched.append("unlabelled")
-    with whole_folder(out, [local, unlabelled]) as building:
+    with whole_folder(out, [local, unlabelled], option="DIR") as building:
         (building / "params.yaml").write_text(_params(places, settings, photos), encoding="utf-8")
         (building / "dvc.yaml").write_text(_dvc(settings["weights"], watched), encoding="utf-8")
         (building / ".gitignore").write_text("".join(f"/{name}\n" for name in IGNORED))

@@ -198,7 +198,7 @@ def write_bundle(
         "header": _header(name, training, metrics, precision),
         "web": None,
     }
-    with whole_folder(out, inputs, kind="bundle") as folder:
+    with whole_folder(out, inputs, kind="bundle", option="OUT") as folder:
         entries = [manifest["model"], *(manifest[p] for p in kept_precisions(manifest)), *any_size.values()]
         for file in ["manifest.json", *(Path(entry["file"]).name for entry in entries)]:
             shutil.copyfile(deploy / file, folder / file)

@@ -61,7 +61,8 @@ def test_a_folder(deploy, tmp_path):
         source.poll()
 
 
-def test_what_is_no_model_is_said_with_what_to_name(deploy, tmp_path):
+def test_what_is_no_model_is_said_with_what_to_name(deploy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     shutil.copytree(deploy, tmp_path / "run" / "deploy")
     for model, sentence in (
@@ -71,7 +72,8 @@ def test_what_is_no_model_is_said_with_what_to_name(deploy, tmp_path):
         ),
         (tmp_path / "run", f"name {tmp_path / 'run' / 'deploy'}$"),
         ("", "an empty name is neither an ONNX file nor"),
-        (tmp_path / "nothing", "nothing is neither an ONNX file nor"),
+        (tmp_path / "nothing", "nothing is neither an ONNX file nor .*: name one of these$"),
+        ("deploy", "deploy is neither an ONNX file nor .*; `dvc repro` makes deploy in a project"),
     ):
         with pytest.raises(GkdError, match=sentence):
             load_model(str(model))

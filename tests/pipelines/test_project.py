@@ -83,6 +83,8 @@ def test_the_project_is_whole(tmp_path, images):
     params = load_params(out / "params.yaml")
     assert params.data.source == "folder"
     assert params.data.root == "../images"
+    fractions = [line for line in (out / "params.yaml").read_text().splitlines() if "_fraction: " in line]
+    assert [line.index("#") for line in fractions] == [30, 30], "their comments are not below each other"
     assert params.train.epochs == made["settings"]["epochs"]
     stages = yaml.safe_load((out / "dvc.yaml").read_text())["stages"]
     sections = yaml.safe_load((out / "params.yaml").read_text())
@@ -172,11 +174,13 @@ def test_wrong_input_is_one_sentence_and_leaves_nothing(tmp_path, images, monkey
         ("project", "one", "--data one has one class, 'cat'"),
         ("project", "broken", "broken"),
         ("full", "images", "full"),
-        ("full/file", "images", "full/file"),
+        ("full/file", "images", "full/file is there and a file"),
+        ("full/file/project", "images", "^DIR full/file/project cannot be made"),
         ("images/project", "images", "images"),
+        ("project", "", "--data is empty"),
     ):
         with pytest.raises(GkdError, match=named) as caught:
-            create_project(Path(out), Path(data))
+            create_project(Path(out), data)
         assert "\n" not in str(caught.value)
         assert sorted(tmp_path.rglob("*")) == before, (out, data)
 

@@ -144,7 +144,7 @@ def test_json_is_sorted_ends_in_a_newline_and_refuses_nan(tmp_path):
 
 def test_missing_and_broken_json_are_named(tmp_path):
     file = tmp_path / "teacher.json"
-    with pytest.raises(GkdError, match=r"the teacher folder .* has no teacher.json: run the step"):
+    with pytest.raises(GkdError, match=r"has no teacher.json: run `gkd teacher`, which writes it"):
         read_json(file, "the teacher folder")
     for text, part in (("{", "is not readable JSON"), ("[1]", "holds no JSON object"), ("{}", "lacks 'networks'")):
         file.write_text(text)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gkd_core.data.images import read_image
 from gkd_core.data.sources.base import SPLITS, Examples, Source, SplitName
 from gkd_core.data.sources.class_names import FAULT, doubtful_names, folded, is_line
-from gkd_core.data.sources.walk import ENDINGS, Walk, shown
+from gkd_core.data.sources.walk import ENDINGS, OUTSIDE, Walk, shown
 from gkd_core.errors import GkdError
 
 SPLIT_FOLDERS: dict[str, SplitName] = {
@@ -183,9 +183,11 @@ def _files_by_class(folders: list[Path], place: Path, walk: Walk) -> dict[str, l
             raise GkdError(f"the name of the class folder {str(path)!r} {FAULT}: rename it")
         by_class.setdefault(unicodedata.normalize("NFC", path.name), []).extend(walk.pictures(path))
     if not any(by_class.values()):
+        beside = sum(file.reason == OUTSIDE and Path(file.name).suffix.lower() in ENDINGS for file in walk.left_out)
         raise GkdError(
             f"{shown(place)} has no images in folders of classes: put them there as CLASS/*.jpg "
             f"({', '.join(sorted(ENDINGS))})"
+            + (f"; if its own {beside} are one class, name what holds all classes" if beside else "")
         )
     for name, files in by_class.items():
         if not files:
