@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gkd_core.cores import pool_size
 from gkd_core.data.images import Crop, Unreadable, read_image
-from gkd_core.data.sources.walk import Walk
+from gkd_core.data.sources.walk import ENDINGS, Walk
 from gkd_core.errors import GkdError
 
 BATCH = 64  # pictures in memory at once
@@ -43,7 +43,8 @@ class UnknownPictures:
         self.unreadable = 0
         self.sha256 = ""
         if not self._files:
-            raise GkdError(f"decide.unknown {folder} has no pictures: put some there, or leave it out")
+            endings = ", ".join(sorted(ENDINGS))
+            raise GkdError(f"decide.unknown {folder} has no pictures ({endings}): put some there, or leave it out")
 
     def __len__(self) -> int:
         """Files, readable or not."""

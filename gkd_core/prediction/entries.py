@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gkd_core.data.sources.address import is_address, without_secrets
+from gkd_core.data.sources.address import is_address, local_path, without_secrets
 from gkd_core.data.sources.archive import TemporaryFolder, is_archive
 from gkd_core.data.sources.listing import ENDINGS as LISTS
 from gkd_core.data.sources.listing import NoPlace, listed_pictures, place_of
@@ -42,17 +42,21 @@ class Entries:
         self.count = self.addresses = self.left_out = 0
         self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         content = hashlib.sha256()
+        empty = []
         for place in places:
+            before = self.count
             for entry, mark in self._found(place, option):
                 line = json.dumps([entry.name, entry.kind, entry.place])  # in ASCII: a path may hold any bytes
                 content.update(f"{line} {mark}\n".encode())
                 self._file.write(line + "\n")
                 self.count += 1
                 self.addresses += entry.kind == "address"
+            if self.count == before:
+                empty.append(_why_empty(place))
         self.digest = content.hexdigest()
         if not self.count:
-            named = ", ".join(without_secrets(place) for place in places)
-            raise GkdError(f"{option} {named} has no pictures ({', '.join(sorted(ENDINGS))}): name another place")
+            others = f" among {self.left_out} files" if self.left_out else ""
+            raise GkdError(f"{option}: {'; '.join(empty)}{others}: name another place")
 
     def since(self, start: int) -> Iterator[Entry]:
         """The entries from a position on; one such iterator at a time."""
@@ -108,6 +112,14 @@ class Entries:
                 yield Entry(without_secrets(whole), "address", whole), below[name]
             else:
                 self.left_out += 1
+
+
+def _why_empty(place: str) -> str:
+    """Of a folder, a list or a prefix in which there is no entry."""
+    path, name = local_path(place), without_secrets(place)
+    if path.is_file() if path is not None else place.partition("?")[0].lower().endswith(LISTS):
+        return f"the list {name} is empty (no row below its header)"
+    return f"{name} has no pictures ({', '.join(sorted(ENDINGS))})"
 
 
 def _of_file(path: Path, name: str) -> tuple[Entry, str]:

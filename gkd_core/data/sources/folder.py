@@ -191,7 +191,8 @@ def _files_by_class(folders: list[Path], place: Path, walk: Walk) -> dict[str, l
         )
     for name, files in by_class.items():
         if not files:
-            raise GkdError(f"the class folder {place / name} has no images: add some, or remove it")
+            endings = ", ".join(sorted(ENDINGS))
+            raise GkdError(f"the class folder {place / name} has no images ({endings}): add some, or remove it")
     return by_class
 
 

@@ -90,6 +90,8 @@ def listing(
     file = _only_list(file, option)
     where = f"{option} {file}"
     rows = list(_rows(file, dict(columns or {}) | ({"group": group} if group else {}), where))
+    if not rows:
+        raise GkdError(f"{where} is empty: give it a row for each image, below its first line")
     wrong: dict[int, str] = {}
     splits: dict[SplitName, list[Row]] = {}
     seen: dict[str, int] = {}
@@ -152,6 +154,9 @@ def listed_pictures(file: Path, option: str) -> Iterator[Row]:
 def _rows(file: Path, columns: dict[str, str], where: str, needed: Sequence[str] = ("image", "label")) -> Iterator[Row]:
     parquet = file.suffix.lower() == ".parquet"
     header, rows = _parquet(file, columns, where, needed) if parquet else _csv(file, columns, where)
+    if not header:
+        names = " and ".join(USUAL[each][0] for each in needed)
+        raise GkdError(f"{where} is empty: give it a first line of names, {names}, and a row for each image")
     at = _columns(header, columns, where, needed)
     for line, values in rows:
         if len(values) != len(header):

@@ -312,7 +312,7 @@ def test_what_a_folder_may_lack_is_one_sentence(tmp_path: Path) -> None:
     (empty / "cat").mkdir()
     assert "has no images in folders of classes" in refused(empty)
     picture(empty / "dog" / "0.jpg")
-    assert refused(empty) == f"the class folder {empty / 'cat'} has no images: add some, or remove it"
+    assert refused(empty).startswith(f"the class folder {empty / 'cat'} has no images (.avif, ")
     picture(tmp_path / "one" / "cat" / "0.jpg")
     assert f"data.root {tmp_path / 'one'} has one class, 'cat'" in refused(tmp_path / "one")
 

@@ -100,10 +100,11 @@ def test_every_wrong_row_is_named_with_its_line(images: Path) -> None:
         (b"path,label\npictures/0.png,caf\xe9\n", "line 2 of .* is not UTF-8"),
         ("image_id,label\n1,cat\n", r"the columns image_id, label, and none of path, .*data\.columns\.image"),
         ("path\npictures/0.png\n", r"none of label, .*data\.columns\.label"),
-        ("", r"the columns \(none\)"),
+        ("", "is empty: give it a first line of names, path and label, and a row for each image"),
         ("path,label\npictures/0.png,a,b\n", "line 2 of .* has 3 values and its header has 2 columns"),
         ('path,label\npictures/0.png,"a\n', "line 2 of .* cannot be read"),
-        ("path,label\n", "no row to train on"),
+        ("path,label\n", "is empty: give it a row for each image, below its first line"),
+        ("path,label,split\npictures/0.png,a,test\n", "no row to train on"),
         (
             "path,label,split\npictures/0.png,a,train\npictures/1.png,b,test\n",
             r"class 'b' is in the test split .*line 3",

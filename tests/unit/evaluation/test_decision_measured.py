@@ -106,7 +106,7 @@ def test_a_folder_of_pictures_is_read_whole_and_in_order(tmp_path, caplog):
 def test_a_folder_without_pictures_is_told_in_one_sentence(tmp_path):
     with pytest.raises(GkdError, match=r"decide\.unknown .* is no folder"):
         UnknownPictures(tmp_path / "none", 4, 3)
-    with pytest.raises(GkdError, match=r"decide\.unknown .* has no pictures"):
+    with pytest.raises(GkdError, match=r"decide\.unknown .* has no pictures \(\.avif, .*\): put some there"):
         UnknownPictures(tmp_path, 4, 3)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     with pytest.raises(GkdError, match=r"none of the 1 pictures of decide\.unknown"):

@@ -99,7 +99,7 @@ def test_the_digest_is_of_names_and_of_what_lies_there(tree):
     ("make", "said"),
     [
         (lambda place: None, "is not there"),
-        (lambda place: place.mkdir(), "has no pictures"),
+        (lambda place: place.mkdir(), r"has no pictures \(\.avif, .*\.webp\): name another place"),
         (lambda place: place.write_bytes(b"PK\x05\x06" + bytes(18)), "is an archive: unpack it"),
     ],
 )
@@ -107,6 +107,21 @@ def test_a_place_without_pictures_is_refused_by_its_name(tmp_path, make, said):
     make(tmp_path / "place")
     with pytest.raises(GkdError, match=f"place {said}"):
         Entries([str(tmp_path / "place")])
+
+
+def test_places_that_hold_nothing_are_each_told_what_they_lack(tmp_path):
+    (tmp_path / "list.csv").write_text("path\n\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("words")
+    with pytest.raises(GkdError) as error:
+        Entries([str(tmp_path / "list.csv"), str(tmp_path / "folder")])
+    one, other = str(error.value).split("; ")
+    assert one == f"IMAGES: the list {tmp_path}/list.csv is empty (no row below its header)"
+    assert other.startswith(f"{tmp_path}/folder has no pictures (.avif, ")
+    assert other.endswith(") among 1 files: name another place")
+    (tmp_path / "list.csv").write_text("\n")
+    with pytest.raises(GkdError, match=r"list\.csv is empty: give it a first line of names, path, and a row"):
+        Entries([str(tmp_path / "list.csv")])
 
 
 def test_a_list_without_a_column_of_pictures_says_what_to_call_it(tmp_path):
