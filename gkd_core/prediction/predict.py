@@ -57,7 +57,7 @@ def predict_to_table(
         earlier run), `sorted_into`.
     Raises:
         GkdError: the model takes no pictures, a place cannot be read or has no pictures, the output cannot be written,
-            or pictures from addresses are to be sorted.
+            or pictures behind addresses are to be linked.
     """
     if model.picture is None:
         raise GkdError(NO_PICTURES)
@@ -69,8 +69,8 @@ def predict_to_table(
     batch = max(1, min(BATCH, BATCH_BYTES // (form.side**2 * form.channels)))
     top = min(top, len(model.classes))
     entries = Entries(places)
-    if sort_into is not None and entries.addresses:
-        raise GkdError(f"{OPTION} links and copies files of this machine, and not from addresses: fetch them first")
+    if sort_into is not None and entries.addresses and not copy:
+        raise GkdError(f"{OPTION} makes links, and none leads to an address: give --copy, which fetches the pictures")
     work = {"gkd": __version__, "model": model.sha256, "classes": list(model.classes), "top": top, "batch": batch}
     key = json_digest(work | {"entries": entries.digest})
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -136,4 +136,9 @@ def _sort(into: Sorted, rows: Iterator[Row], entries: Iterator[Entry]) -> None:
     into.begin()
     for row, entry in zip(rows, entries, strict=True):
         if "error" not in row:
-            into.add(Path(entry.place), None if row.get("unsure") else row["class"])
+            name = None if row.get("unsure") else row["class"]
+            if entry.kind == "address":
+                into.add_address(entry.place, name)
+            else:
+                into.add(Path(entry.place), name)
+    into.fetch()

@@ -1,5 +1,7 @@
 """Pictures sorted into a folder for each class, as links or copies: `--sort-into`. The pictures themselves stay.
 
+What lies behind addresses can only be copied, and is fetched for it, some files at a time.
+
 The folder is filled under a hidden name beside it and appears whole. What is there already of the same work is left as
 it is, so a run that was stopped goes on.
 """
@@ -12,13 +14,19 @@ import shutil
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from gkd_core.data.sources.address import without_secrets
 from gkd_core.errors import GkdError
 from gkd_core.files import refuse_to_replace, write_bytes
+
+if TYPE_CHECKING:
+    from gkd_core.data.sources.remote import Fetcher
 
 OPTION = "--sort-into"
 UNSURE = "unsure"
 MARK = ".gkd-predict"  # holds the digest of the work while the folder is not finished
+TOGETHER = 64  # files that are fetched at a time
 LONGEST = 255  # bytes of a file's name
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # in a file's name, on one system or another
 
@@ -42,9 +50,12 @@ class Sorted:
         refuse_sorting(folder, sources, key)
         self._folder, self._key, self._copy = folder, key, copy
         self._filling = folder.with_name(f".{folder.name}.sorting")
+        self._fetched = self._filling / f"{MARK}.fetched"
         *of_classes, self._unsure = folder_names([*classes, UNSURE])
         self._folders = dict(zip(classes, of_classes, strict=True))
         self._taken: dict[bytes, int] = {}
+        self._wanted: dict[str, list[Path]] = {}
+        self._fetcher: Fetcher | None = None
         self._finished = _marked(folder) == key
 
     def begin(self) -> None:
@@ -53,6 +64,7 @@ class Sorted:
             return
         if self._filling.exists() and _marked(self._filling) != self._key:
             shutil.rmtree(self._filling)
+        shutil.rmtree(self._fetched, ignore_errors=True)
         for name in (*self._folders.values(), self._unsure):
             (self._filling / name).mkdir(parents=True, exist_ok=True)
         write_bytes(self._filling / MARK, self._key.encode())
@@ -65,9 +77,8 @@ class Sorted:
         Raises:
             GkdError: the place takes no links.
         """
-        folder = self._unsure if name is None else self._folders[name]
-        target = self._filling / folder / self._free_name(folder, source.name)
-        if self._finished or os.path.lexists(target):
+        target = self._target(source.name, name)
+        if target is None:
             return
         if self._copy:
             partly = self._filling / f"{MARK}.part"
@@ -78,6 +89,41 @@ class Sorted:
             target.symlink_to(source.absolute())
         except OSError as error:
             raise GkdError(f"{OPTION} {self._folder} takes no links ({error.strerror}): give --copy") from None
+
+    def add_address(self, address: str, name: str | None) -> None:
+        """The same of a picture behind an address, under the last part of it; it is there once `fetch` was called.
+
+        Raises:
+            GkdError: as `fetch`.
+        """
+        (file,) = folder_names([without_secrets(address).rstrip("/").rpartition("/")[2]])
+        if (target := self._target(file, name)) is not None:
+            self._wanted.setdefault(address, []).append(target)
+        if len(self._wanted) == TOGETHER:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Fetch the pictures of `add_address`: each appears whole.
+
+        Raises:
+            GkdError: one cannot be had, or not any more.
+        """
+        if not self._wanted:
+            return
+        if self._fetcher is None:
+            from gkd_core.data.sources.remote import Fetcher
+
+            self._fetcher = Fetcher(OPTION)
+        self._fetched.mkdir(exist_ok=True)
+        places = {address: self._fetched / str(number) for number, address in enumerate(self._wanted)}
+        if missing := self._fetcher.fetch(places):
+            raise GkdError(f"{OPTION}: {without_secrets(missing[0])} went away while it was read: run the same again")
+        for address, (first, *others) in self._wanted.items():
+            for target in others:
+                shutil.copyfile(places[address], self._fetched / "copy").replace(target)
+            places[address].replace(first)
+        self._fetched.rmdir()
+        self._wanted.clear()
 
     def finish(self) -> None:
         """The folder appears under its name; classes without a picture have no folder in it."""
@@ -92,6 +138,12 @@ class Sorted:
     def remove_mark(self) -> None:
         """The last thing to do: nothing is to be gone on with."""
         (self._folder / MARK).unlink(missing_ok=True)
+
+    def _target(self, file: str, name: str | None) -> Path | None:
+        """Where a picture of this name is to be put; None where it is already."""
+        folder = self._unsure if name is None else self._folders[name]
+        target = self._filling / folder / self._free_name(folder, file)
+        return None if self._finished or os.path.lexists(target) else target
 
     def _free_name(self, folder: str, name: str) -> str:
         """By what came before alone, so that another run of the same work comes to the same names."""

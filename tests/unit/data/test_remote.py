@@ -1,5 +1,6 @@
 """Images behind addresses, from a server of S3's protocol and a web server: fetched, swept away, no secret told."""
 
+import csv
 import functools
 import gc
 import http.server
@@ -7,7 +8,7 @@ import io
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,13 +17,18 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from components.model_source import load_model
 from gkd_core.config import parse_params
 from gkd_core.data.load import load_data
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.sources import open_source
+from gkd_core.data.sources.remote import Fetcher
 from gkd_core.errors import GkdError
+from gkd_core.prediction import sorting
 from gkd_core.prediction.entries import Entries
+from gkd_core.prediction.predict import predict_to_table
 from gkd_core.prediction.reading import Entry, PictureFormat, read_task
+from gkd_core.prediction.sorting import Sorted
 
 SECRET = "s3cr3tk3y"
 
@@ -267,3 +273,57 @@ def test_what_is_predicted_of_may_lie_behind_addresses(photos: Path, s3: str, we
         read_task([Entry("x", "address", "http://127.0.0.1:9/x.png")], PictureFormat(8, 1, "center"))
     with pytest.raises(GkdError, match=r"IMAGES s3://pictures/none/ is not there"):
         Entries(["s3://pictures/none/"])
+
+
+def test_what_lies_behind_addresses_is_sorted_as_copies(
+    photos: Path, s3: str, web: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_deploy: Callable[..., Path]
+) -> None:
+    model = load_model(str(make_deploy(tmp_path / "deploy", seed=4, side=8, channels=1, count=4)))
+    file = sorted(photos.rglob("*.png"))[0]
+    quoted = file.relative_to(photos).as_posix().replace(" ", "%20").replace("#", "%23")
+    signed = f"{web}/private/photos/{quoted}?X-Amz-Signature={SECRET}"
+    places, out, into = ["s3://pictures/photos/", signed, signed, str(file)], tmp_path / "out.csv", tmp_path / "sorted"
+    with pytest.raises(GkdError, match="--sort-into makes links, and none leads to an address: give --copy"):
+        predict_to_table(model, places, out, processes=1, sort_into=into)
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("deploy", "temporary")] == []
+
+    monkeypatch.setattr(sorting, "TOGETHER", 5)
+    with monkeypatch.context() as patch:  # stopped while the second five are fetched
+        fetch, calls = Fetcher.fetch, []
+
+        def stop(self: Fetcher, wanted: dict[str, Path]) -> list[str]:
+            calls.append(len(wanted))
+            if len(calls) == 2:
+                next(iter(wanted.values())).write_bytes(b"half")
+                raise KeyboardInterrupt
+            return fetch(self, wanted)
+
+        patch.setattr(Fetcher, "fetch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_to_table(model, places, out, processes=1, sort_into=into, copy=True)
+    assert not into.exists()
+    assert not out.exists()
+    said = predict_to_table(model, places, out, processes=1, sort_into=into, copy=True)
+    assert (said["pictures"], said["resumed_from"], said["left_out"]) == (23, 23, 3)
+
+    with out.open(newline="") as stream:
+        classes = {row["path"]: row["class"] for row in csv.DictReader(stream)}
+    expected = {}
+    for picture in photos.rglob("*.png"):
+        name = picture.relative_to(photos).as_posix()
+        expected[f"{classes[f's3://pictures/photos/{name}']}/{picture.name}"] = picture.read_bytes()
+    for name in ("{0}", "{0} (2)"):
+        expected[f"{classes[str(file)]}/{name.format(Path(quoted).stem)}.png"] = file.read_bytes()
+    expected[f"{classes[str(file)]}/{file.stem} (2).png"] = file.read_bytes()
+    assert {str(p.relative_to(into)): p.read_bytes() for p in into.rglob("*") if p.is_file()} == expected
+    assert sorted(path.name for path in into.iterdir()) == sorted({name.partition("/")[0] for name in expected})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deploy", "out.csv", "sorted", "temporary"]
+
+
+def test_a_picture_that_went_away_before_it_was_sorted_is_named(s3: str, tmp_path: Path) -> None:
+    into = Sorted(tmp_path / "sorted", ["cat"], key="k", sources=[], copy=True)
+    into.begin()
+    into.add_address("s3://pictures/photos/none.png", "cat")
+    with pytest.raises(GkdError, match=r"--sort-into: s3://pictures/photos/none\.png went away .*: run the same again"):
+        into.fetch()
+    assert not (tmp_path / "sorted").exists()

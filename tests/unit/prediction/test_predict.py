@@ -168,7 +168,7 @@ def test_a_second_run_goes_on_and_ends_with_the_bits_of_one(deploy, photos, whol
 def test_what_cannot_be_is_refused_before_anything_is_written(deploy, photos, tmp_path, make_deploy):
     model = load_model(str(deploy))
     (tmp_path / "list.csv").write_text("path\ns3://bucket/x.jpg\n")
-    with pytest.raises(GkdError, match="not from addresses"):
+    with pytest.raises(GkdError, match="none leads to an address: give --copy"):
         predict_to_table(model, [str(tmp_path / "list.csv")], tmp_path / "out.csv", sort_into=tmp_path / "sorted")
     with pytest.raises(GkdError, match="lies inside"):
         predict_to_table(model, [str(photos)], tmp_path / "out.csv", sort_into=photos / "sorted")
