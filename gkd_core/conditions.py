@@ -23,6 +23,7 @@ LIVE_METRICS = (
     "images",
     "class_drift",
     "confidence_shift",
+    "none_of_these",
 )
 """What is read from servers, after `live.` in a condition."""
 
@@ -125,8 +126,9 @@ def live_values(servers: Mapping[str, Samples], *, version: int, digests: frozen
 
     - `requests` to infer and classify; `error_rate`, the part of them answered with 5xx; `latency_ms_p50`, `p95`, `p99`
       of those, as Prometheus' `histogram_quantile` reckons them.
-    - `images` that were given a class; `class_drift`, the total variation between these classes and those on the
+    - `images` that were counted by class; `class_drift`, the total variation between these classes and those on the
       validation images; `confidence_shift`, |mean confidence − the same there|.
+    - `none_of_these`, the part of the images that the model gave no class, where it decides.
 
     Args:
         servers: samples by address.
@@ -145,7 +147,7 @@ def live_values(servers: Mapping[str, Samples], *, version: int, digests: frozen
     counted = _requests(total)
     if changed is not None:  # its counts do not say of which model, those of answers do
         counted = dict.fromkeys(counted, f"{changed} has changed its model since it started, and counts both")
-    found = counted | _answers(total, len(servers))
+    found = counted | _answers(total, len(servers)) | {"none_of_these": _none_of_these(total)}
     return {name: found[name.removeprefix(LIVE)] for name in names}
 
 
@@ -217,3 +219,12 @@ def _answers(samples: Samples, servers: int) -> dict[str, float | str]:
     shift = abs(mean - sums["gkd_reference_confidence"] / servers)
     drift = total_variation(list(counts.values()), list(reference.values()))
     return {"images": images, "class_drift": drift, "confidence_shift": shift}
+
+
+def _none_of_these(samples: Samples) -> float | str:
+    counted = [(dict(labels), value) for (name, labels), value in samples.items() if name == "gkd_decisions_total"]
+    if not counted:
+        return "the model gives every image a class: export it with decide"
+    images = sum(value for _, value in counted)
+    none = sum(value for labels, value in counted if labels["decision"] == "none")
+    return none / images if images else "no image was counted yet"

@@ -1,4 +1,5 @@
 """What a served model answers, counted by class, beside what it answered on the validation images: drift shows there.
+Where the model decides, also how often it said "none of these".
 
 Counting is some operations of numpy a run, in the model's thread; `metrics.py` makes lines of them when somebody asks.
 """
@@ -43,3 +44,28 @@ class Answers:
         """How many images were given each class, and the sum of their confidences."""
         with self._lock:
             return self._predicted.tolist(), self._confidence
+
+
+class Decisions:
+    """What one model has decided since it was opened.
+
+    Args:
+        expected: the part of the validation images that it gave no class, in [0, 1].
+    """
+
+    def __init__(self, expected: float) -> None:
+        self.expected = expected
+        self._lock = threading.Lock()
+        self._given = self._none = 0
+
+    def add(self, decided: NDArray[np.int64]) -> None:
+        """Count the decisions [B] of a run: a class's number, or −1."""
+        none = int((decided < 0).sum())
+        with self._lock:
+            self._none += none
+            self._given += len(decided) - none
+
+    def read(self) -> tuple[int, int]:
+        """How many images were given a class, and how many none."""
+        with self._lock:
+            return self._given, self._none

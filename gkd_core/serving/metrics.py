@@ -14,6 +14,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from gkd_core.serving.answers import Answers, Decisions
 from gkd_core.serving.batching import BatchFacts
 from gkd_core.serving.model import Model
 
@@ -93,7 +94,7 @@ class Metrics:
 
 
 class _AnswersCollector(Collector):
-    """Prometheus' lines on the answers of the model that is served now; none for a model without a reference."""
+    """Prometheus' lines on the model that is served now: its answers where it has a reference, and its decisions."""
 
     def __init__(self) -> None:
         self.model: Model | None = None
@@ -101,27 +102,45 @@ class _AnswersCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Counters and gauges by version, so that two versions side by side do not add up."""
         model = self.model
-        if model is None or model.answers is None:
-            return
-        answers, version = model.answers, model.version
-        predicted, confidence = answers.read()
-        reference = answers.reference
-        by_class = ["version", "class"]
-        counted = CounterMetricFamily("gkd_predictions", "Images, by the class they were given.", labels=by_class)
-        share = GaugeMetricFamily(
-            "gkd_reference_share", "Part of the validation images that the model gave a class.", labels=by_class
-        )
-        total = sum(reference["predicted"])
-        for name, count, expected in zip(answers.classes, predicted, reference["predicted"], strict=True):
-            counted.add_metric([version, name], count)
-            share.add_metric([version, name], expected / total)
-        yield counted
-        yield share
-        confident = SummaryMetricFamily("gkd_confidence", "Probability of the class named.", labels=["version"])
-        confident.add_metric([version], count_value=sum(predicted), sum_value=confidence)
-        yield confident
-        mean = GaugeMetricFamily(
-            "gkd_reference_confidence", "Mean of the same on the validation images.", labels=["version"]
-        )
-        mean.add_metric([version], reference["mean_confidence"])
-        yield mean
+        if model is not None and model.answers is not None:
+            yield from _of_answers(model.answers, model.version)
+        if model is not None and model.decisions is not None:
+            yield from _of_decisions(model.decisions, model.version)
+
+
+def _of_answers(answers: Answers, version: str) -> Iterator[Metric]:
+    predicted, confidence = answers.read()
+    reference = answers.reference
+    by_class = ["version", "class"]
+    counted = CounterMetricFamily("gkd_predictions", "Images, by their likeliest class.", labels=by_class)
+    share = GaugeMetricFamily(
+        "gkd_reference_share", "Part of the validation images whose likeliest class it is.", labels=by_class
+    )
+    total = sum(reference["predicted"])
+    for name, count, expected in zip(answers.classes, predicted, reference["predicted"], strict=True):
+        counted.add_metric([version, name], count)
+        share.add_metric([version, name], expected / total)
+    yield counted
+    yield share
+    confident = SummaryMetricFamily("gkd_confidence", "Probability of the likeliest class.", labels=["version"])
+    confident.add_metric([version], count_value=sum(predicted), sum_value=confidence)
+    yield confident
+    mean = GaugeMetricFamily(
+        "gkd_reference_confidence", "Mean of the same on the validation images.", labels=["version"]
+    )
+    mean.add_metric([version], reference["mean_confidence"])
+    yield mean
+
+
+def _of_decisions(decisions: Decisions, version: str) -> Iterator[Metric]:
+    counted = CounterMetricFamily(
+        "gkd_decisions", "Images, by whether they were given a class or none.", labels=["version", "decision"]
+    )
+    for name, count in zip(("class", "none"), decisions.read(), strict=True):
+        counted.add_metric([version, name], count)
+    yield counted
+    part = GaugeMetricFamily(
+        "gkd_reference_none_of_these", "Part of the validation images that was given no class.", labels=["version"]
+    )
+    part.add_metric([version], decisions.expected)
+    yield part

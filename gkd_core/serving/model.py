@@ -17,7 +17,7 @@ from gkd_core.decision import Decision
 from gkd_core.errors import GkdError
 from gkd_core.export.manifest import CHANNELS, OPTIONAL, PIXELS_FORM
 from gkd_core.export.session import as_input, first_line, open_session
-from gkd_core.serving.answers import Answers
+from gkd_core.serving.answers import Answers, Decisions
 from gkd_core.serving.tensors import DATATYPES, Array, TensorSpec
 
 LINEAGE = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
@@ -71,6 +71,7 @@ class Model:
         crop: how a picture is made a square for it.
         facts: classes, digests and precision, as the metadata reply gives them.
         answers: counts what it answers; None where the manifest does not say what it answered on the validation images.
+        decisions: counts what it decides; None where it has no decision.
         pixels: the same model for pictures of any size; None where there is none. Its answers are counted here.
     """
 
@@ -121,12 +122,15 @@ class Model:
             **({} if self.decision is None else {"decision": self.decision.model_dump(mode="json")}),
         }
         self.answers: Answers | None = None
+        self.decisions: Decisions | None = None
         self._try_out(found.file)
         self.answers = _answers(self.classes, manifest, found.file)  # from here on: nobody asked for what was tried out
+        if self.decision is not None:
+            self.decisions = Decisions(1 - self.decision.validation.coverage)
         self.pixels: Model | None = None
         if found.pixels is not None:
             self.pixels = Model(found.pixels, version=version, threads=threads)
-            self.pixels.answers = self.answers
+            self.pixels.answers, self.pixels.decisions = self.answers, self.decisions
 
     def renumber(self, version: str) -> None:
         """Take another name among the versions."""
@@ -157,11 +161,13 @@ class Model:
         return logits
 
     def answer(self, images: Array) -> dict[str, Array]:
-        """All outputs [B, …] by name of a batch of inputs, counted in `answers`."""
+        """All outputs [B, …] by name of a batch of inputs, counted in `answers` and `decisions`."""
         names = [output.name for output in self.outputs]
         found = dict(zip(names, self._session.run(names, {self.input.name: images}), strict=True))
         if self.answers is not None:
             self.answers.add(found[self.output.name])
+        if self.decisions is not None:
+            self.decisions.add(found["decision"])
         return found
 
     def _try_out(self, file: Path) -> None:

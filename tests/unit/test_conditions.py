@@ -103,6 +103,8 @@ SERVER = {
     'gkd_confidence_sum{version="3"}': 24,
     'gkd_confidence_count{version="3"}': 40,
     'gkd_reference_confidence{version="3"}': 0.9,
+    'gkd_decisions_total{version="3",decision="class"}': 30,
+    'gkd_decisions_total{version="3",decision="none"}': 10,
 }
 
 
@@ -121,6 +123,7 @@ def test_what_a_server_counted():
         "live.images": 40,
         "live.class_drift": 0.25,
         "live.confidence_shift": 0.3,
+        "live.none_of_these": 0.25,
     })  # fmt: skip
 
 
@@ -128,7 +131,7 @@ def test_counts_of_several_servers_add_up():
     idle = SERVER | {line: 0 for line in SERVER if "_total" in line or "_bucket" in line or "confidence_" in line[:15]}
     twice, both = live(SERVER, SERVER), live(SERVER, idle | {'gkd_confidence_count{version="3"}': 0})
     assert (twice["live.requests"], twice["live.images"]) == (200, 80)
-    for name in ("error_rate", "latency_ms_p95", "class_drift", "confidence_shift"):
+    for name in ("error_rate", "latency_ms_p95", "class_drift", "confidence_shift", "none_of_these"):
         assert twice[f"live.{name}"] == pytest.approx(live(SERVER)[f"live.{name}"])
         assert both[f"live.{name}"] == pytest.approx(live(SERVER)[f"live.{name}"])
 
@@ -147,6 +150,9 @@ def test_nothing_counted_yet_and_no_reference():
     assert "came without a reference" in none["live.class_drift"]
     new = live(SERVER | {'gkd_confidence_count{version="3"}': 0})
     assert (new["live.images"], new["live.class_drift"]) == (0, "no image was counted yet")
+    assert none["live.none_of_these"] == "the model gives every image a class: export it with decide"
+    idle = live(SERVER | {f'gkd_decisions_total{{version="3",decision="{each}"}}': 0 for each in ("class", "none")})
+    assert idle["live.none_of_these"] == "no image was counted yet"
 
 
 def test_a_server_that_has_changed_its_model_counts_requests_of_both():

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gkd_core.serving.answers import Answers
+from gkd_core.serving.answers import Answers, Decisions
 from gkd_core.serving.metrics import Metrics
 from gkd_core.serving.model import InvalidModelError, Model, ModelFile
 
@@ -55,3 +55,10 @@ def test_what_is_not_finite_names_no_class():
     answers = Answers(("a", "b"), {"images": 2, "predicted": [1, 1], "mean_confidence": 0.5})
     answers.add(np.array([[np.nan, 0], [0, np.inf], [0, 0]], np.float32))
     assert answers.read() == ([1, 0], 0.5)
+
+
+def test_a_decision_is_a_class_or_none():
+    decisions = Decisions(0.25)
+    decisions.add(np.array([2, -1, 0]))
+    decisions.add(np.array([-1, -1]))
+    assert decisions.read() == (2, 3)
