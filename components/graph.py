@@ -227,7 +227,7 @@ def divide(params: "Params") -> dict[str, dict[str, Any]]:
     given = {}
     for step in STEPS:
         wanted = {*step.sections, *(SHOWN if step.shows else ())}
-        if any(address.startswith("models:/") for address in addresses(params, step)):
+        if any(address.startswith("models:/") for address in addresses(params, step).values()):
             wanted.add("tracking")
         given[step.name] = {name: section for name, section in content.items() if name in wanted}
         if loaded and step.inputs:
@@ -235,18 +235,19 @@ def divide(params: "Params") -> dict[str, dict[str, Any]]:
     return given
 
 
-def addresses(params: "Params", step: Step) -> list[str]:
-    """What a step reads beside its folders: networks to import or to start from (files, folders, `models:/…`, published
-    names), and what was measured elsewhere.
+def addresses(params: "Params", step: Step) -> dict[str, str]:
+    """What a step reads beside its folders, by the parameter that names it: networks to import or to start from (files,
+    folders, `models:/…`, published names), and what was measured elsewhere.
     """
     teacher, student = params.teacher, params.student
+    members = {f"teacher.members.{place}.weights": member.weights for place, member in enumerate(teacher.members)}
     by_section = {
-        "teacher": [teacher.source, teacher.weights, *(member.weights for member in teacher.members)],
-        "student": [student.weights],
-        "evaluate": [params.evaluate.frontier],
-        "gate": [params.gate.deploy_bench],
+        "teacher": {"teacher.source": teacher.source, "teacher.weights": teacher.weights, **members},
+        "student": {"student.weights": student.weights},
+        "evaluate": {"evaluate.frontier": params.evaluate.frontier},
+        "gate": {"gate.deploy_bench": params.gate.deploy_bench},
     }
     if params.decide is not None and step.name == "evaluate":  # export chooses nothing by it
-        by_section["decide"] = [params.decide.unknown]
-    given = [address for section in step.sections for address in by_section.get(section, ())]
-    return [address for address in given if address is not None]
+        by_section["decide"] = {"decide.unknown": params.decide.unknown}
+    named = (item for section in step.sections for item in by_section.get(section, {}).items())
+    return {name: address for name, address in named if address is not None}

@@ -5,13 +5,15 @@ are in a database; a search that was stopped goes on where it was, and several w
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from components import distill
+from components.graph import STEP
+from components.places import missing, refuse_missing
 from components.search_workers import run_workers
 from components.teacher import find_start
 from gkd_core.config import Params
@@ -98,6 +100,7 @@ class Plan:
         """
         check_seeds(self.seeds, "--seeds")
         refuse_several_processes(self.params)
+        refuse_missing_starts(self.params, read_space(self.space, self.params))
         prepared = PreparedData.open(self.data)
         read_teacher_of(self.teacher, data=self.data, data_sha256=prepared.info.sha256)
 
@@ -109,6 +112,22 @@ def refuse_several_processes(params: Params) -> None:
             f"train.devices is {params.train.devices}, but a trial is trained in one process: set it to 1, and start a "
             "worker a device"
         )
+
+
+def refuse_missing_starts(params: Params, space: Space, made: Callable[[Path], bool] = lambda path: False) -> None:
+    """See that what students may start from is there.
+
+    Args:
+        params: what all settings have in common.
+        made: see `components.places.refuse_missing`.
+    Raises:
+        GkdError: something is not, a sentence each.
+    """
+    refuse_missing(params, [STEP["distill"]], made=made)
+    choices = space["student.weights"].choices if space.has("student.weights") else ()
+    named = [weights for weights in choices if isinstance(weights, str) and not made(Path(weights))]
+    if wrong := [sentence for weights in named if (sentence := missing("student.weights", weights))]:
+        raise GkdError("\n".join(wrong))
 
 
 def run(plan: Plan, *, out: Path, budget: Budget, workers: int = 1) -> Findings:

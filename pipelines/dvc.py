@@ -20,6 +20,7 @@ import yaml
 from components.curves import METRICS
 from components.curves import PLOTS as CURVES
 from components.graph import MAKER, STEPS, Step, addresses
+from components.places import refuse_missing
 from gkd_core.config import Params, load_params
 from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
 from gkd_core.methods import METHODS
@@ -82,13 +83,46 @@ PLOTS = """plots:
 """
 
 
+def refuse_missing_places(params: Params, first: Step = STEPS[0]) -> None:
+    """See that the files and folders that the parameters name are here, before DVC runs what comes before their step.
+
+    Args:
+        first: step that is run, or may be; what those before it read was there.
+    Raises:
+        GkdError: one is neither here nor among what DVC makes or fetches, a sentence each.
+    """
+    refuse_missing(params, STEPS[STEPS.index(first) :], made=_made_by_dvc)
+
+
+def _made_by_dvc(path: Path) -> bool:
+    """Whether a stage or a .dvc file of the project here has the path, or something in it, among its outputs."""
+    here = Path.cwd()
+    if not any((folder / ".dvc").is_dir() for folder in (here, *here.parents)):  # DVC takes a second to import
+        return False
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError:
+        return False
+    try:
+        with Repo() as repo:
+            outs = [Path(out.fs_path).resolve() for out in repo.index.outs if out.protocol == "local"]
+    except DvcException:  # it cannot read the project, and says so itself
+        return False
+    place = path.resolve()
+    return any(place.is_relative_to(out) or out.is_relative_to(place) for out in outs)
+
+
 def write_sources(out: Path, params: Params) -> dict[str, Any]:
     """Write STEP.json for every step: the sha256 of each source file that its result depends on, and of what it reads
     beside its folders.
 
     Returns:
         How many files, by step.
+    Raises:
+        GkdError: what a step reads beside its folders is not there; nothing is written.
     """
+    refuse_missing_places(params)
     sources = {step.name: sources_of(step, params) | files_of(step, params) for step in STEPS}
     with whole_folder(out) as folder:
         for name, files in sources.items():
@@ -131,10 +165,11 @@ def used_by(step: Step, params: Params) -> list[Name]:
 def files_of(step: Step, params: Params) -> dict[str, str]:
     """The sha256 by path of the files and folders here that a step reads because a parameter names them.
 
-    What is not there is left to the step, which says so; what is published under a name does not change under it.
+    What is not there comes with the run (`refuse_missing_places`); what is published under a name does not change
+    under it.
     """
     found = {}
-    for address in addresses(params, step):
+    for address in addresses(params, step).values():
         path = Path(address)
         if path.exists():
             found[address] = folder_digest(path) if path.is_dir() else file_digest(path)

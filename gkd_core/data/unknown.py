@@ -35,16 +35,12 @@ class UnknownPictures:
     """
 
     def __init__(self, folder: Path, side: int, channels: int, crop: Crop = "center") -> None:
-        if not folder.is_dir():
-            raise GkdError(f"decide.unknown {folder} is no folder: name one of pictures, or leave it out")
+        refuse_without_pictures(folder)
         self._folder = folder
         self._read = partial(_read, size=side, channels=channels, crop=crop)
         self._files = Walk(folder, "decide.unknown").pictures(folder)
         self.unreadable = 0
         self.sha256 = ""
-        if not self._files:
-            endings = ", ".join(sorted(ENDINGS))
-            raise GkdError(f"decide.unknown {folder} has no pictures ({endings}): put some there, or leave it out")
 
     def __len__(self) -> int:
         """Files, readable or not."""
@@ -70,6 +66,19 @@ class UnknownPictures:
         self.unreadable, self.sha256 = seen - found, digest.hexdigest()
         if not found:
             raise GkdError(f"none of the {seen} pictures of decide.unknown {self._folder} can be read: name others")
+
+
+def refuse_without_pictures(folder: Path) -> None:
+    """See that there is something to measure with.
+
+    Raises:
+        GkdError: there is no such folder, or it has no pictures.
+    """
+    if not folder.is_dir():
+        raise GkdError(f"decide.unknown {folder} is no folder: name one of pictures, or leave it out")
+    if next(Walk(folder, "decide.unknown").each_picture(folder), None) is None:
+        endings = ", ".join(sorted(ENDINGS))
+        raise GkdError(f"decide.unknown {folder} has no pictures ({endings}): put some there, or leave it out")
 
 
 def _read(file: Path, size: int, channels: int, crop: Crop) -> NDArray[np.uint8] | None:

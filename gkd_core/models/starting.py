@@ -80,7 +80,36 @@ def find_weights(source: str | Path, name: str, *, option: str = "") -> Starting
     Raises:
         GkdError: there are no such weights, they are of another architecture, or they cannot be fetched.
     """
-    given, path = str(source), Path(source)
+    given = str(source)
+    if (here := _of_here(given, name, option)) is not None:
+        return here
+    if name.startswith(TIMM):
+        return _of_timm(given, name, option)
+    return _of_torchvision(given, name.removeprefix(TORCHVISION), option)
+
+
+def refuse_unknown_weights(source: str | Path, name: str, *, option: str = "") -> None:
+    """`find_weights` as far as it comes without a network: nothing is fetched.
+
+    Raises:
+        GkdError: there are no such weights, or they are of another architecture.
+    """
+    given = str(source)
+    if _of_here(given, name, option) is not None or given.startswith(HUB):
+        return
+    if name.startswith(TIMM):
+        _timm_tag(given, name, option)
+    else:
+        _torchvision_member(given, name.removeprefix(TORCHVISION), option)
+
+
+def _of_here(given: str, name: str, option: str) -> StartingWeights | None:
+    """Weights in a file or a folder; None where it must be the name of published ones.
+
+    Raises:
+        GkdError: it is neither.
+    """
+    path = Path(given)
     if given.startswith(REGISTRY):
         raise GkdError(
             f"{option}weights {given!r} are in a registry, which the steps read and the library does not: download "
@@ -95,14 +124,12 @@ def find_weights(source: str | Path, name: str, *, option: str = "") -> Starting
             f"{option}weights {given!r} do not exist: give {DEFAULT}, a name of published weights, a file "
             f"({', '.join(FILES)}), or a folder of a network"
         )
-    if name.startswith(TIMM):
-        return _of_timm(given, name, option)
-    if is_built_here(name) or name.startswith(TOPOLOGICAL):
+    if not name.startswith(TIMM) and (is_built_here(name) or name.startswith(TOPOLOGICAL)):
         raise GkdError(
             f"{option}weights are {given!r}, but nobody publishes weights of {name}: give a file or a folder of such a "
             "network, or take one of torchvision or timm"
         )
-    return _of_torchvision(given, name.removeprefix(TORCHVISION), option)
+    return None
 
 
 def start_from(network: Network, weights: StartingWeights, head: str = "auto", *, option: str = "") -> None:
@@ -194,14 +221,23 @@ def _of_file(path: Path, name: str) -> StartingWeights:
     return StartingWeights(str(path), path, name, "imagenet", preprocessing)
 
 
-def _of_torchvision(given: str, model: str, option: str) -> StartingWeights:
+def _torchvision_member(given: str, model: str, option: str) -> Any:
+    """The entry of torchvision's enumeration.
+
+    Raises:
+        GkdError: there is none of this name.
+    """
     members = published.torchvision_members(model)
     wanted = "DEFAULT" if given == DEFAULT else given.rpartition(".")[2]
     enum = given.rpartition(".")[0]
     if wanted not in members or enum not in ("", type(members[wanted]).__name__):
         known = [DEFAULT, *(str(each) for each in dict.fromkeys(members.values()))]
         raise GkdError(unknown(f"{option}weights of {model}", given, known))
-    weights = members[wanted]
+    return members[wanted]
+
+
+def _of_torchvision(given: str, model: str, option: str) -> StartingWeights:
+    weights = _torchvision_member(given, model, option)
     _, path = published.fetch_torchvision(weights)
     categories = weights.meta["categories"]
     return StartingWeights(
@@ -216,10 +252,31 @@ def _of_torchvision(given: str, model: str, option: str) -> StartingWeights:
     )
 
 
-def _of_timm(given: str, name: str, option: str) -> StartingWeights:
+def _timm_tag(given: str, name: str, option: str) -> str:
+    """The tag under which timm publishes weights of a network; empty where it has no name.
+
+    Raises:
+        GkdError: there is no such tag, or the network's name asks for another.
+    """
     from gkd_core.models import timm
 
     plain, tag = timm.split(name)
+    wanted = tag if given == DEFAULT else given.removeprefix(plain + ".")
+    known = timm.tags(plain)
+    if not known or (wanted and wanted not in known):
+        choices = [DEFAULT, *known] if known else ["none that timm publishes"]
+        raise GkdError(unknown(f"{option}weights of timm:{plain}", given, choices))
+    if tag and wanted != tag:
+        raise GkdError(
+            f"{option}name {name} asks for the weights {tag}, and {option}weights is {given}: leave one of them out"
+        )
+    return wanted or known[0]
+
+
+def _of_timm(given: str, name: str, option: str) -> StartingWeights:
+    from gkd_core.models import timm
+
+    plain, wanted = timm.split(name)
     if given.startswith(HUB):
         found, architecture = published.hub_settings(given.removeprefix(HUB))
         if architecture != plain:
@@ -229,16 +286,7 @@ def _of_timm(given: str, name: str, option: str) -> StartingWeights:
             )
         classes = tuple(found.label_names) if found.label_names else None
     else:
-        wanted = tag if given == DEFAULT else given.removeprefix(plain + ".")
-        known = timm.tags(plain)
-        if not known or (wanted and wanted not in known):
-            choices = [DEFAULT, *known] if known else ["none that timm publishes"]
-            raise GkdError(unknown(f"{option}weights of timm:{plain}", given, choices))
-        if tag and wanted != tag:
-            raise GkdError(
-                f"{option}name {name} asks for the weights {tag}, and {option}weights is {given}: leave one of them out"
-            )
-        wanted = wanted or known[0]
+        wanted = _timm_tag(given, name, option)
         found = timm.published(f"{plain}.{wanted}" if wanted else plain)
         classes = published.imagenet_classes() if found.num_classes == published.IMAGENET_1K else None
     path = published.timm_file(found)

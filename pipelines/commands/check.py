@@ -39,9 +39,14 @@ def check(
 ) -> None:
     """Look for duplicates, leaks between splits, unreadable and empty pictures, and scarce classes; exit 1 on an error.
 
-    An error is what `gkd prepare` would refuse; all else is a warning.
+    An error is what `gkd prepare` would refuse; all else is a warning. A configuration that names a file or a folder
+    which is not there (`decide.unknown`, `student.weights`, …) is refused.
     """
     settings = _settings(place, params, overrides or [])
+    if place is None:
+        from pipelines.dvc import refuse_missing_places
+
+        refuse_missing_places(settings)
     from components.check import run
     from gkd_core.data.health import removals
 

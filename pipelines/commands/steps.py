@@ -1,6 +1,7 @@
 """One command a step, read from the table of steps, and the summary of a run; `dvc repro` chains them."""
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +48,10 @@ def _command(steps: list[Step]) -> Callable[..., None]:
             if given.get(name) is not None and name not in step.inputs:
                 raise GkdError(f"`{step.line}` learns without --{name}: leave it out")
         settings = configuration.read()
+        if "DVC_STAGE" in os.environ:  # others follow, and `sources` does not run each time; by hand nobody knows
+            from pipelines.dvc import refuse_missing_places
+
+            refuse_missing_places(settings, step)
         out = given.pop("out") or Path(step.output)
         finish(step.run(**{"work": Path("work"), **given}, out=out, params=settings))
 

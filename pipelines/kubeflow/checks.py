@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from components.graph import STEPS, addresses
+from components.places import may_be_file
 from gkd_core.config import Params, override, parse_params
 from gkd_core.config.schema import FILES
 from gkd_core.errors import GkdError, unknown
@@ -28,7 +30,6 @@ _IMAGE = re.compile(
 
 ONLY_SWEPT = "--contenders names what a sweep trains: add --pipeline sweep"
 ONLY_SEARCHED = "--space says what a search draws from: add --pipeline search"
-WEIGHT_FILES = (".safetensors", ".pth", ".pt")
 
 
 def resolve(
@@ -245,18 +246,18 @@ def refuse_places(params: Params, mounts: Sequence[str], dvc_repo: str = "") -> 
             "s3://BUCKET/photos",
         ),
         "data.unlabelled": (params.data.unlabelled, "set it to null"),
-        "teacher.source": (params.teacher.source, "set it to null and register it, then give models:/NAME@ALIAS"),
-        "evaluate.frontier": (params.evaluate.frontier, "set it to null"),
-        "gate.deploy_bench": (params.gate.deploy_bench, "set it to null"),
-        "decide.unknown": (None if params.decide is None else params.decide.unknown, "set it to null"),
         "dvc_repo": (dvc_repo.removeprefix("file://"), "give an address that git clones"),
     }
-    networks = {"teacher": params.teacher, "student": params.student}
-    networks |= {f"teacher.members.{place}": member for place, member in enumerate(params.teacher.members)}
-    for section, network in networks.items():
-        given = network.weights or ""
-        if "/" in given or given.endswith(WEIGHT_FILES):  # else the name of published weights
-            places[f"{section}.weights"] = (given, "give pretrained, hf-hub:OWNER/NAME or models:/NAME@ALIAS")
+    for step in STEPS:
+        for name, given in addresses(params, step).items():
+            instead = "set it to null"
+            if name == "teacher.source":
+                instead += " and register it, then give models:/NAME@ALIAS"
+            if name.endswith(".weights"):
+                if not may_be_file(given):  # the name of published weights
+                    continue
+                instead = "give pretrained, hf-hub:OWNER/NAME or models:/NAME@ALIAS"
+            places[name] = (given, instead)
     for name, (place, instead) in places.items():
         if not place or re.match(r"[^/]+:", place) or any(Path(place).is_relative_to(mount) for mount in mounts):
             continue

@@ -52,12 +52,14 @@ def settings(params: dict, overrides: list, data_source: str, mlflow: str) -> Na
 
     from components.graph import divide
     from components.mlflow_store import try_out
+    from components.places import refuse_missing
     from pipelines.kubeflow.checks import refuse_unknown, resolve
-    from pipelines.kubeflow.task import running
+    from pipelines.kubeflow.task import not_mounted, running
 
     with running("settings"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_unknown(found)
+        refuse_missing(found, made=not_mounted)
         try_out(found.tracking)
         return tuple(json.dumps(sections) for sections in divide(found).values())
 
@@ -347,12 +349,13 @@ def plan(
     import json
 
     from pipelines.kubeflow.checks import refuse_unknown, resolve
-    from pipelines.kubeflow.grid import lay_out
-    from pipelines.kubeflow.task import running
+    from pipelines.kubeflow.grid import lay_out, refuse_missing_starts
+    from pipelines.kubeflow.task import not_mounted, running
 
     with running("plan"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
         refuse_unknown(found)
+        refuse_missing_starts(found, methods, pairs, reference, contenders, made=not_mounted)
         plan = lay_out(found, methods, pairs, seeds, reference, metric, contenders)
         return plan.prepare, json.dumps(plan.teachers), json.dumps(plan.trials), plan.reference
 
@@ -495,10 +498,14 @@ def plan_search(
     """
     import os
 
+    from components.graph import STEP
+    from components.places import refuse_missing
+    from components.search import refuse_missing_starts
+    from gkd_core.config.space import parse_space, read_space
     from gkd_core.searching.study import open_database
     from pipelines.kubeflow.checks import refuse_unknown, resolve
     from pipelines.kubeflow.study import STORAGE, lay_out_search, refuse_own_database
-    from pipelines.kubeflow.task import running
+    from pipelines.kubeflow.task import not_mounted, running
 
     with running("plan-search"):
         found = resolve(params, overrides, data_source=data_source, mlflow=mlflow)
@@ -516,6 +523,8 @@ def plan_search(
             prune=prune,
             workers=workers,
         )
+        refuse_missing(found, [STEP["teacher"]], made=not_mounted)
+        refuse_missing_starts(found, read_space(parse_space(space, "space"), found), not_mounted)
         database = storage or os.environ.get(STORAGE, "")
         if "KUBERNETES_SERVICE_HOST" in os.environ:
             refuse_own_database(database)

@@ -1,6 +1,7 @@
 """What the pipeline's tasks need as containers on this machine: who they are, what they see, what they are told."""
 
 import contextlib
+import json
 import os
 import re
 import time
@@ -8,6 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from components.graph import STEPS, addresses
+from components.places import local_path
 from gkd_core.config import Params, override
 from gkd_core.config.schema import FILES
 from gkd_core.data.sources.address import is_address
@@ -137,18 +140,23 @@ class Containers:
                 raise GkdError(f"data.unlabelled {params.data.unlabelled} does not exist: correct it")
             self.overrides.append(override("data.unlabelled", unlabelled))
             self._mounts[unlabelled] = False
-        read = {"evaluate.frontier": params.evaluate.frontier, "gate.deploy_bench": params.gate.deploy_bench}
-        if params.decide is not None:
-            read["decide.unknown"] = params.decide.unknown
-        if not re.match(r"[a-z0-9]+:", params.teacher.source or ""):
-            read["teacher.source"] = params.teacher.source
-        for name, place in read.items():
-            if place is None:
+        self._see_places(params)
+
+    def _see_places(self, params: Params) -> None:
+        """What steps read beside their folders."""
+        members = [member.model_dump(mode="json", exclude_unset=True) for member in params.teacher.members]
+        for name, address in (item for step in STEPS for item in addresses(params, step).items()):
+            path = local_path(name, address)
+            if path is None or not path.exists():
                 continue
-            if not Path(place).exists():
-                raise GkdError(f"{name} {place} does not exist: correct it")
-            self.overrides.append(override(name, Path(place).resolve()))
-            self._mounts[Path(place).resolve()] = False
+            place = path.resolve()
+            self._mounts[place] = False
+            if name.startswith("teacher.members."):  # --set knows no place in a list
+                members[int(name.split(".")[2])]["weights"] = str(place)
+            else:
+                self.overrides.append(override(name, place))
+        if any("weights" in member for member in members):
+            self.overrides.append(f"teacher.members={json.dumps(members, ensure_ascii=False)}")
 
     def _see_tracking(self, params: Params) -> None:
         """The tracking store: a database file is mounted with its folder; a server of this machine is reached."""

@@ -1,10 +1,12 @@
 """What a sweep trains: every contender with every seed for every pair of teacher and student, each teacher once."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from components.graph import divide
+from components.graph import STEP, divide
+from components.places import refuse_missing
 from gkd_core.config import Params
 from gkd_core.config.contenders import Contender, line_up, parse_contenders
 from gkd_core.errors import GkdError
@@ -122,6 +124,25 @@ def refuse_sweep(params: Params, mounts: Sequence[str], devices: int | None, **g
                 refuse_other_devices(contender.params, devices)
         except GkdError as error:
             raise GkdError(f"contender {contender.name!r}: {error}") from None
+
+
+def refuse_missing_starts(params: Params, *asked: Any, made: Callable[[Path], bool]) -> None:
+    """See that what teachers and students start from is there, as `components.places.refuse_missing`.
+
+    Args:
+        params: what all have in common.
+        asked: the other arguments of `line_ups`.
+        made: as there.
+    Raises:
+        GkdError: something is not.
+    """
+    for one, lined in line_ups(params, *asked):
+        refuse_missing(one, [STEP["teacher"]], made=made)
+        for contender in lined:
+            try:
+                refuse_missing(contender.params, [STEP["distill"]], made=made)
+            except GkdError as error:
+                raise GkdError(f"contender {contender.name!r}: {error}") from None
 
 
 def whole_number(seed: float) -> int:

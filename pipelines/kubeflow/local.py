@@ -28,6 +28,7 @@ from google.protobuf.json_format import MessageToDict
 from components.graph import STEPS
 from components.image import image
 from components.mlflow_store import follows
+from components.places import refuse_missing
 from gkd_core.config import read_sections
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import folder_digest, refuse_to_replace, whole_folder
@@ -96,6 +97,8 @@ def run_pipeline(
     found = resolve(content, overrides or [], data_source=given.get("data_source", ""), mlflow=given.get("mlflow", ""))
     pipeline = create_pipeline(which, {}, [], None, parallelism)
     refuse_arguments(MessageToDict(pipeline.pipeline_spec)["root"]["inputDefinitions"]["parameters"], given)
+    if which == "distillation":  # what others train has settings of its own, at which their first task looks
+        refuse_missing(found)
     folders = FOLDERS[which]
     for name in folders.values():
         refuse_to_replace(out / name, kind=name)

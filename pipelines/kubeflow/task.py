@@ -136,6 +136,14 @@ def running(step: str, settings: str = "{}", *, label: str = "") -> Iterator[Tas
         print(f"{END} {step}", file=sys.stderr, flush=True)
 
 
+def not_mounted(path: Path) -> bool:
+    """Whether a place is on a volume that this task's pod does not have: a cluster's tasks share no other places, and
+    `work` is mounted where something is trained alone. Away from a cluster nothing is.
+    """
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    return in_pod and not any(os.path.ismount(parent) for parent in path.absolute().parents[:-1])
+
+
 def _without_teacher_cache(params: Params) -> Params:
     """What no other task will read would only fill the node's own disk."""
     off = {"teacher_cache": False}

@@ -80,6 +80,10 @@ def test_each_method_is_searched_for_itself_and_the_test_split_stays_closed(give
             {"params": parse_params(BUDGET | {"train": {"devices": 2}})},
             "train.devices is 2, but a trial is trained in one",
         ),
+        (
+            {"space": SPACE | {"student.weights": {"choices": [None, "gone/net"]}}},
+            "student.weights is gone/net, but there is no file or folder",
+        ),
         ({"storage": "search.db"}, "--storage is search.db: give the address"),
     ],
 )

@@ -73,6 +73,17 @@ def test_without_a_folder_it_looks_at_the_configured_data(tmp_path):
     assert json.loads(result.stdout.splitlines()[-1])["images"] == 1797
 
 
+def test_a_configuration_that_names_a_missing_path_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "params.yaml").write_text("student: {name: resnet8, weights: gone.pth}\n")
+    monkeypatch.chdir(tmp_path)
+    result = check()
+    assert isinstance(result.exception, GkdError)
+    assert f"student.weights is gone.pth, but there is no file or folder {tmp_path / 'gone.pth'}" in str(
+        result.exception
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
 @pytest.mark.parametrize("name", ["2024", "photos #1", "a: b", "null", "@home", "müll \N{WASTEBASKET}"])
 def test_a_folder_is_looked_at_where_no_configuration_is_whatever_it_is_called(name, photos, tmp_path, monkeypatch):
     photos.rename(tmp_path / name)

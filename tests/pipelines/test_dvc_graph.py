@@ -13,6 +13,7 @@ import yaml
 
 from components.graph import MAKER, STEP, STEPS
 from gkd_core.config import Params, load_params, parse_params
+from gkd_core.errors import GkdError
 from pipelines import dvc
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,7 @@ def test_the_manifest_s_code_digest_is_of_the_sources_that_export_depends_on():
 
 def test_weights_that_a_parameter_names_are_among_what_a_step_depends_on(tmp_path, monkeypatch):
     """Files and folders by their content, wherever the parameter stands; what is published needs none."""
+    monkeypatch.setattr(dvc, "refuse_missing_places", lambda params: None)  # that they are none such
     monkeypatch.chdir(tmp_path)
     Path("own.safetensors").write_bytes(b"one")
     (tmp_path / "before" / "resnet8").mkdir(parents=True)
@@ -134,6 +136,50 @@ def test_weights_that_a_parameter_names_are_among_what_a_step_depends_on(tmp_pat
     content["teacher"] = {"source": "own.safetensors", "classes": ["a", "b"]}
     del content["distill"]
     assert "own.safetensors" in noted()["teacher"]
+
+
+def test_a_path_that_is_not_there_is_refused_before_the_first_training(tmp_path, monkeypatch, gkd_here):
+    """By `sources`, which knows all parameters; and by any stage, for it and those behind it."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("decide: {precision: 0.9, unknown: others}\nteacher: {source: gone}\n")
+    code, told = gkd_here("sources", "--out", "sources")
+    assert (code, [line.partition(" is ")[0] for line in told.strip().splitlines()]) == (
+        2,
+        ["gkd: teacher.source", "decide.unknown"],
+    )
+    monkeypatch.setenv("DVC_STAGE", "baseline")
+    code, told = gkd_here("distill", "--reference", "baseline", "--out", "baseline")
+    assert code == 2
+    (line,) = told.strip().splitlines()
+    assert line.startswith(f"gkd: decide.unknown is others, but there is no folder {tmp_path / 'others'}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    # By hand nobody knows whether it is made before `gkd evaluate`: the step's own sentence comes.
+    monkeypatch.delenv("DVC_STAGE")
+    code, told = gkd_here("distill", "--reference", "baseline", "--out", "baseline")
+    assert "the data folder data has no dataset.json" in told
+
+
+def test_what_another_stage_or_a_dvc_file_makes_is_no_missing_path(tmp_path, monkeypatch):
+    from dvc.repo import Repo
+
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.chdir(tmp_path)
+    stage = {"cmd": "mkdir others", "outs": ["others"]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"collect": stage, "train": stage | {"outs": ["old/net"]}}}))
+    Path("bench.json.dvc").write_text("outs:\n- {md5: d41d8cd98f00b204e9800998ecf8427e, path: bench.json}\n")
+    content = {
+        "decide": {"precision": 0.9, "unknown": "others/deep"},
+        "student": {"name": "resnet8", "weights": "./old/net"},
+        "gate": {"max_latency_ms": 1, "deploy_bench": "bench.json"},
+    }
+    params = parse_params(content)
+    with pytest.raises(GkdError) as caught:
+        dvc.refuse_missing_places(params)
+    assert len(str(caught.value).splitlines()) == 3, "where DVC is not set up nobody makes them"
+    Repo.init(".", no_scm=True).close()
+    dvc.refuse_missing_places(params)
+    with pytest.raises(GkdError, match=r"^decide\.unknown is other, .*$"):
+        dvc.refuse_missing_places(parse_params(content | {"decide": {"precision": 0.9, "unknown": "other"}}))
 
 
 RUN = """

@@ -117,3 +117,18 @@ def test_the_first_task_asks_the_tracking_server(monkeypatch, capsys):
         components.settings.python_func({}, [], "", "http://mlflow:5000")
     assert (stopped.value.code, asked) == (2, ["http://mlflow:5000"])
     assert "gkd: the tracking store refuses us" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mounted", [True, False])
+def test_the_first_task_looks_at_the_places_on_the_volumes_it_has(mounted, monkeypatch, capsys):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr("os.path.ismount", lambda place: mounted and str(place) == "/nowhere")
+    monkeypatch.setattr(mlflow_store, "try_out", lambda tracking: None)
+    params = {"decide": {"precision": 0.9, "unknown": "/nowhere/others"}}
+    if not mounted:  # `work` is mounted where something is trained alone
+        assert components.settings.python_func(params, [], "", "")
+        return
+    with pytest.raises(SystemExit) as stopped:
+        components.settings.python_func(params, [], "", "")
+    assert stopped.value.code == 2
+    assert "decide.unknown is /nowhere/others, but there is no folder /nowhere/others" in capsys.readouterr().err

@@ -240,10 +240,6 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
     monkeypatch.chdir(folder)
     for overrides, user, part in (
         (["data.source=folder", "data.root=nowhere"], None, "data.root nowhere does not exist"),
-        (["teacher.source=nowhere"], None, "teacher.source nowhere does not exist"),
-        (["evaluate.frontier=front"], None, "evaluate.frontier front does not exist"),
-        (["gate.max_latency_ms=1", "gate.deploy_bench=x.json"], None, "gate.deploy_bench x.json does not exist"),
-        (["decide={coverage: 0.9, unknown: others}"], None, "decide.unknown others does not exist"),
         ([], "me", "--user 'me' is not of the form UID:GID"),
     ):
         with pytest.raises(GkdError, match=part):
@@ -251,6 +247,51 @@ def test_nothing_is_left_when_the_containers_would_lack_their_data(folder, monke
                 runner="docker", params=folder / "params.yaml", overrides=overrides, out=folder / "made", user=user
             )
         assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("runner", ["subprocess", "docker"])
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["teacher.source=nowhere"], "teacher.source is nowhere, but there is no file or folder"),
+        (["student.weights=./nowhere.pth"], "student.weights is ./nowhere.pth, but there is no file or folder"),
+        (["evaluate.frontier=front"], "evaluate.frontier is front, but there is no folder"),
+        (["gate.max_latency_ms=1", "gate.deploy_bench=x.json"], "gate.deploy_bench is x.json, but there is no file"),
+        (["decide={coverage: 0.9, unknown: others}"], "decide.unknown is others, but there is no folder"),
+    ],
+)
+def test_a_path_that_is_not_there_is_refused_before_anything_is_made(runner, overrides, part, folder, monkeypatch):
+    monkeypatch.setattr(containers, "refuse_no_engine", list)
+    monkeypatch.chdir(folder)
+    with pytest.raises(GkdError, match=part) as caught:
+        run_pipeline(runner=runner, params=folder / "params.yaml", overrides=overrides, out=folder / "made")
+    assert caught.value.exit_code == 2
+    assert [path.name for path in folder.iterdir()] == ["params.yaml"]
+
+
+def test_containers_see_what_networks_start_from(folder, monkeypatch):
+    monkeypatch.setattr(containers, "refuse_no_engine", list)
+    monkeypatch.setattr(containers.Containers, "_see_tracking", lambda *_: None)
+    monkeypatch.chdir(folder)
+    for file in ("own.pth", "second.pth"):
+        (folder / file).write_text("")
+    members = [{"name": "resnet8", "seed": 3}, {"name": "resnet8", "weights": "second.pth"}]
+    given = {
+        "teacher": {"members": members},
+        "student": {"name": "resnet8", "weights": "own.pth"},
+        "distill": {"scheme": "ensemble", "method": "kd"},
+    }
+    run = containers.Containers(parse_params(given), {}, folder / "root", folder / "work", {}, None)
+    assert {place: kind for place, kind in run._mounts.items() if place.suffix} == {
+        folder / "own.pth": False,
+        folder / "second.pth": False,
+    }
+    found = parse_params(given, run.overrides)
+    assert found.student.weights == str(folder / "own.pth")
+    assert [member.weights for member in found.teacher.members] == [None, str(folder / "second.pth")]
+    assert found.teacher.members[0].seed == 3
+    published = parse_params({"student": {"name": "mobilenet_v3_small", "weights": "pretrained"}})
+    assert containers.Containers(published, {}, folder / "root", folder / "work", {}, None).overrides == []
 
 
 def test_containers_see_the_files_of_every_source(folder, monkeypatch):

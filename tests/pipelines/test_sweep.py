@@ -13,7 +13,7 @@ from gkd_core.config import load_params, params_of_sections, parse_params
 from gkd_core.config.contenders import Contender, line_up, parse_contenders
 from gkd_core.errors import GkdError
 from pipelines.kubeflow.compile import compile_pipeline
-from pipelines.kubeflow.grid import lay_out
+from pipelines.kubeflow.grid import lay_out, refuse_missing_starts
 from pipelines.kubeflow.package import Work, check
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +75,18 @@ CONTENDERS = """
 
 
 class TestContenders:
+    def test_what_one_starts_from_is_looked_for_before_anything_is_trained(self, tmp_path):
+        params = parse_params({"decide": {"precision": 0.9, "unknown": "gone"}})  # which a sweep does not read
+        (tmp_path / "own.pth").write_bytes(b"weights")
+
+        def look(weights: Path) -> None:
+            named = f"- kd\n- {{name: own, student: {{name: resnet8, weights: {weights}}}}}"
+            refuse_missing_starts(params, [], [], "", named, made=lambda path: False)
+
+        look(tmp_path / "own.pth")
+        with pytest.raises(GkdError, match=r"^contender 'own': student\.weights is .*gone\.pth, but there is no file"):
+            look(tmp_path / "gone.pth")
+
     def test_the_file_of_a_comparison_is_what_a_sweep_trains(self):
         params = load_params(ROOT / "params.yaml")
         plan = lay_out(params, seeds=[0.0, 1.0], contenders=CONTENDERS)
