@@ -12,7 +12,7 @@ such as 0.97 − 0.95 are not exact.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from gkd_core.errors import GkdError
 from gkd_core.evaluation.statistics import bootstrap_difference, paired_difference
+from gkd_core.export.manifest import SMALLER
 from gkd_core.tables import DIGITS, rounded
 
 TOLERANCE = 1e-9
@@ -40,8 +41,8 @@ class Check:
     """One rule's outcome.
 
     Attributes:
-        check: the rule's name: baseline, champion, parity, size, latency, and coverage and promotion_blocked where
-            they apply.
+        check: the rule's name: baseline, champion, parity, size, latency, and where they apply coverage, coverage_int8,
+            coverage_fp16 and promotion_blocked.
         passed: also true for a rule that had nothing to compare or no limit, as `sentence` then says.
         value: what was measured; None when nothing was.
         limit: what `value` had to reach or stay within, slack included; None when there is no limit.
@@ -146,7 +147,8 @@ def decide(
         max_size_mb: largest ONNX file in 10⁶ bytes; None does not limit.
         max_latency_ms: largest median latency of one image; None does not limit.
         new_data: what a champion measured on other data means.
-        min_coverage: part of the test images that its decision must give a class, in [0, 1]; None does not ask.
+        min_coverage: part of the test images that the decision of every file must give a class, in [0, 1]; None asks
+            that it give one to any.
     Raises:
         GkdError: the report says nothing of `metric`, or of the decision that `min_coverage` asks for.
     """
@@ -160,8 +162,7 @@ def decide(
         _at_most("size", metrics["onnx"]["onnx_bytes"] / 1e6, max_size_mb, "the ONNX file has", "{:.2f} MB".format),
         _at_most("latency", latency, max_latency_ms, f"{on_target}one image takes a median of", "{:.3f} ms".format),
     )
-    if min_coverage is not None:
-        checks += (_covers(metrics, z, min_coverage),)
+    checks += tuple(_covers(metrics, z, min_coverage))
     if promotion_blocked is not None:
         sentence = (
             f"it was taken back by hand ({promotion_blocked}), and only `gkd registry promote {version}` brings it back"
@@ -242,30 +243,52 @@ def _against_champion(
     return _at_least("champion", difference, -max_drop - slack, sentence)
 
 
-def _covers(metrics: Mapping[str, Any], z: float, min_coverage: float) -> Check:
-    """Enough images are given a class; and where a precision was asked for, enough of these the right one."""
-    found = metrics.get("decision")
-    if found is None:
+def _covers(metrics: Mapping[str, Any], z: float, min_coverage: float | None) -> Iterator[Check]:
+    """Of each file that is shipped: enough images are given a class; and where a precision was asked for, enough of
+    these the right one. Where nobody asks, that any image is given one: nothing else could keep a promise.
+    """
+    if min_coverage is not None and metrics.get("decision") is None:
         raise GkdError(
             "gate.min_coverage asks for a decision, and the report has none: give decide, such as {precision: 0.95}, "
             "and run `gkd export` and `gkd evaluate` again"
         )
-    images, coverage = int(metrics["data"]["test_images"]), float(found["coverage"])
+    images = int(metrics["data"]["test_images"])
+    found = {"": metrics.get("decision")} | {name: metrics.get(name, {}).get("decision") for name in SMALLER}
+    for file, decision in found.items():
+        if decision is None:
+            continue
+        check, of_file = ("coverage", "") if not file else (f"coverage_{file}", f"of {file}, ")
+        if float(decision["coverage"]) == 0.0:
+            kind = "precision" if decision["asked"] == "precision" else "coverage"
+            sentence = (
+                f"{of_file}none of the {images} test images is given a class, so the {kind} of "
+                f"{100 * float(decision['target']):.2f} % that decide asks for is not kept: ask for less, or train "
+                "a better student"
+            )
+            yield Check(check, False, 0.0, rounded(min_coverage), sentence)
+        elif min_coverage is not None:
+            yield _covers_enough(check, of_file, decision, images, z, min_coverage)
+
+
+def _covers_enough(
+    check: str, of_file: str, found: Mapping[str, Any], images: int, z: float, min_coverage: float
+) -> Check:
+    coverage = float(found["coverage"])
     slack = z * _error(coverage, images)
     sentence = (
-        f"{100 * coverage:.2f} % of the test images are given a class, {100 * min_coverage:.2f} is asked, and {images} "
-        f"images leave {100 * slack:.2f} to chance"
+        f"{of_file}{100 * coverage:.2f} % of the test images are given a class, {100 * min_coverage:.2f} is asked, and "
+        f"{images} images leave {100 * slack:.2f} to chance"
     )
-    enough = _at_least("coverage", coverage, min_coverage - slack, sentence)
-    precision, target = found["precision"], float(found["target"])
-    if found["asked"] != "precision" or precision is None:
+    enough = _at_least(check, coverage, min_coverage - slack, sentence)
+    if found["asked"] != "precision":
         return enough
+    precision, target = float(found["precision"]), float(found["target"])
     slack = z * _error(precision, round(coverage * images))
     sentence += (
         f"; {100 * precision:.2f} % of these have the right one, {100 * target:.2f} is asked (decide.precision), with "
         f"{100 * slack:.2f} left to chance"
     )
-    precise = _at_least("coverage", precision, target - slack, sentence)
+    precise = _at_least(check, precision, target - slack, sentence)
     return replace(enough, sentence=sentence) if precise.passed else precise
 
 

@@ -31,6 +31,7 @@ def judged(
     promotion_blocked: str | None = None,
     balanced: dict[str, float] | None = None,
     decision: dict[str, object] | None = None,
+    smaller: dict[str, dict[str, object]] | None = None,
     **limits,
 ):
     correct = bits(100, 90) if correct is None else correct
@@ -39,6 +40,7 @@ def judged(
         "onnx": {"top1": float(correct.mean()), "onnx_bytes": onnx_bytes},
         "differences": {},
         **({} if decision is None else {"decision": decision}),
+        **{precision: {"decision": found} for precision, found in (smaller or {}).items()},
     }
     if gain is not None:
         metrics["differences"]["student_minus_baseline"] = {
@@ -345,7 +347,6 @@ class TestAnotherMetric:
         (0.95, 0.90, "precision", True),  # 86.5/97 ± 0.0316: 0.9 + 0.0520 reaches 0.95
         (0.95, 0.85, "precision", False),  # 81.75/97 ± 0.0370: 0.85 + 0.0608 does not
         (0.95, 0.85, "coverage", True),  # nobody asked for a precision
-        (0.0, None, "precision", False),
     ],
 )
 def test_coverage_and_the_precision_that_was_asked_for_are_held_as_far_as_the_images_tell(
@@ -356,6 +357,43 @@ def test_coverage_and_the_precision_that_was_asked_for_are_held_as_far_as_the_im
     assert found.passed is passes
     assert found.checks[-1].check == "coverage"
     assert f"{100 * coverage:.2f} % of the test images are given a class, 90.00 is asked" in found.checks[-1].sentence
+
+
+@pytest.mark.parametrize(
+    ("int8", "passes", "said"),
+    [
+        ((0.95, 0.97), True, "of int8, 95.00 % of the test images are given a class, 90.00 is asked"),
+        ((0.83, 0.97), False, "of int8, 83.00 % of the test images are given a class, 90.00 is asked"),
+        ((0.95, 0.85), False, "85.00 % of these have the right one, 95.00 is asked"),
+        ((0.0, None), False, "of int8, none of the 100 test images is given a class"),
+    ],
+)
+def test_what_is_asked_of_a_decision_is_asked_of_the_smaller_files_too(int8, passes, said):
+    wish = {"asked": "precision", "target": 0.95}
+    fp32 = {"coverage": 0.95, "precision": 0.97} | wish
+    smaller = {"int8": dict(zip(("coverage", "precision"), int8, strict=True)) | wish, "fp16": fp32}
+    found = judged(decision=fp32, smaller=smaller, min_coverage=0.9)
+    assert found.passed is passes
+    checks = {check.check: check for check in found.checks[-3:]}
+    assert list(checks) == ["coverage", "coverage_int8", "coverage_fp16"]
+    assert [check.passed for check in checks.values()] == [True, passes, True]
+    assert said in checks["coverage_int8"].sentence
+
+
+@pytest.mark.parametrize("min_coverage", [None, 1e-6, 0.9])
+@pytest.mark.parametrize("asked", ["precision", "coverage"])
+def test_a_model_that_names_no_class_keeps_no_promise_whatever_is_asked_of_its_coverage(asked, min_coverage):
+    silent = {"coverage": 0.0, "precision": None, "asked": asked, "target": 0.95}
+    found = judged(decision=silent, min_coverage=min_coverage)
+    assert not found.passed
+    (check,) = [each for each in found.checks if not each.passed]
+    assert (check.check, check.value, check.limit) == ("coverage", 0.0, min_coverage)
+    assert f"so the {asked} of 95.00 % that decide asks for is not kept" in check.sentence
+
+
+def test_nothing_more_is_asked_of_a_decision_that_names_classes_where_min_coverage_is_null():
+    poor = {"coverage": 0.01, "precision": 0.5, "asked": "precision", "target": 0.95}
+    assert [check.check for check in judged(decision=poor).checks] == [check.check for check in judged().checks]
 
 
 def test_a_coverage_that_is_asked_for_needs_a_decision():
