@@ -20,7 +20,7 @@ from PIL import Image
 
 from gkd_core.cores import pool_size
 from gkd_core.data.duplicates import BITS, SIDE, alike, groups_of, near_pairs, perceptual_hash, small_grey
-from gkd_core.data.images import Unreadable, decoded, in_mode, opened
+from gkd_core.data.images import Unreadable, decoded, in_mode, not_opened, opened
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.base import SPLITS, Source, SplitName
 from gkd_core.errors import GkdError
@@ -164,7 +164,7 @@ def _look(source: Source, name: SplitName, position: int) -> Look:
     except Unreadable as error:
         return replace(look, unreadable=str(error))
     except OSError as error:  # no permission, a link that leads nowhere
-        return replace(look, unreadable=error.strerror or str(error))
+        return replace(look, unreadable=not_opened(error))
 
 
 def _seen(look: Look, image: Image.Image) -> Look:

@@ -42,6 +42,8 @@ PREPARED_BY: dict[Crop, str] = {
 BORDER = 128  # grey: near the mean of most photos
 LONGEST = 4  # times the shorter side: what reaches further is cut off, or one panorama would take the room of hundreds
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # and HEIF, where pillow-heif is installed
+BEGINNINGS = (b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # of formats that say no more in the first bytes
+CUT_OFF = ("truncated", "unexpected end", "ended prematurely", "not enough data", "unpack requires", "bytes missing")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 MAX_PIXELS = 1 << 26  # 67 million, 8192 × 8192: up to some 600 MB while it is decoded, whatever its mode
 STRIP = 1 << 18  # pixels that are brought to their final mode together: this takes several copies of them
@@ -51,6 +53,8 @@ SIGNIFICANT = "significant bits"  # under which Pillow's `info` has what a PNG's
 
 # Pillow warns of large pictures on stderr, and refuses larger ones; here one limit refuses, in one sentence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Nor is what it says of metadata and palettes for users: what cannot be decoded is refused in a sentence here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Unreadable(Exception):
@@ -87,12 +91,31 @@ def opened(file: Path | IO[bytes], max_pixels: int | None = None) -> Iterator[Im
             yield image
     except Unreadable:
         raise
-    except UnidentifiedImageError:  # Pillow would name the stream by its address in memory
-        raise Unreadable("cannot identify it: no image of a known format") from None
+    except Image.DecompressionBombError:
+        most = min(MAX_PIXELS if max_pixels is None else max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or MAX_PIXELS))
+        raise Unreadable(f"it is larger than {most:,} pixels, and more are not decoded: make it smaller") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, …
-        told = (isinstance(error, OSError) and error.strerror) or str(error)  # Pillow's have no strerror
-        reason = " ".join(told.split()) or type(error).__name__
-        raise Unreadable(reason.replace(str(file), file.name) if isinstance(file, Path) else reason) from None
+        raise Unreadable(_fault(error, file)) from None
+
+
+def not_opened(error: OSError) -> str:
+    """Why a file cannot be read at all, as `Unreadable` says it."""
+    if isinstance(error, FileNotFoundError):
+        return "it is not there, or a link that leads nowhere: remove it from where it is named"
+    return f"it cannot be read from the disk ({error.strerror or error}): make it readable, or remove it"
+
+
+def _fault(error: Exception, file: Path | IO[bytes]) -> str:
+    """What is wrong with a picture that began like one. Pillow says no more of most faults than where it gave up."""
+    if isinstance(error, OSError) and error.strerror:  # Pillow's own have none
+        return not_opened(error)
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is: make it smaller"
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, EOFError) or any(words in said.lower() for words in CUT_OFF):
+        return "it is cut off, and its end is missing: copy it again"
+    said = said.replace(str(file), file.name) if isinstance(file, Path) else said
+    return f"it is damaged: copy it again (Pillow: {said})"
 
 
 def decoded(image: ImageFile, side: int, max_pixels: int | None = None) -> Image.Image:
@@ -147,11 +170,13 @@ def _recognised(stream: IO[bytes]) -> ImageFile:
     stream.seek(0)
     head = stream.read(12)
     stream.seek(0)
+    if not head:
+        raise Unreadable("it is empty: copy it again")
     if head.startswith(b"\xff\xd8\xff"):
         # Image.open refuses 179 million pixels and more, which a JPEG of a telephone has: it is decoded at a fraction.
         return jpeg_factory(stream)
     if not _is_heif(head):
-        return Image.open(stream, formats=FORMATS)
+        return _identified(stream, head, FORMATS)
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -159,7 +184,18 @@ def _recognised(stream: IO[bytes]) -> ImageFile:
             "it is HEIC, which takes the package pillow-heif: pip install 'gkd[photos]', or convert it to JPEG"
         ) from None
     register_heif_opener()
-    return Image.open(stream, formats=(*FORMATS, "HEIF"))
+    return _identified(stream, head, (*FORMATS, "HEIF"))
+
+
+def _identified(stream: IO[bytes], head: bytes, formats: tuple[str, ...]) -> ImageFile:
+    try:
+        return Image.open(stream, formats=formats)
+    except UnidentifiedImageError:  # Pillow would name the stream by its address in memory
+        pass
+    in_box = head[4:8] == b"ftyp" or (head[:4], head[8:]) == (b"RIFF", b"WEBP")
+    if head.startswith(BEGINNINGS) or in_box or (head[:2], head[6:10]) == (b"BM", bytes(4)):
+        raise Unreadable("it is cut off or damaged soon after its beginning: copy it again")
+    raise Unreadable(f"it is no picture of a format that is read ({', '.join(formats)}): save it as one of these")
 
 
 def _is_heif(head: bytes) -> bool:

@@ -159,7 +159,7 @@ class Photos:
             with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
                 pixels = np.asarray(image)
         except Exception as error:  # Pillow's decoders raise what they like
-            raise self._damaged(f"picture {row}: {error}") from None
+            raise self._damaged(f"picture {row} cannot be decoded: {error}") from None
         wanted = (*self.sizes[row].tolist(), self.shape[3])
         if pixels.size != np.prod(wanted):
             raise self._damaged(f"picture {row} has {pixels.shape} values, not {wanted}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gkd_core.cores import pool_size
 from gkd_core.data.health import copies_in_train, examine, look_at, refuse_leakage
 from gkd_core.data.health_page import write_health
-from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, read_image, read_whole
+from gkd_core.data.images import PREPARATION, PREPARED_BY, Crop, Unreadable, not_opened, read_image, read_whole
 from gkd_core.data.left_out import count_left_out, refusal, unread, warnings_of, write_left_out
 from gkd_core.data.photos import Store
 from gkd_core.data.prepared import (
@@ -210,7 +210,7 @@ def _reader(examples: Examples, decode: Decode) -> Callable[[int], NDArray[np.ui
         try:
             stream = open_file(position)
         except OSError as error:
-            raise Unreadable(str(error.strerror or error)) from None
+            raise Unreadable(not_opened(error)) from None
         with stream:
             return decode(stream)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.cores import pool_size
-from gkd_core.data.images import Unreadable, read_image, read_whole
+from gkd_core.data.images import Unreadable, not_opened, read_image, read_whole
 from gkd_core.data.left_out import count_left_out, refusal, unread, warnings_of, write_left_out
 from gkd_core.data.photos import PhotoRecords
 from gkd_core.data.prepared import (
@@ -127,7 +127,7 @@ def _read(
                 stream.seek(0)
                 return picture if whole is None else whole(stream)
         except OSError as error:
-            return Unreadable(str(error.strerror or error))
+            return Unreadable(not_opened(error))
         except Unreadable as error:
             return error
 

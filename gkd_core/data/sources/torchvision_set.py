@@ -212,7 +212,8 @@ def _examples(
         try:
             image, target = dataset[position]
         except Exception as error:
-            raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from None
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise Unreadable(f"the data set cannot give it: fetch it again ({said})") from None
         if not isinstance(image, Image.Image):
             raise GkdError(
                 f"{source} gives a {type(image).__name__} where an image was expected: it cannot be prepared"

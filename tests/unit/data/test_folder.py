@@ -343,8 +343,10 @@ def test_unreadable_files_are_listed_or_dropped(tmp_path: Path) -> None:
     (root / "dog" / "11.png").write_text("not an image")
     with pytest.raises(GkdError) as error:
         write_prepared(open_source("folder", root), make(tmp_path / "refused"))
-    assert str(error.value).startswith("2 of 24 images cannot be read: cat/0.png (")
-    assert "dog/11.png (cannot identify it: no image of a known format)" in str(error.value)
+    assert str(error.value).startswith(
+        "2 of 24 images cannot be read: cat/0.png (it is cut off or damaged soon after its beginning: copy it again); "
+    )
+    assert "dog/11.png (it is no picture of a format that is read (AVIF, BMP, " in str(error.value)
     info = write_prepared(open_source("folder", root), make(tmp_path / "out"), unreadable="drop")
     assert info.dropped == ("cat/0.png", "dog/11.png")
     assert sum(info.counts.values()) == 22
