@@ -11,6 +11,18 @@ from pydantic import BaseModel, ValidationError
 
 from gkd_core.errors import unknown
 
+GUESSED = {
+    "prepare": "data",
+    "baseline": "references",
+    "kd": "references",
+    "deploy": "export",
+    "report": "evaluate",
+    "register": "gate",
+    "registration": "gate",
+    "mlflow": "tracking",
+}
+"""Steps, and folders that they write, whose names are no sections → the section that says what is done there."""
+
 
 @dataclass(frozen=True)
 class Mistake:
@@ -53,7 +65,7 @@ def mistakes(
         name = ".".join(place)
         match found["type"]:
             case "extra_forbidden":
-                yield Mistake(place, unknown_key(place, _fields(model, inside[:-1]), what))
+                yield Mistake(place, _unknown_key(place, model, inside, found["input"], what))
             case "value_error" if isinstance(found["ctx"]["error"], ContradictionsError):
                 for sentence in found["ctx"]["error"].sentences:
                     yield Mistake(place, f"{name}: {sentence}" if name else sentence, contradiction=True)
@@ -80,6 +92,23 @@ def unknown_key(
     """`unknown` for a key that a section does not have."""
     *section, key = place
     return unknown(what, key, known, section=".".join([*section, ""]), renamed=renamed)
+
+
+def _unknown_key(place: tuple[str, ...], model: type[BaseModel], inside: list[Any], given: Any, what: str) -> str:
+    """`unknown_key`, which also knows what people call a section by its step or its folder, and a key in it.
+
+    Args:
+        inside: the key's place in the model.
+        given: its value.
+    """
+    known = _fields(model, inside[:-1])
+    section = GUESSED.get(inside[0]) if len(inside) == 1 else None
+    if section not in known:
+        return unknown_key(place, known, what)
+    keys = _fields(model, [section])
+    inner = next((key for key in given if key in keys), None) if isinstance(given, dict) else None
+    wrong, right = (inside[0], section) if inner is None else (f"{inside[0]}.{inner}", f"{section}.{inner}")
+    return unknown(what, wrong, known, renamed={wrong: right})
 
 
 def warn_renamed(old: str, new: str) -> None:

@@ -106,6 +106,25 @@ def test_a_value_where_a_section_belongs_is_told_with_the_form_of_one(tmp_path):
     assert message == "p.yaml: train is 5: it must be a section (train: {epochs: …})"
 
 
+@pytest.mark.parametrize(
+    ("override", "wrong", "right"),
+    [
+        ("report.pictures=false", "report.pictures", "evaluate.pictures"),
+        ("report.frontier=frontier", "report.frontier", "evaluate.frontier"),
+        ("report.colour=red", "report", "evaluate"),
+        ("report=true", "report", "evaluate"),
+        ("deploy.fp16=true", "deploy.fp16", "export.fp16"),
+        ("prepare.root=photos", "prepare.root", "data.root"),
+        ("register.min_coverage=0.8", "register.min_coverage", "gate.min_coverage"),
+        ("mlflow.uri=http://mlflow:5000", "mlflow.uri", "tracking.uri"),
+    ],
+)
+def test_a_section_called_by_its_step_or_its_folder_is_told_by_its_name(override, wrong, right, tmp_path):
+    assert refused(tmp_path, "", override)[0].startswith(
+        f"--set {override}: parameter '{wrong}' is unknown; did you mean '{right}'? Known: plugins, data, "
+    )
+
+
 def test_networks_that_there_are_not_are_told_with_everything_else(tmp_path):
     text = "teacher: {name: resnet21, members: [{name: wrn_16_3}, {}]}\n"
     overrides = ["student.name=resnet9", "teacher.assistants=[resnet20, vgg99]", "train.epoch=3"]
