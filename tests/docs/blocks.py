@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "reference").glob("*.md")]
+    for pattern in ("*.md", "docs/*.md", "docs/reference/*.md", "examples/*/README.md")
+    for page in ROOT.glob(pattern)
     if page.name != "CHANGELOG.md"
 )
 RUN = ("bash", "python")
@@ -16,6 +17,11 @@ SHOWN = ("yaml", "text", "json", "toml")
 NEEDS = ("cluster", "gpu", "docker", "internet", "object storage")
 BLOCK = re.compile(r"(?:^<!-- (needs|run by): ([^>]+?) -->\n)?^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ADDRESS = "localhost:8080"
+
+
+def name_of(page: Path) -> str:
+    """Where a page is, from the root on: several are called README.md."""
+    return page.relative_to(ROOT).as_posix()
 
 
 @dataclass(frozen=True)

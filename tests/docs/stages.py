@@ -53,9 +53,9 @@ data = gkd.load_data("digits", train_images=50)
 teacher = gkd.create_model("resnet8", data=data)
 Path("search").mkdir(exist_ok=True)
 """
-NEEDS_DATA = ("comparing.md", "searching.md")  # their Python begins with a teacher and data
-ONLY_PHOTOS = ("README.md", "start.md")  # they make their project themselves
-ONLY_PARAMETERS = ("kubernetes.md",)  # those of the demo: a cluster does not have this machine's photos
+NEEDS_DATA = ("docs/comparing.md", "docs/searching.md")  # their Python begins with a teacher and data
+ONLY_PHOTOS = ("README.md", "docs/start.md")  # they make their project themselves
+ONLY_PARAMETERS = ("docs/kubernetes.md",)  # those of the demo: a cluster does not have this machine's photos
 
 
 @dataclass(frozen=True)

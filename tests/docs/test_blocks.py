@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.docs.blocks import NEEDS, PAGES, ROOT, RUN, SHOWN, blocks, script
+from tests.docs.blocks import NEEDS, PAGES, ROOT, RUN, SHOWN, blocks, name_of, script
 from tests.docs.shell import commands
 from tests.docs.stages import IN_PYTHON, NEEDS_DATA, ONLY_PARAMETERS, ONLY_PHOTOS, Stage, write_photos, write_project
 
@@ -46,19 +46,19 @@ def stage(made_once, bash) -> Callable[[Path], Stage]:
     """Where a page's blocks run."""
 
     def of(page: Path) -> Stage:
-        if page.name in ONLY_PHOTOS:
+        if name_of(page) in ONLY_PHOTOS:
             return Stage(made_once("photos-of-the-pages", lambda folder: write_photos(folder / "photos")))
-        if page.name in ONLY_PARAMETERS:
+        if name_of(page) in ONLY_PARAMETERS:
             return Stage(made_once("parameters-of-the-pages", lambda folder: shutil.copy(ROOT / "params.yaml", folder)))
         project = made_once("project-of-the-pages", lambda folder: write_project(folder, bash))
-        return Stage(project, IN_PYTHON if page.name in NEEDS_DATA else "")
+        return Stage(project, IN_PYTHON if name_of(page) in NEEDS_DATA else "")
 
     return of
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # for a machine that is busy with other things; some seconds a page on an idle one
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 def test_the_blocks_of_a_page_run_in_order(page, stage, bash, tmp_path):
     set_up = stage(page)
     folder = tmp_path / "here"
@@ -67,13 +67,13 @@ def test_the_blocks_of_a_page_run_in_order(page, stage, bash, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     done = bash(script(page, folder, port, set_up.smaller, set_up.before_python), folder)
-    assert done.returncode == 0, f"{page.name}: {done.stderr[-3000:]}\n{done.stdout[-1000:]}"
+    assert done.returncode == 0, f"{name_of(page)}: {done.stderr[-3000:]}\n{done.stdout[-1000:]}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_is_run_or_says_why_not(page):
     for block in blocks(page.read_text()):
-        where = f"{page.name}, line {block.line}"
+        where = f"{name_of(page)}, line {block.line}"
         assert block.language in (*RUN, *SHOWN), f"{where}: say its language, one of {', '.join((*RUN, *SHOWN))}"
         if block.needs:
             assert block.needs in NEEDS, f"{where}: a block can need {', '.join(NEEDS)}"
@@ -84,17 +84,17 @@ def test_every_block_is_run_or_says_why_not(page):
             assert by_ci or page.name in text, f"{where}: {block.run_by} does not speak of it"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_yaml_of_a_page_can_be_read(page):
     for block in blocks(page.read_text()):
         if block.language == "yaml":
-            assert list(yaml.safe_load_all(block.text)), f"{page.name}, line {block.line}"
+            assert list(yaml.safe_load_all(block.text)), f"{name_of(page)}, line {block.line}"
 
 
 def test_no_fence_is_passed_over():
     for page in PAGES:
         text = page.read_text()
-        assert text.count("\n```") == 2 * len(blocks(text)), f"{page.name} has a fence that is indented or not closed"
+        assert text.count("\n```") == 2 * len(blocks(text)), f"{name_of(page)}: a fence is indented or not closed"
 
 
 def test_most_of_what_can_be_run_is():
