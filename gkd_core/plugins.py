@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, unknown
 from gkd_core.files import file_digest, json_digest
 
 GROUP = "gkd.plugins"
@@ -115,6 +115,15 @@ def registered(kind: Kind) -> Iterator[tuple[str, str]]:
 def loaded() -> list[str]:
     """Modules that registered something here, for a process that is started from here to `load`."""
     return sorted({module for module in _owners.values() if module != "__main__"})
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """`unknown` of a method, a network or an augmentation, of which plugins may bring more."""
+    if modules := loaded():
+        more = f"none of the plugins that are loaded ({', '.join(modules)}) brings it"
+    else:
+        more = "one of your own is known where `plugins` names its module, or it was imported (docs/plugins.md)"
+    return f"{unknown(what, name, known)}; {more}"
 
 
 def modules_of(names: Iterable[Name]) -> list[str]:

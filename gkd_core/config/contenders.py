@@ -20,6 +20,7 @@ from gkd_core.config.schema import DistillConfig, Params, TrainingConfig, whole
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 from gkd_core.methods import METHODS, is_method, list_methods
+from gkd_core.plugins import unknown_name
 
 SECTIONS = ("distill", "train", "student")
 REFERENCE = "kd"  # of methods; of a file of contenders the first
@@ -90,7 +91,7 @@ def line_up(
     if reference not in names:
         if not is_method(reference):
             kind = "method" if contenders is None else "contender"
-            raise GkdError(unknown(f"{option}reference: {kind}", reference, dict.fromkeys([*names, *METHODS])))
+            raise GkdError(unknown_name(f"{option}reference: {kind}", reference, dict.fromkeys([*names, *METHODS])))
         entries.insert(0, _entry(reference, 0))
     found = _resolve(entries, params, where)
     return sorted(found, key=lambda contender: contender.name != reference)
@@ -125,7 +126,7 @@ def _entry(given: Any, place: int) -> _Entry:
         place: in the list, for an entry without a name.
     """
     if isinstance(given, str):
-        wrong = [] if is_method(given) else [unknown("method", given, METHODS)]
+        wrong = [] if is_method(given) else [unknown_name("method", given, METHODS)]
         return _Entry(given, {"distill": {"method": given}}, wrong, word=True)
     if not isinstance(given, dict):
         sentence = f"entry {place} is {given!r}: write a method's name, or name: … and what differs"

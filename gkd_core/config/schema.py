@@ -27,7 +27,7 @@ from gkd_core.decision import Score
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import json_digest
 from gkd_core.mistakes import ContradictionsError
-from gkd_core.plugins import Name, lineage
+from gkd_core.plugins import Name, lineage, unknown_name
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -460,10 +460,13 @@ class StudentConfig(NetworkConfig):
     """The small network. Its view of the images is what the references see too."""
 
     channels: Literal[1, 3] | None = None
-    """1 shows it greyscale, 3 colour (scheme `cross_modal`); null shows it what the data has."""
+    """1 shows it greyscale, 3 colour, a grey picture three times; null shows it what the data has, or with `weights`
+    what they were made for, and nothing else goes with them. Scheme `single` refuses a number where a teacher teaches;
+    where nobody does (method `ce`), and in other schemes (`cross_modal` is made for it), the student sees it so."""
     image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Side in pixels of the images it sees (scheme `cross_modal`, or with `weights`); null keeps the weights' or the
-    data's."""
+    """Side in pixels of the images it sees, to which the data's are resized; null is the weights', without them the
+    data's. Without `weights`, scheme `single` refuses a number where a teacher teaches; where nobody does (method
+    `ce`), and in other schemes (`cross_modal` is made for it), the student sees it so."""
 
     @property
     def has_own_view(self) -> bool:
@@ -518,7 +521,7 @@ class MethodConfig(Section):
     @classmethod
     def _method(cls, value: str) -> str:
         if not methods.is_method(value):
-            raise ValueError(unknown("method", value, methods.METHODS))
+            raise ValueError(unknown_name("method", value, methods.METHODS))
         return value
 
     @field_validator("schedule")
@@ -533,7 +536,7 @@ class MethodConfig(Section):
     def _options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for method in value:
             if not methods.is_method(method):
-                raise ValueError(unknown("options: method", method, methods.METHODS))
+                raise ValueError(unknown_name("options: method", method, methods.METHODS))
         return _whole_options(value)
 
     def unread(self) -> Iterator[str]:
@@ -811,8 +814,9 @@ class GateConfig(Section):
     max_latency_ms: Positive | None = None
     """Largest median latency of one image in milliseconds; null does not limit."""
     min_coverage: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """With `decide`: part of the test images that the model must give a class, in [0, 1], and where a precision was
-    asked for, with that precision, both as far as the test set can tell; null does not ask."""
+    """With `decide`: part of the test images that each file that is shipped must give a class, in [0, 1], and where a
+    precision was asked for, with that precision, both as far as the test set can tell; null asks no more than that any
+    is given one."""
     deploy_bench: str | None = None
     """File of `gkd bench deploy`, measured where the model will run: `max_latency_ms` limits its first case with one
     image. Null takes what `gkd evaluate` measured on its own machine."""
@@ -862,13 +866,18 @@ def _module(value: str) -> str:
     return value
 
 
+def _once(modules: list[str]) -> list[str]:
+    """Each in its first place, as pytest, Sphinx and pylint take plugins: importing a module again does nothing."""
+    return list(dict.fromkeys(modules))
+
+
 class Params(Section):
     """All of params.yaml."""
 
-    plugins: list[Annotated[str, AfterValidator(_module)]] = []
+    plugins: Annotated[list[Annotated[str, AfterValidator(_module)]], AfterValidator(_once)] = []
     """Modules to import, which register methods, networks and augmentations of your own (docs/plugins.md):
-    `[my_package.losses]`. Importing one runs its code. Those of installed packages with an entry point are found
-    without."""
+    `[my_package.losses]`. Importing one runs its code; one that is listed twice counts once. Those of installed
+    packages with an entry point are found without."""
     data: DataConfig = DataConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()

@@ -20,6 +20,7 @@ from gkd_core.config.schema import Params, whole
 from gkd_core.errors import GkdError, unknown
 from gkd_core.methods import METHODS, is_method
 from gkd_core.mistakes import Mistake, warn_renamed
+from gkd_core.plugins import unknown_name
 from gkd_core.schemes import names as scheme_names
 
 RANGE, CHOICES, WHEN = ("low", "high", "log", "step"), "choices", "when"
@@ -356,7 +357,8 @@ def _when(key: str, given: Any) -> tuple[tuple[tuple[str, tuple[Any, ...]], ...]
         if key.startswith(f"{options}."):
             owner = key.removeprefix(f"{options}.").partition(".")[0]
             if owner not in known and not (known is METHODS and is_method(owner)):
-                wrong.append(unknown(f"{options}: {chooser.rpartition('.')[2]}", owner, known))
+                say = unknown_name if known is METHODS else unknown
+                wrong.append(say(f"{options}: {chooser.rpartition('.')[2]}", owner, known))
             elif owner not in found.setdefault(chooser, (owner,)):
                 wrong.append(
                     f"{key} is read where {chooser} is {owner} alone, but when asks for another: leave that out"

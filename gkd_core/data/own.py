@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticUserError
 
 from gkd_core import plugins
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
 from gkd_core.methods import model_of, positional
 from gkd_core.mistakes import mistakes
 
@@ -100,7 +100,7 @@ def wrong(own: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if name not in AUGMENTATIONS:
             plugins.load_installed()
         if name not in AUGMENTATIONS:
-            yield unknown("own: the augmentation", name, AUGMENTATIONS)
+            yield plugins.unknown_name("own: the augmentation", name, AUGMENTATIONS)
             continue
         model = options_model(name)
         try:

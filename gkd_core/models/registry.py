@@ -143,7 +143,7 @@ def refuse_unknown_name(name: str, key: str = "network") -> None:
 def _unknown(name: str, key: str = "network") -> str:
     near = difflib.get_close_matches(name, _torchvision_names(), n=3)
     known = [*_cifar_names(), *OWN, *near, "every torchvision classification model by its name, timm:NAME"]
-    return unknown(key, name, known)
+    return plugins.unknown_name(key, name, known)
 
 
 def is_cifar_name(name: str) -> bool:
@@ -204,7 +204,7 @@ def create_classifier(
         return _build_own(name, num_classes, in_channels=in_channels, image_size=image_size, stem=stem)
     if name.removeprefix(TORCHVISION) not in _torchvision_names():
         # The name may be from somebody's file, which must not have code imported.
-        raise GkdError(f"{_unknown(name)}; one of a plugin is known where `plugins` names that, or it was imported")
+        raise GkdError(_unknown(name))
     from gkd_core.models.torchvision import build
 
     return build(name.removeprefix(TORCHVISION), num_classes, in_channels=in_channels, image_size=image_size, stem=stem)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS, check_hyperparameters, create_loss, hyperparameters, is_method
 from gkd_core.mistakes import mistakes
+from gkd_core.plugins import unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ class DistillationSpec:
         from gkd_core import schemes
 
         if not is_method(self.method):
-            raise GkdError(unknown("distill.method", self.method, METHODS))
+            raise GkdError(unknown_name("distill.method", self.method, METHODS))
         scheme = schemes.get(self.scheme)
         scheme.check_method(self.method, self.hyperparameters)
         object.__setattr__(self, "hyperparameters", check_hyperparameters(self.method, self.hyperparameters))

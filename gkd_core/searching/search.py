@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from gkd_core.config.load import params_of_sections
 from gkd_core.config.schema import Params
 from gkd_core.config.space import read_space
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
 from gkd_core.evaluation.comparison import check_seeds, common_params, expect_student, train_by
 from gkd_core.files import json_digest
 from gkd_core.methods import METHODS, is_method
+from gkd_core.plugins import unknown_name
 
 if TYPE_CHECKING:
     from gkd_core.data.prepared import PreparedData
@@ -86,7 +87,7 @@ def search(
     if not isinstance(space, Mapping) or not space:
         raise GkdError(f"space is {space!r}: give a dict, parameter → range, choices or value")
     if not is_method(method):
-        raise GkdError(unknown("method", method, METHODS))
+        raise GkdError(unknown_name("method", method, METHODS))
     for name, limit in (("trials", trials), ("minutes", minutes)):
         if limit is not None and not 0 < limit < math.inf:
             raise GkdError(f"{name} is {limit}: give a number above 0")

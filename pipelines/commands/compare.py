@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError
 from pipelines.commands.options import (
     Configuration,
     Data,
@@ -79,10 +79,11 @@ def compare(
     """Train named settings, or methods, with many seeds on one data set, and compare them, paired by seed."""
     from gkd_core.files import read_json
     from gkd_core.methods import METHODS, is_method
+    from gkd_core.plugins import unknown_name
 
     given = trials.read(configuration)  # which loads the plugins that it names
     if trials.contenders is None and reference is not None and not is_method(reference):
-        raise GkdError(unknown("--reference", reference, METHODS))
+        raise GkdError(unknown_name("--reference", reference, METHODS))
     from components import compare as comparison
     from pipelines.summary import show_comparison
 

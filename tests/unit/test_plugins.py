@@ -121,6 +121,34 @@ def test_an_option_without_a_default_is_asked_for_before_anything_is_trained(tmp
     assert parse_params({"plugins": [named], "distill": distill | {"temperature": 2}}).distill.temperature == 2
 
 
+def test_a_module_that_is_listed_twice_counts_once(module):
+    params = parse_params({"plugins": [module, module], "distill": {"method": "gap"}})
+    assert params.plugins == [module]
+    once = parse_params({"plugins": [module], "distill": {"method": "gap"}})
+    assert params.digest("distill") == once.digest("distill")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"distill": {"method": "gapp"}},
+        {"distill": {"options": {"gapp": {}}}},
+        {"student": {"name": "tinyy"}},
+        {"train": {"augment": {"own": {"nois": {}}}}},
+    ],
+)
+def test_an_unknown_name_says_how_names_of_ones_own_are_known(content, tmp_path, forget_plugins):
+    assert "one of your own is known where `plugins` names its module" in refused(content)
+    add_to_path(tmp_path)
+    module = write_plugin(tmp_path, "mine")
+    assert f"none of the plugins that are loaded ({module}) brings it" in refused(content | {"plugins": [module]})
+
+
+@pytest.mark.parametrize("distill", [{"scheme": "mutul"}, {"schedule": "linea"}])
+def test_what_no_plugin_can_bring_says_nothing_of_them(distill, forget_plugins):
+    assert "plugin" not in refused({"distill": distill})
+
+
 def test_an_unknown_name_is_told_with_those_of_plugins(module):
     assert "did you mean 'gap'" in refused({"plugins": [module], "distill": {"method": "gapp"}})
     assert "did you mean 'tiny'" in refused({"plugins": [module], "student": {"name": "tinyy"}})

@@ -138,6 +138,14 @@ def test_a_student_that_nobody_teaches_may_have_a_view_of_its_own(student):
     assert "a view of its own" in refused(student=student, distill={"method": "kd"})
 
 
+def test_other_schemes_let_a_student_have_a_view_of_its_own():
+    for distill, teacher in (
+        ({"scheme": "cross_modal", "method": "kd"}, {}),
+        ({"scheme": "ensemble", "method": "kd"}, {"members": [{}, {}]}),
+    ):
+        parse_params({"student": {"channels": 1}, "distill": distill, "teacher": teacher})
+
+
 @pytest.mark.parametrize("scheme", ["mutual", "amalgamation"])
 def test_a_hyperparameter_that_would_not_be_read_is_refused(scheme):
     distill = {"scheme": scheme, "method": "kd", "options": {"kd": {"weight": 0.5}}}
