@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
@@ -24,6 +25,9 @@ from gkd_core.errors import GkdError
 from gkd_core.files import write_bytes
 from gkd_core.report.forest import INK
 from gkd_core.schedules import create_schedule
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 EPOCHS = 30
@@ -65,16 +69,10 @@ def photographs(demo: Path) -> Iterator[tuple[str, bytes]]:
     Raises:
         GkdError: the demo has not run there, or Chromium is not installed.
     """
-    from playwright.sync_api import sync_playwright
-
     report, deploy = demo / "report" / "report.html", demo / "deploy"
     if not report.is_file() or not deploy.is_dir():
         raise GkdError(f"{demo} has no report/report.html and deploy/: run `make demo` there first")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise GkdError("the pictures are taken in Chromium, which is not there: apt-get install chromium")
-    with sync_playwright() as playwright, _served(deploy) as address:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+    with chromium() as browser, _served(deploy) as address:
         page = browser.new_page(viewport={"width": 1100, "height": 860}, device_scale_factor=1.5)
         page.goto(report.resolve().as_uri())
         yield "report.webp", _webp(page.screenshot())
@@ -83,6 +81,23 @@ def photographs(demo: Path) -> Iterator[tuple[str, bytes]]:
         page.set_input_files("input[type=file]", files=[_digit(demo)])
         page.locator("#bars li").first.wait_for()
         yield "page.webp", _webp(page.screenshot())
+
+
+@contextmanager
+def chromium(*switches: str) -> Iterator["Browser"]:
+    """Chromium, started without a window and with these switches beside our own.
+
+    Raises:
+        GkdError: it is not installed.
+    """
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        raise GkdError("pages are looked at in Chromium, which is not there: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=[*CHROMIUM, *switches])
+        yield browser
         browser.close()
 
 

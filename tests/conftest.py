@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,6 +119,21 @@ def web_files(made_once) -> Path:
             (folder / name).write_bytes(content)
 
     return made_once("web-runtime", fetch)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, with a camera that needs no hardware and asks nobody.
+
+    Of a module's own, since playwright keeps an event loop in its thread meanwhile.
+    """
+    from playwright.sync_api import expect
+
+    from benchmarks.pictures import chromium
+
+    expect.set_options(timeout=60_000)  # ms that a condition may take to come true; 5 s are short on a busy machine
+    with chromium("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -70,26 +70,18 @@ def test_files_outside_the_pages_are_pages_of_it(site):
 
 
 @pytest.mark.slow
-def test_it_asks_nobody_else_and_fits_a_phone(address):
-    import shutil
-
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium")
-    assert chromium, "the site is tested in Chromium, which is not there: apt-get install chromium"
+def test_it_asks_nobody_else_and_fits_a_phone(address, browser):
     asked: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=pictures.CHROMIUM)
-        for scheme, width in (("light", 1280), ("dark", 390)):
-            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
-            page = context.new_page()
-            page.on("request", lambda request: asked.append(request.url))
-            for name in ("index", "start", "reference/python", "kubernetes"):
-                page.goto(f"{address}/{name}.html")
-                assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than {width}"
-            shown = page.evaluate("document.body.dataset.mdColorScheme")
-            assert shown == {"light": "default", "dark": "slate"}[scheme]
-        browser.close()
+    for scheme, width in (("light", 1280), ("dark", 390)):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 844})
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        for name in ("index", "start", "reference/python", "kubernetes"):
+            page.goto(f"{address}/{name}.html")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, f"{name} is wider than {width}"
+        shown = page.evaluate("document.body.dataset.mdColorScheme")
+        assert shown == {"light": "default", "dark": "slate"}[scheme]
+        context.close()
     assert asked
     assert [url for url in asked if not url.startswith((address, "data:"))] == []
 

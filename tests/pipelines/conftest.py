@@ -1,9 +1,10 @@
-"""A real `gkd serve` for tests: started on a free port, asked, put under load, stopped by its process id."""
+"""A real `gkd serve` for tests, started on a free port, asked, put under load, stopped by its process id; and compiled
+pipelines, with a way to whoever takes them.
+"""
 
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,19 +22,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import yaml
-from playwright.sync_api import Browser, sync_playwright
 
+from gkd_core.errors import GkdError
 from tests.conftest import GKD
 
-CHROMIUM = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--use-fake-device-for-media-stream",  # a camera that needs no hardware, and no question to a user
-    "--use-fake-ui-for-media-stream",
-]
 INFER = "/v2/models/gkd-student/infer"
+SECRET = "s3cr3t-t0k3n"
 
 
 def body(images: np.ndarray, **changed: Any) -> bytes:
@@ -48,6 +43,28 @@ def expected(model: Path, images: np.ndarray) -> np.ndarray:
 def logits(content: bytes) -> np.ndarray:
     output = json.loads(content)["outputs"][0]
     return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+@contextmanager
+def says(*parts: str):
+    """The block is refused in one sentence with these parts in it, and no secret."""
+    with pytest.raises(GkdError) as raised:
+        yield
+    told = str(raised.value)
+    assert "\n" not in told
+    assert raised.value.exit_code == 2
+    for secret in (SECRET, "hunter2"):
+        assert secret not in told
+    for part in parts:
+        assert part in told
+
+
+def cached(spec: dict) -> list[str]:
+    """Tasks that may be taken from the cluster's cache."""
+    dags = [part["dag"] for part in [spec["root"], *spec["components"].values()] if "dag" in part]
+    return [
+        name for dag in dags for name, task in dag["tasks"].items() if task.get("cachingOptions", {}).get("enableCache")
+    ]
 
 
 @dataclass
@@ -274,12 +291,44 @@ def parts_of() -> Callable[[Path], tuple[Any, Any]]:
     return parts_of
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium; of a module's own, since playwright keeps an event loop in its thread meanwhile."""
-    chromium = shutil.which("chromium")
-    assert chromium, "pages are tested in Chromium, which is not there: apt-get install chromium"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
-        yield running
-        running.close()
+@pytest.fixture(scope="session")
+def whole(compiled) -> Path:
+    """The pipeline itself, compiled for one accelerator a pod."""
+    return compiled("gpu")
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory) -> Path:
+    """A small compiled pipeline, with arguments that have a default and one that has none."""
+    from kfp import compiler, dsl
+
+    @dsl.component(base_image="registry.example/gkd:test", install_kfp_package=False)
+    def work(params: dict, epochs: int) -> str:
+        return str(params)
+
+    @dsl.pipeline(name="tiny")
+    def tiny(epochs: int, params: dict = {"train": {"epochs": 1}}, overrides: list = []):  # noqa: B006
+        work(params=params, epochs=epochs)
+
+    file = tmp_path_factory.mktemp("package") / "tiny.yaml"
+    compiler.Compiler().compile(tiny, str(file))
+    return file
+
+
+@pytest.fixture
+def work(package) -> Any:
+    """That pipeline, to be sent."""
+    from pipelines.kubeflow.package import Work
+
+    return Work(package, {"epochs": 1}, "name")
+
+
+@pytest.fixture
+def connect(monkeypatch) -> Callable[..., Any]:
+    """A function that connects to a server of Kubeflow Pipelines, as these options of a command would."""
+    from pipelines.kubeflow import client
+
+    for name in ("KF_PIPELINES_ENDPOINT", client.TOKEN_VARIABLE, client.COOKIE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.001)
+    return lambda **access: client.connect(client.Access(**access))
