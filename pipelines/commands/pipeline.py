@@ -39,6 +39,7 @@ app = typer.Typer(
 TWO_DAYS = 172800.0  # seconds
 
 Which = Annotated[str, typer.Option("--pipeline", help="distillation, sweep (contenders × pairs × seeds) or search.")]
+Run = Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")]
 
 
 @app.command("compile")
@@ -294,7 +295,7 @@ def unschedule(
 @app.command()
 @grouped
 def status(
-    run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
+    run: Run,
     follow: Annotated[
         bool,
         typer.Option("--follow", "-f", help="Print each change until the run has ended; exit code 1 when it failed."),
@@ -339,7 +340,7 @@ def status(
 @app.command()
 @grouped
 def logs(
-    run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
+    run: Run,
     step: Annotated[
         str | None, typer.Argument(help="One task, as `status` shows it; all of them unless given.", show_default=False)
     ] = None,
@@ -366,7 +367,7 @@ def logs(
 @app.command()
 @grouped
 def stop(
-    run: Annotated[str, typer.Argument(help="Identifier of a run, or its name (then the newest).")],
+    run: Run,
     server: Access,
 ) -> None:
     """End a run, its tasks and TrainJobs; the cluster's cache keeps what is finished, the volume the checkpoints."""

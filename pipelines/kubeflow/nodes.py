@@ -33,13 +33,14 @@ def train(task: Task, profile: str, *, out: str, **inputs: str) -> None:
         out: folder to write.
         inputs: folders by the name of the step's argument: data, and teacher except for the teacher.
     Raises:
-        GkdError: as `train_job.launch`, and what the step itself says.
+        GkdError: as `train_job_life.launch`, and what the step itself says.
     """
     if not profile or not _trains(task.step, task.params):
         task.run(out=out, **inputs)
         return
     from components.image import image
-    from pipelines.kubeflow.train_job import JobEnded, TrainJob, launch
+    from pipelines.kubeflow.train_job import TrainJob
+    from pipelines.kubeflow.train_job_life import JobEnded, launch
 
     given = Profile.model_validate_json(profile)
     assert given.nodes is not None

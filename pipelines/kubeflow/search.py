@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from gkd_core.errors import GkdError
-from pipelines.kubeflow import components
+from pipelines.kubeflow import components, search_components
 from pipelines.kubeflow.pods import configure
 from pipelines.kubeflow.profile import Profile
 
@@ -75,7 +75,7 @@ def search(
         ended = configure(components.ended(), "ended", profile)
         ended.set_caching_options(False)
         with dsl.ExitHandler(ended, name="steps"):
-            plan = components.plan_search(
+            plan = search_components.plan_search(
                 params=params,
                 overrides=overrides,
                 data_source=data_source,
@@ -99,9 +99,9 @@ def search(
             plans = components.trainings(listed=plan.outputs["workers"])
             # kfp's local runner gives a loop's task no other parameter than the loop's own.
             with dsl.ParallelFor(plans.output) as own:
-                worker = components.search_worker(plan=own, data=data, teacher=teacher.outputs["teacher"])
+                worker = search_components.search_worker(plan=own, data=data, teacher=teacher.outputs["teacher"])
                 worker.set_caching_options(False)  # the database knows what is done
-            report = components.search_report(
+            report = search_components.search_report(
                 plan=plan.outputs["search"],
                 workers=dsl.Collected(worker.outputs["result"]),
                 data=data,

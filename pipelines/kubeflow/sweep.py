@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from gkd_core.errors import GkdError
-from pipelines.kubeflow import components
+from pipelines.kubeflow import components, sweep_components
 from pipelines.kubeflow.pods import configure
 from pipelines.kubeflow.profile import Profile
 
@@ -75,7 +75,7 @@ def sweep(
         ended = configure(components.ended(), "ended", profile)
         ended.set_caching_options(False)
         with dsl.ExitHandler(ended, name="steps"):
-            plan = components.plan(
+            plan = sweep_components.plan(
                 params=params,
                 overrides=overrides,
                 data_source=data_source,
@@ -95,11 +95,11 @@ def sweep(
             trials = components.trainings(listed=plan.outputs["trials"])
             with dsl.ParallelFor(teachers.output, parallelism=parallelism) as settings:
                 teacher = components.teacher(settings=settings, data=data)
-            gather = components.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
+            gather = sweep_components.gather(teachers=dsl.Collected(teacher.outputs["teacher"]))
             with dsl.ParallelFor(trials.output, parallelism=parallelism) as trial:
-                run_trial = components.run_trial(trial=trial, data=data, teachers=gather.outputs["together"])
+                run_trial = sweep_components.run_trial(trial=trial, data=data, teachers=gather.outputs["together"])
             results = dsl.Collected(run_trial.outputs["result"])
-            compare = components.compare(results=results, reference=plan.outputs["reference"], metric=metric)
+            compare = sweep_components.compare(results=results, reference=plan.outputs["reference"], metric=metric)
             for task in (plan, teachers, trials):
                 configure(task, "settings", profile)
             configure(prepare, "prepare", profile)
