@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from own_method.losses import CosineEmbedding
+from own_method import CosineEmbedding
 
 import gkd_core as gkd
 from gkd_core.models.classifier import Output
