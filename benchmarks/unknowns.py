@@ -21,7 +21,7 @@ from PIL import Image
 import gkd_core as gkd
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.unknown import UnknownPictures
-from gkd_core.decision import Score
+from gkd_core.decision import OF_FEATURES, Score
 from gkd_core.evaluation.decision import measure_decision, measure_unknown
 from gkd_core.export.class_distance import ClassDistance
 from gkd_core.export.decide import choose_decision
@@ -75,19 +75,21 @@ def answers(network: Network, data: PreparedData, unknown: dict[str, Path]) -> d
 def rows(found: dict[str, dict[str, np.ndarray]], data: PreparedData, kinds: list[str]) -> list[dict[str, Any]]:
     """One for each score."""
     distance = ClassDistance.fit(found["train"][EMBEDDING], data.train.labels)
+    distances = {name: distance.scores(each[EMBEDDING]) for name, each in found.items()}
     lines = []
     for score in get_args(Score):
-        far = score == "feature_distance"
-        own = {name: distance.scores(each[EMBEDDING]) if far else None for name, each in found.items()}
         decision = choose_decision(
             found["validation"]["logits"],
             data.validation.labels,
             score=score,
             asked="precision",
             target=PRECISION,
-            scores=own["validation"],
+            distances=distances["validation"] if score in OF_FEATURES else None,
         )
-        decided = {name: decision.decide(each["logits"], own[name]) for name, each in found.items()}
+        decided = {
+            name: decision.decide(each["logits"], decision.scores(each["logits"], distances[name]))
+            for name, each in found.items()
+        }
         known = decided["test"][1]
         line = {"name": score, **measure_decision(decision, found["test"]["logits"], known, data.test.labels)}
         for kind in kinds:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gkd_core.config import DecideConfig, ExportConfig, Int8Config, Params
 from gkd_core.data.prepared import PreparedData, Split
-from gkd_core.decision import Decision
+from gkd_core.decision import OF_FEATURES, Decision
 from gkd_core.errors import GkdError
 from gkd_core.export.class_distance import ClassDistance
 from gkd_core.export.decide import choose_decision
@@ -105,7 +105,7 @@ def run(*, data: Path, teacher: Path, student: Path, out: Path, params: Params) 
             opset=settings.opset,
             metadata=described,
             name=f"the student {network.spec.name}",
-            embedding=params.decide is not None and params.decide.score == "feature_distance",
+            embedding=params.decide is not None and params.decide.score in OF_FEATURES,
         )
         agreement = parity(network, model, prepared.validation.images, tolerance=settings.parity_tolerance)
         logits = run_session(session(model), prepared.validation.images)
@@ -154,7 +154,7 @@ def _decide(
     """
     train, validation = prepared.train, prepared.validation
     distance, names = None, ["logits"]
-    if settings.score == "feature_distance":
+    if settings.score in OF_FEATURES:
         names.append(EMBEDDING)
         chosen = stratified_pick(train.labels, FEATURE_IMAGES, 0)
         features = run_outputs(session(folder / MODEL_FILE), train.images[chosen], [EMBEDDING])[EMBEDDING]
@@ -173,7 +173,7 @@ def _decide(
             target=target,
             by_class=settings.by_class,
             calibrate=settings.calibrate,
-            scores=None if distance is None else distance.scores(answers[EMBEDDING]),
+            distances=None if distance is None else distance.scores(answers[EMBEDDING]),
             model=precision,
         )
         append_decision(file, decision, distance, source)

@@ -6,11 +6,19 @@ numpy, for who has logits. Imports numpy and pydantic alone: whatever serves has
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from gkd_core.errors import GkdError
 
@@ -21,11 +29,16 @@ NONE_OF_THESE = -1
 WORDS = "none of these"
 NEVER = float(np.finfo(np.float32).max)  # the threshold of a class that is never named
 
-Score = Literal["max_probability", "energy", "feature_distance"]
+LEAST = 1e-30  # of the probability of all other classes: in float32 it may come to 0, which has no logarithm
+
+Score = Literal["max_probability", "energy", "feature_distance", "probability_and_distance"]
+OF_FEATURES: tuple[Score, ...] = ("feature_distance", "probability_and_distance")  # they look at more than the logits
 ABOUT: dict[Score, str] = {
     "max_probability": "the largest probability",
     "energy": "the logsumexp of the logits",
     "feature_distance": "minus the squared Mahalanobis distance of the features to the nearest class",
+    "probability_and_distance": "minus the logarithm of the probability of all other classes, lowered where the "
+    "features are farther from every class than those of validation,",
 }
 Part = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -54,12 +67,27 @@ class Shown(_Read):
     note: str = ""
 
 
+class Spread(_Read):
+    """Mean and standard deviation of the score `feature_distance` on the validation images."""
+
+    mean: float
+    deviation: Annotated[float, Field(gt=0.0)]
+
+    @staticmethod
+    def of(distances: NDArray[np.floating[Any]]) -> "Spread":
+        """Of distances [N], N ≥ 1; where all are the same, a deviation that is small and not zero."""
+        mean, deviation = float(distances.mean(dtype=np.float64)), float(distances.std(dtype=np.float64))
+        least = 1e-6 * (abs(mean) or 1.0)
+        return Spread(mean=float(f"{mean:.6g}"), deviation=float(f"{max(deviation, least):.6g}"))
+
+
 class Decision(_Read):
     """Which class an image is given, and when none.
 
     Attributes:
         temperature: logits are divided by it before softmax; 1 leaves the probabilities as they are.
         score: what says how sure the model is; larger is surer (`ABOUT`).
+        distance: what is usual for features, which `probability_and_distance` looks at; None for other scores.
         threshold: an image with a smaller score is none of the classes; None gives no image a class.
         thresholds: [C] the same by the class that would be named, in place of `threshold`; None where one is for all.
         asked: what the thresholds were chosen for: "precision" (of what is given a class, the part that is right) or
@@ -71,12 +99,27 @@ class Decision(_Read):
 
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     score: Score
+    distance: Spread | None = None
     threshold: float | None
     thresholds: Annotated[tuple[float | None, ...] | None, Field(strict=False)] = None
     asked: Literal["precision", "coverage"]
     target: Part
     model: str = "fp32"
     validation: Shown
+
+    @model_validator(mode="after")
+    def _has_distance(self) -> Self:
+        if (self.distance is not None) != (self.score == "probability_and_distance"):
+            raise ValueError("`distance` belongs to the score probability_and_distance, and to no other")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Other scores are written as they were before there was this one."""
+        found: dict[str, Any] = handler(self)
+        if self.distance is None:
+            del found["distance"]
+        return found
 
     def probabilities(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """Calibrated probabilities [N, C] of logits [N, C].
@@ -89,32 +132,66 @@ class Decision(_Read):
         >>> half.probabilities(np.log([[9.0, 1.0]])).round(2).tolist()
         [[0.75, 0.25]]
         """
-        scaled = logits.astype(np.float64) / self.temperature
-        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        exponentials = self._exponentials(logits)
         found: NDArray[np.float32] = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
         return found
 
-    def scores(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    def _exponentials(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """What the probabilities [N, C] are before they are made to sum to 1."""
+        scaled = logits.astype(np.float64) / self.temperature
+        found: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return found
+
+    def scores(
+        self, logits: NDArray[np.floating[Any]], distances: NDArray[np.floating[Any]] | None = None
+    ) -> NDArray[np.float32]:
         """How sure the model is of each image, [N], larger is surer.
 
         Args:
             logits: [N, C].
+            distances: [N] minus the squared distance of the features to the nearest class, which the scores
+                `OF_FEATURES` need (`gkd_core.export.class_distance`).
         Raises:
-            GkdError: the score is a distance of features, which logits do not tell.
+            GkdError: the score needs distances, and there are none.
+
+        The score `probability_and_distance` is −ln(1 − p) − ln(1 + exp((a − d) / σ)), with p the largest probability, d
+        the distance (its minus in it), and a = μ − 3σ of the distances on validation: an order by p among what is as
+        near as validation's images, and a loss of one for each σ beyond.
+        Source: Xia & Bouganis 2022, §4 (arXiv:2207.07506), with the largest probability and the distance of features.
+
+        >>> from gkd_core.decision import Decision, Shown, Spread
+        >>> shown = Shown(images=1, coverage=1.0, precision=1.0, nll=0.1, calibrated_nll=0.1)
+        >>> both = Decision(
+        ...     score="probability_and_distance", distance=Spread(mean=-10.0, deviation=2.0), threshold=0.0,
+        ...     asked="coverage", target=1.0, validation=shown,
+        ... )  # fmt: skip
+        >>> logits = np.log([[9.0, 1.0]] * 3)
+        >>> both.scores(logits, np.array([-1.0, -16.0, -36.0])).round(2).tolist()  # near, at a, 10 σ beyond
+        [2.3, 1.61, -7.7]
         """
-        if self.score == "feature_distance":
+        if self.score in OF_FEATURES and distances is None:
             raise GkdError(
-                "this model's score is the distance of features, which logits do not tell: take its output `score`"
+                f"this model's score, {self.score}, looks at features, which logits do not tell: take its output "
+                "`score`"
             )
-        found: NDArray[np.float32]
+        found: NDArray[np.floating[Any]]
         if self.score == "max_probability":
             found = self.probabilities(logits).max(axis=1)
-        else:
+        elif self.score == "energy":
             values = logits.astype(np.float64)
             largest = values.max(axis=1)
-            sums = np.exp(values - largest[:, None]).sum(axis=1)
-            found = (largest + np.log(sums)).astype(np.float32)
-        return found
+            found = largest + np.log(np.exp(values - largest[:, None]).sum(axis=1))
+        else:
+            assert distances is not None
+            found = np.asarray(distances, np.float64)
+            if self.distance is not None:
+                exponentials = self._exponentials(logits)
+                whole = exponentials.sum(axis=1)
+                np.put_along_axis(exponentials, exponentials.argmax(axis=1)[:, None], 0.0, axis=1)
+                others = np.maximum(exponentials.sum(axis=1) / whole, LEAST)
+                far = self.distance.mean - 3 * self.distance.deviation
+                found = -np.log(others) - np.logaddexp(0.0, (far - found) / self.distance.deviation)
+        return found.astype(np.float32)
 
     def decide(
         self, logits: NDArray[np.floating[Any]], score: NDArray[np.floating[Any]] | None = None
@@ -183,7 +260,7 @@ class Decision(_Read):
         shown, several = self.validation, self.thresholds is not None
         limit = "the threshold of that class" if several else f"{self.threshold:.6g}"
         about = ABOUT[self.score]
-        if self.temperature != 1.0 and self.score == "max_probability":
+        if self.temperature != 1.0 and self.score in ("max_probability", "probability_and_distance"):
             about = about.replace("probability", "calibrated probability")
         yield f"An image is given its likeliest class where {about} is at least {limit}, else it is {WORDS}."
         if never:

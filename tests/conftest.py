@@ -159,7 +159,8 @@ def deploy_folder(
 
     Args:
         classes, lineage: names, and digests; made up unless given.
-        decision: a `gkd_core.decision.Decision` for the file.
+        decision: a `gkd_core.decision.Decision` for the file; where it looks at features, the means of the classes are
+            made up.
         pixels: beside it the file that takes pictures of any size.
         described: what the manifest says otherwise.
     """
@@ -169,6 +170,9 @@ def deploy_folder(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    from gkd_core.decision import OF_FEATURES
+    from gkd_core.export.class_distance import ClassDistance
+    from gkd_core.export.decision_graph import EMBEDDING
     from gkd_core.export.manifest import build_manifest, kept_file, pixels_file, write_manifest
     from gkd_core.export.pixels import write_pixels
 
@@ -195,6 +199,14 @@ def deploy_folder(
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", count])],
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
+    distance = None
+    if decision is not None and decision.score in OF_FEATURES:
+        graph.node.append(helper.make_node("Identity", ["features"], [EMBEDDING]))
+        graph.output.append(helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["batch", 16]))
+        means = random.uniform(size=(count, 16))
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        plain = (np.zeros(16), np.eye(16), np.ones(16), 0.0, means)
+        distance = ClassDistance(*(np.asarray(each, np.float32) for each in plain))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     classes = classes or tuple(f"class {number}" for number in range(count))
     digests = ("data_sha256", "teacher_digest", "student_digest", "config_digest")
@@ -207,7 +219,7 @@ def deploy_folder(
     if decision is not None:
         from gkd_core.export.decision_graph import append_decision
 
-        append_decision(folder / "model.onnx", decision)
+        append_decision(folder / "model.onnx", decision, distance)
     if pixels:
         write_pixels(folder / "model.onnx", file := folder / pixels_file("fp32"), crop="center")
         described["pixels"] = {"fp32": kept_file(file, {"input": "pixels"})}

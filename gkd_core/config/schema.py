@@ -769,10 +769,11 @@ class DecideConfig(Section):
     by_class: bool = False
     """A threshold for each class, so that the wish holds of the pictures taken for each; a class that is named fewer
     than ten times on validation has the threshold that is for all."""
-    score: Score = "max_probability"
-    """What says how sure the model is: `max_probability`, the largest probability; `energy`, the logsumexp of the
-    logits; `feature_distance`, the distance (Mahalanobis) of the features to the nearest class, which adds up to 64
-    numbers a feature to the file."""
+    score: Score = "probability_and_distance"
+    """What says how sure the model is: `probability_and_distance`, the largest probability, lowered where the features
+    are farther from every class than those of validation; `max_probability`, the largest probability alone; `energy`,
+    the logsumexp of the logits; `feature_distance`, the distance (Mahalanobis) of the features to the nearest class.
+    The scores with a distance add up to 64 numbers a feature to the file."""
     calibrate: bool = True
     """Divide the logits by a temperature that makes the probabilities those of validation; kept only where it lowers
     NLL there, cross-fitted."""

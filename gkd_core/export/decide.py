@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from gkd_core.decision import Decision, Score, Shown
+from gkd_core.decision import Decision, Score, Shown, Spread
 from gkd_core.evaluation.quality import negative_log_likelihood
 
 FOLDS = 5
@@ -29,7 +29,7 @@ def choose_decision(
     target: float,
     by_class: bool = False,
     calibrate: bool = True,
-    scores: NDArray[np.floating[Any]] | None = None,
+    distances: NDArray[np.floating[Any]] | None = None,
     model: str = "fp32",
 ) -> Decision:
     """The decision that does on these images what is asked for.
@@ -41,7 +41,7 @@ def choose_decision(
         asked, target: see `Decision`.
         by_class: a threshold for each class that is named on `FEW` images at least.
         calibrate: look for a temperature.
-        scores: [N], needed for `feature_distance`.
+        distances: [N] of `ClassDistance.scores`, needed for the scores that look at features.
         model: whose logits they are.
     Returns:
         With threshold None where no threshold gives the precision.
@@ -55,9 +55,16 @@ def choose_decision(
         calibrated_nll=round(negative_log_likelihood(logits / temperature, labels), DIGITS),
     )
     draft = Decision(
-        temperature=temperature, score=score, threshold=None, asked=asked, target=target, model=model, validation=shown
+        temperature=temperature,
+        score=score,
+        distance=None if distances is None or score == "feature_distance" else Spread.of(distances),
+        threshold=None,
+        asked=asked,
+        target=target,
+        model=model,
+        validation=shown,
     )
-    found = draft.scores(logits) if scores is None else np.asarray(scores, np.float32)
+    found = draft.scores(logits, distances)
     named = logits.argmax(axis=1)
     right = named == labels
     limit = threshold(found, right, asked, target)

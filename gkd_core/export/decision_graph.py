@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from gkd_core.decision import METADATA, NONE_OF_THESE, OUTPUTS, Decision
+from gkd_core.decision import LEAST, METADATA, NONE_OF_THESE, OF_FEATURES, OUTPUTS, Decision, Spread
 from gkd_core.export.class_distance import SHORTEST, ClassDistance
 from gkd_core.export.strip import write_model
 
@@ -26,9 +26,9 @@ def append_decision(
     """Rewrite an ONNX file of `write_onnx` with the decision in it, in its metadata too.
 
     Args:
-        file: with the output `logits` [B, C], and `embedding` [B, D] where the score is `feature_distance`; the latter
-            is no output any more afterwards.
-        distance: for that score.
+        file: with the output `logits` [B, C], and `embedding` [B, D] where the score is one of `OF_FEATURES`; the
+            latter is no output any more afterwards.
+        distance: for these scores.
         metadata: entries that replace the file's.
     """
     model = onnx.load(file)
@@ -41,14 +41,17 @@ def append_decision(
     if decision.temperature != 1.0:
         probabilities = added.node("Div", "logits", added.constant("temperature", np.float32(decision.temperature)))
     added.node("Softmax", probabilities, output="probabilities", axis=1)
-    if decision.score == "feature_distance":
+    named = added.node("ArgMax", "logits", axis=1, keepdims=0)
+    if decision.score in OF_FEATURES:
         assert distance is not None
-        _distance(added, distance)
+        if decision.distance is None:
+            _distance(added, distance, output="score")
+        else:
+            _combined(added, named, classes.dim_value, _distance(added, distance), decision.distance)
     elif decision.score == "energy":
         added.node("ReduceLogSumExp", "logits", added.axis(), output="score", keepdims=0)
     else:
         added.node("ReduceMax", "probabilities", added.axis(), output="score", keepdims=0)
-    named = added.node("ArgMax", "logits", axis=1, keepdims=0)
     limits = decision.limits(classes.dim_value)
     if decision.thresholds is None:
         limit = added.constant("threshold", limits[0])
@@ -88,8 +91,8 @@ class _Nodes:
         return self.constant("axis", np.array([1], np.int64))
 
 
-def _distance(added: _Nodes, distance: ClassDistance) -> None:
-    """`score` from `embedding`, as `ClassDistance.scores` computes it."""
+def _distance(added: _Nodes, distance: ClassDistance, output: str | None = None) -> str:
+    """From `embedding`, as `ClassDistance.scores` computes it."""
     directions = added.constant("directions", distance.directions)
     axis = added.axis()
     length = added.node("ReduceL2", EMBEDDING, axis, keepdims=1)
@@ -107,7 +110,20 @@ def _distance(added: _Nodes, distance: ClassDistance) -> None:
     across = added.node("MatMul", own, means)
     squares = added.constant("squares", (distance.means**2).sum(1).astype(np.float32))
     squared = added.node("Add", added.node("Add", size, across), squares)
-    added.node("Neg", added.node("ReduceMin", squared, axis, keepdims=0), output="score")
+    return added.node("Neg", added.node("ReduceMin", squared, axis, keepdims=0), output=output)
+
+
+def _combined(added: _Nodes, named: str, classes: int, distance: str, usual: Spread) -> None:
+    """`score` from `probabilities` and the distance, as `Decision.scores` computes it."""
+    size, values = added.constant("classes", np.int64(classes)), added.constant("others", np.array([1, 0], np.float32))
+    others = added.node("Mul", "probabilities", added.node("OneHot", named, size, values))
+    others = added.node("ReduceSum", others, added.constant("over_classes", np.array([1], np.int64)), keepdims=0)
+    others = added.node("Max", others, added.constant("least", np.float32(LEAST)))
+    far = added.constant("far", np.float32(usual.mean - 3 * usual.deviation))
+    deviation = added.constant("deviation", np.float32(usual.deviation))
+    beyond = added.node("Div", added.node("Sub", far, distance), deviation)
+    surprise = added.node("Add", added.node("Log", others), added.node("Softplus", beyond))
+    added.node("Neg", surprise, output="score")
 
 
 def _free_names(graph: onnx.GraphProto) -> None:

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
 
-from gkd_core.decision import Decision, Shown
+from gkd_core.decision import Decision, Shown, Spread
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.web_page import write_page
 from pipelines.cli import app
@@ -195,16 +195,27 @@ def test_a_picture_of_the_camera_is_classified_as_its_pixels_are(page, deploy, t
     assert page.evaluate("document.getElementById('video').srcObject") is None  # the camera's light is off
 
 
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        ({"score": "max_probability"}, "the largest calibrated probability is at least"),
+        (
+            {"score": "probability_and_distance", "distance": Spread(mean=-0.1, deviation=0.02)},
+            "the calibrated probability of all other classes, lowered where the features are farther",
+        ),
+    ],
+)
 def test_a_model_that_decides_shows_its_own_probabilities_and_none_of_these(
-    browser, tmp_path, deploy, photos, web_files, make_deploy
+    browser, tmp_path, photos, web_files, make_deploy, score, words
 ):
-    logits = np.log(np.array([list(row.values()) for row in predicted(deploy, photos)]).clip(1e-9))
     shown = Shown(images=100, coverage=0.5, precision=0.9, nll=1.0, calibrated_nll=0.9)
-    asked: dict[str, Any] = {"score": "max_probability", "asked": "precision", "target": 0.9, "validation": shown}
-    draft = Decision(temperature=2.0, threshold=0.5, **asked)
-    threshold = float(np.median(draft.scores(logits)))
-    decision = draft.model_copy(update={"threshold": threshold})
-    made = make_deploy(tmp_path / "deciding", seed=5, side=SIDE, channels=3, count=CLASSES, decision=decision)
+    draft = Decision(temperature=2.0, threshold=0.0, **score, asked="precision", target=0.9, validation=shown)
+    form = {"seed": 5, "side": SIDE, "channels": 3, "count": CLASSES}
+    said = told(make_deploy(tmp_path / "draft", decision=draft, **form), photos[::4])
+    scores = np.sort([row["score"] for row in said])
+    assert scores[2] > scores[1] + 1e-3
+    decision = draft.model_copy(update={"threshold": float(scores[1] + scores[2]) / 2})
+    made = make_deploy(tmp_path / "deciding", decision=decision, **form)
     sentences = []
     with serve(written(tmp_path / "web", made / "model.onnx", made, web_files)) as url:
         page = browser.new_page()
@@ -216,7 +227,7 @@ def test_a_model_that_decides_shows_its_own_probabilities_and_none_of_these(
             best, named = row["predictions"][0]["class"], row["decision"]
             sentences.append(f"It looks like: {named}" if named else f"None of these; the likeliest would be {best}")
             expect(page.get_by_role("status")).to_have_text(sentences[-1])
-        expect(page.locator("#rule")).to_contain_text("the largest calibrated probability is at least")
+        expect(page.locator("#rule")).to_contain_text(words)
         page.close()
     assert len({sentence.split()[0] for sentence in sentences}) == 2  # both were seen
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from onnx import helper
 
-from gkd_core.decision import METADATA, NEVER, OUTPUTS, Decision, Shown
+from gkd_core.decision import METADATA, NEVER, OUTPUTS, Decision, Shown, Spread
 from gkd_core.export.class_distance import ClassDistance
 from gkd_core.export.decision_graph import EMBEDDING, append_decision
 from gkd_core.export.half import to_half
@@ -41,8 +41,8 @@ def decided(plain, tmp_path, precision, **given):
     distance = ClassDistance.fit(before[EMBEDDING], np.arange(40) % 3)
     shown = Shown(images=40, coverage=0.5, precision=0.9, nll=1.0, calibrated_nll=0.9)
     decision = Decision(**{"threshold": None, "asked": "coverage", "target": 0.5} | given, validation=shown)
-    scores = distance.scores(before[EMBEDDING]) if decision.score == "feature_distance" else None
-    found = np.sort(decision.scores(before["logits"]) if scores is None else scores)
+    scores = decision.scores(before["logits"], distance.scores(before[EMBEDDING]))
+    found = np.sort(scores)
     middle = float(found[19] + found[20]) / 2
     limits = {"threshold": middle}
     if given.get("thresholds"):
@@ -59,6 +59,7 @@ def decided(plain, tmp_path, precision, **given):
         {"score": "max_probability", "temperature": 1.7},
         {"score": "energy", "thresholds": (0.0, None, 0.0)},
         {"score": "feature_distance"},
+        {"score": "probability_and_distance", "distance": Spread(mean=-20.0, deviation=2.0), "temperature": 0.6},
     ],
     ids=lambda given: given["score"],
 )
