@@ -6,6 +6,7 @@ it, and nobody writes into it or over it by mistake.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -88,8 +89,8 @@ def read_json(path: Path, what: str, *, keys: Iterable[str] = (), shape: Shape |
             raise GkdError(f"{path} has {size} bytes, far more than gkd writes: run its step again")
         content = from_json(path.read_bytes(), allow_inf_nan=False)
     except (FileNotFoundError, NotADirectoryError):
-        kind, _ = _RECORDS.get(path.name, ("", ()))
-        maker = f"`{command_of(kind)}`, which writes it" if kind else "the step that makes it"
+        kind = next((word for word in what.split() if word in _KINDS and word != "network"), None)
+        maker = "the step that makes it" if kind is None else f"`{command_of(kind)}`, which writes it"
         raise GkdError(f"{what} {path.parent} has no {path.name}: run {maker}") from None
     except OSError as error:
         raise GkdError(f"{path} cannot be read ({error.strerror}): fix that, or run its step again") from None
@@ -304,6 +305,10 @@ def whole_folder(
             out.rename(replaced)
         building.rename(out)
         sync_folder(out.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # a write tells no name, a copy that of what it reads
+            raise OSError(error.errno, error.strerror, str(out)) from error
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
 
-from gkd_core.data.arrays import open_array
+from gkd_core.data.arrays import new_array, open_array
 from gkd_core.data.interleave import UNLABELLED
 from gkd_core.data.photos import PhotoRecords, Photos, Store
 from gkd_core.data.sources.base import SPLITS, SplitName
@@ -341,9 +341,8 @@ class SplitWriter:
     def __init__(self, folder: Path, labels: NDArray[np.int64], image_size: int, channels: int) -> None:
         self._labels_file = folder / "labels.npy"
         np.save(self._labels_file, labels.astype("<i8", copy=False))
-        self._images = np.lib.format.open_memmap(
-            folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(labels), image_size, image_size, channels)
-        )
+        shape = (len(labels), image_size, image_size, channels)
+        self._images = new_array(folder / "images.npy", np.uint8, shape)
         self._hash = hashlib.sha256()
         self._row = 0
         self._moments = Moments(channels)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gkd_core.data.arrays import new_array
 from gkd_core.data.progress import progress
 from gkd_core.data.sources.base import SplitName
 from gkd_core.errors import GkdError
@@ -102,9 +103,7 @@ def write_topology(folder: Path, images: Mapping[SplitName, NDArray[np.uint8]]) 
     """
     with progress("persistence diagrams", sum(map(len, images.values())), unit="images") as advance:
         for split, pixels in images.items():
-            features = np.lib.format.open_memmap(
-                folder / split / "topology.npy", mode="w+", dtype=np.float32, shape=(len(pixels), FEATURES)
-            )
+            features = new_array(folder / split / "topology.npy", np.float32, (len(pixels), FEATURES))
             for start in range(0, len(pixels), ROWS_AT_ONCE):
                 rows = np.array(pixels[start : start + ROWS_AT_ONCE])
                 features[start : start + len(rows)] = topology_features(rows)

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gkd_core.cores import pool_size
+from gkd_core.data.arrays import new_array
 from gkd_core.data.images import Unreadable, not_opened, read_image, read_whole
 from gkd_core.data.left_out import count_left_out, refusal, unread, warnings_of, write_left_out
 from gkd_core.data.photos import PhotoRecords
@@ -143,12 +144,7 @@ class _Squares:
 
     def __init__(self, folder: Path, info: DatasetInfo, most: int) -> None:
         self._file, self._count = folder / "images.npy", 0
-        self._images = self._open(self._file, (most, info.image_size, info.image_size, info.channels))
-
-    @staticmethod
-    def _open(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        images: NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-        return images
+        self._images = new_array(self._file, np.uint8, (most, info.image_size, info.image_size, info.channels))
 
     def __len__(self) -> int:
         return self._count
@@ -160,12 +156,12 @@ class _Squares:
     def close(self) -> None:
         if self._count < len(self._images):
             file = self._file.with_name("shorter.npy")
-            shorter = self._open(file, (self._count, *self._images.shape[1:]))
+            shorter = new_array(file, np.uint8, (self._count, *self._images.shape[1:]))
             for start in range(0, self._count, ROWS):
                 shorter[start : start + ROWS] = self._images[start : min(start + ROWS, self._count)]
             self._images = shorter
             file.replace(self._file)
-        cast(np.memmap[Any, Any], self._images).flush()
+        self._images.flush()
 
 
 class _Whole:

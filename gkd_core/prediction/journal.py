@@ -88,8 +88,12 @@ class Journal:
         return kept
 
     def _write(self, rows: Iterable[Row]) -> None:
-        self._stream.write(b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows))
-        self._stream.flush()
+        content = b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in rows)
+        try:
+            self._stream.write(content)
+            self._stream.flush()
+        except OSError as error:  # of a write, which tells no name
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
 
 
 def _parsed(line: bytes) -> object:

@@ -29,6 +29,7 @@ LABELLED_CLASSES = 120
 TOLD_CELLS = 4000  # of a confusion matrix that tell their numbers; more are drawn as one picture
 RASTER = 1000  # pixels of its side at most
 COUNTED_CLASSES = 20
+SCROLLED = 640  # pixels of a figure's width, below which a narrow page moves it instead of shrinking it
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -117,7 +118,7 @@ def learning_curves(findings: Findings) -> Markup:
                 rows = findings.histories.get(role, [])
                 _line(axis, rows, "epoch", column, VARIABLES[role], label, scale=100)
             axis.set(title=title, xlabel="epoch", ylabel="top-1, %")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         low = min(axis.get_ylim()[0] for axis in axes)
         for axis in axes:
             axis.set_ylim(max(low, 0), min(max(a.get_ylim()[1] for a in axes), 101))
@@ -148,7 +149,7 @@ def schedule_and_terms(findings: Findings) -> Markup:
             terms.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             terms.minorticks_off()
         terms.set(title="Loss terms of the student", xlabel="epoch", ylabel="mean over the epoch")
-        terms.xaxis.set_major_locator(MaxNLocator(integer=True))
+        terms.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if names:
             terms.legend(loc="best")
         return svg(figure, "The distillation weight over time, and the student's loss terms by epoch")
@@ -188,9 +189,10 @@ def confusion(findings: Findings) -> Markup:
     margin = 14 + (0.56 * font * max(map(len, short)) if labelled else 0)
     left = margin + 22
     side = cell * size
+    width = left + side + 8
     parts = [
-        f'<svg role="img" aria-label="Confusion matrix of the student" viewBox="0 0 {left + side + 8:.0f} '
-        f'{side + margin + 34:.0f}" style="max-width:{left + side + 8:.0f}px">',
+        f'<svg role="img" aria-label="Confusion matrix of the student" viewBox="0 0 {width:.0f} '
+        f'{side + margin + 34:.0f}" style="min-width:{min(width, SCROLLED):.0f}px;max-width:{width:.0f}px">',
         f'<rect x="{left:.1f}" y="4" width="{side:.1f}" height="{side:.1f}" class="frame"/>',
     ]
     totals = counts.sum(axis=1)

@@ -187,7 +187,9 @@ def _read(file: Path) -> bytes:
     except FileNotFoundError:
         raise GkdError(f"{file} does not exist: run `gkd export`, or name the ONNX file") from None
     except OSError as error:
-        raise GkdError(f"{file} cannot be read ({error.strerror})") from None
+        raise GkdError(
+            f"{file} cannot be read ({error.strerror}): make it readable, or run `gkd export` again"
+        ) from None
 
 
 def _open(content: bytes, file: Path, threads: int | None) -> onnxruntime.InferenceSession:

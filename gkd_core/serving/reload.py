@@ -123,6 +123,8 @@ def file_fingerprint(*files: Path) -> tuple[tuple[int, int, int, int], ...]:
         try:
             facts = file.stat()
         except OSError as error:
-            raise GkdError(f"{file} cannot be read ({error.strerror})") from None
+            raise GkdError(
+                f"{file} cannot be read ({error.strerror}): put it back, or run `gkd export` again"
+            ) from None
         fingerprints.append((facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
     return tuple(fingerprints)

@@ -57,7 +57,7 @@ def test_a_folder(deploy, tmp_path):
     with pytest.raises(GkdError, match="sha256 differs"):
         source.fetch()
     shutil.rmtree(moving)
-    with pytest.raises(GkdError, match="cannot be read"):
+    with pytest.raises(GkdError, match=r"cannot be read .*: put it back, or run `gkd export` again"):
         source.poll()
 
 

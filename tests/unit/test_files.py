@@ -1,7 +1,9 @@
 """Folders and files appear whole or not at all; digests follow content."""
 
+import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,10 +144,21 @@ def test_json_is_sorted_ends_in_a_newline_and_refuses_nan(tmp_path):
     assert names(tmp_path) == ["x.json"]
 
 
+def test_a_folder_that_finds_no_room_is_named_and_vanishes(tmp_path):
+    for place in ((), (str(tmp_path / "read"), None, str(tmp_path / "written"))):  # a write, a copy
+        with pytest.raises(OSError, match=r"No space left on device: '[^']*/out'$"), whole_folder(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *place)
+    assert names(tmp_path) == []
+
+
 def test_missing_and_broken_json_are_named(tmp_path):
     file = tmp_path / "teacher.json"
     with pytest.raises(GkdError, match=r"has no teacher.json: run `gkd teacher`, which writes it"):
         read_json(file, "the teacher folder")
+    with pytest.raises(GkdError, match=r"has no training.json: run `gkd distill --reference kd`, which writes it"):
+        read_json(tmp_path / "training.json", "the kd folder")
+    with pytest.raises(GkdError, match=r"has no model.json: run the step that makes it"):
+        read_json(tmp_path / "model.json", "the network folder")
     for text, part in (("{", "is not readable JSON"), ("[1]", "holds no JSON object"), ("{}", "lacks 'networks'")):
         file.write_text(text)
         with pytest.raises(GkdError, match=part):

@@ -1,6 +1,8 @@
 """The prepared format: exact on disk, lazily opened, refused when damaged, written without holding it in memory."""
 
+import errno
 import json
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from gkd_core.data import prepare, prepared
-from gkd_core.data.arrays import open_array
+from gkd_core.data.arrays import new_array, open_array
 from gkd_core.data.images import Unreadable
 from gkd_core.data.prepare import write_prepared
 from gkd_core.data.prepared import PreparedData, SplitWriter
@@ -166,6 +168,26 @@ def test_arrays_in_another_order_are_refused(folder: Path) -> None:
     path.write_bytes(content.replace(b"'fortran_order': False", b"'fortran_order': True ", 1))
     with pytest.raises(GkdError, match=r"images\.npy is damaged .*in Fortran order"):
         _ = PreparedData.open(folder).train
+
+
+def test_an_array_that_is_written_to_has_its_room_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a file with its length alone would find the disk full when it is written to, and kill the process."""
+    array = new_array(tmp_path / "whole.npy", np.uint8, (100, 64, 64, 3))
+    assert (tmp_path / "whole.npy").stat().st_blocks * 512 >= array.nbytes
+    assert not array.any()
+    assert new_array(tmp_path / "none.npy", np.float32, (0, 5)).shape == (0, 5)
+
+    def fail(number: int) -> None:
+        def allocate(descriptor: int, offset: int, length: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", allocate)
+
+    fail(errno.ENOSPC)
+    with pytest.raises(OSError, match=r"No space left on device: .*images\.npy"):
+        write_prepared(toy(), tmp_path)
+    fail(errno.EOPNOTSUPP)  # a file system that cannot do it
+    assert new_array(tmp_path / "other.npy", np.uint8, (2, 3)).tolist() == [[0] * 3] * 2
 
 
 def test_an_object_array_is_never_unpickled(folder: Path) -> None:

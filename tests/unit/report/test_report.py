@@ -11,7 +11,7 @@ from gkd_core.decision import Decision, Shown
 from gkd_core.evaluation.calibration import reliability
 from gkd_core.evaluation.frontier import Candidate, Frontier
 from gkd_core.report import Findings, render_report
-from gkd_core.report.figures import confusion
+from gkd_core.report.figures import confusion, learning_curves, schedule_and_terms
 from gkd_core.report.findings import verdicts
 from gkd_core.report.page import smaller_sentences
 
@@ -209,6 +209,26 @@ def test_a_hundred_classes_are_named_and_three_hundred_are_drawn() -> None:
     hundred, many = (confusion(findings(tuple(f"class {i}" for i in range(count)))) for count in (100, 300))
     assert hundred.count(">class 99</text>") == 2
     assert ">class 99</text>" not in many
+
+
+def test_a_few_classes_are_not_drawn_larger_than_many() -> None:
+    """The page's own least width, made for wide figures, would blow up three cells."""
+    for count, narrowest, widest in ((3, 100, 300), (100, 640, 1100)):
+        drawing = confusion(findings(tuple(f"class {i}" for i in range(count))))
+        styled = re.search(r'style="min-width:(\d+)px;max-width:(\d+)px"', drawing)
+        assert styled is not None
+        least, most = map(int, styled.groups())
+        assert narrowest <= least <= min(most, 640)
+        assert most <= widest
+
+
+def test_a_training_of_one_epoch_has_no_fractions_of_it_below_its_curves() -> None:
+    made = findings()
+    one = replace(made, histories={role: rows[:1] for role, rows in made.histories.items()})
+    right = schedule_and_terms(one).partition('<g id="axes_2">')[2]
+    for drawing in (learning_curves(one), right):
+        ticks = re.findall(r'<g id="xtick_\d+">.*?<text[^>]*>([^<]*)</text>', drawing, re.DOTALL)
+        assert set(ticks) == {"1"}
 
 
 def test_the_report_says_what_became_of_the_smaller_files() -> None:
