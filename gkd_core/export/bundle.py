@@ -128,7 +128,7 @@ def write_bundle(
             a name or URI is not valid, a canary that would not be one.
     """
     inputs = [data, student, deploy, report, registration]
-    refuse_to_replace(out, inputs, kind="bundle")
+    refuse_to_replace(out, inputs, kind="bundle", option="OUT")
     manifest = read_manifest(deploy)
     chosen = model_entry(manifest, precision, f"the deploy folder {deploy}")
     info = PreparedData.open(data, check=False).info

@@ -120,7 +120,7 @@ def test_out_is_neither_in_what_is_finished_nor_in_what_is_read(
     finished = [copies[kind] / "below" / "deeper" for kind in KINDS]
     read = [copies[option] for option in STEPS[step][1]]
     for out in (*finished, *read, run):
-        with pytest.raises(GkdError, match="--out") as error:
+        with pytest.raises(GkdError, match="^OUT " if step == "bundle" else "^--out ") as error:
             call(step, copies, out, project.params)
         assert str(out) in str(error.value)
         assert error.value.exit_code == 2
@@ -141,7 +141,7 @@ def test_a_finished_folder_of_another_kind_is_not_replaced(
         shutil.copytree(folders[kind], out)
         before = folder_digest(out)
         write: Callable[..., Any] = partial(call, step, folders) if step in STEPS else prepare.run
-        with pytest.raises(GkdError, match=r"--out .* would replace") as error:
+        with pytest.raises(GkdError, match=rf"^{'OUT' if step == 'bundle' else '--out'} .* would replace") as error:
             write(out=out, params=project.params)
         assert error.value.exit_code == 2
         assert folder_digest(out) == before
