@@ -125,10 +125,10 @@ def create_project(
         (building / "README.md").write_text(_readme(out.resolve().name, photos), encoding="utf-8")
         load_params(building / "params.yaml")
     warnings = [*warnings_of(photos.source, str(root)), *filter(None, (_scarce(photos), _repository(out)))]
-    found = {"classes": photos.counts, "splits": photos.splits, "side": photos.side}
+    images = {"classes": photos.counts, "splits": photos.splits, "side": photos.side}
     networks = f"{settings['teacher']} teaches {settings['student']}"
     chosen = f"{networks}, {settings['epochs']} epochs each; both start from {start}"
-    return {"path": str(out), "found": found, "settings": settings, "chosen": chosen, "warnings": warnings}
+    return {"path": str(out), "found": images, "settings": settings, "chosen": chosen, "warnings": warnings}
 
 
 def look(root: str | Path) -> Photos:
