@@ -56,14 +56,24 @@ def serve_image(images) -> str:
 
 @pytest.fixture(scope="session")
 def run(train_image) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a command in the train image as an arbitrary user on a root that cannot be written, `folder` being /work."""
+    """Run a command in an image as an arbitrary user on a root that cannot be written, `folder` being /work.
 
-    def run(*command: str, folder: Path, mounts: tuple[str, ...] = (), check: bool = True, **environment: str):
+    In the train image, unless another is given.
+    """
+
+    def run(
+        *command: str,
+        folder: Path,
+        image: str = train_image,
+        mounts: tuple[str, ...] = (),
+        check: bool = True,
+        **environment: str,
+    ):
         folder.chmod(0o777)
         options = ["--rm", "--read-only", "--tmpfs", "/tmp", "--user", USER, "--volume", f"{folder}:/work"]
         options += [word for mount in mounts for word in ("--volume", mount)]
         options += [word for name, value in environment.items() for word in ("--env", f"{name}={value}")]
-        return docker("run", *options, train_image, *command, check=check)
+        return docker("run", *options, image, *command, check=check)
 
     return run
 
