@@ -169,7 +169,7 @@ def _fetching(what: str) -> Iterator[None]:
 
     log.warning("fetching %s from the hub", what)
     before = theirs.get_verbosity()
-    theirs.set_verbosity(theirs.ERROR)
+    theirs.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
