@@ -40,6 +40,7 @@ def project(made_once: MadeOnce, digits: Path, teacher: Path) -> Project:
     params = parse_params(
         {
             "student": {"name": "resnet8"},
+            "distill": {"method": "gompertz"},
             "train": {"epochs": 2, "device": "cpu"},
             "references": {"kd": False},
             "export": {"fp16": True, "int8": {"min_agreement": 0.0, "max_accuracy_drop": 1.0}},

@@ -81,7 +81,7 @@ def test_a_changed_model_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json: run the step"),
+        (lambda folder: (folder / "manifest.json").unlink(), "has no manifest.json: run `gkd export`, which writes it"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "is not readable JSON"),
         (lambda folder: (folder / "manifest.json").write_text('{"format": 99}'), "is not a manifest of format 1"),
         (lambda folder: (folder / "model.onnx").unlink(), "has no model.onnx: run `gkd export` again"),
