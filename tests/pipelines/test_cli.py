@@ -56,7 +56,7 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["prepare", "--set", "data.source=folder"], ["data.root"]),
         (["prepare", "--set", "data.source=folder", "--set", "data.root=nowhere"], ["nowhere"]),
         (["prepare", "--params", "none.yaml"], ["none.yaml does not exist"]),
-        (["teacher", "--data", "nowhere"], ["the data folder nowhere has no dataset.json: run `gkd prepare`, which writes it"]),
+        (["teacher", "--data", "nowhere"], ["the data folder nowhere has no dataset.json", "run `gkd prepare`"]),
         (["distill", "--reference", "basline"], ["--reference 'basline' is unknown; did you mean 'baseline'?"]),
         (["teacher", "--set", "student.name=resnet9"], ["student.name 'resnet9'", "did you mean 'resnet8'?"]),
         (["export"], ["has no"]),
