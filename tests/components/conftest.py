@@ -303,7 +303,7 @@ def registration(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) ->
 
     root = tmp_path_factory.mktemp("registered")
     shutil.copy(empty_store, root / "mlflow.db")
-    params = parse_params({"tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"}})
+    params = parse_params({"distill": {"method": "gompertz"}, "tracking": {"uri": f"sqlite:///{root / 'mlflow.db'}"}})
     folders = _finish(root / "run", params=params)
     summary = register.run(**folders._asdict(), out=root / "registration", params=params)
     return Registration(folders, params, summary, root / "registration")
