@@ -130,7 +130,7 @@ def test_what_is_given_and_nothing_reads_is_refused(data):
     assert "momentum" in sentence(gkd.train, networks[0], data, optimizer="adamw", momentum=0.5)
     assert "momentum" in sentence(gkd.train, networks[0], data, recipe="photos-from-scratch", momentum=0.9)
     assert "momentum" in sentence(gkd.distill, *networks, data, recipe="photos-from-scratch", momentum=0.9)
-    said = sentence(gkd.distill, *networks, data, options={"solver": "sliced", "epsilon": 0.1})
+    said = sentence(gkd.distill, *networks, data, method="gompertz", options={"solver": "sliced", "epsilon": 0.1})
     assert "epsilon is 0.1 but solver sliced" in said
 
 
