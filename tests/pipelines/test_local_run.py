@@ -414,7 +414,7 @@ def test_a_task_that_was_killed_and_is_run_again_goes_on_where_it_was(folder, tm
 
     epochs = 30
     out = folder / "pipeline-run"
-    overrides = [f"train.epochs={epochs}", "distill.method=gompertz", "references.baseline=false", "references.kd=false"]
+    overrides = [f"train.epochs={epochs}", "references={baseline: false, kd: false}", "distill.method=gompertz"]
 
     def until(said: str, stop: Callable[[subprocess.Popen], None]) -> tuple[int, list[str]]:
         process = subprocess.Popen(
