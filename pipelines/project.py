@@ -321,7 +321,7 @@ student:
 distill:
   method: kd                  # plain soft labels; gompertz and others: see `gkd methods`
 
-train:                        # the student's budget, the same for baseline, plain KD and the method
+train:                        # the student's budget, the same for the student alone and by the method
   epochs: {settings["epochs"]}
 """
 
@@ -339,7 +339,7 @@ student:
 distill:
   method: kd                  # plain soft labels; gompertz and others: see `gkd methods`
 
-train:                        # the student's budget, the same for baseline, plain KD and the method
+train:                        # the student's budget, the same for the student alone and by the method
   epochs: {settings["epochs"]}
   batch_size: {settings["batch_size"]}
 """
