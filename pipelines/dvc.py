@@ -15,8 +15,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from components.curves import METRICS
 from components.curves import PLOTS as CURVES
 from components.graph import MAKER, STEPS, Step, addresses
@@ -25,6 +23,7 @@ from gkd_core.config import Params, load_params
 from gkd_core.files import file_digest, folder_digest, whole_folder, write_bytes, write_json
 from gkd_core.methods import METHODS
 from gkd_core.plugins import Name, modules_of, package_of, sources
+from gkd_core.yaml_text import dump_yaml
 
 SOURCES = "sources"
 PACKAGES = ("gkd_core", "components", "pipelines")
@@ -280,7 +279,7 @@ def _kind(step: Step, path: str) -> str:
 
 
 def _block(name: str, stage: dict[str, Any]) -> list[str]:
-    text = yaml.safe_dump({name: stage}, sort_keys=False, width=118, default_flow_style=None)
+    text = dump_yaml({name: stage}, width=118, default_flow_style=None)
     return [*(f"  {line}" for line in text.splitlines()), ""]
 
 

@@ -15,6 +15,7 @@ from gkd_core.config.checks import contradictions, unread, untrainable
 from gkd_core.config.schema import Params, Section, is_module, whole
 from gkd_core.errors import GkdError
 from gkd_core.mistakes import Mistake, mistakes, warn_renamed
+from gkd_core.yaml_text import load_yaml
 
 METHOD_SECTIONS = ("distill", "teacher.assistant_distill")
 
@@ -33,38 +34,6 @@ RENAMED = {
 
 
 T = TypeVar("T", bound=Section)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats (PyYAML alone reads `1e-4` as text, DVC and everybody else as a number), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, Any] = {}
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                first = seen.setdefault(key.value, key.start_mark)
-                if first is not key.start_mark:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands there twice", first)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
-
-
-def _yaml(text: str) -> Any:
-    """Plain values only: a SafeLoader builds no objects.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506  # PyYAML's safe one with another idea of floats
-    except yaml.YAMLError:
-        raise
-    except Exception as error:  # of 2026-99-99, say, PyYAML raises ValueError; of others KeyError, RecursionError, …
-        raise yaml.YAMLError(f"a value is not valid: {error}") from None
 
 
 def read_sections(
@@ -96,7 +65,8 @@ def read_text(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise GkdError(f"{path} does not exist: run from the project's folder, or pass {option} FILE") from None
+        begin = ", or begin a project with `gkd init FOLDER`" if option == "--params" else ""
+        raise GkdError(f"{path} does not exist: run from the project's folder, or pass {option} FILE{begin}") from None
     except OSError as error:
         raise GkdError(f"{path} cannot be read ({error.strerror}): pass {option} FILE") from None
     except UnicodeDecodeError as error:
@@ -112,7 +82,7 @@ def parse_yaml(text: str, where: str) -> Any:
         GkdError: it is no YAML.
     """
     try:
-        return _yaml(text)
+        return load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -279,7 +249,7 @@ def _apply(content: dict[str, Any], override: str) -> tuple[str, ...]:
     if not equals or not key:
         raise GkdError(f"--set {override!r} is not of the form section.key=value")
     try:
-        value = whole(_yaml(text))
+        value = whole(load_yaml(text))
     except yaml.YAMLError:
         raise GkdError(f"--set {override!r}: the value is not YAML") from None
     for old, new in RENAMED.items():

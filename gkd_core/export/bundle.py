@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gkd_core import __version__, plugins, schemes
 from gkd_core.data import images
 from gkd_core.data.prepared import DatasetInfo, PreparedData
@@ -48,6 +46,7 @@ from gkd_core.methods import METHODS, hyperparameters
 from gkd_core.records import read_card_metrics, read_training, read_version
 from gkd_core.redact import address_with_secret, redact
 from gkd_core.report.findings import ROLES, percent_level, verdicts
+from gkd_core.yaml_text import dump_yaml
 
 FORMAT = 1
 MAX_BATCH_SIZE = 64  # Triton gathers up to this many images into one run
@@ -415,4 +414,4 @@ def _header(name: str, training: dict[str, Any], metrics: dict[str, Any], precis
         "tags": ["image-classification", "knowledge-distillation", "onnx", training["method"], training["network"]],
         "model-index": [{"name": name, "results": [result]}],
     }
-    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return dump_yaml(header)

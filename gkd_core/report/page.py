@@ -3,7 +3,6 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gkd_core import __version__
@@ -12,6 +11,7 @@ from gkd_core.report import figures
 from gkd_core.report.decision import decision_section
 from gkd_core.report.findings import Findings, percent_level, signed, verdicts
 from gkd_core.report.forest import COLORS
+from gkd_core.yaml_text import dump_yaml
 
 if TYPE_CHECKING:
     from gkd_core.evaluation.frontier import Frontier
@@ -66,7 +66,7 @@ def render_report(findings: Findings) -> str:
         ],
         frontier=None if findings.frontier is None else _frontier(findings.frontier),
         decision=decision_section(findings),
-        configuration=yaml.safe_dump(findings.configuration, sort_keys=False, allow_unicode=True),
+        configuration=dump_yaml(findings.configuration),
     )
     if findings.pictures is None:
         return render(sections=[], pictures={})

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from gkd_core.config.contenders import alone, merged
@@ -17,6 +16,7 @@ from gkd_core.errors import GkdError
 from gkd_core.files import write_bytes, write_json
 from gkd_core.searching.study import COPY, VALUES, WHY, Search, of_seed
 from gkd_core.tables import markdown_table, rounded, write_table
+from gkd_core.yaml_text import dump_yaml
 
 NOTE = (
     "Validation top-1 is what was searched by: the mean over the seeds, of the epoch that is kept. The best of many "
@@ -340,4 +340,4 @@ def _short(key: str) -> str:
 
 
 def _yaml(head: str, content: Any) -> bytes:
-    return f"{head}\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}".encode()
+    return f"{head}\n{dump_yaml(content)}".encode()

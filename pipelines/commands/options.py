@@ -116,11 +116,13 @@ class Arguments:
 def _argument(text: str) -> tuple[str, Any]:
     import yaml
 
+    from gkd_core.yaml_text import load_yaml
+
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise GkdError(f"--argument {text!r} has no value: write --argument name=value")
     try:
-        content = yaml.safe_load(value) if value else ""
+        content = load_yaml(value) if value else ""
     except yaml.YAMLError:
         raise GkdError(f"--argument {name}: {value!r} is not YAML; put quotes around text with signs in it") from None
     return name.strip(), content

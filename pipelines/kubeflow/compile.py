@@ -4,12 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gkd_core.config import read_sections
 from gkd_core.config.load import read_text
 from gkd_core.errors import GkdError, unknown
 from gkd_core.files import write_bytes
+from gkd_core.yaml_text import dump_documents
 from pipelines.kubeflow.checks import (
     ONLY_SEARCHED,
     ONLY_SWEPT,
@@ -92,7 +91,7 @@ def compile_pipeline(
     # What kfp's Compiler writes, without its comments, whose order differs from one process to the next.
     documents = [MessageToDict(message) for message in (pipeline.pipeline_spec, pipeline.platform_spec)]
     with_variables(documents, tracking_variable(resolve(content, overrides or [])))
-    body = yaml.dump_all([document for document in documents if document], Dumper=yaml.CSafeDumper, sort_keys=True)
+    body = dump_documents([document for document in documents if document])
     title = f"# {pipeline.name} for the image {image()}, profile {profile or 'none'}; {MADE}\n"
     known = given is None or given.sets("MLFLOW_TRACKING_URI") or resolve(content, overrides or []).tracking.uri
     if warn and which != "search" and not known:

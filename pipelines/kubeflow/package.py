@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from components.mlflow_store import KFP_PAGE
 from gkd_core.config import Params
 from gkd_core.errors import GkdError
+from gkd_core.yaml_text import dump_documents
 from pipelines.kubeflow.checks import (
     has_registry,
     plugins_wanted,
@@ -273,5 +274,5 @@ def as_sent(work: Work, page: str = "") -> Iterator[Work]:
                 task["cachingOptions"] = {}
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
-        package.write_text(yaml.dump_all(documents, Dumper=yaml.CSafeDumper, sort_keys=True), encoding="utf-8")
+        package.write_text(dump_documents(documents), encoding="utf-8")
         yield replace(work, package=package)

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from gkd_core.yaml_text import dump_yaml
 from pipelines.kubeflow.profile import Profile, load_profile
 from tests.cluster import in_pods
 from tests.cluster.api import LABEL, Api
@@ -158,14 +157,14 @@ class Ground:
 
         seed = random.Random(self.api.test).randrange(1, 10**6)  # another data set each time, so nothing is remembered
         params, profile = self.folder / "params.yaml", self.folder / ("nodes.yaml" if nodes else "profile.yaml")
-        params.write_text(yaml.safe_dump(SMALL | {"data": {"seed": seed}}))
+        params.write_text(dump_yaml(SMALL | {"data": {"seed": seed}}))
         content = self.profile(nodes=nodes).model_dump(mode="json")
         content["labels"] |= self.label
         if content["work"] is not None and (place := self.facts.get("place")):
             content["work"]["sub_path"] = place
         if not nodes:
             content["nodes"] = None
-        profile.write_text(yaml.safe_dump(content))
+        profile.write_text(dump_yaml(content))
         return {"params": params, "profile": profile}
 
     def profile(self, *, nodes: bool = False) -> Profile:

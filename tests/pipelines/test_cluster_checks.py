@@ -20,6 +20,7 @@ import yaml
 from gkd_core.errors import GkdError
 from gkd_core.export import bundle, render
 from pipelines import cli
+from pipelines.kubeflow.profile import load_profile
 from tests.cluster import access, checks, settings
 from tests.cluster.__main__ import check_all, main, prepared
 from tests.cluster.api import Api
@@ -190,6 +191,13 @@ def test_patience_ends(cluster, ground, check, wrong, words):
     on.settings = replace(on.settings, timeout_seconds=1.5)
     wrong(cluster)
     fails(alone(check, on), *words)
+
+
+@pytest.mark.parametrize("test", ["7e999999", "07120911", "12345678"])
+def test_a_label_that_looks_like_a_number_stays_a_text(ground, test):
+    on = ground()
+    on.api.test = test
+    assert load_profile(on.files(nodes=True)["profile"]).labels == {"gkd-cluster-test": test}
 
 
 def test_a_finished_run_that_shows_no_log_and_is_not_remembered(cluster, ground):

@@ -33,11 +33,11 @@ def test_arrays_and_weights_are_read_without_pickles() -> None:
 
 
 def test_the_yaml_loader_builds_no_objects() -> None:
-    from gkd_core.config.load import _Loader
+    from gkd_core.yaml_text import Loader
 
-    assert issubclass(_Loader, yaml.SafeLoader)
+    assert issubclass(Loader, yaml.SafeLoader)
     with pytest.raises(yaml.YAMLError):
-        _Loader("!!python/object/apply:os.getcwd []").get_single_data()
+        Loader("!!python/object/apply:os.getcwd []").get_single_data()
 
 
 # --- archives
