@@ -8,6 +8,7 @@ from components.mlflow_store import KFP_RUN
 from pipelines.kubeflow.profile import TRAINING, Profile, Retries, Volume
 from pipelines.kubeflow.task import RUN_LABEL
 
+READING = ("prepare", "evaluate", "register")  # of those that do not train, they read places that parameters name
 MARGIN_SECONDS = 600  # for a task that waits for a TrainJob: to copy its inputs and its result, and to tell of its end
 WAITING_SECONDS = 86400  # that a try may wait for a node and the image; it counts where tries are counted
 
@@ -61,7 +62,7 @@ def configure(task: PipelineTask, step: str, profile: Profile | None) -> Pipelin
             backoff_factor=patient.retries.backoff_factor,
             backoff_max_duration=f"{retry_window(patient.retries, deadline, waiting)}s",
         )
-    if profile.work and step in (*TRAINING, "prepare"):  # the images may lie there too
+    if profile.work and step in (*TRAINING, *READING):
         _mount(task, profile.work)
     if profile.work and step in TRAINING:
         task.set_env_variable("GKD_WORK", profile.work.mount)

@@ -338,8 +338,9 @@ class Profile(_Part):
     nodes: Nodes | None = None
     """null trains in the task's own pod."""
     work: Volume | None = None
-    """For checkpoints, in the tasks that train; in prepare too, since `data.root` may be in it. null: a task that is
-    started again trains from the beginning."""
+    """For checkpoints, in the tasks that train; in prepare, evaluate and register too, since `data.root`,
+    `decide.unknown` and what was measured elsewhere may be in it. null: a task that is started again trains from the
+    beginning."""
     volumes: list[Volume] = []
     """More of them, in every task: images for `data.root`, say."""
     secrets: list[Secret] = []

@@ -93,7 +93,11 @@ def test_the_profile_is_in_it(gpu, parts_of):
         assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
         assert pod["activeDeadlineSeconds"] == "86400"
     assert "accelerator" not in executors["exec-register"]["container"]["resources"]
-    assert "pvcMount" not in pods["exec-evaluate"]
+    # Where parameters name places, the volume is: data.root, decide.unknown, gate.deploy_bench.
+    for name in ("prepare", "evaluate", "register"):
+        assert [claim["mountPath"] for claim in pods[f"exec-{name}"]["pvcMount"]] == ["/gkd/work"]
+    for name in ("settings", "export", "ended"):
+        assert "pvcMount" not in pods[f"exec-{name}"]
     for name in TASKS:
         assert pods[f"exec-{name}"]["securityContext"]["runAsNonRoot"] is True
         assert int(pods[f"exec-{name}"]["securityContext"]["runAsUser"]) > 0
@@ -136,7 +140,7 @@ def test_volumes_pull_secrets_and_who_runs_are_in_every_pod(tmp_path, parts_of):
     for name in TASKS:
         pod = pods[f"exec-{name}"]
         claims = {claim["mountPath"]: claim["constant"] for claim in pod["pvcMount"]}
-        works = name in ("prepare", "teacher", "baseline", "kd", "distill")
+        works = name in ("prepare", "teacher", "baseline", "kd", "distill", "evaluate", "register")
         assert claims == {"/photos": "photos", "/more": "more"} | ({"/w": "w"} if works else {})
         assert [secret["secretName"] for secret in pod["imagePullSecret"]] == ["registry", "mirror"]
         assert pod["securityContext"] == {"runAsUser": "4711", "runAsGroup": "815", "runAsNonRoot": True}
