@@ -178,7 +178,8 @@ def test_what_a_shared_cluster_asks_for_is_in_the_pods(tmp_path, parts_of):
         }
         folders = {claim["mountPath"]: (claim["constant"], claim["subPath"]) for claim in pod["pvcMount"]}
         assert folders["/photos"] == ("shared", "photos")
-        assert folders.get("/w") == (("shared", "team/gkd") if trains or name == "prepare" else None)
+        works = trains or name in ("prepare", "evaluate", "register")
+        assert folders.get("/w") == (("shared", "team/gkd") if works else None)
         assert ("nodeAffinity" in pod) is trains
     required, *preferred = pods["exec-kd"]["nodeAffinity"]
     assert "weight" not in required
