@@ -5,6 +5,7 @@ once. What is done stays in `work` under the digest of its settings, so a compar
 was, one with more contenders or seeds trains only those, and other settings under an old name are trained anew.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gkd_core.config import Params
 from gkd_core.config.contenders import Contender, line_up
 from gkd_core.data.prepared import PreparedData
 from gkd_core.data.progress import progress
-from gkd_core.errors import GkdError
+from gkd_core.errors import DivergedError, GkdError
 from gkd_core.evaluation.comparison import MEASURED, METRICS, Comparison, check_seeds, expect_metric
 from gkd_core.evaluation.evaluate import evaluate
 from gkd_core.export.manifest import code_sha256
@@ -69,19 +70,26 @@ def run_trials(
     """Every contender with every seed, see `run_trial`; seed by seed: stopped half-way, whole seeds can be compared.
 
     Raises:
-        GkdError: a student's weights are not there, told before anything is trained; or a run failed.
+        GkdError: a student's weights are not there, told before anything is trained; or a run failed. One that came to
+            NaN is told of when all others are done.
     """
     for contender in lined:
         try:
             find_start(contender.params.student, contender.params, "student.")
         except GkdError as error:
             raise GkdError(f"{contender.name!r}: {error}") from None
-    rows = []
+    rows, diverged = [], []
     with progress("compare", len(seeds) * len(lined), unit="trainings") as advance:
         for seed in seeds:
             for contender in lined:
-                rows.append(run_trial(data, teacher, work, contender, seed))
+                try:
+                    rows.append(run_trial(data, teacher, work, contender, seed))
+                except DivergedError as error:
+                    diverged.append(str(error))
                 advance(1)
+    if diverged:
+        others = f"what else was trained ({len(rows)}) is kept: change or leave out what failed, and run the same again"
+        raise DivergedError("\n".join([*diverged, others]))
     return rows
 
 
@@ -90,6 +98,8 @@ def run_trial(data: Path, teacher: Path, work: Path, contender: Contender, seed:
 
     Returns:
         A row for `write_comparison`.
+    Raises:
+        GkdError: the training failed; which one it was stands before why.
     """
     folder = trained(data, teacher, work, contender, seed)
     measured = read_json(folder / "result.json", "the finished run", keys=MEASURED)
@@ -112,7 +122,13 @@ def trained(data: Path, teacher: Path, work: Path, contender: Contender, seed: i
     )
     folder = work / "compare" / f"{one.distill.method}-seed{seed}-{digest[:16]}"
     if not (folder / "result.json").exists():
-        _train(data, teacher, folder, work, one, prepared)
+        called = f"{contender.name!r}, seed {seed}"
+        print(f"compare {called}", file=sys.stderr, flush=True)
+        try:
+            _train(data, teacher, folder, work, one, prepared)
+        except GkdError as error:
+            kind = DivergedError if isinstance(error, DivergedError) else GkdError
+            raise kind(f"{called}: {error}") from None
     return folder
 
 

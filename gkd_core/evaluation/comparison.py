@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from gkd_core.config.contenders import line_up
 from gkd_core.config.load import params_of_sections, parse_params
 from gkd_core.config.schema import Params
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import DivergedError, GkdError, unknown
 from gkd_core.evaluation.standings import Standing, standings
 from gkd_core.files import write_bytes, write_json
 from gkd_core.gate import WORDS, Metric
@@ -207,7 +207,11 @@ def compare(
     rows: list[dict[str, Any]] = []
     for seed in seeds:  # seed by seed: stopped half-way, whole seeds can be compared
         for contender in lined:
-            network, result = train_by(contender.seeded(seed), student, teacher, data, work=work)
+            try:
+                network, result = train_by(contender.seeded(seed), student, teacher, data, work=work)
+            except GkdError as error:
+                kind = DivergedError if isinstance(error, DivergedError) else GkdError
+                raise kind(f"{contender.name!r}, seed {seed}: {error}") from None
             measured = evaluate(network, data.test)
             rows.append(
                 {
@@ -358,17 +362,21 @@ def write_runs(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def table(rows: Sequence[Mapping[str, Any]], reference: str) -> list[list[str]]:
     """A table's headings, and the cells of each contender, in percent and percentage points.
 
+    Of one seed there is no interval, so without more no columns for them.
+
     Args:
         rows: of one pair, as `Comparison.as_dict` has them.
     """
     several = len({row["student"] for row in rows}) > 1
     compared = sum(row["difference"] is not None and row["difference"]["low"] is not None for row in rows)
     headings = ["contender", *["student"] * several, "seeds", ACCURACY, f"minus {reference}"]
-    lines = [[*headings, "95 % interval", f"for all {compared}", "p, by Holm", ""]]
+    tested = ["95 % interval", f"for all {compared}", "p, by Holm"] if compared else []
+    lines = [[*headings, *tested, ""]]
     for row in rows:
         spread = "" if row["deviation"] is None else f" ± {100 * row['deviation']:.2f}"
         cells = [str(row["name"]), *[str(row["student"])] * several, str(len(row["seeds"]))]
-        lines.append([*cells, f"{100 * row['mean']:.2f}{spread}", *_difference_cells(row["difference"])])
+        mean, *intervals, verdict = _difference_cells(row["difference"])
+        lines.append([*cells, f"{100 * row['mean']:.2f}{spread}", mean, *intervals[: len(tested)], verdict])
         if row["difference"] is None:
             lines[-1][-1] = "reference" if row["name"] == reference else "not compared"
     return lines
@@ -380,7 +388,7 @@ def _difference_cells(difference: Mapping[str, Any] | None) -> list[str]:
         return [""] * 5
     mean = f"{100 * difference['mean']:+.2f}"
     if difference["low"] is None:
-        return [mean, "", "", "", "not separable"]
+        return [mean, "", "", "", "one seed"]
     ends = [
         f"[{100 * difference[low]:+.2f}, {100 * difference[high]:+.2f}]"
         for low, high in (("low", "high"), ("low_all", "high_all"))
@@ -395,5 +403,6 @@ def note(reference: str) -> str:
     return (
         "Differences are paired by seed, in percentage points. The first interval (Student's t) holds for one "
         f"contender and {reference} alone; the second (Bonferroni) for all differences of the table together. p is "
-        "corrected for their number by Holm; better and worse are what it shows below 0.05."
+        "corrected for their number by Holm; better and worse are what it shows below 0.05. One seed has no interval "
+        "and shows neither."
     )

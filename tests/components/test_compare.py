@@ -15,7 +15,7 @@ from scipy import stats
 
 from components import compare, teacher
 from gkd_core.config import parse_params
-from gkd_core.errors import GkdError
+from gkd_core.errors import DivergedError, GkdError
 from gkd_core.evaluation.comparison import WHERE
 from gkd_core.files import folder_digest
 from gkd_core.run_facts import run_facts, where_it_ran
@@ -194,6 +194,20 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(arguments
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(GkdError, match="no finished training"):
         compare.write_comparison([], out=tmp_path / "out", reference="kd")
+
+
+def test_one_that_diverges_is_named_and_the_others_are_trained(compared, tmp_path):
+    _, given, _, _ = compared
+    given = given | {"work": tmp_path / "work"}
+    boom = {"name": "boom", "distill": {"method": "ce"}, "train": {"learning_rate": 1e30}}
+    with pytest.raises(DivergedError) as raised:
+        compare.run(**given, out=tmp_path / "out", contenders=[boom, "ce"], seeds=[3])
+    first, last = str(raised.value).splitlines()
+    assert first.startswith("'boom', seed 3: student resnet8: at epoch 1")
+    assert "NaN or infinite" in first
+    assert last.startswith("what else was trained (1) is kept: change or leave out what failed")
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "work" / "compare").glob("*/result.json"))) == 1
 
 
 def told(folder):

@@ -10,7 +10,7 @@ from scipy import stats
 
 import gkd_core as gkd
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import Comparison
+from gkd_core.evaluation.comparison import Comparison, table
 from gkd_core.evaluation.standings import standings
 from gkd_core.evaluation.statistics import holm
 
@@ -55,6 +55,25 @@ def test_one_seed_has_no_interval_and_tells_nothing_apart():
     assert not found["at"].difference.separable
     assert found["at"].deviation is None
     assert "ce" not in found
+
+
+def rows_of(seeds):
+    trials = [
+        {"teacher": "t", "student": "s", "name": name, "method": name, "seed": seed, "top1": top1, "settings": name}
+        | {"balanced_accuracy": top1, "macro_f1": top1, "validation_top1": top1}
+        for name, accuracies in (("kd", (0.5, 0.52)), ("at", (0.7, 0.74)))
+        for seed, top1 in zip(seeds, accuracies, strict=False)
+    ]
+    return next(iter(Comparison(trials, "kd").as_dict().values()))
+
+
+def test_a_table_of_one_seed_says_so_and_has_no_columns_for_intervals():
+    assert table(rows_of([0]), "kd") == [
+        ["contender", "seeds", "mean ± sd", "minus kd", ""],
+        ["at", "1", "70.00", "+20.00", "one seed"],
+        ["kd", "1", "50.00", "", "reference"],
+    ]
+    assert table(rows_of([0, 1]), "kd")[0][4:] == ["95 % interval", "for all 1", "p, by Holm", ""]
 
 
 def test_the_best_comes_first_and_without_the_reference_there_are_no_differences():
