@@ -13,10 +13,10 @@ from gkd_core.tables import markdown_table, rounded
 
 NOTE = (
     "Which students are on the frontier, and which is recommended, is decided by top-1 on the validation images, mean "
-    "over the seeds; top-1 on the test images, with its 95 % interval over the seeds, is what to expect. Latency is "
-    "the median for one image with onnxruntime on this machine's CPU, size that of the float32 ONNX file, MACs are "
-    "multiply-accumulates for one image. A student is on the frontier unless another is at least as good in validation "
-    "top-1, latency and size, and better in one of them."
+    "over the seeds; top-1 on the test images, with its 95 % interval over the seeds (Student's t, cut at 0 and 100), "
+    "is what to expect. Latency is the median for one image with onnxruntime on this machine's CPU, size that of the "
+    "float32 ONNX file, MACs are multiply-accumulates for one image. A student is on the frontier unless another is at "
+    "least as good in validation top-1, latency and size, and better in one of them."
 )
 FILE = "frontier.json"
 SHAPE: Shape = {
@@ -47,7 +47,7 @@ class Candidate:
         student: of the network.
         validation_top1: mean over the seeds, in [0, 1]; what is chosen by.
         top1: on the test images, mean over the seeds.
-        low, high: Student's 95 % interval of it; None with one seed.
+        low, high: Student's 95 % interval of it, cut at 0 and 1; None with one seed.
         latency_ms_p50, latency_ms_p95: for one image.
         size_mb: of the ONNX file, in 10⁶ bytes.
         macs: multiply-accumulates for one image.
@@ -80,7 +80,7 @@ class Candidate:
         if standing.deviation is not None:
             count = len(rows)
             reach = float(stats.t.ppf(0.975, count - 1)) * standing.deviation / count**0.5
-            low, high = standing.mean - reach, standing.mean + reach
+            low, high = max(standing.mean - reach, 0.0), min(standing.mean + reach, 1.0)
         validation = sum(row["validation_top1"] for row in rows) / len(rows)
         about = (standing.name, str(rows[0]["student"]), len(rows), validation, standing.mean, low, high)
         return cls(*about, **cost)

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 if TYPE_CHECKING:
     from gkd_core.evaluation.standings import Standing
 
-INK, MUTED, ACCENT = "#333333", "#888888", "#0b6fa4"
+INK, MUTED, ACCENT, GRID = "#333333", "#888888", "#0b6fa4", "#e5e5e5"
 # Of these plots, by the page's variables that take their places (`figures.in_page`).
-COLORS = {"ink": INK, "muted": MUTED, "student": ACCENT, "surface": "#ffffff"}
+COLORS = {"ink": INK, "muted": MUTED, "student": ACCENT, "grid": GRID, "axis": "#000000", "surface": "#ffffff"}
 
 
 def forest_plot(pairs: Mapping[str, Sequence["Standing"]], reference: str, measure: str = "top-1") -> str:
@@ -71,7 +71,7 @@ def _differences(axis: Axes, standings: Sequence["Standing"]) -> None:
 
 
 def _plain(axis: Axes) -> None:
-    axis.grid(axis="x", color="#e5e5e5")
+    axis.grid(axis="x", color=GRID)
     axis.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from gkd_core.report.forest import ACCENT, INK, MUTED
+from gkd_core.report.forest import ACCENT, GRID, INK, MUTED
 
 TOP1 = "validation top-1, %"
 ABSENT = -0.12  # height of a line at a parameter that its trial does not have
@@ -115,7 +115,7 @@ def _bars(axes: Axes, keys: Sequence[str], importance: Mapping[str, float]) -> N
     axes.set_ylim(len(ordered) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("importance, %", color=INK)
-    axes.grid(axis="x", color="#e5e5e5")
+    axes.grid(axis="x", color=GRID)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

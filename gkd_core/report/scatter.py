@@ -12,7 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from gkd_core.report.forest import ACCENT, INK, MUTED
+from gkd_core.report.forest import ACCENT, GRID, INK, MUTED
 
 AXES = {
     "latency_ms_p50": ("latency of one image, ms", 1.0),
@@ -56,7 +56,7 @@ def scatter_plot(points: Sequence[Mapping[str, Any]], limits: Mapping[str, float
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.margins(x=0.25, y=0.15)
             axis.set_xlabel(words, color=INK)
-            axis.grid(color="#e5e5e5")
+            axis.grid(color=GRID)
             axis.set_axisbelow(True)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)

@@ -113,12 +113,12 @@ class Found:
     def chosen(self) -> list[list[str]]:
         """Headings, then each parameter of the best trial, with its importance."""
         assert self.best is not None
-        lines = [["parameter", "best", "searched", "importance"]]
+        lines = [["parameter", "best", "importance", "searched"]]
         for parameter in self.space.parameters:
             key = parameter.key
             value = _shown(self.best.values[key]) if key in self.best.values else "not drawn there"
             weight = f"{100 * self.importance[key]:.0f} %" if key in self.importance else ""
-            lines.append([key, value, "fixed" if parameter.fixed else _range(parameter.written()), weight])
+            lines.append([key, value, weight, "fixed" if parameter.fixed else _range(parameter.written())])
         return lines
 
 

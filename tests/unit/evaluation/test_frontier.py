@@ -73,6 +73,24 @@ def test_the_interval_is_students_over_the_seeds():
     assert (once.low, once.high, once.seeds) == (None, None, 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ({0: 0.36, 1: 0.51}, (0.0, 1.0)),  # Student's with one degree of freedom is 0.435 ± 0.953
+        ({0: 0.02, 1: 0.04}, (0.0, 0.157062)),  # 0.03 ± 0.127062
+        ({0: 0.97, 1: 0.99}, (0.852938, 1.0)),
+    ],
+)
+def test_an_interval_of_an_accuracy_ends_at_0_and_1(values, ends):
+    rows = [{"student": "resnet8", "validation_top1": 0.4} for _ in values]
+    cost = {"latency_ms_p50": 1.0, "latency_ms_p95": 2.0, "size_mb": 1.0, "macs": 1, "parameters": 1}
+    found = Candidate.of(rows, standings({"a": values}, "a")[0], cost)
+    assert (found.low, found.high) == pytest.approx(ends, abs=1e-6)
+    shown = frontier(candidates=[found])
+    assert f"[{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" in shown.markdown()
+    assert (shown.as_dict()["candidates"][0]["low"], shown.as_dict()["candidates"][0]["high"]) == pytest.approx(ends)
+
+
 def test_it_is_read_back(tmp_path):
     found = frontier(1.0, None)
     found.save(tmp_path)
