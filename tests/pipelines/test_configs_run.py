@@ -18,6 +18,7 @@ from gkd_core.config.contenders import line_up, parse_contenders
 from gkd_core.config.space import parse_space, read_space
 from gkd_core.files import read_json
 from gkd_core.methods import hyperparameters
+from gkd_core.schedules import Gompertz, create_schedule
 from gkd_core.schemes import DistillationSpec
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +145,18 @@ def test_the_ablation_has_every_set_of_terms_and_every_solver_and_schedule():
     assert weights == set(itertools.product((0, 1), repeat=3)) - {(0, 0, 0)}  # which is ce
     assert {each["solver"] for each in options} == set(get_args(Solver))
     assert {each.schedule or "gompertz" for each in settings} == set(SCHEDULES)
+
+
+def test_half_and_double_c_are_those_of_the_epochs_in_the_head():
+    file = ROOT / "configs" / "contenders" / "ablation-gompertz.yaml"
+    epochs = int(re.search(r"train\.epochs=(\d+)", file.read_text()).group(1))
+    base = load_params(ROOT / "configs" / "cifar10-proxy.yaml", [f"train.epochs={epochs}"])
+    lined = line_up(base, contenders=parse_contenders(file.read_text(), "file"))
+    found = {one.name: one.params.distill.curve.c for one in lined}
+    usual = create_schedule("gompertz", epochs=epochs)
+    assert isinstance(usual, Gompertz)
+    assert found["curve: c halved"] == usual.c / 2 == 7 / 8 / 2
+    assert found["curve: c doubled"] == usual.c * 2
 
 
 def test_each_method_has_as_many_tries_as_the_others():
