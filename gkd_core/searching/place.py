@@ -23,6 +23,21 @@ class Place:
         """Says of a trial who holds its lock: workers on this machine, or somebody else's."""
 
     @contextlib.contextmanager
+    def tried(self) -> Iterator[None]:
+        """What is made of the folder meanwhile is gone again if this ends in an error."""
+        folders = [] if self.folder is None else [self.folder, *self.folder.parents]
+        new = [folder for folder in folders if not folder.exists()]
+        try:
+            yield
+        except BaseException:
+            for folder in new[:1]:
+                shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # others have something in it
+                for folder in new[1:]:
+                    folder.rmdir()
+            raise
+
+    @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """One worker at a time."""
         with self._locked("study", wait=True):

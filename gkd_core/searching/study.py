@@ -339,10 +339,9 @@ def open_study(
     place, database = Place(None), None
     if work is not None:
         folder = (work / "search").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
         storage = storage or f"sqlite:///{folder / 'search.db'}"
         place = Place(folder / json_digest([storage, name])[:16])
-    with _quiet(), place.alone():
+    with _quiet(), place.tried(), place.alone():
         if storage is not None:
             database = open_database(storage, option)
         with _database():

@@ -317,6 +317,22 @@ def test_a_database_that_is_none_is_told_in_a_sentence(address, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_study_that_is_refused_leaves_nothing(tmp_path):
+    work = tmp_path / "new" / "work"
+    with pytest.raises(GkdError, match="cannot be opened"):
+        opened(work, storage="sqlite:////nowhere/search.db")
+    assert [*tmp_path.iterdir()] == []
+    database = f"sqlite:///{tmp_path / 'shared.db'}"
+    opened(None, storage=database)
+    with pytest.raises(GkdError, match="was begun with another data"):
+        opened(work, storage=database, facts={"data": "2"})
+    assert [*tmp_path.iterdir()] == [tmp_path / "shared.db"]
+    opened(work, storage=database)
+    with pytest.raises(GkdError):
+        opened(work, storage=database, facts={"data": "2"})
+    assert len([*work.glob("search/*/study.lock")]) == 1, "the place of a study that goes on"
+
+
 def test_its_files_say_the_same(tmp_path):
     search = opened(None)
     search.run(train, Budget(12))
