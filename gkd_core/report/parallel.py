@@ -26,7 +26,7 @@ class Coordinates:
         trials: key → value, and top-1 in percent, of each complete trial.
         choices: key → all there are, of the parameters that have them.
         logs: keys whose axis is logarithmic.
-        importance: key → part in [0, 1].
+        importance: key → part in [0, 1]; empty where it is not told.
     """
 
     keys: Sequence[str]
@@ -113,6 +113,8 @@ def _bars(axes: Axes, keys: Sequence[str], importance: Mapping[str, float]) -> N
     axes.barh(range(len(ordered)), [100 * importance.get(key, 0.0) for key in ordered], color=ACCENT, height=0.55)
     axes.set_yticks(range(len(ordered)), [key.rpartition(".")[2] for key in ordered], color=INK)
     axes.set_ylim(len(ordered) - 0.4, -0.6)
+    if not importance:
+        axes.text(50, (len(ordered) - 1) / 2, "not told", color=MUTED, ha="center", va="center")
     axes.set_xlim(0, 100)
     axes.set_xlabel("importance, %", color=INK)
     axes.grid(axis="x", color=GRID)

@@ -24,10 +24,12 @@ NOTE = (
     "with several seeds (gkd compare --contenders contender.yaml). A trial that was stopped did worse than the median "
     "of the complete ones at the same epoch; its top-1 is its last epoch's."
 )
+TELLING = 10  # complete trials from which on importance is told: of three, chance alone gives one parameter most of it
 PLOT_NOTE = (
     "Each line is a complete trial, the more accurate the darker, the best one thick; it passes below the axis of a "
     "parameter that its trial does not have. Bars say what part of the variance of validation top-1 among complete "
-    "trials each parameter explains by itself (fANOVA); parameters that only some trials have are without one."
+    "trials each parameter explains by itself (fANOVA); parameters that only some trials have are without one, and all "
+    f"are with fewer than {TELLING} complete trials, which are too few to tell."
 )
 SEED = 0  # of the forest behind fANOVA
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "stopped"}
@@ -69,7 +71,7 @@ class Found:
         name: what it is called in the tables.
         space: what was drawn.
         trials: by number.
-        importance: key → part of the variance, most important first.
+        importance: key → part of the variance, most important first; empty with fewer than TELLING complete trials.
         running: trials that others are still at.
     """
 
@@ -117,7 +119,8 @@ class Found:
         for parameter in self.space.parameters:
             key = parameter.key
             value = _shown(self.best.values[key]) if key in self.best.values else "not drawn there"
-            weight = f"{100 * self.importance[key]:.0f} %" if key in self.importance else ""
+            few = "too few trials" if len(self.complete) < TELLING and not parameter.fixed else ""
+            weight = f"{100 * self.importance[key]:.0f} %" if key in self.importance else few
             lines.append([key, value, weight, "fixed" if parameter.fixed else _range(parameter.written())])
         return lines
 
@@ -291,7 +294,7 @@ def _trial(frozen: FrozenTrial, seeds: Sequence[int]) -> Trial:
 def _importance(search: Search) -> dict[str, float]:
     """fANOVA over the complete trials; nothing where there are too few, or all came out alike."""
     complete = [each for each in search.trials() if each.state == TrialState.COMPLETE]
-    if len(complete) < 2 or len({each.value for each in complete}) < 2:
+    if len(complete) < TELLING or len({each.value for each in complete}) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=SEED)
     try:

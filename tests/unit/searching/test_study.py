@@ -70,9 +70,21 @@ def test_it_finds_what_is_good_and_stops_what_is_not(whole):
     best = found["best"]
     assert best["validation_top1"] == max(t["validation_top1"] for t in found["trials"] if t["state"] == "complete")
     assert 0.03 < best["values"]["train.learning_rate"] < 0.3
-    assert next(iter(found["importance"])) == "train.learning_rate"
     assert all(("distill.options.kd.weight" in t["values"]) == (t["values"]["distill.method"] == "kd")
                for t in found["trials"])  # fmt: skip
+
+
+@pytest.mark.parametrize(("trials", "told"), [(9, False), (10, True)])
+def test_importance_is_told_of_ten_complete_trials_or_more(trials, told, tmp_path):
+    search = opened(None, prune=False)
+    search.run(train, Budget(trials))
+    found = Findings([Found.of(search, "study")], {})
+    (study,) = found.studies
+    assert ([*study.importance][:1] == ["train.learning_rate"]) == told
+    assert [row[2] for row in study.chosen()[1:]].count("too few trials") == (0 if told else 3)
+    found.save(tmp_path)
+    assert ("not told" in (tmp_path / "search.svg").read_text()) != told
+    assert "too few to tell" in (tmp_path / "search.md").read_text()
 
 
 def test_other_draws_with_another_seed(whole):
