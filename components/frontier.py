@@ -15,7 +15,7 @@ from components.compare import run_trials, trained
 from gkd_core.config import Params
 from gkd_core.config.contenders import line_up
 from gkd_core.data.prepared import PreparedData
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, refuse_doubled
 from gkd_core.evaluation.comparison import check_seeds, write_runs
 from gkd_core.evaluation.cost import hardware, measure_latency, parameter_count
 from gkd_core.evaluation.frontier import Candidate, Frontier
@@ -52,7 +52,8 @@ def run(
         seeds: of the students.
         max_latency_ms, max_mb: limits that the recommendation keeps to; None does not limit.
     Raises:
-        GkdError: unknown networks, wrong settings, doubled seeds, limits that nothing keeps, or a run that failed.
+        GkdError: unknown networks, wrong settings, doubled networks or seeds, limits that nothing keeps, or a run that
+            failed.
     """
     check_seeds(seeds, "--seeds")
     for option, limit in (("--max-latency-ms", max_latency_ms), ("--max-mb", max_mb)):
@@ -60,9 +61,10 @@ def run(
             raise GkdError(f"{option} is {limit:g}: give a number above 0, or leave it out")
     if bool(students) == (contenders is not None):
         raise GkdError("give either --students a,b,… or --contenders FILE: the students to choose from")
+    refuse_doubled(students, "--students")
     for name in students:
         refuse_unknown_name(name, "--students: the network")
-    entries = contenders or [{"name": name, "student": {"name": name}} for name in dict.fromkeys(students)]
+    entries = contenders or [{"name": name, "student": {"name": name}} for name in students]
     lined = line_up(params, contenders=entries, option="--")
     refuse_to_replace(out, [data, teacher], work, kind="frontier")  # before hours of training
     rows: dict[str, list[dict[str, Any]]] = {}

@@ -1,6 +1,7 @@
-"""The exception a user is meant to read, and its one special case."""
+"""The exception a user is meant to read, its one special case, and sentences that several places say."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 
@@ -43,6 +44,24 @@ def unknown(
     near = difflib.get_close_matches(name, [*names, *renamed], n=1, cutoff=0.5)
     guess = f" did you mean {section + renamed.get(near[0], near[0])!r}?" if near else ""
     return f"{what} {section + name!r} is unknown;{guess} Known: {', '.join(names) or 'none'}"
+
+
+def refuse_doubled(names: Iterable[object], where: str) -> None:
+    """See that a list names each once: what is given twice is a slip, and would be done once without a word.
+
+    Args:
+        where: they stand, for the error.
+    Raises:
+        GkdError: one is there twice.
+
+    >>> refuse_doubled(["resnet8", "resnet14", "resnet8"], "--students")
+    Traceback (most recent call last):
+        ...
+    gkd_core.errors.GkdError: --students names resnet8 twice: name each once
+    """
+    twice = [str(name) for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise GkdError(f"{where} names {' and '.join(twice)} twice: name each once")
 
 
 def causes(error: BaseException) -> list[BaseException]:

@@ -17,7 +17,7 @@ from typing import Any
 from gkd_core import schemes
 from gkd_core.config.load import parse_yaml, use_new_names, validate
 from gkd_core.config.schema import DistillConfig, Params, TrainingConfig, whole
-from gkd_core.errors import GkdError, unknown
+from gkd_core.errors import GkdError, refuse_doubled, unknown
 from gkd_core.files import json_digest
 from gkd_core.methods import METHODS, is_method, list_methods
 from gkd_core.plugins import unknown_name
@@ -80,7 +80,8 @@ def line_up(
         GkdError: everything that is wrong, a sentence a line.
     """
     if contenders is None:
-        where, entries = f"{option}methods", [_entry(name, 0) for name in dict.fromkeys(methods or list_methods())]
+        refuse_doubled(methods, f"{option}methods")
+        where, entries = f"{option}methods", [_entry(name, 0) for name in methods or list_methods()]
         reference = reference or REFERENCE
     else:
         where, entries = f"{option}contenders", _entries(contenders, f"{option}contenders")

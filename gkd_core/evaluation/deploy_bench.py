@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gkd_core.data.progress import progress
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, refuse_doubled
 from gkd_core.evaluation.cost import hardware, percentiles, time_in_turns
 from gkd_core.export.session import session
 from gkd_core.files import Shape, read_json
@@ -140,25 +140,23 @@ def bench_deploy(
         batches: images in a run.
         runs, warmup: of each case.
     Raises:
-        GkdError: a provider is not in this onnxruntime or does not start, a number is out of range, or the model is no
-            image classifier.
+        GkdError: a provider is not in this onnxruntime or does not start, a number is out of range, one is
+            named twice, or the model is no image classifier.
     """
     if not providers:
         raise GkdError(f"--providers is empty: name some of {', '.join(provider_names())}")
     named = [_provider(name) for name in providers]
+    refuse_doubled(named, "--providers")
     for option, values, most in (("--threads", threads, LARGEST_THREADS), ("--batches", batches, LARGEST_BATCH)):
         if not values or not all(0 < value <= most for value in values):
             raise GkdError(f"{option} is {', '.join(map(str, values)) or 'empty'}: give numbers from 1 to {most}")
+        refuse_doubled(values, option)
     for option, value, least in (("--runs", runs, 10), ("--warmup", warmup, 0)):
         if not least <= value <= MOST_RUNS:
             raise GkdError(f"{option} is {value}: give a number from {least} to {MOST_RUNS}")
     model = Model(found, version="1", threads=1)
-    sessions = {
-        (provider, count): session(found.file, count, provider)
-        for provider in dict.fromkeys(named)
-        for count in dict.fromkeys(threads)
-    }
-    images = {batch: _images(model, batch) for batch in dict.fromkeys(batches)}
+    sessions = {(provider, count): session(found.file, count, provider) for provider in named for count in threads}
+    images = {batch: _images(model, batch) for batch in batches}
     calls = {
         (*where, batch): partial(each.run, None, {model.input.name: pixels})
         for where, each in sessions.items()

@@ -161,8 +161,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def comma_separated(text: str) -> list[str]:
-    """The names in an option's value, each once, those that are empty left out."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    """The names in an option's value, those that are empty left out."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def whole_numbers(text: str, option: str, example: str) -> list[int]:

@@ -9,7 +9,7 @@ from components.graph import STEP, divide
 from components.places import refuse_missing
 from gkd_core.config import Params
 from gkd_core.config.contenders import Contender, line_up, parse_contenders
-from gkd_core.errors import GkdError
+from gkd_core.errors import GkdError, refuse_doubled
 from gkd_core.evaluation.comparison import check_seeds, expect_metric
 from gkd_core.models.registry import refuse_unknown_name
 from pipelines.kubeflow.checks import refuse_other_devices, refuse_places
@@ -90,7 +90,8 @@ def line_ups(
     for teacher, student in named:
         refuse_unknown_name(teacher, "pairs: the teacher")
         refuse_unknown_name(student, "pairs: the student")
-    for teacher, student in dict.fromkeys(named):
+    refuse_doubled((f"{teacher} → {student}" for teacher, student in named), "pairs")
+    for teacher, student in named:
         one = params.model_copy(
             update={
                 "teacher": params.teacher.model_copy(update={"name": teacher}),

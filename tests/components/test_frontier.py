@@ -58,6 +58,7 @@ def test_one_command_says_which_student(given, tmp_path):
         ({}, "give either --students a,b,… or --contenders FILE"),
         ({"students": ["resnet8"], "contenders": ["kd"]}, "give either"),
         ({"students": ["resnett8"]}, "--students: the network 'resnett8' is unknown; did you mean 'resnet8'"),
+        ({"students": ["resnet8", "resnet14", "resnet8"]}, "--students names resnet8 twice: name each once"),
         ({"students": ["resnet8"], "max_mb": 0.0}, "--max-mb is 0: give a number above 0"),
         ({"students": ["resnet8"], "max_latency_ms": float("nan")}, "--max-latency-ms is nan"),
         ({"students": ["resnet8"], "max_mb": float("inf")}, "--max-mb is inf: give a number above 0, or leave it out"),

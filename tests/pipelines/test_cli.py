@@ -77,6 +77,7 @@ def test_prepare_ends_in_json_and_writes_its_folder(folder):
         (["distill", "--reference", "baseline", "--teacher", "teacher"], ["--reference baseline", "--teacher"]),
         (["bundle", "out", "--registration", "r", "--no-registration"], ["--registration", "--no-registration"]),
         (["compare", "--reference", "kdd"], ["--reference 'kdd'", "did you mean 'kd'?"]),
+        (["frontier", "--students", "resnet8,resnet8"], ["--students names resnet8 twice"]),
         (["compare", "--methods", "kd,gomperz"], ["--methods: method 'gomperz'", "did you mean 'gompertz'?"]),
         (["compare", "--seeds", "0,a"], ["--seeds", "0,a"]),
         (["compare", "--contenders", "nowhere.yaml"], ["nowhere.yaml does not exist", "--contenders FILE"]),

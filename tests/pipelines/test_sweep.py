@@ -161,6 +161,7 @@ class TestContenders:
     [
         ({}, ["kdd"], [], [0], ["'kdd'", "did you mean"]),
         ({}, [], [["resnet20"]], [0], ["['resnet20']", "[teacher, student]"]),
+        ({}, [], [["resnet20", "resnet8"]] * 2, [0], ["pairs names resnet20 → resnet8 twice"]),
         ({}, [], [["resnet20", "resnett8"]], [0], ["pairs: the student 'resnett8'", "'resnet8'"]),
         ({}, [], [], [0.5], ["0.5", "whole numbers"]),
         ({}, [], [], [1, 1], ["different seeds"]),

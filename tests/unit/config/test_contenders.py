@@ -206,6 +206,10 @@ def test_methods_beside_contenders_are_refused():
     assert "--contenders and --methods are both given" in refused(["kd"], methods=["ce"])
 
 
+def test_a_method_that_is_named_twice_is_refused():
+    assert refused(None, methods=["ce", "kd", "kd"]) == "--methods names kd twice: name each once"
+
+
 def test_null_takes_a_default_back_wherever_it_stands():
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": None, "d": {"e": None}}}) == {"a": {"c": 2, "d": {}}}
 

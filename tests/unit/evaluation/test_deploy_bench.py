@@ -62,7 +62,7 @@ def test_every_provider_threads_and_batch_is_a_case(model, monkeypatch):
     monkeypatch.setattr(
         deploy_bench, "time_in_turns", lambda calls, **_: {key: np.array(milliseconds[key[-1]]) for key in calls}
     )
-    found = bench_deploy(model, **ASKED | {"threads": [1, 2, 1], "batches": [4, 1]})
+    found = bench_deploy(model, **ASKED | {"threads": [1, 2], "batches": [4, 1]})
     assert [(case.threads, case.batch) for case in found.cases] == [(1, 4), (1, 1), (2, 4), (2, 1)]
     assert {case.provider for case in found.cases} == {"CPUExecutionProvider"}
     # 4 images in 8 ms are 500 a second; 10 images in 9 · 1 + 11 = 20 ms too, though the median is 1 ms.
@@ -106,6 +106,9 @@ def test_providers_have_short_names_and_none_that_runs_nothing():
         ({"threads": [1, 0]}, "--threads is 1, 0: give numbers from 1"),
         ({"batches": [4096]}, "--batches is 4096: give numbers from 1 to 1024"),
         ({"batches": []}, "--batches is empty"),
+        ({"batches": [1, 8, 1]}, "--batches names 1 twice"),
+        ({"threads": [2, 2]}, "--threads names 2 twice"),
+        ({"providers": ["cpu", "CPUExecutionProvider"]}, "--providers names CPUExecutionProvider twice"),
         ({"runs": 9}, "--runs is 9: give a number from 10"),
         ({"warmup": -1}, "--warmup is -1: give a number from 0"),
     ],
