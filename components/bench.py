@@ -1,5 +1,6 @@
 """An exported model measured on the machine that will serve it, into a file that the gate reads."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +32,11 @@ def run(
         GkdError: see `open_source` and `bench_deploy`; or `out` cannot be written, told before anything is measured.
     """
     _refuse_place(out, model)
+    if 1 not in batches:
+        print(
+            f"gkd: --batches has no 1, so {out} is nothing for gate.deploy_bench, which reads the case of one image",
+            file=sys.stderr,
+        )
     source = open_source(model, precision=precision, tracking_uri=tracking_uri)
     source.poll()
     found = bench_deploy(

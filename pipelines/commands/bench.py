@@ -24,7 +24,9 @@ def deploy(
         str, typer.Option(help="onnxruntime's execution providers (cpu, cuda, openvino …), separated by commas.")
     ] = "cpu",
     threads: Annotated[str, typer.Option(help="onnxruntime's threads, numbers separated by commas.")] = "1",
-    batches: Annotated[str, typer.Option(help="Images in a run, numbers separated by commas.")] = "1,8,32",
+    batches: Annotated[
+        str, typer.Option(help="Images in a run, numbers separated by commas; the gate reads 1.")
+    ] = "1,8,32",
     runs: Annotated[int, typer.Option(help="Timed runs of each.")] = 200,
     warmup: Annotated[int, typer.Option(help="Runs of each before any is timed.")] = 10,
     precision: Precision = "fp32",

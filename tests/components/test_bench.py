@@ -6,7 +6,17 @@ import pytest
 
 from components import bench
 from gkd_core.errors import GkdError
+from gkd_core.evaluation.deploy_bench import read_bench
 from gkd_core.files import folder_digest
+
+
+@pytest.mark.parametrize(("batches", "told"), [([4], True), ([1, 4], False)])
+def test_that_a_file_says_nothing_to_the_gate_is_told(batches, told, tmp_path, make_deploy, capsys):
+    deploy, out = make_deploy(tmp_path / "deploy"), tmp_path / "bench.json"
+    found = bench.run(model=str(deploy), out=out, batches=batches, runs=10, warmup=0)
+    assert (found.single is None) == told
+    assert ("--batches has no 1" in capsys.readouterr().err) == told
+    assert read_bench(out) == found
 
 
 @pytest.mark.parametrize(
