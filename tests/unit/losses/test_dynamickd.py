@@ -112,21 +112,27 @@ class TestMethod:
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("learning_rate", [0.05, 0.1, 0.2])
 def test_it_learns_the_digits_at_every_learning_rate(digits_teacher, learning_rate, per_sample):
-    """Unbounded, a factor for each sample ended in NaN within an epoch, and a common one collapsed now and then."""
-    data, teacher = digits_teacher
-    torch.manual_seed(0)
+    """A factor for each sample that was unbounded, of raw logits, ended in NaN within an epoch."""
+    assert accuracy_of_a_student(*digits_teacher, learning_rate, per_sample=per_sample) > 0.9
+
+
+@pytest.mark.slow
+def test_a_common_factor_is_not_thrown_away_by_a_heavy_kd_term(digits_teacher):
+    """Unbounded, log k went to −19 and further, for good: 36 to 63 % of five seeds, where this one has 92 to 96."""
+    assert accuracy_of_a_student(*digits_teacher, 0.2, weight_kd=3.6) > 0.85
+
+
+def accuracy_of_a_student(data, teacher, learning_rate, **options):
     student = gkd.create_model("resnet8", data=data)
     gkd.distill(
-        student, teacher, data, method="dynamickd", options={"per_sample": per_sample}, epochs=6,
-        learning_rate=learning_rate, device="cpu",
-    )  # fmt: skip
-    assert gkd.evaluate(student, data.validation).top1 > 0.9
+        student, teacher, data, method="dynamickd", options=options, epochs=6, learning_rate=learning_rate, device="cpu"
+    )
+    return gkd.evaluate(student, data.validation).top1
 
 
 @pytest.fixture(scope="module")
 def digits_teacher():
     data = gkd.load_data("digits")
-    torch.manual_seed(0)
     teacher = gkd.create_model("resnet14", data=data)
     gkd.train(teacher, data, epochs=6, device="cpu")
     return data, teacher
