@@ -100,6 +100,41 @@ def test_default_settings_against_the_exact_distance(grid, tolerance, least_cosi
     assert functional.cosine_similarity(*gradients).mean() > least_cosine
 
 
+def clouds(kind, n, m, dimension):
+    x, y = normal(4, n, dimension), normal(4, m, dimension, seed=1)
+    return {"normal": (x, y), "relu": (x.relu(), y.relu()), "apart": (x, y + 3), "narrow": (x, 0.5 * y + 0.2)}[kind]
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "apart", "narrow"])
+@pytest.mark.parametrize(
+    ("n", "m", "dimension"), [(16, 16, 64), (64, 64, 64), (16, 49, 64), (64, 64, 512), (4, 16, 128)]
+)
+def test_default_settings_are_near_the_exact_value_in_many_dimensions(kind, n, m, dimension):
+    """The figures of `sinkhorn_distance`: POT's exact value, and 100 iterations."""
+    x, y = clouds(kind, n, m, dimension)
+    found = []
+    for iterations in (30, 100):
+        leaf = x.clone().requires_grad_()
+        value = sinkhorn_distance(torch.cdist(leaf, y), epsilon=0.02, iterations=iterations)
+        value.sum().backward()
+        found.append((value.detach(), leaf.grad.flatten(1)))
+    (value, gradient), (longer, theirs) = found
+    exact = [ot.emd2(uniform(n), uniform(m), cost.numpy()) for cost in torch.cdist(x, y)]
+    off = value / torch.tensor(exact) - 1
+    assert -1e-3 < off.min() <= off.max() < 0.03
+    assert (value / longer - 1).abs().max() < 0.0015
+    assert functional.cosine_similarity(gradient, theirs).min() > 0.9999
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu"])
+def test_default_settings_are_far_from_the_exact_value_in_one_dimension(kind):
+    x, y = clouds(kind, 64, 64, 1)
+    exact = torch.tensor([wasserstein_distance(a, b) for a, b in zip(x[..., 0], y[..., 0], strict=True)])
+    off, converged = (sinkhorn_distance(torch.cdist(x, y), iterations=n) / exact - 1 for n in (30, 3000))
+    assert -0.8 < off.min() < -0.4
+    assert converged.abs().max() < 0.03
+
+
 def test_float32_is_near_float64_and_underflow_does_no_harm():
     cost = torch.cdist(normal(4, 64, 8), normal(4, 64, 8, seed=1))
     for epsilon, tolerance in ((0.02, 1e-4), (0.002, 1e-3)):  # the latter: C/ε reaches far below what float32 can hold
