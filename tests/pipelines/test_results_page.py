@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks import results
 from gkd_core.errors import GkdError
-from gkd_core.evaluation.comparison import COLUMNS, WHERE
+from gkd_core.evaluation.comparison import COLUMNS, WHERE, Comparison
 
 
 def words(svg: str) -> list[str]:
@@ -22,6 +22,17 @@ def test_page_and_figures_are_up_to_date():
     assert (results.DOCS / "results.md").read_text() == text, "run `make docs`"
     for name, figure in figures.items():
         assert words((results.DOCS / "figures" / name).read_text()) == words(figure), "run `make docs`"
+
+
+def test_the_example_of_a_comparison_is_one_of_these():
+    """docs/comparing.md shows the table that `gkd compare` makes of trainings that are there."""
+    _, rows = results.read_runs(results.DOCS / "results" / "flowers-mobilenet")
+    numbers = [
+        {"name": row["method"], "settings": "", "seed": int(row["seed"]), "top1": float(row["top1"])} for row in rows
+    ]
+    comparison = Comparison([row | own for row, own in zip(rows, numbers, strict=True)], "kd")
+    shown = [line for line in comparison.markdown().splitlines() if line.startswith("|")]
+    assert "\n".join(shown) in (results.DOCS / "comparing.md").read_text()
 
 
 def test_every_training_has_a_seed_a_commit_and_hardware():
