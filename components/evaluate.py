@@ -228,10 +228,18 @@ def _unknown(params: Params, info: DatasetInfo, decision: Decision | None) -> Un
     """The pictures of no class, where there are any.
 
     Raises:
-        GkdError: the section `decide` asks for a decision, and the model has none; or they cannot be read.
+        GkdError: the section `decide` asks for another decision than the model has; or they cannot be read.
     """
     if params.decide is not None and decision is None:
         raise GkdError("decide asks for a decision, and the exported model has none: run `gkd export` again")
+    if decision is not None:
+        asked = None if params.decide is None else (*params.decide.wish, params.decide.score)
+        if asked != (decision.asked, decision.target, decision.score):
+            wish = "no decision" if asked is None else f"{asked[0]} {asked[1]:g} by {asked[2]}"
+            raise GkdError(
+                f"decide asks for {wish}, and the model was exported for {decision.asked} {decision.target:g} by "
+                f"{decision.score}: run `gkd export` again"
+            )
     if params.decide is None or params.decide.unknown is None:
         return None
     return UnknownPictures(Path(params.decide.unknown), info.image_size, info.channels, info.crop or "center")

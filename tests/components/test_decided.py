@@ -20,6 +20,8 @@ from gkd_core.errors import GkdError
 from gkd_core.export.bundle import write_bundle
 from gkd_core.export.manifest import read_manifest
 from gkd_core.export.session import run_outputs, session
+from gkd_core.export.web_page import _measured
+from gkd_core.serving.classify import softmax
 from pipelines.kubeflow.metadata import scalars
 from tests.components.test_bundle import model_config
 
@@ -109,6 +111,69 @@ def test_a_report_that_is_asked_for_a_decision_needs_a_model_with_one(
     with pytest.raises(GkdError, match="decide asks for a decision, and the exported model has none: run `gkd export`"):
         evaluate.run(**project.inputs(), out=tmp_path / "report", params=decided.params)
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"precision": 0.5}, "precision 0.5 by"),
+        ({"precision": None, "coverage": 0.9}, "coverage 0.9 by"),
+        ({"score": "max_probability"}, "by max_probability"),
+        (None, "no decision"),
+    ],
+)
+def test_a_report_that_is_asked_for_another_decision_than_the_models_is_refused(
+    project: Any, decided: Decided, tmp_path: Path, change: dict[str, Any] | None, words: str
+) -> None:
+    decide = None if change is None else decided.params.decide.model_copy(update=change)
+    params = decided.params.model_copy(update={"decide": decide})
+    with pytest.raises(
+        GkdError, match=rf"asks for .*{words}.*, and the model was exported for precision 0\.9 by energy"
+    ):
+        evaluate.run(**(project.inputs() | {"deploy": decided.deploy}), out=tmp_path / "report", params=params)
+    assert not (tmp_path / "report").exists()
+
+
+def test_openvino_decides_the_same(project: Any, decided: Decided) -> None:
+    import openvino  # a second, which other tests need not wait
+
+    images = PreparedData.open(project.data).test.images
+    hint = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(decided.deploy / "model.onnx"), "CPU", hint)
+    expected, found = run_outputs(session(decided.deploy / "model.onnx"), images, [*OUTPUTS]), compiled(images)
+    assert {-1, 3} <= set(expected["decision"].tolist())
+    assert (found["decision"] == expected["decision"]).all()
+    for name in ("probabilities", "score"):
+        assert np.abs(found[name] - expected[name]).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [("", ""), ("probabilities", "probabilities differ by"), ("decision", "it decides")]
+)
+def test_the_page_must_give_the_models_own_probabilities_and_decision(
+    decided: Decided, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, words: str
+) -> None:
+    model, places = decided.deploy / "model.onnx", np.arange(64)
+    pixels = ((places * 89 + (places >> 8) * 57) & 255).astype(np.uint8).reshape(1, 8, 8, 1)  # what measure.js asks
+    found = run_outputs(session(model), pixels, ["logits", *OUTPUTS])
+    asked = {name: found[name][0].tolist() for name in ("logits", "probabilities", "decision")}
+    at_one = softmax(found["logits"])
+    assert not np.allclose(found["probabilities"], at_one, atol=1e-3), "a temperature is applied"
+    if wrong == "probabilities":
+        asked["probabilities"] = at_one[0].tolist()
+    if wrong == "decision":
+        asked["decision"] += 1
+    told = {"load_ms": 1.0, "median_ms": 1.0, "p95_ms": 1.0, "runs": 30, "node": "v1", "processor": "", "asked": asked}
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    (tmp_path / "node").write_text(f"#!/bin/sh\ncat '{tmp_path}/told.json'\n")
+    (tmp_path / "node").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    if not wrong:
+        assert _measured(tmp_path, model, 8, 1) == told
+        return
+    with pytest.raises(GkdError, match=f"answers otherwise in a browser than in onnxruntime: {words}"):
+        _measured(tmp_path, model, 8, 1)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
