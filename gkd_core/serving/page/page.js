@@ -1,6 +1,6 @@
 import { at, introduce, onPicture, preview, say, tell } from "./view.js";
 
-// A picture is sent as it is: the server decodes and resizes it exactly as `gkd predict` does.
+// A picture is sent as it is, unless it is very large: the server decodes and resizes it exactly as `gkd predict` does.
 const LARGEST = 1 << 24; // bytes; larger files are made smaller here before they are sent
 const SIDE = 2048; // pixels, of such a smaller picture
 const SHOWN = 10; // classes
