@@ -8,11 +8,13 @@ imports it.
 Importing a plugin runs its code. This module imports no torch, and nothing by itself.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from functools import partial
 from pathlib import Path
@@ -107,6 +109,32 @@ def owner(kind: Kind, name: str) -> str | None:
     return _owners.get((kind, name))
 
 
+def named(kind: Kind, name: str) -> str:
+    """For a sentence about what a plugin registered: `method gap of my_package.losses`."""
+    return f"{kind} {name} of {owner(kind, name)}"
+
+
+@contextlib.contextmanager
+def in_words(kind: Kind, name: str) -> Iterator[None]:
+    """A block that runs what a plugin registered: a failure in it becomes one sentence that names the plugin.
+
+    What is gkd's own fails as it would outside, and so does what is not the plugin's fault: want of memory, and other
+    processes that are gone.
+
+    Raises:
+        GkdError: it failed.
+    """
+    try:
+        yield
+    except GkdError:
+        raise
+    except Exception as error:  # whatever somebody's code raises
+        if owner(kind, name) is None or _comes_from_outside(error):
+            raise
+        said = f"{type(error).__name__}: {_first_line(error)}"
+        raise GkdError(f"{named(kind, name)} fails ({said}): correct it") from error
+
+
 def registered(kind: Kind) -> Iterator[tuple[str, str]]:
     """(name, module) of everything of a kind that plugins registered."""
     return ((name, module) for (each, name), module in _owners.items() if each == kind)
@@ -194,9 +222,22 @@ def _import(module: str, what: str, load: Callable[[str], object]) -> None:
                 f"{what} is not there: install the package that holds it where gkd runs (an image must hold it), or "
                 "correct its name"
             ) from None
-        said = (str(error).strip().splitlines() or [""])[0]
+        said = _first_line(error)
         reason = said if isinstance(error, GkdError) else f"{type(error).__name__}: {said}"
         raise GkdError(f"{what} cannot be imported ({reason}): correct it, or do without it") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _comes_from_outside(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of an accelerator
+        return True
+    if "DefaultCPUAllocator" in str(error):  # torch's on the CPU is a plain RuntimeError
+        return True
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(str(frame.f_globals.get("__name__")).startswith("torch.distributed") for frame in frames)
 
 
 def _import_entry_point(point: importlib.metadata.EntryPoint, _: str) -> None:

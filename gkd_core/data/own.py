@@ -5,7 +5,6 @@ each image: what becomes of an image does not depend on its batch, its process, 
 module imports no torch.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -124,7 +123,7 @@ def create(own: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Callable[["T
         if not isinstance(maker, type):
             made.append((name, functools.partial(maker, **options)))
             continue
-        with _in_words(name):
+        with plugins.in_words("augmentation", name):
             made.append((name, maker(**options)))
     return made
 
@@ -151,26 +150,13 @@ def apply(
             shape = image.shape
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reaches accelerators
             for name, change in made:
-                with _in_words(name):
+                with plugins.in_words("augmentation", name):
                     image = change(image)
                 if not isinstance(image, torch.Tensor) or image.shape != shape or image.dtype != torch.float32:
                     what = f"{image.dtype} {list(image.shape)}" if isinstance(image, torch.Tensor) else repr(image)
                     raise GkdError(
-                        f"{_named(name)} gives {what} for an image float32 {list(shape)}: it must give one like it"
+                        f"{plugins.named('augmentation', name)} gives {what} for an image float32 {list(shape)}: it "
+                        "must give one like it"
                     )
             changed.append(image)
     return torch.stack(changed).to(images.device) if changed else images
-
-
-def _named(name: str) -> str:
-    return f"augmentation {name} of {plugins.owner('augmentation', name)}"
-
-
-@contextlib.contextmanager
-def _in_words(name: str) -> Iterator[None]:
-    try:
-        yield
-    except GkdError:
-        raise
-    except Exception as error:  # whatever somebody's code raises
-        raise GkdError(f"{_named(name)} fails ({type(error).__name__}: {error}): correct it") from error

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from gkd_core.errors import GkdError
 from gkd_core.methods import METHODS, check_hyperparameters, create_loss, hyperparameters, is_method
 from gkd_core.mistakes import mistakes
-from gkd_core.plugins import unknown_name
+from gkd_core.plugins import in_words, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -254,7 +254,9 @@ class Scheme(ABC):
         """Student and loss as what is trained; the arguments are those of `create_loss`."""
         from gkd_core.training.learner import Learner
 
-        return Learner(student, self.create_loss(spec, student, networks, facts), autocast=autocast)
+        with in_words("method", spec.method):
+            loss = self.create_loss(spec, student, networks, facts)
+            return Learner(student, loss, autocast=autocast, method=spec.method)
 
     def train(self, training: "Training", create_student: Callable[[int], "Network"], work: Path | None) -> "Result":
         """Train the student: once, unless a scheme says otherwise.

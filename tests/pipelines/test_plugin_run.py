@@ -23,7 +23,7 @@ from pipelines.cli import app
 from pipelines.kubeflow.checks import resolve
 from pipelines.kubeflow.compile import compile_pipeline
 from tests import forked
-from tests.unit.plugin import add_to_path, write_methods, write_plugin
+from tests.unit.plugin import SOURCE, add_to_path, write_methods, write_plugin
 
 ROOT = Path(__file__).parents[2]
 PARAMS = {
@@ -111,6 +111,19 @@ def test_gkd_methods_lists_the_plugins_of_a_file(module, tmp_path):
     shown = CliRunner().invoke(app, ["methods", "--params", str(tmp_path / "params.yaml")])
     assert "augmentation" in shown.stdout
     assert "strength" in shown.stdout
+
+
+def test_a_method_that_fails_ends_the_command_in_a_sentence(tmp_path, digits, teacher):
+    wrong = SOURCE.replace('"ce": self.cross_entropy(student.logits, labels), ', "")
+    params = {"plugins": [write_plugin(tmp_path, "mine", wrong)], "student": {"name": "tiny"}}
+    params |= {"distill": {"method": "gap"}, "train": {"epochs": 1, "device": "cpu"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    done = forked.gkd("distill", "--data", str(digits), "--teacher", str(teacher), cwd=tmp_path)
+    assert done.returncode == 2
+    said = 'method gap of mine.things gives a dict without "ce", not a dict of scalar tensors with "ce": correct it'
+    assert done.stderr.splitlines()[-1] == f"gkd: {said}"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.slow

@@ -337,6 +337,77 @@ def test_reading_somebodys_network_imports_nothing(tmp_path, few_digits):
     assert gkd.load_model(folder).name == "tiny"
 
 
+# --- methods
+
+STEP, BUILT = "gap = (student.logits - teacher.logits).abs().mean()", "self.weight = weight"
+RESULT = '{"ce": self.cross_entropy(student.logits, labels), "gap": self.weight * gap}'
+WANTED = 'not a dict of scalar tensors with "ce"'
+
+
+def distill_with(tmp_path, few_digits, old: str, new: str, **more) -> None:
+    """By the method `gap` with one piece of its source replaced."""
+    assert old in SOURCE
+    add_to_path(tmp_path)
+    plugins.load([write_plugin(tmp_path, "mine", SOURCE.replace(old, new))])
+    data = PreparedData.open(few_digits)
+    student, teacher = (gkd.create_model("resnet8", data=data) for _ in range(2))
+    out = tmp_path / "student"
+    gkd.distill(student, teacher, data, method="gap", out=out, **{"epochs": 1, "device": "cpu"} | more)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (RESULT, "gap", f"gives a Tensor, {WANTED}"),
+        (RESULT, "None", f"gives None, {WANTED}"),
+        (RESULT, '{"gap": gap}', f'gives a dict without "ce", {WANTED}'),
+        (RESULT, '{"ce": gap, "gap": 0.5}', f'gives a dict whose "gap" is a float, {WANTED}'),
+        (RESULT, '{"ce": gap.expand(3)}', f'gives a dict whose "ce" is a Tensor [3] on cpu, {WANTED}'),
+        (RESULT, '{"ce": gap.detach()}', "gives terms without a gradient, so that nothing is learned"),
+        (STEP, "gap = student.no", "fails (AttributeError: 'Output' object has no attribute 'no')"),
+        (STEP, r"raise ValueError('a\nb')", "fails (ValueError: a)"),
+        (", indices=None", "", "fails (TypeError: Gap.forward() got an unexpected keyword argument 'indices')"),
+        (BUILT, "self.weight = 1 / 0", "fails (ZeroDivisionError: division by zero)"),
+        ("super().__init__()", "pass", "fails (AttributeError: 'Gap' object has no attribute '_modules')"),
+    ],
+)
+def test_a_method_that_is_wrong_is_named_and_leaves_nothing(old, new, said, tmp_path, few_digits):
+    with pytest.raises(GkdError) as error:
+        distill_with(tmp_path, few_digits, old, new)
+    assert str(error.value) == f"method gap of mine.things {said}: correct it"
+    assert not (tmp_path / "student").exists()
+
+
+def test_so_it_is_under_a_scheme_and_in_a_later_epoch(tmp_path, few_digits):
+    late = f"if epoch >= 1: raise OSError('too late')\n        {STEP}"
+    with pytest.raises(GkdError, match=r"^method gap of mine\.things fails \(OSError: too late\): correct it$"):
+        distill_with(tmp_path, few_digits, STEP, late, scheme="born_again", epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("raise torch.OutOfMemoryError", torch.OutOfMemoryError),
+        ("torch.empty(10**15)", RuntimeError),
+        ("raise gkd.GkdError('theirs')", GkdError),
+        ("torch.distributed.barrier()", ValueError),  # as it would if another process had gone
+        ("raise KeyboardInterrupt", KeyboardInterrupt),
+    ],
+)
+def test_what_is_not_the_methods_fault_passes(line, kind, tmp_path, few_digits):
+    with pytest.raises(kind) as error:
+        distill_with(tmp_path, few_digits, STEP, line)
+    assert "mine.things" not in str(error.value)
+
+
+def test_a_fault_in_gkds_own_losses_stays_what_it_is(few_digits, monkeypatch):
+    monkeypatch.setattr(METHODS["kd"].load(), "forward", lambda *_, **__: 1 / 0)
+    data = PreparedData.open(few_digits)
+    student, teacher = (gkd.create_model("resnet8", data=data) for _ in range(2))
+    with pytest.raises(ZeroDivisionError):
+        gkd.distill(student, teacher, data, method="kd", epochs=1, device="cpu")
+
+
 # --- networks
 
 
