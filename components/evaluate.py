@@ -201,7 +201,10 @@ def run(
         risk_coverage=risk_coverage_of(answers["fp32"], test.labels),
     )
     if settings.pictures:
-        findings = replace(findings, pictures=choose_pictures(networks, logits, test, info, loader.device))
+        pictures = choose_pictures(
+            networks, logits, test, info, loader.device, decisions["fp32"], answers["fp32"].get("decision")
+        )
+        findings = replace(findings, pictures=pictures)
     with whole_folder(out, inputs, kind="report") as folder:
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "timings.json", findings.timings)

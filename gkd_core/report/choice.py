@@ -19,26 +19,38 @@ class Answers:
         confidence: [N], that probability.
         second: [N], the class with the next one; `named` where there is one class only.
         of_label: [N], the probability of the right class.
+        withheld: [N], whether the answer is none of the classes.
     """
 
     named: Indices
     confidence: NDArray[np.float64]
     second: Indices
     of_label: NDArray[np.float64]
+    withheld: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, logits: NDArray[np.float32], labels: Indices) -> "Answers":
-        """From logits [N, C] and labels [N]."""
+    def of(
+        cls,
+        logits: NDArray[np.float32],
+        labels: Indices,
+        *,
+        temperature: float = 1.0,
+        withheld: NDArray[np.bool_] | None = None,
+    ) -> "Answers":
+        """From logits [N, C], which are divided by the temperature, and labels [N]; `withheld` None is nowhere."""
+        refused = np.zeros(len(labels), bool) if withheld is None else withheld
         parts = []
         for start in range(0, len(labels), ROWS):
-            some = logits[start : start + ROWS].astype(np.float64)
+            part = slice(start, start + ROWS)
+            some = logits[part].astype(np.float64) / temperature
             exponents = np.exp(some - some.max(1, keepdims=True))
             probabilities = exponents / exponents.sum(1, keepdims=True)
             rows = np.arange(len(some))
             named = some.argmax(1)
             some[rows, named] = -np.inf
             second = some.argmax(1) if some.shape[1] > 1 else named
-            parts.append((named, probabilities[rows, named], second, probabilities[rows, labels[start : start + ROWS]]))
+            of_label = probabilities[rows, labels[part]]
+            parts.append((named, probabilities[rows, named], second, of_label, refused[part]))
         return cls(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -47,7 +59,7 @@ class Pair:
     """Two classes that are taken for each other, `first` being the one before in label order.
 
     Attributes:
-        first_as_second, second_as_first: images of the one that were named the other, the most confident first.
+        first_as_second, second_as_first: images of the one that were named the other, in the order of `mistakes`.
     """
 
     first: int
@@ -62,8 +74,9 @@ class Pair:
 
 
 def mistakes(answers: Answers, labels: Indices) -> Indices:
-    """Images named wrongly, the most confident first."""
-    return _sorted(np.flatnonzero(answers.named != labels), -answers.confidence)
+    """Images named wrongly, the most confident first; all whose answer is withheld after the others."""
+    wrong = np.flatnonzero(answers.named != labels)
+    return wrong[np.lexsort((-answers.confidence[wrong], answers.withheld[wrong]))]
 
 
 def confused_pairs(answers: Answers, labels: Indices, count: int) -> list[Pair]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gkd_core.data.prepared import DatasetInfo, Split
+from gkd_core.decision import NONE_OF_THESE, Decision
 from gkd_core.errors import GkdError
 from gkd_core.models.ensemble import Ensemble
 from gkd_core.models.network import Network
@@ -63,14 +64,26 @@ def choose_pictures(
     test: Split,
     info: DatasetInfo,
     device: torch.device,
+    decision: Decision | None = None,
+    decided: NDArray[np.int64] | None = None,
 ) -> Pictures:
     """The report's pictures, with heat maps of student and teacher.
 
     Args:
         networks: by role, "student" and "teacher" among them; left on the device, in eval mode.
         logits: [N, C] by role, of the test images.
+        decision: of the exported student, whose temperature the student's probabilities have.
+        decided: [N] what it says of the test images: a class, or −1; None where it does not decide.
     """
-    answers = {role: Answers.of(logits[role], test.labels) for role in ROLES}
+    answers = {
+        "student": Answers.of(
+            logits["student"],
+            test.labels,
+            temperature=1.0 if decision is None else decision.temperature,
+            withheld=None if decided is None else decided == NONE_OF_THESE,
+        ),
+        "teacher": Answers.of(logits["teacher"], test.labels),
+    }
     watched = {role: networks[role] for role in ROLES}
     found = Pictures(
         images=test.images,

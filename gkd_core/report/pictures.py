@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gkd_core.decision import WORDS
 from gkd_core.report import choice, thumbnails
 from gkd_core.report.choice import Answers
 from gkd_core.report.thumbnails import Thumbnail
@@ -162,6 +163,9 @@ class Pictures:
             f"The student is wrong on {len(wrong):,} of {len(self.labels):,} test images. Shown are those it is surest "
             "of. Where the picture is what the student says, the label may be wrong: gkd check looks for such labels."
         )
+        withheld = int(self.student.withheld[wrong].sum())
+        if withheld:
+            caption += f" On {withheld:,} of the {len(wrong):,} the model says “{WORDS}”: they come last."
         shots = tuple(self._in_full(index) for index in wrong[:MISTAKES].tolist())
         row = Row("", "" if shots else "The student is right on every test image.", shots)
         return Section("mistakes", "Worst mistakes", caption, (row,))
@@ -181,6 +185,8 @@ class Pictures:
                 rows.append(Row(title, note, tuple(self._in_short(index) for index in images[:OF_A_PAIR].tolist())))
         text = "No two classes were taken for each other more than once." if not rows else ""
         caption = "Pairs of classes with the most mistakes of the student between them, the surest mistakes first."
+        if self.student.withheld.any():
+            caption += f" Those on which the model says “{WORDS}” come last."
         shown = tuple(rows) or (Row("", text, ()),)
         return Section("confused", "Most confused classes", caption, shown, columns=2)
 
@@ -233,7 +239,7 @@ class Pictures:
         heat = {}
         for role in ROLES:
             answers = getattr(self, role)
-            lines.append(self._says(role, answers, index))
+            lines += self._says(role, answers, index)
             if index in self.heat.get(role, {}):
                 named = self.classes[answers.named[index]]
                 nothing = "" if self.heat[role][index].any() else ": nowhere"
@@ -243,23 +249,25 @@ class Pictures:
 
     def _in_short(self, index: int) -> Shot:
         """With what the student says."""
-        actual, line = self.classes[self.labels[index]], self._says("", self.student, index)
-        return Shot(
-            index, (Line(f"#{index}: {actual}"), line), f"Test image {index}, {actual}; the student: {line.words}"
-        )
+        actual, lines = self.classes[self.labels[index]], self._says("", self.student, index)
+        said = "; ".join(line.words for line in lines)
+        return Shot(index, (Line(f"#{index}: {actual}"), *lines), f"Test image {index}, {actual}; the student: {said}")
 
     def _of_class(self, index: int) -> Shot:
         """In a row that names its class."""
         short = self._in_short(index)
         if short.lines[1].tone == "right":
-            return replace(short, lines=(Line(percent(float(self.student.confidence[index])), "right"),))
+            sure = Line(percent(float(self.student.confidence[index])), "right")
+            return replace(short, lines=(sure, *short.lines[2:]))
         return replace(short, lines=short.lines[1:])
 
-    def _says(self, role: str, answers: Answers, index: int) -> Line:
+    def _says(self, role: str, answers: Answers, index: int) -> tuple[Line, ...]:
+        """The likeliest class, and below it whether the answer is none of the classes."""
         named = int(answers.named[index])
         tone = "right" if named == self.labels[index] else "wrong"
         who = f"{role}: " if role else ""
-        return Line(f"{who}{self.classes[named]}, {percent(float(answers.confidence[index]))}", tone)
+        likeliest = Line(f"{who}{self.classes[named]}, {percent(float(answers.confidence[index]))}", tone)
+        return (likeliest, Line(f"{who}{WORDS}")) if answers.withheld[index] else (likeliest,)
 
 
 def percent(probability: float) -> str:

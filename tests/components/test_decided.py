@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +50,6 @@ def decided(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Decided:
     (root / "noise" / "broken.png").write_bytes(b"\x89PNG")
     decide = {"precision": 0.9, "score": "energy", "unknown": str(root / "noise")}
     sections = project.params.model_dump(mode="json")
-    sections["evaluate"] |= {"pictures": False}
     params = params_of_sections(sections | {"decide": decide})
     given = {name: getattr(project, name) for name in ("data", "teacher", "student")}
     export.run(**given, out=root / "deploy", params=params)
@@ -92,6 +93,23 @@ def test_the_report_tells_it_and_not_where_the_unknown_pictures_are(decided: Dec
     assert f"{UNKNOWN} pictures of <code>decide.unknown</code> (1 more could not be read)" in text
     assert "precision: 0.9" in text
     assert str(decided.deploy.parent) not in text
+
+
+def test_its_pictures_have_the_probabilities_and_the_decision_of_the_exported_model(
+    project: Any, decided: Decided
+) -> None:
+    found = run_outputs(session(decided.deploy / "model.onnx"), PreparedData.open(project.data).test.images, OUTPUTS)
+    assert read_manifest(decided.deploy)["decision"]["temperature"] != 1
+    text = unescape((decided.report / "report.html").read_text())
+    shown = re.findall(r'alt="Test image (\d+), \d; (?:the )?student: (\d), (?:> )?(\d+)\s%([^"]*)"', text)
+    assert "The student's are those of the exported float32 model" in text
+    assert len(shown) > 40
+    for index, named, percent, more in shown:
+        row = found["probabilities"][int(index)]
+        assert int(named) == row.argmax()
+        assert int(percent) == pytest.approx(100 * row.max(), abs=1.01)  # 99 is said of what is not quite 100
+        assert ("none of these" in more) == (found["decision"][int(index)] < 0)
+    assert 0 < sum("none of these" in more for *_, more in shown) < len(shown)
 
 
 def test_runs_are_logged_with_it(project: Any, decided: Decided) -> None:

@@ -1,5 +1,7 @@
 """Which images are chosen: ten answers that can be read at a glance, and numpy's own sums."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from gkd_core.report import choice
@@ -14,7 +16,7 @@ TEACHER = np.array([0, 0, 1, 1, 1, 1, 2, 2, 2, 0])
 
 def answers(named: np.ndarray, sure: np.ndarray = SURE) -> Answers:
     right = named == LABELS
-    return Answers(named, sure, (named + 1) % 3, np.where(right, sure, 1 - sure))
+    return Answers(named, sure, (named + 1) % 3, np.where(right, sure, 1 - sure), np.zeros(10, bool))
 
 
 def test_answers_are_those_of_the_softmax() -> None:
@@ -31,8 +33,19 @@ def test_answers_are_those_of_the_softmax() -> None:
     assert (one.named[0], one.second[0], one.confidence[0]) == (0, 0, 1.0)
 
 
-def test_the_surest_mistake_comes_first() -> None:
+def test_a_temperature_is_that_of_the_probabilities_alone() -> None:
+    logits, labels = np.log(np.array([[81, 16, 1], [4, 4, 1]], np.float32)), np.array([1, 2])
+    found = Answers.of(logits, labels, temperature=2.0)  # the roots 9, 4, 1 and 2, 2, 1
+    assert (found.named.tolist(), found.second.tolist()) == ([0, 0], [1, 1])
+    np.testing.assert_allclose(found.confidence, [9 / 14, 2 / 5], rtol=1e-6)
+    np.testing.assert_allclose(found.of_label, [4 / 14, 1 / 5], rtol=1e-6)
+    assert found.withheld.tolist() == [False, False]
+
+
+def test_the_surest_mistake_comes_first_and_what_is_withheld_last() -> None:
     assert choice.mistakes(answers(STUDENT), LABELS).tolist() == [5, 2, 9, 1, 3]
+    some = replace(answers(STUDENT), withheld=np.isin(np.arange(10), [0, 2, 5]))
+    assert choice.mistakes(some, LABELS).tolist() == [9, 1, 3, 5, 2]
 
 
 def test_pairs_are_counted_both_ways_and_one_mistake_makes_none() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from gkd_core.report import figures, render_report
 from gkd_core.report.choice import Answers
 from gkd_core.report.page import PAGE_BYTES
-from gkd_core.report.pictures import Pictures, percent
+from gkd_core.report.pictures import Pictures, Shot, percent
 from gkd_core.report.sheets import sheet, write_sheets
 from gkd_core.report.thumbnails import Thumbnail, fit, picture
 from tests.unit.report.test_report import CLASSES, NASTY, findings
@@ -119,6 +119,28 @@ def test_what_is_said_below_a_picture():
     assert unsure.rows[0].shots[0].lines[-1].words == "next: cat"
     assert [(row.title, row.note) for row in classes.rows] == [("cat", "recall 1 of 2"), ("dog", "recall 1 of 2")]
     assert classes.rows[0].shots[0].lines[0].words.replace("\u00a0", " ") == "97 %"
+
+
+def test_a_picture_whose_answer_is_withheld_says_so():
+    images, labels = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 1, 0])
+    logits = np.log(np.array([[9, 1], [81, 1], [1, 16], [1, 9]], np.float32))
+    withheld = np.array([True, True, False, False])
+    student = Answers.of(logits, labels, temperature=2.0, withheld=withheld)  # 3:1, 9:1, 1:4, 1:3
+    pictures = Pictures(images, labels, ("cat", "dog"), student, Answers.of(logits, labels))
+    mistakes, confused, _, unsure, classes = pictures.sections()
+
+    def words(shot: Shot) -> list[str]:
+        return [line.words.replace("\u00a0", " ") for line in shot.lines]
+
+    answered, refused = mistakes.rows[0].shots
+    assert words(answered) == ["#3: cat", "student: dog, 75 %", "teacher: dog, 90 %"]
+    assert words(refused) == ["#1: dog", "student: cat, 90 %", "student: none of these", "teacher: cat, 99 %"]
+    assert "student: none of these" in refused.alt
+    assert "none of these" not in answered.alt
+    assert mistakes.caption.endswith("On 1 of the 2 the model says “none of these”: they come last.")
+    assert confused.caption.endswith("Those on which the model says “none of these” come last.")
+    assert words(unsure.rows[0].shots[0]) == ["#0: cat", "cat, 75 %", "none of these", "next: dog"]
+    assert [words(shot) for shot in classes.rows[0].shots] == [["75 %", "none of these"], ["dog, 75 %"]]
 
 
 def test_a_pair_confused_one_way_shows_the_other_class_as_well():
