@@ -99,7 +99,7 @@ def run_trial(data: Path, teacher: Path, work: Path, contender: Contender, seed:
     Returns:
         A row for `write_comparison`.
     Raises:
-        GkdError: the training failed; which one it was stands before why.
+        GkdError: the training failed; which one it was stands before why it came to NaN.
     """
     folder = trained(data, teacher, work, contender, seed)
     measured = read_json(folder / "result.json", "the finished run", keys=MEASURED)
@@ -126,9 +126,8 @@ def trained(data: Path, teacher: Path, work: Path, contender: Contender, seed: i
         print(f"compare {called}", file=sys.stderr, flush=True)
         try:
             _train(data, teacher, folder, work, one, prepared)
-        except GkdError as error:
-            kind = DivergedError if isinstance(error, DivergedError) else GkdError
-            raise kind(f"{called}: {error}") from None
+        except DivergedError as error:
+            raise DivergedError(f"{called}: {error}") from None
     return folder
 
 

@@ -209,9 +209,8 @@ def compare(
         for contender in lined:
             try:
                 network, result = train_by(contender.seeded(seed), student, teacher, data, work=work)
-            except GkdError as error:
-                kind = DivergedError if isinstance(error, DivergedError) else GkdError
-                raise kind(f"{contender.name!r}, seed {seed}: {error}") from None
+            except DivergedError as error:
+                raise DivergedError(f"{contender.name!r}, seed {seed}: {error}") from None
             measured = evaluate(network, data.test)
             rows.append(
                 {
